@@ -1,0 +1,33 @@
+"""Internist, a doctor for PyTorch training runs.
+
+    import internist
+    internist.watch(model, optimizer)
+
+Public names load on first use, so that `internist.schema` can be imported where torch is absent.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from internist.errors import InternistError
+    from internist.monitor import Monitor, alert, finish, log, unwatch, watch
+
+__version__ = "0.1.0"
+__all__ = ["InternistError", "Monitor", "alert", "finish", "log", "unwatch", "watch"]
+
+_HOMES = {
+    "InternistError": "internist.errors",
+    "Monitor": "internist.monitor",
+    "alert": "internist.monitor",
+    "finish": "internist.monitor",
+    "log": "internist.monitor",
+    "unwatch": "internist.monitor",
+    "watch": "internist.monitor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'internist' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

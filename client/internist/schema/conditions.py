@@ -1,0 +1,106 @@
+"""The conditions a healthy run keeps, and which metric speaks for which of them, with its bands."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Basis = Literal["target", "reference", "baseline", "sanity"]
+State = Literal["ok", "drifting", "violated", "not measured"]
+"""A verdict's state, in words as shown."""
+STATES: tuple[State, ...] = ("ok", "drifting", "violated", "not measured")
+
+BASELINE_WARN = 2.0
+"""A value this many times its own baseline (or its inverse, where two-sided) is drifting."""
+BASELINE_CRITICAL = 4.0
+"""A value this many times its own baseline is violated."""
+BASELINE_MINIMUM_POINTS = 8
+"""Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
+SANITY_RELATIVE_UPDATE = 0.3
+"""A step that moves a module's output by more than this share of itself violates, whatever the baseline."""
+SCHEDULE_FLOOR = 0.01
+"""Under this schedule factor a small update says nothing: the lower side is not judged."""
+SCHEDULE_JUMP = 3.0
+"""A change of the schedule factor by more than this between two light samples after warm-up is a condition of its own."""
+RECOVERY = 0.8
+"""An alert resolves when the log-ratio is back under this share of the band's own log-width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that must hold for a run to be well."""
+
+    name: str
+    card: str
+    """Which of the six cards of the board shows it."""
+    title: str
+    summary: str
+    advice: str
+    """What to try first when it is violated."""
+
+
+CONDITIONS: tuple[Condition, ...] = (
+    Condition("forward", "forward", "Forward stability", "max over x of the RMS of f(x) is of order one at every width and depth.", "its input scale, then the growth of its weights"),
+    Condition("dependency", "dependency", "Dependency stability", "Different inputs give outputs that differ by order one: neither collapsed nor exploding.", "its weights' operator norm; collapse: the residual branch's scale"),
+    Condition("update", "update", "Update stability", "One step moves the output by the same amount at every width and depth: neither lazy nor explosive.", "its learning rate"),
+    Condition("spectral_weight", "spectral", "Spectral condition on weights", "The operator norm R(W) of each weight stays of order one.", "its weight decay, then its learning rate"),
+    Condition("spectral_update", "spectral", "Spectral condition on updates", "The operator norm R(dW) of each update stays of order one times the learning rate.", "its learning rate and the optimizer's shape scaling"),
+    Condition("attention", "attention", "Attention logits", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
+    Condition("numeric", "numeric", "Numbers are finite", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
+    Condition("learning_rate_jump", "update", "Learning rate jump", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
+)  # fmt: skip
+
+CONDITION: dict[str, Condition] = {condition.name: condition for condition in CONDITIONS}
+CARDS: tuple[str, ...] = ("forward", "dependency", "update", "spectral", "attention", "numeric")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A band from theory. It is judged only where `applies_when` holds; elsewhere the value is only shown."""
+
+    warn_above: float
+    critical_above: float
+    applies_when: Literal["always", "mup", "muon"]
+    """`mup`: the run declares a spectral or muP parametrisation, or uses a spectral optimizer. `muon`: the series carries `update_scale`."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """What a condition asks of one metric. `cause` orders members of one alert: own causes before features."""
+
+    condition: str
+    metric: str
+    applies_to: Literal["all", "blocks", "normalized_input"] = "all"
+    """`blocks`: residual-stream outputs only; `normalized_input`: modules fed by a normalisation layer."""
+    two_sided: bool = False
+    scheduled: bool = False
+    """Divided by the run-wide schedule factor before it is judged."""
+    baseline: bool = True
+    target: Target | None = None
+    sanity_relative_to: str | None = None
+    """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
+    cause: Literal["own", "weight", "feature"] = "weight"
+
+
+_SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
+_LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
+
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion("forward", "activation.rms_max", applies_to="normalized_input", cause="feature"),
+    Criterion("forward", "activation.rms", cause="feature"),
+    Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
+    Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
+    Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),
+    Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
+    Criterion("update", "update.feature", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="feature"),
+    Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
+    Criterion("spectral_weight", "weight.row_rms_max", baseline=False, target=Target(3.0, 10.0, "mup", _SU)),
+    Criterion("spectral_weight", "weight.head_norm", baseline=False, target=Target(30.0, 100.0, "mup", _SU)),
+    Criterion("spectral_weight", "weight.abs_max", baseline=False, target=Target(5.0, 20.0, "mup", _SU)),
+    Criterion("spectral_update", "update.operator_norm", two_sided=True, scheduled=True, target=Target(1.05, 1.5, "muon", "singular-value bands computed for each coefficient set")),
+    Criterion("spectral_update", "update.row_rms_max", two_sided=True, scheduled=True),
+    Criterion("spectral_update", "update.head_norm", two_sided=True, scheduled=True),
+    Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
+    Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
+    Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
+    Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),
+)  # fmt: skip

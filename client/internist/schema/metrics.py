@@ -1,0 +1,101 @@
+"""The catalogue: every metric Internist knows, what it means, and how parts of several ranks become one value."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["module", "parameter", "group", "model"]
+Bound = Literal["exact", "lower", "upper", "sampled"]
+Cadence = Literal["light", "model_heavy", "matrix_heavy", "logged"]
+Combine = Literal["mean_square", "sum_square", "mean", "max", "sum", "first"]
+"""How parts merge, over micro-batches and then over ranks, and what travels on the wire.
+
+`mean_square`  the mean of squares travels, with its count; merged value sqrt(sum(n * ms) / sum(n)).
+`sum_square`   the sum of squares travels; merged value sqrt(sum of parts).
+`mean`         the mean travels, with its count; merged value sum(n * v) / sum(n).
+`max`, `sum`   as the words say.
+`first`        replicated or as given: the lowest rank that sent it.
+
+A NaN in any part makes the merged value NaN.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is measured. A metric never changes its meaning under the same name."""
+
+    name: str
+    unit: str
+    """The unit of the value in words, for axis titles; empty for pure numbers."""
+    summary: str
+    combine: Combine
+    cadence: Cadence
+    kind: Kind
+    source: str = ""
+    """The publication that defines it, where one does; what the project derived has none."""
+
+
+_SPECTRAL = "Yang, Simon & Bernstein 2023, arXiv:2310.17813"
+_SU_3 = "Su 2026, kexue.fm/archives/11647"
+_SU_4 = "Su 2026, kexue.fm/archives/11729"
+_QK_CLIP = "Kimi Team 2025, arXiv:2507.20534"
+
+CATALOGUE: tuple[Metric, ...] = (
+    # Activations: one value per module call, over all tokens of the batch.
+    Metric("activation.rms", "activation", "RMS over all tokens and features of the module's output.", "mean_square", "light", "module"),
+    Metric("activation.rms_max", "activation", "Largest token RMS of the module's output.", "max", "light", "module", _SU_3),
+    Metric("activation.rms_q99", "activation", "99 % quantile over tokens of the token's RMS.", "max", "light", "module"),
+    Metric("activation.input_rms_max", "activation", "Largest token RMS of the module's input.", "max", "light", "module"),
+    Metric("activation.abs_max", "activation", "Largest absolute entry of the module's output.", "max", "light", "module"),
+    Metric("activation.nonfinite", "entries", "Number of NaN and infinite entries of the module's output.", "sum", "light", "module"),
+    Metric("activation.spread", "activation", "Dependency: largest RMS distance between the outputs of two probe tokens.", "max", "model_heavy", "module", _SU_3),
+    Metric("activation.spread_mean", "activation", "Mean RMS distance between the outputs of two probe tokens.", "mean", "model_heavy", "module"),
+    Metric("activation.lipschitz", "", "Dependency: largest ratio of output distance to input distance over pairs of probe tokens.", "max", "model_heavy", "module", _SU_4),
+    Metric("block.contribution", "", "RMS of (output - input) over RMS of the input of a residual block.", "mean_square", "light", "module"),
+    # Weights.
+    Metric("weight.rms", "weight", "RMS of the parameter's entries.", "mean_square", "light", "parameter"),
+    Metric("weight.spectral_norm", "weight", "Largest singular value of the weight matrix.", "max", "matrix_heavy", "parameter", _SPECTRAL),
+    Metric("weight.operator_norm", "", "RMS-to-RMS operator norm R(W) = sqrt(fan_in / fan_out) * spectral norm.", "max", "matrix_heavy", "parameter", _SPECTRAL),
+    Metric("weight.stable_rank", "", "Squared Frobenius norm over squared spectral norm.", "max", "matrix_heavy", "parameter"),
+    Metric("weight.row_rms_max", "weight", "Largest row RMS of an embedding.", "max", "light", "parameter", _SU_3),
+    Metric("weight.head_norm", "", "fan_in times the largest row RMS of an output head.", "max", "light", "parameter", _SU_3),
+    Metric("weight.abs_max", "weight", "Largest absolute entry of a gain or bias.", "max", "light", "parameter", _SU_3),
+    # Updates, as stored: after minus before, in the parameter's own dtype.
+    Metric("update.rms", "weight", "RMS of the stored weight change of one step.", "mean_square", "light", "parameter"),
+    Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter"),
+    Metric("update.unchanged", "", "Share of entries that one step did not move.", "mean", "light", "parameter"),
+    Metric("update.spectral_norm", "weight", "Largest singular value of the weight change.", "max", "matrix_heavy", "parameter", _SPECTRAL),
+    Metric("update.operator_norm", "", "RMS-to-RMS operator norm R(dW) of the weight change.", "max", "matrix_heavy", "parameter", _SPECTRAL),
+    Metric("update.relative", "", "R(dW) over R(W).", "max", "matrix_heavy", "parameter"),
+    Metric("update.row_rms_max", "weight", "Largest row RMS of an embedding's change.", "max", "light", "parameter", _SU_3),
+    Metric("update.head_norm", "", "fan_in times the largest row RMS of an output head's change.", "max", "light", "parameter", _SU_3),
+    Metric("update.abs_max", "weight", "Largest absolute change of a gain or bias.", "max", "light", "parameter", _SU_3),
+    Metric("update.own", "activation", "Largest change of a probe token's output caused by this module's own parameters in one step.", "max", "light", "module", _SU_3),
+    Metric("update.own_mean", "activation", "RMS over probe tokens of the change caused by this module's own parameters.", "mean_square", "light", "module"),
+    Metric("update.feature", "activation", "Largest change of a probe token's output in one step, everything having changed.", "max", "model_heavy", "module", _SU_3),
+    Metric("update.feature_mean", "activation", "RMS over probe tokens of the output's change in one step, everything having changed.", "mean_square", "model_heavy", "module"),
+    # Gradients, as the optimizer receives them.
+    Metric("gradient.rms", "gradient", "RMS of the gradient that the optimizer receives.", "mean_square", "light", "parameter"),
+    Metric("gradient.global_norm", "gradient", "2-norm of all gradients that the optimizer receives.", "sum_square", "light", "model"),
+    Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found.", "first", "light", "model"),
+    # Attention and output.
+    Metric("attention.max_logit", "", "Largest attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),
+    Metric("attention.max_abs_logit", "", "Largest absolute attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),
+    Metric("output.log_z", "nats", "Mean over tokens of logsumexp of the output head's logits.", "mean", "light", "module"),
+    Metric("output.log_z_max", "nats", "Largest logsumexp of the output head's logits.", "max", "light", "module"),
+    # As given by the run.
+    Metric("loss", "nats", "Training loss as the run reports it.", "mean", "logged", "model"),
+    Metric("learning_rate", "", "Learning rate of a parameter group.", "first", "light", "group"),
+    Metric("weight_decay", "", "Weight decay of a parameter group.", "first", "light", "group"),
+    # What the monitor costs and misses.
+    Metric("monitor.overhead_ms", "ms", "Host time the monitor took on this step.", "max", "light", "model"),
+    Metric("monitor.dropped", "frames", "Frames dropped so far because the spool was full or could not be written.", "sum", "light", "model"),
+    Metric("monitor.coverage", "", "Share of watched modules and parameters that are measured.", "first", "light", "model"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in CATALOGUE}
+
+
+def combine_of(metric: str) -> Combine:
+    """How parts of a metric merge; a metric outside the catalogue (a logged scalar) is a mean over ranks."""
+    known = METRICS.get(metric)
+    return known.combine if known else "mean"

@@ -1,0 +1,46 @@
+"""When a verdict becomes an alert."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["info", "warning", "critical"]
+
+FOR_POINTS_LIGHT = 3
+"""Points, in the series' own cadence, a breach must last before the alert fires: light series."""
+FOR_POINTS_HEAVY = 2
+"""The same for series of the heavy cadences."""
+LOST_AFTER_S = 60.0
+"""A run whose heartbeat is older than this, by the server's clock, is lost."""
+STALLED_AFTER_STEPS = 10.0
+"""A run whose step has not moved for this many median step times is stalled."""
+STALLED_AFTER_S = 60.0
+"""And never sooner than this: evaluation and checkpoints are no stalls."""
+QUIET_AFTER_S = 900.0
+"""An alert from frames measured longer than this before their receipt is recorded, not notified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy: from which verdict on a condition alarms, and how loudly."""
+
+    name: str
+    condition: str
+    drifting: Severity | None
+    """Severity of an alert while the value is beyond the warning band only; None: shown on the board, no alert."""
+    violated: Severity
+    for_points: int | None = None
+    """Overrides the cadence's default; 1 fires at once."""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("forward_out_of_band", "forward", "warning", "critical"),
+    Rule("dependency_out_of_band", "dependency", "warning", "critical"),
+    Rule("update_out_of_band", "update", "warning", "critical"),
+    Rule("weight_out_of_band", "spectral_weight", "warning", "critical"),
+    Rule("update_norm_out_of_band", "spectral_update", "warning", "critical"),
+    Rule("max_logit_high", "attention", "warning", "critical"),
+    Rule("not_finite", "numeric", "critical", "critical", for_points=1),
+    Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),
+)
+
+RULE_OF_CONDITION: dict[str, Rule] = {rule.condition: rule for rule in RULES}

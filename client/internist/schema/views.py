@@ -1,0 +1,306 @@
+"""What the API answers to readers: the board, the command line and scripts.
+
+In JSON, NaN and infinities are the strings "nan", "inf", "-inf"; an absent value is null.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from internist.schema.conditions import Basis, State
+from internist.schema.metrics import Bound, Kind
+from internist.schema.rules import Severity
+from internist.schema.wire import CoverageEntry, Facts, Module, Scalar
+
+Number = float | Literal["nan", "inf", "-inf"] | None
+RunState = Literal["live", "finished", "failed", "lost", "stalled"]
+AlertState = Literal["pending", "firing", "resolved", "superseded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run."""
+
+    id: str
+    number: int
+    parent: str | None
+    world_size: int
+    ranks_seen: int
+    started_at_ms: int
+    start_step: int
+    last_step: int | None
+    finished_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training job, as the runs table shows it."""
+
+    id: str
+    project: str
+    name: str
+    state: RunState
+    state_reason: str
+    created_at_ms: int
+    last_step: int | None
+    last_frame_at_ms: int | None
+    heartbeat_at_ms: int | None
+    server_time_ms: int
+    """The server's clock now: ages are differences to it."""
+    steps_per_second: float | None
+    loss: Number
+    learning_rate: Number
+    verdict: State
+    sentence: str
+    """The worst thing, in words."""
+    violated: int
+    drifting: int
+    open_alerts: int
+    series: int
+    overhead: float | None
+    """Share of the run's time that the monitor took lately."""
+    coverage: float | None
+    config: dict[str, Scalar]
+    parametrization: str
+    optimizers: tuple[str, ...]
+    attempts: tuple[Attempt, ...]
+    cursor: int
+    """Rises with every change; what the live stream sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judge says of one series under one condition at its last judged point."""
+
+    condition: str
+    state: State
+    basis: Basis | None
+    reason: str
+    """For `not measured`: why. Else a phrase such as `31x its baseline`."""
+    series: int | None
+    metric: str
+    kind: Kind
+    subject: str
+    index: int | None
+    bound: Bound
+    block: str | None
+    step: int | None
+    value: Number
+    ratio: Number
+    """Value over the band's centre; with target bands over its warning edge."""
+    since_step: int | None
+    """First step of the present excursion."""
+    crossing_step: int | None = None
+    """Where the trend, if it goes on, leaves the band; null without a trend."""
+    crossing_low: int | None = None
+    crossing_high: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One of the six cards of the verdict board."""
+
+    name: str
+    title: str
+    summary: str
+    state: State
+    basis: Basis | None
+    """The weakest basis among members that are ok: baseline is weaker than target."""
+    ok: int
+    drifting: int
+    violated: int
+    not_measured: int
+    worst: Verdict | None
+    steps: tuple[int, ...]
+    sparkline: tuple[Number, ...]
+    """Worst absolute log2 ratio to the band at each of `steps`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockVerdict:
+    """The worst verdict of one block (or of one module outside blocks), per card."""
+
+    name: str
+    order: int
+    states: dict[str, State]
+    """By card."""
+    worst: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The verdict board of a run, worst first."""
+
+    run: str
+    attempt: str
+    step: int | None
+    state: State
+    sentence: str
+    cards: tuple[Card, ...]
+    blocks: tuple[BlockVerdict, ...]
+    members: tuple[Verdict, ...]
+    """All verdicts, worst first; routes may cut it to `limit`."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesView:
+    """One series of a run."""
+
+    id: int
+    metric: str
+    unit: str
+    kind: Kind
+    subject: str
+    index: int | None
+    bound: Bound
+    facts: Facts
+    last_step: int | None
+    last_value: Number
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPage:
+    """Series that match a question, in forward order."""
+
+    series: tuple[SeriesView, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The band of a series at each step of its points; null where there was none."""
+
+    basis: Basis
+    centre: tuple[Number, ...]
+    warn_low: tuple[Number, ...]
+    warn_high: tuple[Number, ...]
+    critical_low: tuple[Number, ...]
+    critical_high: tuple[Number, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """A window of one series. Where points outnumber the pixel budget, each bucket keeps its low, high and last value."""
+
+    series: SeriesView
+    steps: tuple[int, ...]
+    times_ms: tuple[int, ...]
+    values: tuple[Number, ...]
+    low: tuple[Number, ...]
+    high: tuple[Number, ...]
+    nonfinite: tuple[int, ...]
+    """Number of NaN and infinite points in each bucket."""
+    band: Band | None
+    thinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PointsPage:
+    """Windows of several series over the same steps."""
+
+    run: str
+    attempt: str
+    first_step: int | None
+    last_step: int | None
+    windows: tuple[Points, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapRow:
+    """One row: a block, or a module or parameter in it."""
+
+    subject: str
+    block: str | None
+    order: int
+    series: tuple[int, ...]
+    ratios: tuple[Number, ...]
+    """log2 of value over the band's centre at each step (the largest in magnitude where steps were thinned); null: not judged."""
+    values: tuple[Number, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """Layers x steps of one metric."""
+
+    run: str
+    attempt: str
+    metric: str
+    unit: str
+    steps: tuple[int, ...]
+    rows: tuple[HeatmapRow, ...]
+    basis: Basis | None
+    metrics: tuple[str, ...]
+    """The metrics of this run that can be drawn so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What of the model is measured, and what is not and why."""
+
+    run: str
+    share: float | None
+    counts: dict[str, int]
+    entries: tuple[CoverageEntry, ...]
+    modules: tuple[Module, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A rule firing on a series (or on the run: series is null)."""
+
+    id: int
+    run: str
+    run_name: str
+    project: str
+    attempt: str
+    rule: str
+    condition: str
+    severity: Severity
+    state: AlertState
+    series: int | None
+    metric: str
+    subject: str
+    index: int | None
+    block: str | None
+    cause: Literal["own", "weight", "learning_rate", "feature", "run", "user"]
+    value: Number
+    ratio: Number
+    """How many times its band (over one, also for values that are too small)."""
+    worst_ratio: Number
+    basis: Basis | None
+    band_low: Number
+    band_high: Number
+    pending_step: int | None
+    opened_step: int | None
+    closed_step: int | None
+    opened_at_ms: int | None
+    closed_at_ms: int | None
+    message: str
+    advice: str
+    acknowledged_by: str | None
+    acknowledged_at_ms: int | None
+    notified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AlertsPage:
+    """Alerts, open ones first, then newest first."""
+
+    alerts: tuple[Alert, ...]
+    total: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event of the live stream: something of the run is new up to `cursor`."""
+
+    run: str
+    cursor: int
+    step: int | None
+    state: RunState
+    verdict: State
+    open_alerts: int
+    last_frame_at_ms: int | None
+    heartbeat_at_ms: int | None
+    server_time_ms: int
