@@ -1,0 +1,77 @@
+# The commands people type. Each sets up what it needs first; repeated calls do not install again.
+
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SILENT:
+
+.PHONY: help
+help: ## Show this list
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS=--headless: without a person)
+	$(BIN)/internist demo $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed-dev browser ## Run all tests (ARGS=tests/client: some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.installed-dev ## Check format, lint, types and imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure the client's overhead and the server's ingest (ARGS=--json: one object a line)
+	$(BIN)/python -m benchmarks.client $(ARGS)
+	$(BIN)/python -m benchmarks.ingest $(ARGS)
+
+.PHONY: clean
+clean: ## Remove the virtual environment and what the tools left
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps say what is installed; a changed dependency makes them old. What developers need includes everything else.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	echo "Installing Internist into $(VENV): the first time takes minutes."
+	$(PIP) install -c constraints.txt -e '.[all]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	echo "Installing Internist and its development tools into $(VENV): the first time takes minutes."
+	$(PIP) install -c constraints.txt -e '.[all,dev]'
+	touch $(VENV)/.installed $@
+
+# A virtual environment without pip is none: it is taken away again.
+$(BIN)/python:
+	for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; \
+	echo "Internist needs Python 3.11 or newer, and found none among: $(PYTHONS)." >&2; exit 1
+
+# Root on Debian gets Chromium; elsewhere the browser tests are skipped, but never where CI is set.
+.PHONY: browser
+browser:
+	for browser in $(BROWSERS); do \
+	  if command -v "$$browser" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && command -v apt-get > /dev/null; then \
+	  echo "Installing Chromium for the browser tests."; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium > /dev/null && exit 0; \
+	fi; \
+	echo "No browser found ($(BROWSERS)): install Chromium to run the browser tests." >&2; \
+	if [ -n "$${CI:-}" ]; then exit 1; fi; \
+	echo "They are skipped this time." >&2

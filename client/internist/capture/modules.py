@@ -1,0 +1,522 @@
+"""Forward hooks: what every watched module's output and input look like on a sampled step.
+
+Hooks are installed once. On other steps a hook returns after one comparison; while a compiler traces it returns at once, so
+the user's graph does not contain it. No hook keeps an activation alive past its own call.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from internist.capture.outline import Outline, WatchedModule, is_linear
+from internist.measures import activations as measure
+from internist.recorder import NOT_MEASURED, Recorder, Spec
+from internist.schema.metrics import Bound
+from internist.schema.wire import Facts
+
+PROBE_TOKENS = 64
+"""Tokens of a probe: first, last, the rest strided."""
+WIDE_OUTPUT = 16_384
+"""Modules with more output features than this are measured on the probe tokens only."""
+
+
+@dataclass(slots=True)
+class Gate:
+    """What the hooks may do now. One object per monitor, read by every hook."""
+
+    on: bool = False
+    """Measure: a sampled step's training forward, or a replay."""
+    heavy: bool = False
+    """Also the model-heavy class."""
+    replay: bool = False
+    """The forward under way is ours."""
+    in_root: bool = False
+    """A forward of the root is under way."""
+    wants_activations: bool = True
+    stack: list[WatchedModule] = field(default_factory=list)
+    """Containers being called, innermost last; kept on measured forwards only."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One measured call of one module."""
+
+    norms: Tensor
+    entries: int
+    tokens: int
+    abs_max: Tensor
+    nonfinite: Tensor
+    input_norms: Tensor | None
+    contribution: Tensor | None
+    log_z: Tensor | None
+    spread: Tensor | None
+
+
+class Tap:
+    """The forward hook of one module. Copies and pickles of the model carry an inert one."""
+
+    __slots__ = ("_observe", "gate", "owner", "watched")
+
+    def __init__(self, gate: Gate, watched: WatchedModule, observe: Callable[..., None]) -> None:
+        self.gate = gate
+        self.watched = watched
+        self.owner = weakref.ref(watched.module)
+        self._observe = observe
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if not self.gate.on:
+            return
+        if self.owner() is module:
+            self._observe(self.watched, module, args, kwargs, output)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return inert_hook, ()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return inert_hook()
+
+
+class EnterTap(Tap):
+    """The forward pre-hook of a container: notes that it is being called."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:  # noqa: ARG002
+        if torch.compiler.is_compiling():
+            return
+        if not self.gate.on:
+            return
+        if self.owner() is module:
+            self._observe(self.watched, args, kwargs)
+
+
+class _Inert:
+    """A hook that does nothing: what a copy of a watched model carries."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def inert_hook() -> _Inert:
+    """A hook that does nothing."""
+    return _Inert()
+
+
+class ActivationCapture:
+    """Measures calls while the gate is on, and hands a step's values to the recorder."""
+
+    def __init__(
+        self,
+        outline: Outline,
+        gate: Gate,
+        *,
+        fault: Callable[[str, str, BaseException], None],
+        wanted: Callable[[str], bool],
+        every: int,
+        heavy_every: int,
+        world_size: int,
+    ) -> None:
+        self._outline, self._gate, self._fault, self._wanted = outline, gate, fault, wanted
+        self._every, self._heavy_every, self._world = every, heavy_every, world_size
+        self._calls: dict[int, list[_Call]] = {}
+        self._norms: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
+        self._specs: dict[tuple[int, str, str], Spec] = {}
+        self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._broken: set[int] = set()
+        self._has_convolutions = any(m.role == "convolution" for m in outline.modules)
+        self.normalized: dict[int, bool] = {}
+        self.widths: dict[int, tuple[int | None, int | None]] = {}
+        """By module order: features of input and output, once seen."""
+        self.measured: set[int] = set()
+        self.probes: dict[int, Tensor] = {}
+        """By module order: what the module received at the probe tokens of the step's first micro-batch."""
+        self.kept: dict[int, Tensor] = {}
+        """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
+        self.keep: set[int] = set()
+        self.seconds = 0.0
+        """Host time spent in measuring calls since it was last set to zero."""
+        self._records = True
+        self.handles: list[Any] = []
+        self._install()
+
+    def _install(self) -> None:
+        for watched in self._outline.modules:
+            if watched.excluded and watched.role != "block":
+                continue
+            tap = Tap(self._gate, watched, self._observe)
+            self.handles.append(watched.module.register_forward_hook(tap, with_kwargs=True))
+            if watched.role in ("block", "attention", "container", "root") or any(
+                True for _ in watched.module.children()
+            ):
+                enter = EnterTap(self._gate, watched, self._enter)
+                self.handles.append(watched.module.register_forward_pre_hook(enter, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def reset(self) -> None:
+        """Forget the step's measurements."""
+        self._calls.clear()
+        self._norms.clear()
+        self._norm_outputs.clear()
+        self._input_versions.clear()
+        self._gate.stack.clear()
+        self.probes.clear()
+
+    def replay_records(self, records: bool, /) -> None:
+        """Whether calls made in a replay are measured, or only their outputs kept."""
+        self._records = records
+
+    # ---- in a forward ----------------------------------------------------------------------------------------------
+
+    def _enter(self, watched: WatchedModule, args: Any, kwargs: Any) -> None:
+        self._gate.stack.append(watched)
+        if watched.role == "block":
+            source = first_tensor(args, kwargs)
+            if source is not None:
+                self._input_versions[watched.order] = (weakref.ref(source), version_of(source))
+
+    def _observe(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        stack = self._gate.stack
+        if stack and stack[-1] is watched:
+            stack.pop()
+        if watched.excluded or watched.order in self._broken or not self._gate.wants_activations:
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return  # a recomputation in backward (activation checkpointing): the first pass was measured
+        if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
+            return
+        if watched.role == "root" and self._outline.head is not None and not watched.parameters:
+            return  # the model's f is its head's output; what the root returns may be a loss
+        began = time.perf_counter()
+        try:
+            with torch.no_grad(), _outside_modes():
+                if self._gate.replay and not self._records:
+                    self._keep_output(watched, output)
+                else:
+                    self._measure(watched, module, args, kwargs, output)
+        except Exception as error:
+            self._broken.add(watched.order)
+            self._calls.pop(watched.order, None)
+            self._fault("module", watched.name, error)
+        self.seconds += time.perf_counter() - began
+
+    def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        out = first_tensor((output,), {})
+        if out is None or out.numel() == 0 or out.dim() == 0:
+            return
+        source = first_tensor(args, kwargs)
+        axis = self._feature_axis(watched, out)
+        features = out.shape[axis]
+        in_axis = self._feature_axis(watched, source) if source is not None else -1
+        self.widths[watched.order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
+        wide = features > WIDE_OUTPUT
+        if wide:
+            tokens = at_positions(out.detach(), axis)
+            norms = measure.token_rms(tokens)
+        else:
+            tokens = out.detach()
+            norms = self._token_rms(out, axis)
+        call = _Call(
+            norms=norms,
+            entries=tokens.numel(),
+            tokens=norms.numel(),
+            abs_max=measure.abs_max(tokens),
+            nonfinite=measure.nonfinite(tokens, norms),
+            input_norms=None,
+            contribution=None,
+            log_z=None,
+            spread=None,
+        )
+        if source is not None and source.numel() and source.dim() and not isinstance(module, nn.Embedding):
+            call.input_norms = self._token_rms(source, in_axis)
+            if watched.order not in self.normalized:
+                known = self._norm_outputs.get(id(source))
+                self.normalized[watched.order] = known is not None and known() is source
+        if watched.role == "norm":
+            self._norm_outputs[id(out)] = weakref.ref(out)
+        if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
+            call.contribution = measure.contribution(out.detach(), source.detach())
+        if watched is self._outline.head:
+            call.log_z = measure.log_z(tokens)
+        if self._gate.heavy and watched.role != "embedding" and call.tokens > 1:
+            call.spread = self._spread(source, out, axis, in_axis)
+        if not self._calls.get(watched.order) and (watched.parameters or watched.role == "embedding"):
+            self._keep_probe(watched, module, source, args, in_axis)
+        if self._gate.replay:
+            self._keep_output(watched, output)
+        self._calls.setdefault(watched.order, []).append(call)
+
+    def _keep_output(self, watched: WatchedModule, output: Any) -> None:
+        out = first_tensor((output,), {}) if watched.order in self.keep else None
+        if out is not None and out.dim():
+            self.kept[watched.order] = at_positions(out.detach(), self._feature_axis(watched, out)).clone()
+
+    def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
+        """Whether the block maps a tensor to one of its shape and has not written into its input."""
+        before = self._input_versions.get(watched.order)
+        return (
+            before is not None
+            and before[0]() is source
+            and before[1] == version_of(source)
+            and source.shape == out.shape
+            and source is not out
+        )
+
+    def _spread(self, source: Tensor | None, out: Tensor, axis: int, in_axis: int) -> Tensor:
+        outputs = at_positions(out.detach(), axis)
+        inputs: Tensor | None = None
+        if (
+            source is not None
+            and source.dim()
+            and source.numel() // source.shape[in_axis] == out.numel() // out.shape[axis]
+        ):
+            inputs = at_positions(source.detach(), in_axis)
+        return measure.spread(outputs, inputs)
+
+    def _keep_probe(
+        self, watched: WatchedModule, module: nn.Module, source: Tensor | None, args: Any, in_axis: int
+    ) -> None:
+        if isinstance(module, nn.Embedding):
+            ids = next((a for a in args if isinstance(a, Tensor)), None)
+            if ids is not None and not ids.is_floating_point() and ids.numel():
+                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device)].clone()
+        elif source is not None and (is_linear(module) or watched.role == "norm"):
+            self.probes[watched.order] = at_positions(source.detach(), in_axis).clone()
+
+    def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
+        """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
+        key = id(tensor)
+        known = self._norms.get(key)
+        if known is not None and known[0]() is tensor and known[1] == version_of(tensor):
+            return known[2]
+        norms = measure.token_rms(tensor.detach(), channel_dim=axis)
+        self._norms[key] = (weakref.ref(tensor), version_of(tensor), norms)
+        return norms
+
+    def _feature_axis(self, watched: WatchedModule, tensor: Tensor) -> int:
+        if watched.role == "convolution":
+            dims = len(getattr(watched.module, "kernel_size", ())) or 1
+            return tensor.dim() - 1 - dims
+        return 1 if self._has_convolutions and tensor.dim() in (4, 5) else -1
+
+    # ---- at the end of a step --------------------------------------------------------------------------------------
+
+    def collect(self, recorder: Recorder, *, sampled: bool) -> None:
+        """Hand the step's values to the recorder: a few batched reductions over all modules.
+
+        Args:
+            sampled: the values come from a replay of the probe, not from the training forward.
+        """
+        bound: Bound = "sampled" if sampled else "exact"
+        self._collect_outputs(recorder, bound)
+        self._collect_inputs(recorder, bound)
+        self._collect_scalars(recorder, bound)
+        self.measured.update(self._calls)
+
+    def _collect_outputs(self, recorder: Recorder, bound: Bound) -> None:
+        for shape, members in _grouped(self._calls, lambda c: c.tokens).items():
+            parts = [
+                measure.rms_summary(torch.stack([self._calls[order][j].norms for order in members]))
+                for j in range(len(shape))
+            ]
+            if len(parts) == 1:
+                summary = parts[0]
+            else:
+                weights = [tokens / sum(shape) for tokens in shape]
+                squares = sum(part[:, 0] * weight for part, weight in zip(parts, weights, strict=True))
+                assert isinstance(squares, Tensor)
+                summary = torch.stack(
+                    (
+                        squares,
+                        torch.stack([p[:, 1] for p in parts]).amax(0),
+                        torch.stack([p[:, 2] for p in parts]).amax(0),
+                    ),
+                    dim=1,
+                )
+            quantile_bound: Bound = "lower" if bound == "exact" and (len(shape) > 1 or self._world > 1) else bound
+            layout: list[Spec | None] = []
+            counts: list[int] = []
+            for order in members:
+                entries = sum(call.entries for call in self._calls[order])
+                layout += [
+                    self._spec(order, "activation.rms", bound),
+                    self._spec(order, "activation.rms_max", bound),
+                    self._spec(order, "activation.rms_q99", quantile_bound),
+                ]
+                counts += [entries, 1, 1]
+            recorder.add(layout, summary, counts)
+
+    def _collect_inputs(self, recorder: Recorder, bound: Bound) -> None:
+        with_input = {o: [c for c in calls if c.input_norms is not None] for o, calls in self._calls.items()}
+        rows: dict[int, list[tuple[int, Tensor]]] = {}
+        for order, calls in with_input.items():
+            for call in calls:
+                assert call.input_norms is not None
+                rows.setdefault(call.input_norms.numel(), []).append((order, call.input_norms))
+        largest: dict[int, list[Tensor]] = {}
+        for members in rows.values():
+            top = torch.stack([norms for _, norms in members]).amax(dim=1)
+            for i, (order, _) in enumerate(members):
+                largest.setdefault(order, []).append(top[i])
+        self._add_reduced(recorder, "activation.input_rms_max", bound, largest, torch.amax)
+
+    def _collect_scalars(self, recorder: Recorder, bound: Bound) -> None:
+        calls = self._calls
+        self._add_reduced(
+            recorder, "activation.abs_max", bound, {o: [c.abs_max for c in cs] for o, cs in calls.items()}, torch.amax
+        )
+        self._add_reduced(
+            recorder,
+            "activation.nonfinite",
+            bound,
+            {o: [c.nonfinite for c in cs] for o, cs in calls.items()},
+            torch.sum,
+        )
+        self._add_reduced(
+            recorder,
+            "block.contribution",
+            bound,
+            {o: [c.contribution for c in cs if c.contribution is not None] for o, cs in calls.items()},
+            torch.mean,
+        )
+        for order, own in calls.items():
+            logs = [c.log_z for c in own if c.log_z is not None]
+            if logs:
+                stacked = torch.stack(logs)
+                recorder.add(
+                    [self._spec(order, "output.log_z", bound), self._spec(order, "output.log_z_max", bound)],
+                    torch.stack((stacked[:, 0].mean(), stacked[:, 1].amax())),
+                    [sum(c.tokens for c in own), 1],
+                )
+            spreads = [c.spread for c in own if c.spread is not None]
+            if spreads:
+                stacked = torch.stack(spreads)
+                layout: list[Spec | None] = [
+                    self._spec(order, "activation.spread", "lower"),
+                    self._spec(order, "activation.spread_mean", "sampled"),
+                    self._spec(order, "activation.lipschitz", "lower"),
+                ]
+                spread, ratio = stacked[:, 0].amax(), stacked[:, 2].amax()
+                # inputs that do not differ give no ratio: NOT_MEASURED, which the recorder leaves out
+                ratio = torch.where(ratio.isnan() & ~spread.isnan(), NOT_MEASURED, ratio)
+                recorder.add(layout, torch.stack((spread, stacked[:, 1].mean(), ratio)))
+
+    def _add_reduced(
+        self,
+        recorder: Recorder,
+        metric: str,
+        bound: Bound,
+        values: Mapping[int, Sequence[Tensor]],
+        reduce: Callable[..., Tensor],
+    ) -> None:
+        """Record one value per module: `reduce` over its calls, batched over modules with equally many."""
+        by_calls: dict[int, list[int]] = {}
+        for order, own in values.items():
+            if own:
+                by_calls.setdefault(len(own), []).append(order)
+        for calls, members in by_calls.items():
+            flat = torch.stack([value for order in members for value in values[order]])
+            if calls > 1:
+                flat = reduce(flat.view(len(members), calls), dim=1)
+            counts = [sum(c.entries for c in self._calls[order]) for order in members]
+            recorder.add([self._spec(order, metric, bound) for order in members], flat, counts)
+
+    def _spec(self, order: int, metric: str, bound: Bound) -> Spec | None:
+        if not self._wanted(metric):
+            return None
+        key = order, metric, bound
+        spec = self._specs.get(key)
+        if spec is None:
+            watched = self._outline.modules[order]
+            heavy = metric.startswith(("activation.spread", "activation.lipschitz"))
+            spec = self._specs[key] = Spec(
+                metric, "module", watched.name, None, bound, self.facts(watched, heavy=heavy)
+            )
+        return spec
+
+    def facts(
+        self, watched: WatchedModule, *, heavy: bool = False, probe: int | None = None, method: str = ""
+    ) -> Facts:
+        """Facts of a series of this module."""
+        width_in, width_out = self.widths.get(watched.order, (None, None))
+        return Facts(
+            method=method,
+            role=watched.role,
+            block=watched.block,
+            module=watched.name,
+            order=watched.order,
+            input_normalized=self.normalized.get(watched.order, False),
+            fan_in=width_in,
+            fan_out=width_out,
+            probe=PROBE_TOKENS if heavy and probe is None else probe,
+            cadence=self._heavy_every if heavy else self._every,
+            placement="data_parallel",
+        )
+
+
+def first_tensor(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first floating-point tensor of a call or of a structured output; None without one."""
+    for value in [*args, *kwargs.values()]:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                return value
+        elif isinstance(value, Mapping):
+            found = first_tensor((), value)
+            if found is not None:
+                return found
+        elif isinstance(value, tuple | list):
+            found = first_tensor(value, {})
+            if found is not None:
+                return found
+    return None
+
+
+def version_of(tensor: Tensor) -> int:
+    """The tensor's modification counter; inference tensors have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def positions(tokens: int, device: torch.device) -> Tensor:
+    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided."""
+    count = min(tokens, PROBE_TOKENS)
+    if count == tokens:
+        return torch.arange(tokens, device=device)
+    return torch.arange(count, device=device) * (tokens - 1) // (count - 1)
+
+
+def at_positions(tensor: Tensor, axis: int = -1) -> Tensor:
+    """(at most 64, features) the tensor's probe tokens."""
+    if axis not in (-1, tensor.dim() - 1):
+        tensor = tensor.movedim(axis, -1)
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return flat if flat.shape[0] <= PROBE_TOKENS else flat[positions(flat.shape[0], flat.device)]
+
+
+def _outside_modes() -> AbstractContextManager[Any]:
+    """Leaves dispatch modes that are active around a module (selective checkpointing would hand our tensors to the model)."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return nullcontext()
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    context: AbstractContextManager[Any] = _disable_current_modes()
+    return context
+
+
+def _grouped(calls: Mapping[int, Sequence[_Call]], size: Callable[[_Call], int]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for order, own in calls.items():
+        groups.setdefault(tuple(size(call) for call in own), []).append(order)
+    return groups

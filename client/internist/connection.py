@@ -1,0 +1,200 @@
+"""Connection to the server: three calls over one kept-alive socket, each of which ends in a reply or a named error."""
+
+import http.client
+import time
+from typing import Final, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError
+from urllib3.util import Timeout, Url, parse_url
+
+from internist import __version__
+from internist.errors import (
+    ConfigurationError,
+    NotInternist,
+    RequestRefused,
+    ServerError,
+    ServerUnreachable,
+    TokenRefused,
+)
+from internist.schema.wire import SPOOL_CONTENT_TYPE, FramesReply, Heartbeat, HeartbeatReply, RunStart, RunStarted
+
+DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
+CONNECT_S: Final = 2.0
+READ_S: Final = 10.0
+MAX_REPLY_BYTES: Final = 8 << 20
+
+_CHUNK = 64 << 10
+_SHOWN = 80
+_JSON = "application/json"
+
+_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply)
+
+
+class _Detail(msgspec.Struct):
+    """How the server words an error."""
+
+    detail: object = None
+
+
+class Connection:
+    """One client of one server. One thread at a time may use it.
+
+    Redirects and proxies are not followed: a token goes to the named server and to nobody else.
+
+    Attributes:
+        server: the server's address without credentials, as messages name it.
+
+    Args:
+        server: `http://host:port`, `https://host/prefix` or `host:port`.
+        token: sent as a bearer token; None where the server asks for none.
+        timeout: seconds to wait for an answer. Connecting takes at most 2 s of it.
+
+    Raises:
+        ConfigurationError: the address or the token cannot be one.
+    """
+
+    def __init__(self, server: str, token: str | None = None, timeout: float = READ_S) -> None:
+        address = _parsed(server)
+        self.server = Url(address.scheme, None, address.host, address.port, address.path).url.rstrip("/")
+        self._base = (address.path or "").rstrip("/")
+        self._patience = timeout
+        self._headers = {"User-Agent": f"internist/{__version__}", "Accept": _JSON}
+        if token:
+            if not token.isascii() or not token.isprintable():
+                raise ConfigurationError("the token holds characters that no HTTP header can carry")
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._pool = urllib3.connection_from_url(
+            Url(address.scheme, None, address.host, address.port).url,
+            maxsize=1,
+            timeout=Timeout(connect=min(CONNECT_S, timeout), read=timeout),
+            retries=False,
+        )
+
+    def start_run(self, start: RunStart) -> RunStarted:
+        """Tell the server who speaks; it answers from where on it wants to hear.
+
+        Raises:
+            ServerError: one of its kinds, see `internist.errors`; so do the other calls.
+        """
+        body = msgspec.json.encode(start)
+        started = self._post("/api/v1/runs", body, _JSON, RunStarted)
+        if (started.run, started.attempt) != (start.run, start.attempt):
+            raise NotInternist(f"{self.server} answered for run {started.run[:_SHOWN]!r}, not for {start.run!r}")
+        return started
+
+    def send(self, run: str, body: bytes, *, attempt: str, rank: int) -> FramesReply:
+        """Hand over a slice of a rank's spool as it is."""
+        speaker = {"X-Internist-Attempt": attempt, "X-Internist-Rank": str(rank)}
+        return self._post(f"/api/v1/runs/{quote(run, safe='')}/frames", body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
+
+    def heartbeat(self, run: str, beat: Heartbeat) -> HeartbeatReply:
+        """Tell the server that this rank lives."""
+        path = f"/api/v1/runs/{quote(run, safe='')}/heartbeat"
+        return self._post(path, msgspec.json.encode(beat), _JSON, HeartbeatReply)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._pool.close()
+
+    def _post(
+        self, path: str, body: bytes, content_type: str, reply: type[_Reply], extra: dict[str, str] | None = None
+    ) -> _Reply:
+        headers = self._headers | {"Content-Type": content_type} | (extra or {})
+        status, kind, data = self._exchange(path, body, headers)
+        if status in (200, 201, 202):
+            try:
+                return msgspec.json.decode(data, type=reply)
+            except msgspec.DecodeError as error:
+                raise self._stranger(status, kind, data) from error
+        raise self._refusal(path, status, kind, data)
+
+    def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """Status, content type and body of the answer."""
+        for attempt in (1, 2):
+            try:
+                return self._ask(path, body, headers)
+            except ProtocolError as error:
+                if any(type(cause) is http.client.BadStatusLine for cause in error.args):
+                    raise NotInternist(f"what answers at {self.server} does not speak HTTP") from error
+                if attempt == 2:  # once may be a kept-alive socket that the server closed meanwhile
+                    raise self._unreachable(error) from error
+            except HTTPError as error:
+                raise self._unreachable(error) from error
+        raise AssertionError("the second attempt returns or raises")
+
+    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        deadline = time.monotonic() + self._patience + CONNECT_S
+        response = self._pool.urlopen(
+            "POST",
+            self._base + path,
+            body=body,
+            headers=headers,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        data = bytearray()
+        try:
+            while chunk := response.read1(_CHUNK):
+                data += chunk
+                if len(data) > MAX_REPLY_BYTES:
+                    raise NotInternist(f"{self.server} answered with more than {MAX_REPLY_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise ServerUnreachable(f"{self.server} did not finish its answer in {self._patience:g} s")
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return response.status, response.headers.get("Content-Type", ""), bytes(data)
+
+    def _unreachable(self, error: HTTPError) -> ServerUnreachable:
+        return ServerUnreachable(f"no Internist server answers at {self.server} ({_cause(error)})")
+
+    def _refusal(self, path: str, status: int, kind: str, data: bytes) -> ServerError:
+        """The error that an answer other than success stands for."""
+        detail = _detail(data)
+        if status in (401, 403):
+            return TokenRefused(f"{self.server} refused the token ({status}{_colon(detail)})")
+        if status >= 500 or status in (408, 429):
+            return ServerError(f"{self.server} answered {status}{_colon(detail)}")
+        if not detail or (status == 404 and path.endswith("/runs")) or status in (405, 501) or 300 <= status < 400:
+            return self._stranger(status, kind, data)
+        return RequestRefused(f"{self.server} refused the request ({status}{_colon(detail)})", status=status)
+
+    def _stranger(self, status: int, kind: str, data: bytes) -> NotInternist:
+        shown = " ".join(data[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+        return NotInternist(
+            f"what answers at {self.server} is not an Internist server: {status} {kind or 'without type'} {shown!r}"
+        )
+
+
+def _parsed(server: str) -> Url:
+    try:
+        address = parse_url(server if "://" in server else f"http://{server}")
+    except LocationParseError as error:
+        raise ConfigurationError(f"{server!r} is not a server's address such as {DEFAULT_SERVER}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ConfigurationError(f"{server!r} is not a server's address such as {DEFAULT_SERVER}")
+    return address
+
+
+def _detail(data: bytes) -> str:
+    """What an error of our server says, in short; empty if this is not one."""
+    try:
+        detail = msgspec.json.decode(data, type=_Detail).detail
+    except msgspec.DecodeError:
+        return ""
+    return "" if detail is None else str(detail)[: 4 * _SHOWN]
+
+
+def _colon(detail: str) -> str:
+    return f": {detail}" if detail else ""
+
+
+def _cause(error: HTTPError) -> str:
+    """A network error in a few words."""
+    text = str(error)
+    return text.rpartition(": ")[2].strip()[:_SHOWN] or type(error).__name__

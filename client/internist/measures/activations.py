@@ -1,0 +1,210 @@
+"""What one module call says about its activations: sizes, outliers, dependency on the input.
+
+A token is any position of an activation other than its feature dimension. Every function takes tensors of any
+floating dtype, computes in float32 on their device, and returns 0-d or small float32 tensors there.
+"""
+
+import math
+
+import torch
+from torch import Tensor, linalg
+from torch.nn import functional
+
+NOT_MEASURED = -torch.inf
+"""The maximum over nothing. Where a docstring names it, it says that there was nothing to measure, and is no value."""
+
+LEFT_OUT = 1e-3
+"""Pairs of tokens closer than this share of the largest distance say more about rounding than about the module."""
+
+CHUNK_CPU = 2**18
+"""Entries per piece of a reduction on the CPU: 1 MB of float32, so that a piece stays in the cache."""
+
+CHUNK_ACCELERATOR = 2**26
+"""The same elsewhere: 256 MB of float32 bounds the temporary memory, and few launches do the work."""
+
+
+def token_rms(x: Tensor, *, channel_dim: int = -1) -> Tensor:
+    """RMS over the features of each token.
+
+    Args:
+        x: an activation of at least one dimension, floating.
+        channel_dim: the feature dimension; 1 for the output of a convolution, whose tokens are then pixels.
+
+    Returns:
+        (tokens,) float32. A token that holds NaN gives NaN. One that holds an infinity, or whose squares sum to
+        more than 3e38, gives infinity.
+
+    Raises:
+        ValueError: x is empty, has no dimension, or is not floating.
+    """
+    _require_activation(x)
+    features = x.shape[channel_dim]
+    norm: Tensor = linalg.vector_norm(_narrow(x), dim=channel_dim, dtype=torch.float32)
+    return norm.div_(math.sqrt(features)).flatten()
+
+
+def rms_summary(token_rms: Tensor) -> Tensor:
+    """What is kept of the tokens' RMS: the mean of squares, the maximum and the 99 % quantile.
+
+    The quantile is the smallest token RMS that at least 99 % of the tokens do not exceed, so one of the values
+    given, never an interpolation.
+
+    Args:
+        token_rms: (..., tokens) float32; leading dimensions are summarised each on its own.
+
+    Returns:
+        (..., 3) float32: mean of squares, maximum, quantile. NaN in any token makes all three NaN.
+
+    Raises:
+        ValueError: there is no token.
+    """
+    if token_rms.ndim == 0 or token_rms.numel() == 0:
+        raise ValueError(f"expected (..., tokens) with at least one token, got {tuple(token_rms.shape)}")
+    largest = token_rms.topk(token_rms.shape[-1] // 100 + 1, dim=-1).values  # NaN sorts above everything
+    maximum = largest[..., 0]
+    quantile = torch.where(maximum.isnan(), maximum, largest[..., -1])
+    return torch.stack((token_rms.square().mean(dim=-1), maximum, quantile), dim=-1)
+
+
+def abs_max(x: Tensor) -> Tensor:
+    """Largest absolute entry.
+
+    Returns:
+        () float32. NaN if any entry is NaN.
+
+    Raises:
+        ValueError: x is empty or not floating.
+    """
+    _require_floating(x)
+    smallest, largest = torch.aminmax(x)
+    return torch.maximum(largest, smallest.neg()).float()
+
+
+def nonfinite(x: Tensor, token_rms: Tensor) -> Tensor:
+    """Number of NaN and infinite entries.
+
+    On the CPU finite token RMS prove that there is none, and x is not read; elsewhere that shortcut would make the
+    host wait for the device.
+
+    Args:
+        x: an activation.
+        token_rms: its `token_rms`.
+
+    Returns:
+        () float32, exact up to 2**24 and rounded above.
+
+    Raises:
+        ValueError: x is empty or not floating.
+    """
+    _require_floating(x)
+    if x.device.type == "cpu" and bool(token_rms.isfinite().all()):
+        return torch.zeros((), dtype=torch.float32)
+    return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
+
+
+def contribution(output: Tensor, input: Tensor) -> Tensor:
+    """What a residual block adds to its stream: mean square of (output - input) over mean square of the input.
+
+    The square is what ranks can average; its root is the metric.
+
+    Args:
+        output: what left the block.
+        input: what entered it, of the same shape.
+
+    Returns:
+        () float32. NaN in, NaN out; `NOT_MEASURED` if the input is all zeros.
+
+    Raises:
+        ValueError: the tensors are empty, not floating, or differ in shape.
+    """
+    _require_floating(output)
+    if output.shape != input.shape:
+        raise ValueError(f"expected output and input of one shape, got {tuple(output.shape)} and {tuple(input.shape)}")
+    added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
+    stream = linalg.vector_norm(_narrow(input), dtype=torch.float32)
+    return torch.where(stream == 0, NOT_MEASURED, (added / stream).square())
+
+
+def spread(outputs: Tensor, inputs: Tensor | None = None) -> Tensor:
+    """How far apart the module puts different tokens, and how much it stretches the distance between two.
+
+    Over all pairs of the tokens given, distances from explicit differences in float32 (the Gram route loses
+    near-equal tokens). Pairs whose inputs are equal, or closer than `LEFT_OUT` of the largest input distance, are
+    left out of all three values.
+
+    Args:
+        outputs: (tokens, features) of the probe, at most 64 tokens by design: the work grows with their square.
+        inputs: (tokens, features) that made them; None where a distance has no meaning (token ids). Then every
+            pair counts and the ratio is not measured.
+
+    Returns:
+        (3,) float32: largest RMS distance of two outputs, their mean RMS distance, largest ratio of RMS output
+        distance to RMS input distance. NaN in, NaN out; `NOT_MEASURED` where no pair is left.
+
+    Raises:
+        ValueError: the tensors are empty, not floating, no matrices, or differ in their number of tokens.
+    """
+    between = _distances(outputs)
+    unmeasured = torch.full((), NOT_MEASURED, dtype=torch.float32, device=outputs.device)
+    if inputs is None:
+        if between.numel() == 0:
+            return unmeasured.expand(3).clone()
+        return torch.stack((between.amax(), between.mean(), unmeasured))
+    if len(inputs) != len(outputs):
+        raise ValueError(f"expected as many inputs as outputs, got {len(inputs)} and {len(outputs)}")
+    apart = _distances(inputs)
+    if between.numel() == 0:
+        return unmeasured.expand(3).clone()
+    left_out = (apart < LEFT_OUT * apart.amax()).logical_or_(apart == 0)  # a NaN distance is not left out
+    kept = left_out.numel() - torch.count_nonzero(left_out)
+    mean = between.masked_fill(left_out, 0.0).sum() / kept
+    return torch.stack(
+        (
+            between.masked_fill(left_out, NOT_MEASURED).amax(),
+            torch.where(kept == 0, unmeasured, mean),
+            (between / apart).masked_fill_(left_out, NOT_MEASURED).amax(),
+        )
+    )
+
+
+def log_z(logits: Tensor) -> Tensor:
+    """Mean and maximum over tokens of the logsumexp of the output head's logits.
+
+    Args:
+        logits: (..., vocabulary); worked through in pieces, so that temporary memory stays bounded.
+
+    Returns:
+        (2,) float32 in nats. NaN in, NaN out.
+
+    Raises:
+        ValueError: logits is empty, has no dimension, or is not floating.
+    """
+    _require_activation(logits)
+    rows = logits.reshape(-1, logits.shape[-1])
+    entries = CHUNK_CPU if rows.device.type == "cpu" else CHUNK_ACCELERATOR
+    pieces = torch.split(rows, max(1, entries // rows.shape[-1]))
+    log_zs = torch.cat([piece.float().logsumexp(dim=-1) for piece in pieces])
+    return torch.stack((log_zs.mean(), log_zs.amax()))
+
+
+def _distances(tokens: Tensor) -> Tensor:
+    """RMS distances of all pairs of rows, in the order (0, 1), (0, 2), ..., (1, 2), ...; shape (pairs,)."""
+    _require_floating(tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"expected (tokens, features), got {tuple(tokens.shape)}")
+    return functional.pdist(tokens.float().contiguous()).div_(math.sqrt(tokens.shape[1]))
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.float64 else x  # vector_norm widens to float32 itself, but does not narrow
+
+
+def _require_activation(x: Tensor) -> None:
+    _require_floating(x)
+    if x.ndim == 0:
+        raise ValueError("expected an activation with a feature dimension, got a single number")
+
+
+def _require_floating(x: Tensor) -> None:
+    if not x.is_floating_point() or x.numel() == 0:
+        raise ValueError(f"expected a non-empty floating tensor, got {x.dtype} of shape {tuple(x.shape)}")

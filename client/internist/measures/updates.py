@@ -1,0 +1,209 @@
+"""What one optimizer step changed: in the weights as stored, in a module's own output, in the features.
+
+`own_*` answer how far a module's output moves when only its own parameters change and its input stays: for layers
+that are linear in their parameters this is exact and needs no second forward.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, linalg
+from torch.nn import functional
+
+
+def differences(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    """Weight changes `after - before`, each float32 in new memory. Low precision is widened before subtracting.
+
+    Raises:
+        ValueError: the lists, or two tensors of a pair, do not match.
+    """
+    _require_pairs(after, before)
+    return [torch.sub(a.float(), b.float()) for a, b in zip(after, before, strict=True)]
+
+
+def differences_(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    """Weight changes `after - before` in float32, written over `before` where that is float32 already.
+
+    For snapshots that are not needed again: without new memory it takes half the time of `differences`.
+
+    Raises:
+        ValueError: the lists, or two tensors of a pair, do not match.
+    """
+    _require_pairs(after, before)
+    return [
+        torch.sub(a, b, out=b) if a.dtype == b.dtype == torch.float32 else torch.sub(a.float(), b.float())
+        for a, b in zip(after, before, strict=True)
+    ]
+
+
+def unchanged(differences: Sequence[Tensor]) -> Tensor:
+    """Share of the entries of each difference that did not move.
+
+    Args:
+        differences: as `differences` gives them, on one device.
+
+    Returns:
+        (n,) float32 in [0, 1]. A NaN entry has moved.
+
+    Raises:
+        ValueError: there is no difference, or one is empty.
+    """
+    if not differences or any(difference.numel() == 0 for difference in differences):
+        raise ValueError("expected non-empty differences")
+    moved = [torch.count_nonzero(difference).float() for difference in differences]
+    torch._foreach_mul_(moved, [-1.0 / difference.numel() for difference in differences])
+    return torch.stack(moved).add_(1.0)
+
+
+def own_linear(probe: Tensor, delta: Tensor, delta_bias: Tensor | None = None) -> Tensor:
+    """How far a linear layer's output moves on the probe when only its own parameters change.
+
+    Args:
+        probe: (tokens, fan_in), what entered the layer; leading dimensions of any shape are tokens.
+        delta: (fan_out, fan_in), the weight's change.
+        delta_bias: (fan_out,), the bias's change.
+
+    Returns:
+        (2,) float32: the maximum over tokens of the RMS of `probe @ delta.T + delta_bias`, and the mean of its
+        squares over tokens and features. Never above R(delta) times the largest token RMS of the probe plus the
+        RMS of delta_bias. NaN in, NaN out.
+
+    Raises:
+        ValueError: shapes do not fit or a tensor is empty.
+    """
+    if delta.ndim != 2 or probe.ndim == 0 or probe.shape[-1] != delta.shape[1]:
+        raise ValueError(
+            f"expected (tokens, fan_in) and (fan_out, fan_in), got {tuple(probe.shape)} and {tuple(delta.shape)}"
+        )
+    _require_filled(probe, delta)
+    bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
+    return _moved(functional.linear(probe.float(), delta.float(), bias))
+
+
+def own_embedding(ids: Tensor, delta: Tensor) -> Tensor:
+    """How far an embedding's output moves on the probe.
+
+    Args:
+        ids: integer token ids of any shape, each below the number of rows.
+        delta: (rows, features), the weight's change.
+
+    Returns:
+        (2,) float32: maximum over tokens of the RMS of the change, mean of its squares. NaN in, NaN out.
+
+    Raises:
+        ValueError: delta is not a matrix, ids are not integers, or a tensor is empty.
+    """
+    if delta.ndim != 2 or ids.is_floating_point():
+        raise ValueError(
+            f"expected integer ids and a (rows, features) matrix, got {ids.dtype} and {tuple(delta.shape)}"
+        )
+    _require_filled(ids, delta)
+    return _moved(delta[ids.flatten()].float())
+
+
+def own_gain(normalized: Tensor, delta_gain: Tensor | None, delta_bias: Tensor | None = None) -> Tensor:
+    """How far a normalisation layer's output moves on the probe: `normalized * delta_gain + delta_bias` by element.
+
+    Args:
+        normalized: (tokens, features), the layer's input after normalising and before its gain.
+        delta_gain: (features,), the gain's change; None for a layer without one.
+        delta_bias: (features,), the bias's change; None for a layer without one.
+
+    Returns:
+        (2,) float32: maximum over tokens of the RMS of the change, mean of its squares. Never above the largest
+        absolute change of the gain times the largest token RMS plus the RMS of delta_bias. NaN in, NaN out.
+
+    Raises:
+        ValueError: shapes do not fit, a tensor is empty, or neither change is given.
+    """
+    if normalized.ndim == 0 or (delta_gain is None and delta_bias is None):
+        raise ValueError(f"expected (tokens, features) and a change, got {tuple(normalized.shape)} and none")
+    _require_filled(normalized)
+    features = normalized.shape[-1]
+    change = torch.zeros_like(normalized, dtype=torch.float32)
+    if delta_gain is not None:
+        change = normalized.float() * _vector(delta_gain, features)
+    if delta_bias is not None:
+        change = change + _vector(delta_bias, features)
+    return _moved(change)
+
+
+def own_convolution(
+    probe: Tensor,
+    delta: Tensor,
+    delta_bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """How far a convolution's output moves on the probe when only its own parameters change.
+
+    Args:
+        probe: (batch, fan_in, *space) with one to three spatial dimensions; a padding mode other than zeros is
+            applied by the caller, with padding 0 here.
+        delta: (fan_out, fan_in / groups, *kernel), the weight's change.
+        delta_bias: (fan_out,), the bias's change.
+        stride: as the module's.
+        padding: as the module's.
+        dilation: as the module's.
+        groups: as the module's.
+
+    Returns:
+        (2,) float32: maximum over pixels of the RMS over channels of the change, mean of its squares. NaN in,
+        NaN out.
+
+    Raises:
+        ValueError: shapes do not fit or a tensor is empty.
+    """
+    convolutions = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+    if probe.ndim not in convolutions or probe.ndim != delta.ndim or probe.shape[1] != delta.shape[1] * groups:
+        raise ValueError(f"expected a batch and a kernel that fit, got {tuple(probe.shape)} and {tuple(delta.shape)}")
+    _require_filled(probe, delta)
+    bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
+    change = convolutions[probe.ndim](probe.float(), delta.float(), bias, stride, padding, dilation, groups)
+    return _moved(change.movedim(1, -1))
+
+
+def feature_change(after: Tensor, before: Tensor) -> Tensor:
+    """How far the features moved in one step, everything having changed.
+
+    Args:
+        after: (tokens, features) of the probe with the new weights; leading dimensions of any shape are tokens.
+        before: the same tokens with the old weights.
+
+    Returns:
+        (2,) float32: maximum over tokens of the RMS of the difference, mean of its squares over tokens and
+        features. NaN in, NaN out.
+
+    Raises:
+        ValueError: shapes differ or the tensors are empty.
+    """
+    if after.shape != before.shape or after.ndim == 0:
+        raise ValueError(f"expected two tensors of one shape, got {tuple(after.shape)} and {tuple(before.shape)}")
+    _require_filled(after)
+    return _moved(torch.sub(after.float(), before.float()))
+
+
+def _moved(change: Tensor) -> Tensor:
+    """(2,): maximum over tokens of the RMS over the last dimension, mean of squares."""
+    token_rms = linalg.vector_norm(change, dim=-1).div_(math.sqrt(change.shape[-1]))
+    return torch.stack((token_rms.amax(), token_rms.square().mean()))
+
+
+def _vector(vector: Tensor, length: int) -> Tensor:
+    if vector.shape != (length,):
+        raise ValueError(f"expected a vector of {length} entries, got {tuple(vector.shape)}")
+    return vector.float()
+
+
+def _require_filled(*tensors: Tensor) -> None:
+    if any(tensor.numel() == 0 for tensor in tensors):
+        raise ValueError(f"expected non-empty tensors, got {[tuple(tensor.shape) for tensor in tensors]}")
+
+
+def _require_pairs(after: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    if [tensor.shape for tensor in after] != [tensor.shape for tensor in before]:
+        raise ValueError(f"expected pairs of one shape, got {len(after)} tensors after and {len(before)} before")

@@ -1,0 +1,91 @@
+"""How large parameters are: RMS of all, rows of embeddings and heads, entries of gains and biases."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, linalg
+
+
+def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Mean of squares of each tensor, of any shape: weights, gradients or differences.
+
+    Args:
+        tensors: floating, on one device. Low precision is summed in float32.
+
+    Returns:
+        (n,) float32. NaN in, NaN out; infinity where the squares sum to more than 3e38.
+
+    Raises:
+        ValueError: there is no tensor, or one is empty or not floating.
+    """
+    _require_tensors(tensors)
+    norms = torch._foreach_norm(_narrow(tensors), 2, dtype=torch.float32)
+    torch._foreach_mul_(norms, [tensor.numel() ** -0.5 for tensor in tensors])
+    return torch.stack(norms).square_()
+
+
+def vector_abs_max(tensors: Sequence[Tensor]) -> Tensor:
+    """Largest absolute entry of each tensor; meant for gains and biases, slow for matrices.
+
+    Args:
+        tensors: floating, on one device.
+
+    Returns:
+        (n,) float32. NaN in, NaN out.
+
+    Raises:
+        ValueError: there is no tensor, or one is empty or not floating.
+    """
+    _require_tensors(tensors)
+    return torch.stack(torch._foreach_norm(_narrow(tensors), torch.inf, dtype=torch.float32))
+
+
+def row_rms_max(weight: Tensor) -> Tensor:
+    """Largest row RMS of an embedding: the largest output it can give for any token.
+
+    Args:
+        weight: (rows, features), floating; for an embedding a row is a vocabulary entry.
+
+    Returns:
+        () float32. NaN in, NaN out.
+
+    Raises:
+        ValueError: weight is not a non-empty floating matrix.
+
+    Source: Su 2026, kexue.fm/archives/11647.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"expected a (rows, features) matrix, got {tuple(weight.shape)}")
+    _require_tensors([weight])
+    norms: Tensor = linalg.vector_norm(_narrow([weight])[0], dim=-1, dtype=torch.float32)
+    return norms.amax() / math.sqrt(weight.shape[1])
+
+
+def head_norm(weight: Tensor) -> Tensor:
+    """Norm of an output head: fan_in times its largest row RMS, the largest logit of an input of RMS 1.
+
+    Args:
+        weight: (vocabulary, fan_in), floating, as `nn.Linear` keeps it.
+
+    Returns:
+        () float32. NaN in, NaN out.
+
+    Raises:
+        ValueError: weight is not a non-empty floating matrix.
+
+    Source: Su 2026, kexue.fm/archives/11647.
+    """
+    return row_rms_max(weight) * weight.shape[-1]
+
+
+def _narrow(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in tensors]
+
+
+def _require_tensors(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        raise ValueError("expected at least one tensor, got none")
+    for tensor in tensors:
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            raise ValueError(f"expected non-empty floating tensors, got {tensor.dtype} of shape {tuple(tensor.shape)}")

@@ -1,0 +1,101 @@
+"""The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from internist.schema.views import Alert, AlertsPage, Coverage, Heatmap, PointsPage, Run, SeriesPage, SeriesView, Verdicts
+from internist_dashboard.errors import NotFound, NotSignedIn, ServerUnwell
+from internist_dashboard.viewer import VIEWER
+
+T = TypeVar("T")
+TIMEOUT_S = 20.0
+Query = dict[str, str | int | float | bool | None | Sequence[int]]
+
+
+class Api:
+    """Reads of one server, in process or over HTTP."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None, *, base_url: str) -> None:
+        self._client = httpx.AsyncClient(transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S)
+
+    async def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return await self._get("/runs", list[Run])
+
+    async def run(self, run: str) -> Run:
+        """One run."""
+        return await self._get(f"/runs/{run}", Run)
+
+    async def verdicts(self, run: str, *, limit: int) -> Verdicts:
+        """The verdict board of a run, with at most `limit` members."""
+        return await self._get(f"/runs/{run}/verdicts", Verdicts, limit=limit)
+
+    async def series(self, run: str, *, metric: str, limit: int) -> tuple[SeriesView, ...]:
+        """Series of one metric, in forward order."""
+        page = await self._get(f"/runs/{run}/series", SeriesPage, metric=metric, limit=limit)
+        return page.series
+
+    async def points(
+        self, run: str, series: Sequence[int], *, first: int | None = None, last: int | None = None, pixels: int
+    ) -> PointsPage:
+        """Windows of several series, thinned to about `pixels` points each."""
+        return await self._get(
+            f"/runs/{run}/points", PointsPage, series=list(series), first_step=first, last_step=last, pixels=pixels
+        )
+
+    async def heatmap(
+        self, run: str, *, metric: str | None, first: int | None = None, last: int | None = None, pixels: int
+    ) -> Heatmap:
+        """Layers x steps of one metric, at most `pixels` columns."""
+        return await self._get(
+            f"/runs/{run}/heatmap", Heatmap, metric=metric, first_step=first, last_step=last, pixels=pixels
+        )
+
+    async def coverage(self, run: str) -> Coverage:
+        """What of the model is measured, and what is not and why."""
+        return await self._get(f"/runs/{run}/coverage", Coverage)
+
+    async def alerts(self, *, run: str | None = None, limit: int) -> AlertsPage:
+        """Alerts of one run or of all: open ones first, then newest first."""
+        return await self._get("/alerts", AlertsPage, run=run, limit=limit)
+
+    async def acknowledge(self, alert: int, *, by: str) -> Alert:
+        """Mark an alert as seen by someone."""
+        response = await self._send("POST", f"/alerts/{alert}/acknowledge", json={"by": by})
+        return _decoded(response, Alert)
+
+    async def _get(self, path: str, kind: type[T], **query: str | int | float | bool | None | Sequence[int]) -> T:
+        params = {name: value for name, value in query.items() if value is not None}
+        return _decoded(await self._send("GET", path, params=params), kind)
+
+    async def _send(self, method: str, path: str, *, params: Query | None = None, json: object = None) -> httpx.Response:
+        try:
+            response = await self._client.request(method, path, params=params, json=json, headers=VIEWER.get().headers)
+        except httpx.HTTPError as error:
+            raise ServerUnwell(f"The server did not answer ({error}).") from error
+        if response.status_code in (401, 403):
+            raise NotSignedIn(_reason(response))
+        if response.status_code == 404:
+            raise NotFound(_reason(response))
+        if response.is_error:
+            raise ServerUnwell(f"The server answered {response.status_code} to {path}: {_reason(response)}")
+        return response
+
+
+def _decoded(response: httpx.Response, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(response.content, type=kind)
+    except msgspec.DecodeError as error:
+        raise ServerUnwell(f"The server's answer was not understood: {error}.") from error
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text[:200]
+    detail = body.get("detail", body) if isinstance(body, dict) else body
+    return str(detail)[:300]

@@ -1,0 +1,131 @@
+"""Wiring: `create_board(transport)` makes the board as an ASGI application."""
+
+from pathlib import Path
+from typing import Any
+
+import dash
+import dash_mantine_components as dmc
+import httpx
+from dash import ClientsideFunction, Input, Output, State, dcc, html
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from internist_dashboard import components, theme
+from internist_dashboard.api import Api
+from internist_dashboard.components import Node
+from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
+from internist_dashboard.pages import alerts, detail, run, runs
+from internist_dashboard.statics import CompressedStatics
+from internist_dashboard.viewer import VIEWER, viewer_of
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = (ASSETS / "index.html").read_text(encoding="utf-8")
+COMPRESS_OVER = 1_024
+OWN_PATHS = ("/_dash-", "/assets/")
+"""Everything else is a page."""
+
+
+class Board:
+    """The board as ASGI: notes who asks, serves static files from memory, compresses the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = CompressedStatics(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request with the viewer's own credentials at hand."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if not path.startswith(OWN_PATHS):
+            # Dash answers pages at its root alone: its catch-all is set up at a lifespan event, which the API receives.
+            path = "/assets/favicon.svg" if path == "/favicon.ico" else "/"
+        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"]))
+        try:
+            await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+        finally:
+            VIEWER.reset(token)
+
+
+def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = "http://internist") -> Board:
+    """The board over a server's API, in process (an ASGI transport) or over HTTP (None and a base URL).
+
+    It serves every path; `/` is the table of runs, `/runs/<id>` one run, `/alerts` the alerts.
+    """
+    api = Api(transport, base_url=base_url)
+    server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = dash.Dash(
+        "internist_dashboard", server=server, backend="fastapi", title="Internist", update_title=None, use_pages=False,
+        assets_folder=str(ASSETS), assets_ignore=r".*\.html", index_string=INDEX,
+        suppress_callback_exceptions=True, add_log_handler=False,
+        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
+    )  # fmt: skip
+    app.layout = shell()
+    _route(app, api)
+    for page in (runs, run, detail, alerts):
+        page.register(app, api)
+    _clientside(app)
+    return Board(server)
+
+
+def shell() -> Node:
+    """What all pages share: the theme, the state of the view, the drawer."""
+    stores = [dcc.Store(id=name) for name in ("scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")]
+    return dmc.MantineProvider(
+        [dcc.Location(id="url", refresh="callback-nav"), *stores, html.Div(id="content"), detail.drawer()],
+        id="mantine", theme=theme.MANTINE, defaultColorScheme="auto",
+    )  # fmt: skip
+
+
+async def page_of(path: str, api: Api) -> Node:
+    """The page at a path; what cannot be drawn says what happened, what is safe, what to do."""
+    parts = [part for part in path.split("/") if part]
+    try:
+        match parts:
+            case []:
+                return runs.layout(await api.runs())
+            case ["runs", name]:
+                return run.layout(await api.run(name))
+            case ["alerts"]:
+                return alerts.layout(await api.alerts(limit=alerts.LIMIT))
+            case _:
+                raise NotFound(f"There is no page {path}.")
+    except NotSignedIn:
+        what = "This server asks for a token, and none that it knows was shown."
+        body = components.problem("Sign in", what, safe="Training and recording go on.", do=html.A("Sign in with a token", href=f"/login?next={path}", className="link"))  # fmt: skip
+    except NotFound as error:
+        body = components.problem("Not found", str(error), safe="Nothing was changed.", do=dcc.Link("All runs", href="/", className="link"))  # fmt: skip
+    except BoardError as error:
+        body = components.problem("The board cannot reach its server", str(error), safe="Training goes on; what it measures waits in its spool.", do="Check that `internist serve` runs, then load this page again.")  # fmt: skip
+    return html.Div([components.header([]), dcc.Store(id="page", data={"kind": "problem"}), html.Main(body, className="page")])  # fmt: skip
+
+
+def _route(app: dash.Dash, api: Api) -> None:
+    @app.callback(Output("content", "children"), Input("url", "pathname"))  # type: ignore[untyped-decorator]
+    async def show(path: str | None) -> Node:
+        return await page_of(path or "/", api)
+
+
+def _clientside(app: dash.Dash) -> None:
+    """What the browser does by itself; the functions are in `assets/board.js`."""
+
+    def wire(function: str, *wiring: Any, initial: bool = False) -> None:
+        app.clientside_callback(ClientsideFunction("internist", function), *wiring, prevent_initial_call=not initial)
+
+    wire("start", Output("scheme", "data"), Output("narrow", "data"), Input("mantine", "id"), initial=True)
+    wire("switchScheme", Output("scheme", "data", allow_duplicate=True), Input("theme-button", "n_clicks"), State("scheme", "data"))  # fmt: skip
+    wire("paint", Output("mantine", "forceColorScheme"), Input("scheme", "data"), initial=True)
+    wire("open", Output("window", "data"), Output("heat", "data"), Output("filter", "data"), Output("panel", "data"), Output("filter-box", "value"), Input("page", "data"), initial=True)  # fmt: skip
+    wire("filter", Output("filter", "data", allow_duplicate=True), Input("filter-box", "value"), State("filter", "data"))
+    wire("pickMetric", Output("heat", "data", allow_duplicate=True), Input("metric", "value"), State("heat-shown", "data"), State("heat", "data"))  # fmt: skip
+    wire("brush", Output("window", "data", allow_duplicate=True), Input("loss-graph", "relayoutData"), Input("heat-graph", "relayoutData"), Input("logit-graph", "relayoutData"), Input("reset-zoom", "n_clicks"))  # fmt: skip
+    wire("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)
+    wire("pressRow", Output("heat", "data", allow_duplicate=True), Output("panel", "data", allow_duplicate=True), Input("heat-graph", "clickData"), State("heat-graph", "figure"), State("heat", "data"))  # fmt: skip
+    wire("pressHead", Output("panel", "data", allow_duplicate=True), Input("logit-graph", "clickData"), State("logit-graph", "figure"))  # fmt: skip
+    wire("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)
+    wire("closeDrawer", Output("panel", "data", allow_duplicate=True), Input("drawer", "opened"), State("panel", "data"))
+    wire("detailTick", Output("detail-tick", "data"), Input("tick", "data"), State("panel", "data"))
+    wire("fallback", Output("poll", "data"), Input("fallback-clock", "n_intervals"))
+    wire("beat", Output("runs-tick", "data"), Input("runs-clock", "n_intervals"))
+    wire("beat", Output("alerts-tick", "data"), Input("alerts-clock", "n_intervals"))

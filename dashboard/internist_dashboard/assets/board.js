@@ -1,0 +1,185 @@
+/* The view's state: what is shown lives in stores, and in the URL so that a link shows the same. */
+(function () {
+  "use strict";
+
+  const nothing = () => window.dash_clientside.no_update;
+  const query = () => new URLSearchParams(location.search);
+
+  /** Write parameters into the URL without a navigation; an empty value leaves. */
+  function remember(values) {
+    const params = query();
+    for (const [name, value] of Object.entries(values)) {
+      if (value === null || value === undefined || value === "") params.delete(name);
+      else params.set(name, value);
+    }
+    const text = params.toString().replaceAll("%2C", ",");
+    const address = location.pathname + (text ? "?" + text : "");
+    if (address !== location.pathname + location.search) history.replaceState(history.state, "", address);
+  }
+
+  function chosenScheme() {
+    return document.documentElement.getAttribute("data-mantine-color-scheme") === "dark" ? "dark" : "light";
+  }
+
+  const narrowScreen = matchMedia("(max-width: 640px)");
+  narrowScreen.addEventListener("change", (event) => {
+    if (document.getElementById("content")) window.dash_clientside.set_props("narrow", { data: event.matches });
+  });
+
+  function windowOf(params) {
+    const [first, last] = (params.get("steps") || "").split("-").map(Number);
+    return Number.isFinite(first) && Number.isFinite(last) && last > first ? { first, last } : null;
+  }
+
+  function panelOf(params) {
+    if (params.get("panel") === "coverage") return { coverage: true };
+    const series = Number(params.get("series"));
+    return params.has("series") && Number.isInteger(series) ? { series } : null;
+  }
+
+  function showPanel(panel) {
+    remember({ series: panel && panel.series !== undefined ? panel.series : null, panel: panel && panel.coverage ? "coverage" : null });
+    return panel;
+  }
+
+  function changedHeat(heat) {
+    remember({ metric: heat.metric, open: heat.opened.join(",") });
+    return heat;
+  }
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.internist = {
+    /** First of all: the scheme and the screen. */
+    start() {
+      return [chosenScheme(), narrowScreen.matches];
+    },
+
+    switchScheme(clicks, scheme) {
+      if (!clicks) return nothing();
+      const next = scheme === "dark" ? "light" : "dark";
+      try { localStorage.setItem("internist-theme", next); } catch (error) { /* private windows keep nothing */ }
+      remember({ theme: next });
+      return next;
+    },
+
+    paint(scheme) {
+      return scheme || nothing();
+    },
+
+    /** A page appeared: its state comes from the URL. */
+    open(page) {
+      const params = query();
+      const text = params.get("filter") || "";
+      const opened = (params.get("open") || "").split(",").filter(Boolean);
+      if (page && page.kind === "run") window.internistLive.follow(page.run, page.cursor);
+      else window.internistLive.leave();
+      return [windowOf(params), { metric: params.get("metric"), opened }, text, page && page.kind === "run" ? panelOf(params) : null, text];
+    },
+
+    filter(text, current) {
+      remember({ filter: text });
+      return (text || "") === (current || "") ? nothing() : text || "";
+    },
+
+    pickMetric(metric, shown, heat) {
+      if (!metric || metric === shown) return nothing();
+      return changedHeat({ ...heat, metric });
+    },
+
+    /** A chart was dragged or double-clicked: the same window for all. */
+    brush() {
+      const trigger = window.dash_clientside.callback_context.triggered[0];
+      if (!trigger || !trigger.value) return nothing();
+      if (trigger.prop_id.startsWith("reset-zoom")) { remember({ steps: null }); return null; }
+      const layout = trigger.value;
+      if (layout["xaxis.autorange"]) { remember({ steps: null }); return null; }
+      if (layout["xaxis.range[0]"] === undefined) return nothing();
+      const first = Math.max(0, Math.floor(layout["xaxis.range[0]"]));
+      const last = Math.max(first + 1, Math.ceil(layout["xaxis.range[1]"]));
+      remember({ steps: `${first}-${last}` });
+      return { first, last };
+    },
+
+    windowed(steps) {
+      return !steps;
+    },
+
+    /** A row of the heat map: a block opens or closes, a module draws its series. */
+    pressRow(click, figure, heat) {
+      if (!click || !click.points || !click.points.length) return [nothing(), nothing()];
+      const point = click.points[0];
+      const keys = figure.layout.yaxis.categoryarray;
+      return pressed(keys.indexOf(point.y), figure, heat);
+    },
+
+    pressHead(click, figure) {
+      if (!click || !click.points || !click.points.length) return nothing();
+      const row = figure.layout.meta[figure.layout.yaxis.categoryarray.indexOf(click.points[0].y)];
+      return row ? showPanel({ series: row.series }) : nothing();
+    },
+
+    openDrawer(panel) {
+      return Boolean(panel);
+    },
+
+    closeDrawer(opened, panel) {
+      if (opened || !panel) return nothing();
+      return showPanel(null);
+    },
+
+    detailTick(tick, panel) {
+      return panel && panel.series !== undefined ? tick : nothing();
+    },
+
+    fallback(count) {
+      return window.internistLive.needsPolling() ? count : nothing();
+    },
+
+    beat(count) {
+      return document.hidden || window.internistLive.isBusy() ? nothing() : count;
+    },
+  };
+
+  function pressed(index, figure, heat) {
+    const row = figure.layout.meta && figure.layout.meta[index];
+    if (!row) return [nothing(), nothing()];
+    if (row.block === null) return [nothing(), row.series === null ? nothing() : showPanel({ series: row.series })];
+    const opened = heat.opened.includes(row.block) ? heat.opened.filter((name) => name !== row.block) : [...heat.opened, row.block];
+    return [changedHeat({ ...heat, opened }), nothing()];
+  }
+
+  /* Clicks on anything that names a series, a panel or a page; and on the heat map's row labels. */
+  document.addEventListener("click", (event) => {
+    const target = event.target.closest("[data-series], [data-panel], [data-href]");
+    if (target && !event.target.closest("a") && !event.defaultPrevented) return act(target);
+    const heat = event.target.closest && event.target.closest("#heat-graph .js-plotly-plot");
+    if (heat) pressLabel(heat, event);
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest && event.target.closest("input, textarea, select");
+    const box = document.getElementById("filter-box");
+    if (event.key === "/" && !typing && box) { event.preventDefault(); box.focus(); }
+    if (event.key === "Escape" && typing && typing === box) { window.dash_clientside.set_props("filter-box", { value: "" }); box.blur(); }
+    const target = event.key === "Enter" && event.target.closest && event.target.closest("[role=button][data-series]");
+    if (target) act(target);
+  });
+
+  function act(target) {
+    if (target.dataset.series) window.dash_clientside.set_props("panel", { data: showPanel({ series: Number(target.dataset.series) }) });
+    else if (target.dataset.panel) window.dash_clientside.set_props("panel", { data: showPanel({ coverage: true }) });
+    else if (target.dataset.href) target.querySelector("a").click();
+  }
+
+  function pressLabel(graph, event) {
+    const layout = graph._fullLayout;
+    const box = graph.getBoundingClientRect();
+    if (event.clientX - box.left > layout._size.l) return;
+    const row = Math.round(layout.yaxis.p2c(event.clientY - box.top - layout._size.t));
+    const params = query();
+    const heat = { metric: params.get("metric"), opened: (params.get("open") || "").split(",").filter(Boolean) };
+    const [next, panel] = pressed(row, graph, heat);
+    if (next !== nothing()) window.dash_clientside.set_props("heat", { data: next });
+    if (panel !== nothing()) window.dash_clientside.set_props("panel", { data: panel });
+  }
+})();

@@ -1,0 +1,379 @@
+"""Drawing: the API's answers in, Plotly figures out. All charts of a page share margins, and so one step axis."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from internist.schema.views import Alert, Band, Heatmap, Number, Points
+from internist_dashboard import rows as heat_rows
+from internist_dashboard import words
+from internist_dashboard.rows import Row
+from internist_dashboard.theme import Palette, Scheme, diverging, palette, template
+
+LOSS_HEIGHT = 220
+SERIES_HEIGHT = 320
+ROW_MIN, ROW_MAX = 8, 26
+HEAT_BODY = 460
+"""Rows shrink to fit this many pixels, but never under ROW_MIN."""
+LABEL_PX = 14
+"""Least distance between two row labels."""
+RATIO_LIMIT = 2.0
+"""log2 of the ratio at which the diverging scale saturates: four times the band's centre, the critical edge."""
+LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
+MAX_MARKS = 400
+GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "responsive": True, "scrollZoom": False}
+"""Every chart: no tool bar; drag to zoom, double click to reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What all charts of a page share: the window of steps, the colour scheme, and whether the screen is narrow."""
+
+    first: int
+    last: int
+    scheme: Scheme = "light"
+    narrow: bool = False
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Ends of the step axis, with room for the outermost points."""
+        pad = max(0.5, 0.012 * (self.last - self.first))
+        return self.first - pad, self.last + pad
+
+
+def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert], frame: Frame) -> go.Figure:
+    """Loss over steps, learning rates as thin lines on the right axis, alert marks on the step axis."""
+    p = palette(frame.scheme)
+    figure = _figure(frame, height=LOSS_HEIGHT - (40 if frame.narrow else 0))
+    for rate in rates:
+        figure.add_scatter(
+            x=rate.steps, y=_reals(rate.values), yaxis="y2", mode="lines", name="lr",
+            line={"color": p.muted, "width": 1}, opacity=0.7,
+            hovertemplate=f"learning rate %{{y:.3g}}<br>step %{{x:,d}}<extra>{_group(rate)}</extra>",
+        )  # fmt: skip
+    if losses is not None:
+        _line(figure, losses, p, name="loss")
+        _edge_marks(figure, losses, p)
+    _alert_marks(figure, alerts, p)
+    figure.update_layout(
+        yaxis={"title": {"text": "loss (nats)"}, "fixedrange": True, "nticks": 5},
+        yaxis2={
+            "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "rangemode": "tozero", "nticks": 4,
+            "exponentformat": "e", "title": {"text": "learning rate"} if not frame.narrow else None,
+            "tickfont": {"size": 10, "color": p.muted},
+        },
+    )  # fmt: skip
+    return figure
+
+
+def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
+    """Layers x steps in one trace: colour is the log-ratio to the band; hatching shows through where nothing was judged."""
+    p = palette(frame.scheme)
+    row_px = row_height(len(rows))
+    figure = _figure(frame, height=round(row_px * len(rows)) + 42, top=4)
+    numbers = heat_rows.cells(rows, heatmap.steps)
+    drawn = np.where(numbers.nonfinite, RATIO_LIMIT, np.clip(numbers.ratios, -9, 9)).astype(np.float32)
+    times = np.exp2(np.clip(numbers.ratios, -60, 60))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        details = np.stack([numbers.values, times, numbers.values / times, numbers.measured_at], axis=-1)
+    unit = f" ({heatmap.unit})" if heatmap.unit else ""
+    keys = [row.key for row in rows]
+    figure.add_heatmap(
+        x=list(heatmap.steps), y=keys, z=drawn, customdata=details.astype(np.float32),
+        zmin=-RATIO_LIMIT, zmax=RATIO_LIMIT, colorscale=diverging(frame.scheme), showscale=False,
+        hoverongaps=False, xgap=0, ygap=1 if row_px > ROW_MIN else 0.5,
+        hovertemplate="<b>%{y}</b><br>%{customdata[1]:.3~g}× its band"
+        f" ({words.basis(heatmap.basis) or 'not judged'})<br>value %{{customdata[0]:.4~g}}{unit}"
+        "<br>band's centre %{customdata[2]:.4~g}<br>measured at step %{customdata[3]:,d}<extra></extra>",
+    )  # fmt: skip
+    _dots(figure, heatmap.steps, keys, numbers.nonfinite, p)
+    labelled = thinned([row.block is not None for row in rows], every=math.ceil(LABEL_PX / row_px))
+    figure.update_layout(
+        meta=[{"series": row.series[0] if row.series else None, "block": row.block} for row in rows],
+        images=[_hatching(p)],
+        annotations=_excesses(numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)),
+        yaxis=_row_axis(keys, [keys[i] for i in labelled], [_label(rows[i], frame) for i in labelled]),
+    )
+    return figure
+
+
+def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
+    """MaxLogit, one row a head, grouped by layer: blue up to 100, orange beyond, saturated at 1,000."""
+    p = palette(frame.scheme)
+    row_px = max(3.0, min(16.0, HEAT_BODY / 2 / max(1, len(windows))))
+    steps = sorted({step for points in windows for step in points.steps})
+    column = {step: index for index, step in enumerate(steps)}
+    z = np.full((len(windows), len(steps)), np.nan, dtype=np.float32)
+    values = np.full_like(z, np.nan)
+    nonfinite = np.zeros(z.shape, dtype=bool)
+    for index, points in enumerate(windows):
+        for step, value in zip(points.steps, points.high, strict=True):
+            x = words.real(value)
+            if x is None:
+                continue
+            values[index, column[step]] = x
+            nonfinite[index, column[step]] = not math.isfinite(x)
+            z[index, column[step]] = math.log10(max(1.0, x)) if math.isfinite(x) else 3.0
+    keys = [words.subject(points.series.subject, points.series.index) for points in windows]
+    figure = _figure(frame, height=round(row_px * len(windows)) + 42, top=4)
+    figure.add_heatmap(
+        x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
+        colorscale=[(0, p.centre), (0.6666, p.low[0]), (0.6667, p.high[0]), (1, p.high[1])], ygap=1 if row_px > 5 else 0,
+        hovertemplate="<b>%{y}</b><br>largest logit %{customdata:.4~g}<br>warning at 100, critical at 1,000"
+        "<br>step %{x:,d}<extra></extra>",
+    )  # fmt: skip
+    _dots(figure, steps, keys, nonfinite, p)
+    owners = [points.series.facts.block or points.series.subject for points in windows]
+    starts = [i for i, owner in enumerate(owners) if i == 0 or owners[i - 1] != owner]
+    middles = [(start + end - 1) // 2 for start, end in zip(starts, [*starts[1:], len(owners)], strict=True)]
+    kept: list[int] = []
+    for middle in middles:
+        if not kept or (middle - kept[-1]) * row_px >= LABEL_PX:
+            kept.append(middle)
+    figure.update_layout(
+        meta=[{"series": points.series.id, "block": None} for points in windows],
+        images=[_hatching(p)],
+        yaxis=_row_axis(keys, [keys[i] for i in kept], [_short(owners[i], frame) for i in kept]),
+        shapes=[
+            {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "yref": "y", "y0": s - 0.5, "y1": s - 0.5,
+             "line": {"color": p.surface, "width": 2}}
+            for s in starts[1:]
+        ],
+    )  # fmt: skip
+    return figure
+
+
+def series(points: Points, alerts: Sequence[Alert], frame: Frame) -> go.Figure:
+    """One series with its band, warning and critical edges, and its alerts."""
+    p = palette(frame.scheme)
+    figure = _figure(frame, height=SERIES_HEIGHT - (60 if frame.narrow else 0), left=60, right=20)
+    if points.band is not None:
+        _band(figure, points.steps, points.band, p)
+    _line(figure, points, p, name=points.series.metric, markers=len(points.steps) <= 60)
+    _edge_marks(figure, points, p)
+    _alert_marks(figure, alerts, p)
+    title = points.series.metric + (f" ({points.series.unit})" if points.series.unit else "")
+    figure.update_layout(
+        yaxis={"title": {"text": title}, "fixedrange": True, "nticks": 6, **_scale(points)},
+    )
+    return figure
+
+
+def empty(message: str, frame: Frame, *, height: int = 120) -> go.Figure:
+    """A chart without data says why, in its middle."""
+    p = palette(frame.scheme)
+    figure = _figure(frame, height=height)
+    figure.update_layout(
+        xaxis={"visible": False},
+        yaxis={"visible": False, "fixedrange": True},
+        annotations=[
+            {"text": message, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5,
+             "font": {"color": p.muted, "size": 13}}
+        ],
+    )  # fmt: skip
+    return figure
+
+
+def row_height(count: int) -> float:
+    """Pixels of one row: readable with few, 8 with many."""
+    return max(float(ROW_MIN), min(float(ROW_MAX), HEAT_BODY / max(1, count)))
+
+
+def thinned(preferred: Sequence[bool], *, every: int) -> list[int]:
+    """Rows that get a label, at least `every` apart: in order, a preferred row winning over the one before it."""
+    kept: list[int] = []
+    for index, wins in enumerate(preferred):
+        if not kept or index - kept[-1] >= every:
+            kept.append(index)
+        elif wins and not preferred[kept[-1]] and (len(kept) < 2 or index - kept[-2] >= every):
+            kept[-1] = index
+    return kept
+
+
+def _figure(frame: Frame, *, height: int, top: int = 10, left: int | None = None, right: int | None = None) -> go.Figure:
+    edge = 92 if frame.narrow else 132
+    return go.Figure(
+        layout={
+            "template": template(frame.scheme),
+            "height": height,
+            "margin": {"l": left or edge, "r": right or (40 if frame.narrow else 56), "t": top, "b": 36},
+            "dragmode": False if frame.narrow else "zoom",
+            "uirevision": f"{frame.first}-{frame.last}",
+            "xaxis": {
+                "range": list(frame.span), "tickformat": ",d", "nticks": 5 if frame.narrow else 10,
+                "title": {"text": "step"}, "fixedrange": frame.narrow, "exponentformat": "none",
+            },
+        }
+    )  # fmt: skip
+
+
+def _line(figure: go.Figure, points: Points, p: Palette, *, name: str, markers: bool = False) -> None:
+    values = _reals(points.values)
+    if points.thinned:
+        outline = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        figure.add_scatter(x=points.steps, y=_reals(points.low), **outline)
+        figure.add_scatter(x=points.steps, y=_reals(points.high), fill="tonexty", fillcolor=p.band_warn, **outline)
+    mark = words.BOUND_MARKS[points.series.bound]
+    figure.add_scatter(
+        x=points.steps, y=values, mode="lines+markers" if markers else "lines", name=name,
+        line={"color": p.blue, "width": 1.75}, marker={"size": 4, "color": p.blue},
+        hovertemplate=f"{name} {mark}%{{y:.4~g}}<br>step %{{x:,d}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _edge_marks(figure: go.Figure, points: Points, p: Palette) -> None:
+    """NaN and infinities as marks at the plot's upper edge."""
+    lost = [(s, n) for s, n in zip(points.steps, points.nonfinite, strict=True) if n]
+    if lost:
+        figure.add_scatter(
+            x=[s for s, _ in lost], y=[1.0] * len(lost), yaxis="y3", mode="markers", cliponaxis=False,
+            marker={"symbol": "circle", "size": 7, "color": p.dot, "line": {"color": p.dot_ring, "width": 1}},
+            hovertemplate="NaN or infinite<br>step %{x:,d}<extra></extra>",
+        )  # fmt: skip
+        _overlay(figure)
+
+
+def _alert_marks(figure: go.Figure, alerts: Sequence[Alert], p: Palette) -> None:
+    """Triangles on the step axis where alerts opened: one a step, the worst severity colouring it."""
+    by_step: dict[int, list[Alert]] = {}
+    for alert in alerts:
+        if alert.opened_step is not None:
+            by_step.setdefault(alert.opened_step, []).append(alert)
+    marked = sorted(by_step.items())[-MAX_MARKS:]
+    if not marked:
+        return
+    critical = [any(alert.severity == "critical" for alert in group) for _, group in marked]
+    figure.add_scatter(
+        x=[step for step, _ in marked], y=[0.0] * len(marked), yaxis="y3", mode="markers", cliponaxis=False,
+        marker={"symbol": "triangle-up", "size": 10, "color": [p.violated if c else p.drifting for c in critical]},
+        customdata=[_alert_words(group) for _, group in marked],
+        hovertemplate="%{customdata}<br>step %{x:,d}<extra></extra>",
+    )  # fmt: skip
+    _overlay(figure)
+
+
+def _alert_words(group: list[Alert]) -> str:
+    lines = [f"<b>{a.condition.replace('_', ' ')}</b> {words.subject(a.subject, a.index)}" for a in group[:4]]
+    return "<br>".join(lines + ([f"and {len(group) - 4} more"] if len(group) > 4 else []))
+
+
+def _overlay(figure: go.Figure) -> None:
+    figure.update_layout(yaxis3={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+
+
+def _band(figure: go.Figure, steps: Sequence[int], band: Band, p: Palette) -> None:
+    hidden = {"mode": "lines", "hoverinfo": "skip", "connectgaps": False}
+    low, high = _reals(band.warn_low), _reals(band.warn_high)
+    if any(v is not None for v in low) and any(v is not None for v in high):
+        figure.add_scatter(x=steps, y=low, line={"width": 0}, **hidden)
+        figure.add_scatter(x=steps, y=high, line={"width": 0}, fill="tonexty", fillcolor=p.band_warn, **hidden)
+    for edge, dash, name in (
+        (band.warn_low, "dot", "warning"), (band.warn_high, "dot", "warning"),
+        (band.critical_low, "solid", "critical"), (band.critical_high, "solid", "critical"),
+    ):  # fmt: skip
+        values = _reals(edge)
+        if any(v is not None for v in values):
+            colour = p.drifting if name == "warning" else p.violated
+            figure.add_scatter(
+                x=steps, y=values, mode="lines", line={"color": colour, "width": 1, "dash": dash}, opacity=0.7,
+                hovertemplate=f"{name} %{{y:.4~g}}<extra></extra>",
+            )  # fmt: skip
+    figure.add_scatter(x=steps, y=_reals(band.centre), line={"color": p.band_edge, "width": 1, "dash": "dash"}, **hidden)
+
+
+def _scale(points: Points) -> dict[str, Any]:
+    """A logarithmic axis where values and band are positive and far apart."""
+    shown = [x for x in _reals(points.values) if x is not None]
+    if points.band is not None:
+        shown += [x for edge in (points.band.warn_low, points.band.critical_high) for x in _reals(edge) if x is not None]
+    if shown and min(shown) > 0 and max(shown) / min(shown) > 12:
+        return {"type": "log", "dtick": 1 if max(shown) / min(shown) > 200 else "D1", "minor": {"showgrid": False}}
+    return {"rangemode": "tozero"} if shown and min(shown) >= 0 else {}
+
+
+def _dots(figure: go.Figure, steps: Sequence[int], keys: Sequence[str], cells: np.ndarray[Any, Any], p: Palette) -> None:
+    """A black dot on every cell whose value is NaN or infinite."""
+    rows, columns = np.nonzero(cells)
+    if rows.size:
+        figure.add_scatter(
+            x=[steps[c] for c in columns], y=[keys[r] for r in rows], mode="markers",
+            marker={"size": 5, "color": p.dot, "line": {"color": p.dot_ring, "width": 0.75}},
+            hovertemplate="<b>%{y}</b><br>NaN or infinite<br>step %{x:,d}<extra></extra>",
+        )  # fmt: skip
+
+
+def _excesses(
+    ratios: heat_rows.FloatArray, nonfinite: np.ndarray[Any, Any], keys: Sequence[str], p: Palette, frame: Frame, *, every: int
+) -> list[dict[str, Any]]:
+    """The latest ratio of rows out of their band, written at the right edge; the farthest first where they would overlap."""
+    latest: list[tuple[float, int, str]] = []
+    for index, row in enumerate(ratios):
+        known = np.flatnonzero(np.isfinite(row) | nonfinite[index])
+        if known.size == 0:
+            continue
+        last = known[-1]
+        if nonfinite[index, last]:
+            latest.append((math.inf, index, "NaN"))
+        elif abs(row[last]) >= 1:
+            latest.append((abs(float(row[last])), index, words.times(2.0 ** float(row[last]))))
+    taken: list[int] = []
+    notes: list[dict[str, Any]] = []
+    for size, index, text in sorted(latest, reverse=True):
+        if any(abs(index - other) < every for other in taken):
+            continue
+        taken.append(index)
+        colour = p.violated if size >= RATIO_LIMIT else p.drifting
+        notes.append({
+            "text": text, "x": 1, "xref": "x domain", "y": keys[index], "xanchor": "left", "xshift": 6, "showarrow": False,
+            "font": {"size": 10 if frame.narrow else 11, "color": colour},
+        })  # fmt: skip
+    return notes
+
+
+def _row_axis(keys: Sequence[str], ticks: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "category", "categoryorder": "array", "categoryarray": list(keys), "range": [len(keys) - 0.5, -0.5],
+        "tickmode": "array", "tickvals": list(ticks), "ticktext": list(labels), "showgrid": False, "fixedrange": True,
+    }  # fmt: skip
+
+
+def _label(row: Row, frame: Frame) -> str:
+    if row.is_child:
+        return _short(row.label, frame) + ("" if frame.narrow else "\u2002")
+    arrow = "" if row.block is None else ("▾ " if row.is_open else "▸ ")
+    return arrow + _short(row.label, frame)
+
+
+def _short(name: str, frame: Frame) -> str:
+    """A long name keeps its end, which tells modules apart."""
+    room = 11 if frame.narrow else 18
+    return name if len(name) <= room else "…" + name[-(room - 1) :]
+
+
+def _group(points: Points) -> str:
+    return points.series.subject if points.series.subject else "all parameters"
+
+
+def _hatching(p: Palette) -> dict[str, Any]:
+    """Fine diagonal lines behind the cells: what shows through was not measured."""
+    svg = (
+        "<svg xmlns='http://www.w3.org/2000/svg' width='2400' height='1600' viewBox='0 0 2400 1600'>"
+        "<defs><pattern id='h' width='6' height='6' patternUnits='userSpaceOnUse' patternTransform='rotate(45)'>"
+        f"<line x1='0' y1='0' x2='0' y2='6' stroke='{p.unmeasured}' stroke-width='1.6'/></pattern></defs>"
+        "<rect width='2400' height='1600' fill='url(#h)'/></svg>"
+    )
+    source = "data:image/svg+xml," + svg.replace("#", "%23").replace("<", "%3C").replace(">", "%3E").replace(" ", "%20")
+    return {
+        "source": source, "xref": "x domain", "yref": "y domain", "x": 0, "y": 1, "sizex": 1, "sizey": 1,
+        "sizing": "fill", "layer": "below",
+    }  # fmt: skip
+
+
+def _reals(values: Sequence[Number]) -> list[float | None]:
+    """Finite values; gaps where absent or not finite (those are drawn as marks)."""
+    reals = (words.real(value) for value in values)
+    return [x if x is not None and math.isfinite(x) else None for x in reals]

@@ -1,0 +1,129 @@
+"""The drawer over a run page: one series with its band, or what is measured and what is not."""
+
+import asyncio
+from itertools import groupby
+from typing import Any
+
+import dash
+import dash_mantine_components as dmc
+from dash import Input, Output, State, dcc, html, no_update
+
+from internist.schema.metrics import METRICS
+from internist.schema.views import Coverage, Points
+from internist_dashboard import components, figures, words
+from internist_dashboard.api import Api
+from internist_dashboard.components import Node
+from internist_dashboard.filters import compiled
+from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
+from internist_dashboard.theme import Scheme
+
+COVERAGE_ORDER = ("not captured", "unsupported", "silent", "frozen", "idle", "excluded", "measured")
+SHOWN_ENTRIES = 200
+
+
+def drawer() -> Node:
+    """The drawer, closed."""
+    return dmc.Drawer(
+        [html.Div(id="detail"), dcc.Graph(id="series-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}), html.Div(id="detail-facts")],
+        id="drawer", position="right", size="min(100vw, 760px)", padding="md", title="", opened=False, keepMounted=True,
+        overlayProps={"backgroundOpacity": 0.25}, closeButtonProps={"aria-label": "Close"}, returnFocus=True,
+    )  # fmt: skip
+
+
+def register(app: dash.Dash, api: Api) -> None:
+    """The drawer's callbacks."""
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("drawer", "title"),
+        Output("detail", "children"),
+        Output("series-graph", "figure"),
+        Output("series-graph", "style"),
+        Output("detail-facts", "children"),
+        Input("panel", "data"),
+        Input("detail-tick", "data"),
+        Input("scheme", "data"),
+        State("window", "data"),
+        State("narrow", "data"),
+        State("filter", "data"),
+        State("page", "data"),
+        prevent_initial_call=True,
+    )
+    async def fill(
+        panel: dict[str, Any] | None, _: object, scheme: Scheme, window: Window, narrow: bool, text: str | None, page: dict[str, Any]
+    ) -> Any:
+        hidden = {"display": "none"}
+        if not panel or "run" not in page:
+            return no_update
+        name = page["run"]
+        if panel.get("coverage"):
+            return "Coverage", coverage_list(await api.coverage(name), text), no_update, hidden, None
+        number = int(panel["series"])
+        run, alerts = await asyncio.gather(api.run(name), api.alerts(run=name, limit=ALERT_LIMIT))
+        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        found = (await api.points(name, [number], first=frame.first, last=frame.last, pixels=PIXELS)).windows
+        if not found:
+            return "Series", html.P("This run has no such series.", className="quiet"), no_update, hidden, None
+        points = found[0]
+        own = [a for a in alerts.alerts if a.series == number]
+        title = words.subject(points.series.subject, points.series.index)
+        return title, summary(points), figures.series(points, own, frame), {}, [
+            facts(points), *(components.alert_item(a, run.server_time_ms, with_run=False, can_acknowledge=False) for a in own)
+        ]  # fmt: skip
+
+
+def summary(points: Points) -> Node:
+    """What the metric is, and its last value."""
+    series = points.series
+    known = METRICS.get(series.metric)
+    return html.Div(
+        [
+            html.P([html.Strong(series.metric), html.Span(words.number(series.last_value, bound=series.bound), className="num big")], className="series-head"),
+            html.P(known.summary if known else "A value that the run reports.", className="quiet"),
+        ]
+    )  # fmt: skip
+
+
+def facts(points: Points) -> Node:
+    """How the series is computed, and what its band rests on."""
+    series, band = points.series, points.band
+    about = series.facts
+    edges = "" if band is None else _edges(band.warn_low[-1:], band.warn_high[-1:])
+    limits = "" if band is None else _edges(band.critical_low[-1:], band.critical_high[-1:])
+    known = METRICS.get(series.metric)
+    return components.definition([
+        ("Band", f"warning {edges}, critical {limits}" if band is not None else "none: shown, not judged"),
+        ("Rests on", words.basis(band.basis) if band is not None else ""),
+        ("Last step", words.step(series.last_step)),
+        ("Unit", series.unit),
+        ("Value is", {"exact": "exact", "lower": "a lower bound", "upper": "an upper bound", "sampled": "from a sample"}[series.bound]),
+        ("Method", about.method),
+        ("Block", about.block),
+        ("Role", about.role),
+        ("Shape", f"fan_out {about.fan_out}, fan_in {about.fan_in}" if about.fan_in and about.fan_out else ""),
+        ("dtype", about.dtype),
+        ("Measured every", f"{about.cadence} steps" if about.cadence > 1 else "step"),
+        ("Also known as", ", ".join(about.aliases)),
+        ("Source", known.source if known else ""),
+    ])  # fmt: skip
+
+
+def coverage_list(coverage: Coverage, text: str | None) -> Node:
+    """What is measured and what is not, and why: what is missing first."""
+    pattern = compiled(text)
+    entries = [e for e in coverage.entries if pattern is None or pattern.search(e.subject)]
+    rank = {state: index for index, state in enumerate(COVERAGE_ORDER)}
+    entries.sort(key=lambda entry: rank.get(entry.state, len(rank)))
+    parts: list[Node] = [html.P(f"{words.share(coverage.share)} of watched modules and parameters are measured. No alert never means no data.", className="quiet")]  # fmt: skip
+    for state, members in groupby(entries, key=lambda entry: entry.state):
+        group = list(members)
+        lines = [html.Li([html.Code(e.subject or "model"), html.Span(words.listing([e.kind, e.reason]), className="quiet")]) for e in group[:SHOWN_ENTRIES]]  # fmt: skip
+        if len(group) > SHOWN_ENTRIES:
+            lines.append(html.Li(f"and {len(group) - SHOWN_ENTRIES} more", className="quiet"))
+        parts.append(html.Details([html.Summary(f"{state} · {len(group)}"), html.Ul(lines)], open=state != "measured"))
+    return html.Div(parts, className="coverage")
+
+
+def _edges(low: tuple[Any, ...], high: tuple[Any, ...]) -> str:
+    bottom = low[0] if low else None
+    top = high[0] if high else None
+    return words.listing([f"under {words.number(bottom)}" if bottom is not None else "", f"over {words.number(top)}" if top is not None else ""]) or "—"  # fmt: skip

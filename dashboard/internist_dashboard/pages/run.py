@@ -1,0 +1,253 @@
+"""One run: the sentence, six cards, the charts on one step axis, and the blocks, worst first."""
+
+import asyncio
+from typing import Any
+
+import dash
+import dash_mantine_components as dmc
+from dash import Input, Output, State, dcc, html, no_update
+
+from internist.schema.views import Alert, Heatmap, Run, SeriesView
+from internist_dashboard import components, figures, words
+from internist_dashboard.api import Api
+from internist_dashboard.components import Node
+from internist_dashboard.errors import NotFound
+from internist_dashboard.figures import Frame
+from internist_dashboard.filters import compiled
+from internist_dashboard.rows import collapse
+from internist_dashboard.theme import Scheme
+
+FALLBACK_MS = 5_000
+"""How often a page asks for news when its stream is broken."""
+ALERT_LIMIT = 100
+RATE_LIMIT = 4
+"""Learning rates drawn: groups beyond these are in the series list."""
+HEAD_LIMIT = 128
+"""Heads drawn one row each; beyond, the first of every layer are kept until this many."""
+COLUMNS = 240
+PIXELS = 700
+PREFERRED = ("update.own", "activation.rms", "update.feature", "weight.operator_norm", "activation.spread")
+Window = dict[str, int] | None
+
+
+def layout(run: Run) -> Node:
+    """The page's frame; its callbacks fill it."""
+    return html.Div(
+        [
+            components.header([(run.project, "/"), (run.name, None)], middle=html.Span(_badge(run), id="badge"), filter_hint="filter modules, regex"),
+            dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
+            dcc.Store(id="page", data={"kind": "run", "run": run.id, "cursor": run.cursor}),
+            dcc.Store(id="tick", data={"cursor": run.cursor}),
+            *(dcc.Store(id=name) for name in ("poll", "heat-shown")),
+            html.Main(
+                [
+                    html.Div(id="sentence", className="area-sentence"),
+                    html.Div(id="cards", className="area-cards"),
+                    html.Div(id="facts", className="area-facts"),
+                    html.Div(
+                        [
+                            components.panel("Loss and learning rate", _graph("loss-graph"), aside=_reset(), class_name="area-loss"),
+                            components.panel("Layers × steps", [html.Div(_metric_picker(), className="heat-tools"), components.heat_legend(), _graph("heat-graph")], aside=html.Span(id="heat-note", className="quiet"), class_name="area-heat"),
+                            components.panel("MaxLogit per head", [components.logit_legend(), _graph("logit-graph")], class_name="area-logit"),
+                        ],
+                        className="area-charts",
+                    ),
+                    html.Div(
+                        [
+                            components.panel("Blocks, worst first", html.Div(id="board"), class_name="area-board"),
+                            components.panel("Alerts of this run", html.Div(id="run-alerts"), class_name="area-alerts"),
+                        ],
+                        className="area-rail",
+                    ),
+                ],
+                className="page run-page",
+            ),
+        ]
+    )  # fmt: skip
+
+
+def register(app: dash.Dash, api: Api) -> None:
+    """The page's callbacks: thin; each is one or two questions to the API and a drawing."""
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("tick", "data"), Input("poll", "data"), State("page", "data"), State("tick", "data"), prevent_initial_call=True
+    )
+    async def poll(_: object, page: dict[str, Any], tick: dict[str, Any]) -> Any:
+        run = await api.run(page["run"])
+        news = {"cursor": run.cursor, "state": run.state}
+        return no_update if tick == news else news
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("badge", "children"),
+        Output("sentence", "children"),
+        Output("cards", "children"),
+        Output("facts", "children"),
+        Output("board", "children"),
+        Output("run-alerts", "children"),
+        Input("tick", "data"),
+        Input("filter", "data"),
+        State("page", "data"),
+    )
+    async def summarize(_: object, text: str | None, page: dict[str, Any]) -> Any:
+        name = page["run"]
+        run, verdicts, coverage, alerts = await asyncio.gather(
+            api.run(name), api.verdicts(name, limit=1), api.coverage(name), api.alerts(run=name, limit=ALERT_LIMIT)
+        )
+        advice = components.advice_of(verdicts)
+        aside = html.Span([html.Span("Try: ", className="quiet"), advice]) if advice and advice not in verdicts.sentence else None
+        return (
+            _badge(run),
+            components.sentence(verdicts.state, verdicts.sentence or run.sentence, advice=aside),
+            [components.card(card) for card in verdicts.cards],
+            components.facts(run, coverage.counts),
+            components.board(verdicts.blocks, pattern=compiled(text)),
+            _alerts(alerts.alerts, run.server_time_ms),
+        )
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("loss-graph", "figure"),
+        Input("tick", "data"),
+        Input("window", "data"),
+        Input("scheme", "data"),
+        Input("narrow", "data"),
+        State("page", "data"),
+    )
+    async def draw_loss(_: object, window: Window, scheme: Scheme, narrow: bool, page: dict[str, Any]) -> Any:
+        name = page["run"]
+        run, losses, rates, alerts = await asyncio.gather(
+            api.run(name),
+            api.series(name, metric="loss", limit=1),
+            api.series(name, metric="learning_rate", limit=RATE_LIMIT),
+            api.alerts(run=name, limit=ALERT_LIMIT),
+        )
+        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        wanted = [view.id for view in (*losses, *rates)]
+        if not wanted:
+            return figures.empty("Neither loss nor learning rate yet: report it with internist.log(loss=loss).", frame)
+        windows = (await api.points(name, wanted, first=frame.first, last=frame.last, pixels=PIXELS)).windows
+        by_id = {points.series.id: points for points in windows}
+        loss = by_id.get(losses[0].id) if losses else None
+        return figures.loss(loss, [by_id[r.id] for r in rates if r.id in by_id], _inside(alerts.alerts, frame), frame)
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("heat-graph", "figure"),
+        Output("metric", "data"),
+        Output("metric", "value"),
+        Output("heat-shown", "data"),
+        Output("heat-note", "children"),
+        Input("tick", "data"),
+        Input("window", "data"),
+        Input("heat", "data"),
+        Input("filter", "data"),
+        Input("scheme", "data"),
+        Input("narrow", "data"),
+        State("page", "data"),
+    )
+    async def draw_heat(
+        _: object, window: Window, heat: dict[str, Any], text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]
+    ) -> Any:
+        name = page["run"]
+        run = await api.run(name)
+        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        heatmap = await _heatmap(api, name, heat.get("metric"), frame)
+        options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
+        rows = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
+        figure = figures.heat(heatmap, rows, frame) if rows else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
+        note = words.listing([f"{len(rows)} rows", f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
+        return figure, options, heatmap.metric, heatmap.metric, note
+
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("logit-graph", "figure"),
+        Input("tick", "data"),
+        Input("window", "data"),
+        Input("filter", "data"),
+        Input("scheme", "data"),
+        Input("narrow", "data"),
+        State("page", "data"),
+    )
+    async def draw_logits(_: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]) -> Any:
+        name = page["run"]
+        run, heads = await asyncio.gather(api.run(name), api.series(name, metric="attention.max_logit", limit=4096))
+        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        pattern = compiled(text)
+        chosen = chosen_heads([head for head in heads if pattern is None or pattern.search(head.subject)])
+        if not chosen:
+            return figures.empty("No attention logits: no attention that Internist can read has run, or the filter matches none.", frame)
+        page_of = await api.points(name, [head.id for head in chosen], first=frame.first, last=frame.last, pixels=COLUMNS)
+        return figures.logits(page_of.windows, frame)
+
+
+def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Frame:
+    """The steps that all charts show: the brushed window, else the whole run."""
+    start = min((attempt.start_step for attempt in run.attempts), default=0)
+    first, last = start, max(run.last_step or 0, start + 1)
+    if window:
+        first, last = max(first, int(window["first"])), min(last, int(window["last"]))
+    return Frame(first, max(last, first + 1), scheme or "light", bool(is_narrow))
+
+
+def chosen_heads(heads: list[SeriesView]) -> list[SeriesView]:
+    """All heads while they fit; beyond, evenly the first of every layer."""
+    if len(heads) <= HEAD_LIMIT:
+        return heads
+    layers = len({head.subject for head in heads})
+    each = max(1, HEAD_LIMIT // layers)
+    seen: dict[str, int] = {}
+    kept = []
+    for head in heads:
+        seen[head.subject] = seen.get(head.subject, 0) + 1
+        if seen[head.subject] <= each:
+            kept.append(head)
+    return kept
+
+
+async def _heatmap(api: Api, run: str, metric: str | None, frame: Frame) -> Heatmap:
+    """The heat map of the metric asked for, else of the first preferred one that this run has."""
+    found = None
+    try:
+        found = await api.heatmap(run, metric=metric or PREFERRED[0], first=frame.first, last=frame.last, pixels=COLUMNS)
+    except NotFound:
+        if metric is None:
+            raise
+    if found is not None and (found.rows or not found.metrics):
+        return found
+    known = found.metrics if found is not None else ()
+    other = next((name for name in PREFERRED if name in known), known[0] if known else PREFERRED[0])
+    return await api.heatmap(run, metric=other, first=frame.first, last=frame.last, pixels=COLUMNS)
+
+
+def _badge(run: Run) -> Node:
+    return components.live_badge(
+        run.state, last_frame_at_ms=run.last_frame_at_ms, heartbeat_at_ms=run.heartbeat_at_ms, now_ms=run.server_time_ms, reason=run.state_reason
+    )  # fmt: skip
+
+
+def _alerts(alerts: tuple[Alert, ...], now_ms: int) -> Node:
+    current = [alert for alert in alerts if alert.state in ("pending", "firing")][:6]
+    over = [alert for alert in alerts if alert.state not in ("pending", "firing")]
+    if not alerts:
+        return html.P("None. Nothing has left its band for long enough.", className="quiet pad")
+    shown = current or over[:3]
+    items: list[Node] = [components.alert_line(alert, now_ms) for alert in shown]
+    rest = len(alerts) - len(shown)
+    if rest:
+        items.append(dcc.Link(f"{rest} more on the alerts page", href="/alerts", className="crumb pad"))
+    return html.Div(items)
+
+
+def _inside(alerts: tuple[Alert, ...], frame: Frame) -> list[Alert]:
+    return [a for a in alerts if a.opened_step is not None and frame.first <= a.opened_step <= frame.last]
+
+
+def _graph(name: str) -> Node:
+    return dcc.Graph(id=name, config=figures.GRAPH_CONFIG, className="graph", figure={"layout": {"height": 160, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": {"visible": False}, "yaxis": {"visible": False}}})  # fmt: skip
+
+
+def _metric_picker() -> Node:
+    return dmc.Select(id="metric", data=[], size="xs", allowDeselect=False, searchable=True, checkIconPosition="right", w=230, **{"aria-label": "metric of the heat map"})  # fmt: skip
+
+
+def _reset() -> Node:
+    return html.Span([html.Span("drag to zoom all charts, double click to reset", className="quiet hint"), html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True)])  # fmt: skip
+
+

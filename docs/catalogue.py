@@ -1,0 +1,174 @@
+"""Writes docs/metrics.md from the catalogue, the conditions and the rules: `python -m docs.catalogue`."""
+
+from pathlib import Path
+
+from internist.schema import conditions, rules
+from internist.schema.conditions import CONDITIONS, CRITERIA, Criterion
+from internist.schema.metrics import CATALOGUE, Metric
+
+PAGE = Path(__file__).with_name("metrics.md")
+
+SUBJECTS = {
+    "Activations": ("activation", "block"),
+    "Weights": ("weight",),
+    "Updates": ("update",),
+    "Gradients": ("gradient",),
+    "Attention": ("attention",),
+    "Output": ("output",),
+    "As the run gives them": ("loss", "learning_rate", "weight_decay"),
+    "The monitor itself": ("monitor",),
+}
+
+MERGES = {
+    "mean_square": "root of the mean of squares, weighted by count",
+    "sum_square": "root of the sum of squares",
+    "mean": "mean, weighted by count",
+    "max": "largest",
+    "sum": "sum",
+    "first": "as given by the lowest rank that sent it",
+}
+
+CADENCES = {
+    "light": "light",
+    "model_heavy": "model-heavy",
+    "matrix_heavy": "matrix-heavy",
+    "logged": "when logged",
+}
+
+INTRODUCTION = """\
+<!-- Written by `python -m docs.catalogue` from the schema; edit that, not this page. -->
+
+# Metrics and conditions
+
+What Internist measures, and what it holds the values against. A metric never changes its meaning under the same name: a
+changed definition is a new name.
+
+A *token* is any position of an activation other than its feature dimension (the last; for convolutions the channels,
+so that a pixel is a token). A *probe* is a small fixed part of the batch. Weights are `(fan_out, fan_in)`. ΔW is the
+weight after a step minus the weight before it, as stored in the parameter's own dtype.
+`R(A) = √(fan_in / fan_out) · ‖A‖₂` is the RMS-to-RMS operator norm of a matrix.
+
+NaN and infinities are values: they are kept, drawn as marks and violate at once. A point not measured is absent.
+
+## Cadence
+
+| class | measured |
+| --- | --- |
+| light | every `every` steps (10 by default) |
+| model-heavy | every `10 × every` steps |
+| matrix-heavy | every `10 × every` steps, a rotating quarter of the matrices |
+| when logged | whenever the run reports it |
+
+Steps 0, 1, 2, 5, 10, 20 and 50 measure everything. A frame's step is the number of optimizer rounds completed before
+its forward pass; the update that ends that round has the same number.
+"""
+
+
+def page() -> str:
+    """The whole of docs/metrics.md."""
+    return "\n".join([INTRODUCTION, metrics_section(), conditions_section(), criteria_section(), rules_section()])
+
+
+def metrics_section() -> str:
+    """The catalogue: one table per subject."""
+    lines = [
+        "## Metrics",
+        "",
+        "*Merged* says how the parts of several micro-batches, and then of several ranks, become one value.",
+        "",
+    ]
+    for title, subjects in SUBJECTS.items():
+        lines += [f"### {title}", "", *table("metric | of each | unit | what it is | merged | cadence | source")]
+        lines += [row(*metric_cells(metric)) for metric in CATALOGUE if metric.name.split(".")[0] in subjects]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def conditions_section() -> str:
+    """What must hold, and what to try first when it does not."""
+    lines = ["## Conditions", "", *table("condition | holds when | first look at")]
+    lines += [row(f"`{c.name}`<br>{c.title}", c.summary, c.advice) for c in CONDITIONS]
+    return "\n".join([*lines, ""])
+
+
+def criteria_section() -> str:
+    """Which metric speaks for which condition, and with which bands."""
+    lines = [
+        "## Bands",
+        "",
+        "*Baseline*: the run's own, the median over its points with step in [t/4, t/2], at least "
+        f"{conditions.BASELINE_MINIMUM_POINTS} of them. "
+        f"A value {conditions.BASELINE_WARN:g} times its baseline is drifting, "
+        f"{conditions.BASELINE_CRITICAL:g} times is violated; a two-sided one also when that much smaller. "
+        "*Target*: a number from theory, judged only where it applies. "
+        f"*Sanity*: a step that moves a module's output by more than {conditions.SANITY_RELATIVE_UPDATE:g} of itself "
+        "violates, whatever the baseline. "
+        "*Schedule*: the value is divided by the run-wide factor of the learning rate's schedule before it is judged.",
+        "",
+        *table("condition | metric | of | sides | schedule | baseline | target: warns, violates"),
+    ]
+    lines += [row(*criterion_cells(criterion)) for criterion in CRITERIA]
+    return "\n".join([*lines, ""])
+
+
+def rules_section() -> str:
+    """When a verdict becomes an alert."""
+    lines = [
+        "## Alerts",
+        "",
+        f"An alert fires when the breach has lasted {rules.FOR_POINTS_LIGHT} points of a light series, "
+        f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says. It resolves when the log-ratio is back under "
+        f"{conditions.RECOVERY:.0%} of the band's own log-width. A run is `lost` when its heartbeat is older than "
+        f"{rules.LOST_AFTER_S:g} s, and `stalled` when its step has not moved for {rules.STALLED_AFTER_STEPS:g} median "
+        f"step times and {rules.STALLED_AFTER_S:g} s.",
+        "",
+        *table("rule | condition | drifting | violated | points"),
+    ]
+    lines += [
+        row(f"`{r.name}`", f"`{r.condition}`", r.drifting or "no alert", r.violated, str(r.for_points or "by cadence"))
+        for r in rules.RULES
+    ]
+    return "\n".join([*lines, ""])
+
+
+def metric_cells(metric: Metric) -> tuple[str, ...]:
+    """The cells of one metric."""
+    merges, cadence = MERGES[metric.combine], CADENCES[metric.cadence]
+    return f"`{metric.name}`", metric.kind, metric.unit, metric.summary, merges, cadence, metric.source
+
+
+def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
+    """The cells of one criterion."""
+    of = {"all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input"}
+    applies = {"always": "always", "mup": "spectral or μP runs", "muon": "orthogonalised updates"}
+    target = criterion.target
+    bands = (
+        f"{target.warn_above:g}, {target.critical_above:g} ({applies[target.applies_when]}; {target.source})"
+        if target
+        else ""
+    )
+    if criterion.sanity_relative_to:
+        bands += f"sanity, against `{criterion.sanity_relative_to}`"
+    return (
+        f"`{criterion.condition}`",
+        f"`{criterion.metric}`",
+        of[criterion.applies_to],
+        "both" if criterion.two_sided else "above",
+        "yes" if criterion.scheduled else "",
+        "yes" if criterion.baseline else "",
+        bands,
+    )
+
+
+def table(heads: str) -> list[str]:
+    """The two head lines of a table."""
+    return [f"| {heads} |", "|" + " --- |" * (heads.count("|") + 1)]
+
+
+def row(*cells: str) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

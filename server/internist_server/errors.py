@@ -1,0 +1,77 @@
+"""The server's errors; `routes/problems.py` says what HTTP status each has.
+
+ServerError
+├── SettingsError          a setting is wrong, or unsafe together with another (also a ValueError)
+├── NotFound               what was asked for is not here
+│   ├── RunNotFound
+│   ├── AttemptNotFound
+│   └── AlertNotFound
+└── Refused                what was sent is not taken; nothing of it was stored
+    ├── Malformed          it cannot be read at all
+    ├── Invalid            it can be read, and asks for something impossible
+    ├── TooLarge           it is over a limit
+    ├── UnsupportedContent its content type or encoding is not known
+    ├── NewerVersion       it was written by a newer major version
+    └── Conflict           it contradicts what is stored
+"""
+
+
+class ServerError(Exception):
+    """Base of all errors that the server raises."""
+
+
+class SettingsError(ServerError, ValueError):
+    """A setting is wrong, or unsafe together with another."""
+
+
+class NotFound(ServerError):  # noqa: N818
+    """What was asked for is not here."""
+
+
+class RunNotFound(NotFound):
+    """No such run."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"there is no run {run!r} on this server")
+
+
+class AttemptNotFound(NotFound):
+    """The run has no such attempt."""
+
+    def __init__(self, run: str, attempt: str) -> None:
+        super().__init__(f"run {run!r} has no attempt {attempt!r}; POST /api/v1/runs registers one")
+
+
+class AlertNotFound(NotFound):
+    """No such alert."""
+
+    def __init__(self, alert: int) -> None:
+        super().__init__(f"there is no alert {alert}")
+
+
+class Refused(ServerError):  # noqa: N818
+    """What was sent is not taken; nothing of it was stored."""
+
+
+class Malformed(Refused):
+    """It cannot be read at all."""
+
+
+class Invalid(Refused):
+    """It can be read, and asks for something impossible."""
+
+
+class TooLarge(Refused):
+    """It is over a limit."""
+
+
+class UnsupportedContent(Refused):
+    """Its content type or encoding is not known."""
+
+
+class NewerVersion(Refused):
+    """It was written by a newer major version."""
+
+
+class Conflict(Refused):
+    """It contradicts what is stored."""

@@ -1,0 +1,91 @@
+"""Bands: the run's own baselines, and when they are taken; the bands an optimizer promises."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internist.schema.conditions import BASELINE_MINIMUM_POINTS
+
+Floats = NDArray[np.float32]
+
+GRID_PER_OCTAVE = 8
+"""Baselines are taken anew when the age of the run crosses the next of this many points per doubling: a baseline is at
+most 9 % of the run's age old, which under growth like the square root of steps is 5 % of its value."""
+WINDOW_POINTS = 256
+"""Points of one plan that are enough for a baseline."""
+MUON_WIDENING = 0.05
+MUON_CRITICAL = 1.5
+
+
+def baseline_window(step: int, *, origin: int, every: int, taken: int) -> tuple[int, int] | None:
+    """Steps, both inclusive, whose points make the baselines with which `step` is judged; None: those at hand stay.
+
+    Args:
+        step: the step that is to be judged next.
+        origin: first judged step of the attempt. Windows lie in [age / 4, age / 2] after it, so that a run that is
+            watched from a late step has baselines as soon as one that is watched from its start.
+        every: steps between two light samples.
+        taken: `grid_point` at which baselines were last taken; -1 never.
+    """
+    age = step - origin
+    first, last = -(-age // 4), age // 2
+    if last // every - (first - 1) // every < BASELINE_MINIMUM_POINTS or grid_point(age) <= taken:
+        return None
+    return origin + first, origin + last
+
+
+def grid_point(age: int) -> int:
+    """Number of grid points that a run of this age in steps has crossed; -1 at its start."""
+    return math.floor(GRID_PER_OCTAVE * math.log2(age)) if age > 0 else -1
+
+
+def window_sample(steps: NDArray[np.int64], *, every: int) -> NDArray[np.int64]:
+    """Which of the stored steps of one plan go into a baseline: at most WINDOW_POINTS, evenly spread, all regular ones.
+
+    Steps off the regular grid (start-up, directives during an incident) are left out, for they would outnumber the rest.
+    """
+    regular = steps[steps % every == 0]
+    if regular.size <= WINDOW_POINTS:
+        return regular
+    return regular[np.linspace(0, regular.size - 1, WINDOW_POINTS).round().astype(np.int64)]
+
+
+def baselines(values: Floats) -> Floats:
+    """Median of each row over its finite points. Zero where it is not positive, NaN with too few positive points.
+
+    Args:
+        values: (series, points), NaN where a series has no point.
+    """
+    if not values.size:
+        return np.full(len(values), np.nan, np.float32)
+    enough = np.count_nonzero(values > 0, axis=1) >= BASELINE_MINIMUM_POINTS
+    ordered = np.sort(values, axis=1)  # NaN last
+    counts = values.shape[1] - np.count_nonzero(np.isnan(values), axis=1)
+    rows = np.arange(len(values))
+    middle = np.maximum(counts, 1)
+    median = (ordered[rows, (middle - 1) // 2] + ordered[rows, middle // 2]) / np.float32(2)
+    median = np.where(np.isfinite(median) & (median > 0), median, np.where(counts >= BASELINE_MINIMUM_POINTS, 0, np.nan))
+    return np.where(enough | (median == 0), median, np.nan).astype(np.float32)
+
+
+def muon_band(
+    *,
+    rate: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    decayed: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest R(dW) of a step W <- W - rate * (alpha * msign + decay * W), before widening.
+
+    The singular values of what the optimizer takes for msign lie in [low, high]; weight decay moves the largest of the
+    sum by no more than its own norm (triangle inequality).
+
+    Args:
+        rate: learning rate of the group.
+        scale: alpha * sqrt(fan_in / fan_out), so that rate * scale is R of an exact msign.
+        low: smallest singular value that the orthogonalisation leaves; `high` the largest.
+        decayed: rate * decay * R(W), what decoupled weight decay adds or takes.
+    """
+    return np.maximum(rate * scale * low - decayed, 0.0), rate * scale * high + decayed

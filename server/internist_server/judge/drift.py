@@ -1,0 +1,125 @@
+"""Drift: whether a series leaves its band if it goes on as it does, and when."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logs = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+
+TOLERANCE = 0.5
+"""Growth of log value per log step that is no drift: of a random walk, and of weights under a constant step size."""
+MEMORY_OCTAVES = 0.5
+"""Points that are this many doublings of the step older weigh half as much."""
+THRESHOLD = 0.5
+"""Page-Hinkley: log2 of the growth beyond tolerance that has to accumulate."""
+MINIMUM_WEIGHT = 8.0
+Z = 1.96
+"""Half-width of intervals in standard errors (95 %)."""
+HORIZON = 4.0
+"""A crossing later than this many times the present step is no news."""
+_NEVER = 1e15
+
+
+@dataclass(slots=True)
+class Trends:
+    """Regression of log2 value on log2 step for each check, older points fading, and its Page-Hinkley extremes.
+
+    The sums are kept about the weighted means, so that float32 is enough. `lowest` is the least value of
+    mean value - TOLERANCE * mean step since the slope last was within tolerance; `highest` likewise for falls.
+    """
+
+    last: Logs
+    weight: Logs
+    mean_step: Logs
+    mean_value: Logs
+    steps: Logs
+    products: Logs
+    values: Logs
+    lowest: Logs
+    highest: Logs
+
+    @classmethod
+    def none(cls, size: int) -> "Trends":
+        """`size` checks without a point."""
+        arrays = [np.zeros(size, np.float32) for _ in range(7)]
+        return cls(*arrays, np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32))
+
+    def extended(self, size: int) -> "Trends":
+        """The same with checks without a point appended up to `size`."""
+        more = Trends.none(size - self.last.size)
+        return Trends(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in FIELDS))
+
+
+FIELDS = ("last", "weight", "mean_step", "mean_value", "steps", "products", "values", "lowest", "highest")
+
+
+def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
+    """Takes in log2 of the values of one step, in place, where `measured`.
+
+    Page-Hinkley on increments d log value - TOLERANCE * d log step telescopes: its sum since any point is a difference
+    of two levels, so that the largest sum is the level less the lowest one. The level here is the smoothed one.
+    """
+    now = np.float32(np.log2(max(step, 1)))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        fade = np.exp2((trends.last - now) * np.float32(1 / MEMORY_OCTAVES))
+        kept = trends.weight * fade
+        weight = kept + np.float32(1)
+        by_step = now - trends.mean_step
+        by_value = logs - trends.mean_value
+        share = kept / weight
+        mean_step = trends.mean_step + by_step / weight
+        mean_value = trends.mean_value + by_value / weight
+        by_step_shared = share * by_step
+        steps = trends.steps * fade + by_step_shared * by_step
+        products = trends.products * fade + by_step_shared * by_value
+        values = trends.values * fade + share * by_value * by_value
+        tolerated = np.float32(TOLERANCE) * mean_step
+        up, down = mean_value - tolerated, mean_value + tolerated
+        limit = np.float32(TOLERANCE) * steps
+        lowest = np.where(products <= limit, up, np.minimum(trends.lowest, up))
+        highest = np.where(products >= -limit, down, np.maximum(trends.highest, down))
+    new = (weight, mean_step, mean_value, steps, products, values, lowest, highest)
+    trends.last[measured] = now
+    for name, array in zip(FIELDS[1:], new, strict=True):
+        np.copyto(getattr(trends, name), array, where=measured)
+
+
+@dataclass(frozen=True, slots=True)
+class Crossings:
+    """Which checks drift, and the step at which each leaves its band, with its interval; NaN where it does not drift."""
+
+    drifts: Flags
+    step: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
+    """Checks whose trend is surely beyond tolerance and leaves the band within HORIZON times the present step.
+
+    Args:
+        trends: of all checks.
+        high: log2 of the upper edge as it is now; +inf or NaN: none.
+        low: log2 of the lower edge; -inf or NaN: none.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        spread = trends.steps.astype(np.float64)
+        slope = trends.products / spread
+        residual = np.maximum(trends.values - slope * trends.products, 0) / np.maximum(trends.weight - 2, 1)
+        error = Z * np.sqrt(residual / spread)
+        known = (trends.weight >= MINIMUM_WEIGHT) & (spread > 0)
+        tolerated = TOLERANCE * trends.mean_step
+        rises = known & (slope - error > TOLERANCE) & (trends.mean_value - tolerated - trends.lowest > THRESHOLD)
+        falls = known & (slope + error < -TOLERANCE) & (trends.highest - trends.mean_value - tolerated > THRESHOLD)
+        level = trends.mean_value + slope * (trends.last - trends.mean_step)
+        distance = np.where(rises, high, low) - level
+        ahead = (rises & (distance > 0)) | (falls & (distance < 0))
+        steepest = slope + np.sign(slope) * error
+        flattest = slope - np.sign(slope) * error
+        now = trends.last.astype(np.float64)
+        at, soon, late = (np.exp2(np.minimum(now + distance / s, 62.0)) for s in (slope, steepest, flattest))
+        drifts = ahead & np.isfinite(distance) & (at <= HORIZON * np.exp2(now))
+    none = np.where(drifts, 0.0, np.nan)
+    return Crossings(drifts, *(np.minimum(x, _NEVER) + none for x in (at, soon, late)))

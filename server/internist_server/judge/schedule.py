@@ -1,0 +1,149 @@
+"""The schedule factor: how far the whole run's learning rate is from its largest so far, and when it jumps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internist.schema.conditions import RECOVERY, SCHEDULE_FLOOR, SCHEDULE_JUMP
+
+Floats = NDArray[np.float64]
+
+WARM_UP_RISE = 1.02
+WARM_UP_STEPS = 100
+"""Warm-up ends when the factor has not risen by more than WARM_UP_RISE over this many steps."""
+_ANCHOR_STEPS = 10
+"""Factors of the last WARM_UP_STEPS are kept no closer than this."""
+
+
+def schedule_factor(rates: Floats, reference: Floats, weights: Floats) -> Floats:
+    """Weighted median over parameter groups of `rates / reference`, one per row; NaN where no group has both.
+
+    Args:
+        rates: (points, groups) learning rates; NaN where not measured.
+        reference: (groups,) the rate each group is compared with; NaN where none was positive yet.
+        weights: (groups,) number of parameters of each group.
+
+    Run-wide on purpose: a schedule moves all groups and cancels, a mistake in one group does not. Of an even split the
+    lower ratio is taken.
+    """
+    if not reference.size:
+        return np.full(len(rates), np.nan)
+    ratios = rates / reference
+    if reference.size == 1:
+        return np.asarray(ratios[:, 0])
+    known = ~np.isnan(ratios)
+    order = np.argsort(ratios, axis=1)
+    cumulated = np.cumsum(np.take_along_axis(np.where(known, weights, 0.0), order, axis=1), axis=1)
+    middle = np.argmax(cumulated >= cumulated[:, -1:] / 2, axis=1)
+    median = np.take_along_axis(ratios, np.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
+    return np.where(known.any(axis=1), median, np.nan)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """What is known of the run's learning rates.
+
+    `raw` is the factor against each group's first positive rate, which never changes afterwards: values divided by it
+    are comparable over warm-up and decay. `factor` = raw / peak is s(t), its reference being the largest so far.
+    """
+
+    reference: Floats = field(default_factory=lambda: np.empty(0))
+    rates: Floats = field(default_factory=lambda: np.empty(0))
+    weights: Floats = field(default_factory=lambda: np.empty(0))
+    raw: float = math.nan
+    peak: float = math.nan
+    warming: bool = True
+    anchors: list[tuple[int, float]] = field(default_factory=list)
+    jump_from: float = math.nan
+    """Raw factor before the jump that is open; NaN: none is."""
+    jump_step: int = -1
+    jump_group: int = -1
+    jump_worst: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """s(t) in [0, 1]; NaN while no rate was positive or none is measured."""
+        return self.raw / self.peak if self.peak > 0 else math.nan
+
+    @property
+    def divisor(self) -> float:
+        """What a scheduled value is divided by: the raw factor, not under SCHEDULE_FLOOR of its peak; 1 if unknown."""
+        return max(self.raw, SCHEDULE_FLOOR * self.peak) if self.peak > 0 else 1.0
+
+    @property
+    def is_low(self) -> bool:
+        """Whether s(t) is so small that a small update says nothing."""
+        return self.factor < SCHEDULE_FLOOR
+
+    @property
+    def jumped(self) -> bool:
+        """Whether a jump of the learning rate is open."""
+        return not math.isnan(self.jump_from)
+
+    @property
+    def jump_ratio(self) -> float:
+        """The raw factor over the one before the jump."""
+        return self.raw / self.jump_from
+
+    def resize(self, weights: Sequence[float]) -> None:
+        """Knows of these groups from now on; those it knew come first and stay."""
+        grown = np.full(len(weights), np.nan)
+        grown[: self.reference.size] = self.reference
+        rates = np.full(len(weights), np.nan)
+        rates[: self.rates.size] = self.rates
+        self.reference, self.rates, self.weights = grown, rates, np.asarray(weights, dtype=np.float64)
+
+    def observe(self, step: int, rates: Floats) -> None:
+        """Takes in the learning rates of one step, NaN where a group's is not measured there."""
+        measured = np.isfinite(rates)
+        if not measured.any():
+            return
+        before, before_rates = self.raw, self.rates
+        self.rates = np.where(measured, rates, self.rates)
+        self.reference = np.where(np.isnan(self.reference) & (self.rates > 0), self.rates, self.reference)
+        self.raw = float(schedule_factor(self.rates[None], self.reference, self.weights)[0])
+        if math.isnan(self.raw):
+            return
+        self.peak = self.raw if math.isnan(self.peak) else max(self.peak, self.raw)
+        self._watch_jump(step, before, before_rates)
+        if self.warming:
+            self._watch_warm_up(step)
+
+    def factors(self, rates: Floats) -> Floats:
+        """Raw factors of earlier points, one per row of `rates`; 1 where no rate is measured in this run."""
+        if not self.reference.size or not self.peak > 0:
+            return np.ones(len(rates))
+        return schedule_factor(rates, self.reference, self.weights)
+
+    def _watch_warm_up(self, step: int) -> None:
+        old = [raw for at, raw in self.anchors if at <= step - WARM_UP_STEPS]
+        if old and self.raw <= WARM_UP_RISE * old[-1]:
+            self.warming, self.anchors = False, []
+            return
+        kept = self.anchors[max(len(old) - 1, 0) :]
+        if not kept or step - kept[-1][0] >= _ANCHOR_STEPS:
+            kept = [*kept, (step, self.raw)]
+        self.anchors = kept
+
+    def _watch_jump(self, step: int, before: float, before_rates: Floats) -> None:
+        if self.jumped:
+            self.jump_worst = max(self.jump_worst, self.jump_ratio, 1 / self.jump_ratio if self.jump_ratio else 1.0)
+            returned = abs(math.log(max(self.jump_ratio, 1e-12))) < RECOVERY * math.log(SCHEDULE_JUMP)
+            if returned or step - self.jump_step > WARM_UP_STEPS:
+                self.jump_from, self.jump_step, self.jump_group, self.jump_worst = math.nan, -1, -1, 1.0
+            return
+        if self.warming or math.isnan(before):
+            return
+        floor = SCHEDULE_FLOOR * self.peak
+        rise = self.raw / max(before, floor)
+        falls = self.raw >= floor and before > SCHEDULE_JUMP * self.raw
+        if rise <= SCHEDULE_JUMP and not falls:
+            return
+        self.jump_from, self.jump_step = max(before, floor), step
+        self.jump_worst = max(rise, 1 / rise)
+        moved = np.abs(np.log(np.maximum(self.rates, 1e-30) / np.maximum(before_rates, 1e-30)))
+        moved = np.where(np.isnan(moved), 0.0, moved)
+        self.jump_group = int(np.argmax(np.where(moved > 1.0, self.weights, 0.0) + 1e-9 * moved))

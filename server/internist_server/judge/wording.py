@@ -1,0 +1,81 @@
+"""Verdicts in words: plain, short, the number first."""
+
+import math
+
+from internist.schema.conditions import CONDITION, SANITY_RELATIVE_UPDATE, Basis
+
+_SUBJECT_OF_CONDITION = {
+    "forward": "output is",
+    "dependency": "token spread is",
+    "update": "moved",
+    "spectral_weight": "weight is",
+    "spectral_update": "update is",
+    "attention": "largest logit is",
+}
+"""What stands between a module's name and how far it is out."""
+
+
+def figure(value: float) -> str:
+    """A number to three digits."""
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """How many times: `31x`, `2.4x`."""
+    return f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x"
+
+
+def place(subject: str, index: int | None) -> str:
+    """A subject with its head or expert; the whole model by that name."""
+    name = subject or "model"
+    return name if index is None else f"{name} [{index}]"
+
+
+def standing(*, basis: Basis, ratio: float, value: float, low: float | None, high: float | None) -> str:
+    """Where a value is, such as `31x its baseline`, `1/12 of its baseline`, `150, over 100`.
+
+    Args:
+        basis: what the band rests on.
+        ratio: value over the band's centre; for targets and sanity over the edge.
+        value: as measured.
+        low: the band's lower edge, or None.
+        high: its upper edge, or None.
+    """
+    if basis == "sanity":
+        return f"{ratio * SANITY_RELATIVE_UPDATE:.0%} of itself in one step, over {SANITY_RELATIVE_UPDATE:.0%}"
+    if basis == "target":
+        if high is not None and value > high:
+            return f"{figure(value)}, over {figure(high)}"
+        if low is not None and value < low:
+            return f"{figure(value)}, under {figure(low)}"
+        return f"{figure(value)}, at most {figure(high)}" if high is not None and low is None else f"{figure(value)}, in its band"
+    if ratio == 0:
+        return "zero, its baseline is not"
+    return f"{times(ratio)} its baseline" if ratio > 0.5 else f"1/{1 / ratio:.0f} of its baseline"
+
+
+def nonfinite(metric: str, value: float) -> str:
+    """What is not finite."""
+    if metric == "activation.nonfinite" and math.isfinite(value):
+        return f"{value:.0f} entries are NaN or infinite"
+    return "NaN" if math.isnan(value) else "infinite"
+
+
+def sentence(condition: str, where: str, phrase: str, since: int | None) -> str:
+    """The worst thing, in words: condition, module, how far, since when, what to try."""
+    known = CONDITION[condition]
+    verb = _SUBJECT_OF_CONDITION.get(condition)
+    said = f"{where} {verb} {phrase}" if verb else f"{where}: {phrase}"
+    start = "" if since is None else f" since step {since}"
+    return f"{known.card} - {said}{start}. Try: {known.advice}."
+
+
+def message(*, metric: str, where: str, phrase: str, low: float | None, high: float | None, since: int) -> str:
+    """One alert in words, for a message that stands alone."""
+    if low is not None and high is not None:
+        band = f" (band {figure(low)} to {figure(high)})"
+    else:
+        band = "" if high is None else f" (band up to {figure(high)})"
+    return f"{where}: {metric} is {phrase}{band}, since step {since}"

@@ -1,0 +1,97 @@
+"""Everything that can be set, read from the environment in one place."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
+from internist_server.errors import SettingsError
+
+DEFAULT_PORT = 8237
+
+
+class Settings(BaseSettings):
+    """The settings of one server. Each is read from `INTERNIST_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="INTERNIST_", frozen=True, extra="ignore")
+
+    database_url: str = Field(
+        default="sqlite:///internist.db",
+        description="Where runs are kept: a SQLite file (a path or `sqlite:///…`) or `postgresql://…`.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback a token is required.")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    token: str | None = Field(default=None, description="If set, everyone must present it, readers of the board too.")
+    webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas."
+    )
+    apprise_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Receivers of notifications as Apprise URLs, separated by commas."
+    )
+    external_url: str | None = Field(
+        default=None, description="Address of this server as people reach it; links in notifications begin with it."
+    )
+    max_request_bytes: int = Field(
+        default=MAX_REQUEST_BYTES, ge=1024, description="Largest body of one request that is read."
+    )
+    max_series_per_run: int = Field(
+        default=MAX_SERIES_PER_RUN, ge=1, description="A run's series beyond this are refused."
+    )
+
+    @field_validator("webhook_url", "apprise_urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        return value
+
+    @field_validator("token", "external_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _to_url(cls, value: str) -> str:
+        return database_url(value)
+
+    @property
+    def address(self) -> str:
+        """Where people reach this server."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.external_url or f"http://{host}:{self.port}").rstrip("/")
+
+
+def database_url(place: str) -> str:
+    """The URL of a database that is given as a URL or as the path of a SQLite file."""
+    if place.startswith("postgres://"):
+        return "postgresql://" + place.removeprefix("postgres://")
+    if "://" in place:
+        return place
+    return f"sqlite:///{Path(place).expanduser()}"
+
+
+def require_safe(settings: Settings) -> None:
+    """Refuse to listen where strangers may reach the server without a token.
+
+    Raises:
+        SettingsError: the host is not loopback and there is no token.
+    """
+    if settings.token is None and not is_loopback(settings.host):
+        raise SettingsError(
+            f"refusing to listen on {settings.host} without a token: anyone on the network could read and write runs. "
+            "Set INTERNIST_TOKEN (or --token), or listen on 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

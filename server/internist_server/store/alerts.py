@@ -1,0 +1,248 @@
+"""Alerts: opened, moved and closed by the judge's transitions, read by people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, case, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from internist.schema.rules import Severity
+from internist.schema.views import Alert, AlertsPage
+from internist.schema.wire import Note
+from internist_server.errors import AlertNotFound
+from internist_server.judge.verdicts import Transition
+from internist_server.store.attempts import Attempt, touch_run
+from internist_server.store.numbers import number
+from internist_server.store.tables import NO_INDEX, AlertRow, AttemptRow, RunRow, SeriesRow
+
+OPEN = ("pending", "firing")
+_SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
+
+
+def apply_transition(
+    session: Session, attempt: Attempt, transition: Transition, *, at_ms: int, is_quiet: bool
+) -> int | None:
+    """Move the one open alert of a series and rule; the id of an alert that fires now and did not before."""
+    row = session.scalar(
+        select(AlertRow)
+        .where(AlertRow.run_id == attempt.run, AlertRow.series_id == transition.series)
+        .where(AlertRow.rule == transition.rule, AlertRow.state.in_(OPEN))
+    )
+    if transition.state in ("resolved", "superseded"):
+        if row is not None:
+            _close(session, row, state=transition.state, step=transition.step, at_ms=at_ms)
+        return None
+    was_firing = row is not None and row.state == "firing"
+    if row is None:
+        row = AlertRow(run_id=attempt.run, attempt_id=attempt.id, series_id=transition.series, rule=transition.rule)
+        row.pending_step, row.quiet, row.notified = transition.pending_step, is_quiet, False
+        session.add(row)
+    for name in ("condition", "severity", "state", "cause", "value", "ratio", "basis", "band_low", "band_high"):
+        setattr(row, name, getattr(transition, name))
+    row.message, row.advice = transition.message, transition.advice
+    row.worst_ratio = max(transition.worst_ratio, row.worst_ratio or 0.0)
+    if transition.state == "firing" and not was_firing:
+        row.opened_step, row.opened_at_ms, row.quiet = transition.step, at_ms, is_quiet
+    session.flush()
+    return row.id if transition.state == "firing" and not was_firing else None
+
+
+def open_run_alert(session: Session, attempt: Attempt, *, rule: str, step: int | None, message: str, now_ms: int) -> int | None:
+    """Open an alert on the run itself, if it is not open; its id if it is new."""
+    if find_run_alert(session, attempt.run, rule=rule) is not None:
+        return None
+    advice = "look at the job: its process, its node, its log"
+    return _add_plain(
+        session, attempt, rule=rule, condition="run", cause="run", severity="critical", state="firing", step=step,
+        message=message, advice=advice, at_ms=now_ms, is_quiet=False,
+    )  # fmt: skip
+
+
+def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
+    """The id of the open alert of a rule on the run itself."""
+    query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.rule == rule, AlertRow.state == "firing")
+    return session.scalar(query)
+
+
+def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, now_ms: int) -> bool:
+    """Resolve an alert on the run itself; whether one was open."""
+    found = find_run_alert(session, run, rule=rule)
+    if found is None:
+        return False
+    _close(session, session.get_one(AlertRow, found), state="resolved", step=step, at_ms=now_ms)
+    return True
+
+
+def add_note(session: Session, attempt: Attempt, note: Note, *, is_quiet: bool) -> int:
+    """Record an alert that the user's own code raised: it has a moment, no duration."""
+    found = _add_plain(
+        session, attempt, rule="user", condition="user", cause="user", severity=_SEVERITY[note.level], state="resolved",
+        step=note.step, message=f"{note.title}: {note.text}" if note.text else note.title, advice="",
+        at_ms=note.noted_at_ms, is_quiet=is_quiet,
+    )  # fmt: skip
+    row = session.get_one(AlertRow, found)
+    row.closed_step, row.closed_at_ms = note.step, note.noted_at_ms
+    session.flush()
+    return found
+
+
+def supersede(session: Session, attempt: Attempt, *, now_ms: int) -> None:
+    """Close what earlier attempts of the run left open: a new attempt starts afresh."""
+    query = select(AlertRow).where(AlertRow.run_id == attempt.run, AlertRow.attempt_id != attempt.id)
+    for row in session.scalars(query.where(AlertRow.state.in_(OPEN))).all():
+        _close(session, row, state="superseded", step=attempt.start_step, at_ms=now_ms)
+
+
+def firing(session: Session, run: str, *, condition: str | None = None, quiet: bool | None = None) -> list[Alert]:
+    """The alerts of a run that fire now, oldest first."""
+    query = _query().where(AlertRow.run_id == run, AlertRow.state == "firing").order_by(AlertRow.id)
+    if condition is not None:
+        query = query.where(AlertRow.condition == condition)
+    if quiet is not None:
+        query = query.where(AlertRow.quiet == quiet)
+    return [_alert(row) for row in session.execute(query)]
+
+
+def fired_since(session: Session, run: str, *, condition: str, first: int, limit: int = 1_000) -> list[int]:
+    """Ids of the alerts of a condition from `first` on that have fired aloud."""
+    query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.condition == condition, AlertRow.id >= first)
+    query = query.where(AlertRow.opened_step.is_not(None) | AlertRow.opened_at_ms.is_not(None), AlertRow.quiet.is_(False))
+    return list(session.scalars(query.order_by(AlertRow.id).limit(limit)))
+
+
+def count_firing(session: Session, run: str | None = None) -> int:
+    """Number of alerts that fire now, of one run or of all."""
+    query = select(func.count()).select_from(AlertRow).where(AlertRow.state == "firing")
+    return session.scalar(query if run is None else query.where(AlertRow.run_id == run)) or 0
+
+
+def counts_firing(session: Session, runs: Sequence[str]) -> dict[str, int]:
+    """Number of alerts that fire now by run."""
+    query = select(AlertRow.run_id, func.count()).where(AlertRow.run_id.in_(runs), AlertRow.state == "firing")
+    return {row[0]: row[1] for row in session.execute(query.group_by(AlertRow.run_id))}
+
+
+def newest_critical_step(session: Session, run: str) -> int | None:
+    """Last step at which a critical alert that still fires was opened."""
+    query = select(func.max(AlertRow.opened_step)).where(AlertRow.run_id == run, AlertRow.series_id.is_not(None))
+    return session.scalar(query.where(AlertRow.state == "firing", AlertRow.severity == "critical"))
+
+
+def list_alerts(
+    session: Session,
+    *,
+    run: str | None = None,
+    states: Sequence[str] = (),
+    condition: str | None = None,
+    limit: int = 200,
+    offset: int = 0,
+) -> AlertsPage:
+    """Alerts, open ones first, then newest first."""
+    wanted = []
+    if run is not None:
+        wanted.append(AlertRow.run_id == run)
+    if condition is not None:
+        wanted.append(AlertRow.condition == condition)
+    chosen = [*wanted, AlertRow.state.in_(states)] if states else wanted
+    total = session.scalar(select(func.count()).select_from(AlertRow).where(*chosen)) or 0
+    is_open = select(func.count()).select_from(AlertRow).where(*wanted, AlertRow.state == "firing")
+    order = case((AlertRow.state == "firing", 0), (AlertRow.state == "pending", 1), else_=2)
+    query = _query().where(*chosen).order_by(order, AlertRow.id.desc()).limit(limit).offset(offset)
+    return AlertsPage(tuple(_alert(row) for row in session.execute(query)), total, session.scalar(is_open) or 0)
+
+
+def get_alerts(session: Session, ids: Sequence[int]) -> list[Alert]:
+    """Alerts by id, lowest first; those that are gone are left out."""
+    return [_alert(row) for row in session.execute(_query().where(AlertRow.id.in_(ids)).order_by(AlertRow.id))]
+
+
+def acknowledge(session: Session, alert: int, *, by: str, now_ms: int) -> Alert:
+    """Say that a person has seen an alert; the first to say so stays.
+
+    Raises:
+        AlertNotFound: there is no such alert.
+    """
+    row = session.get(AlertRow, alert)
+    if row is None:
+        raise AlertNotFound(alert)
+    if row.acknowledged_at_ms is None:
+        row.acknowledged_by, row.acknowledged_at_ms = by, now_ms
+        touch_run(session, row.run_id)
+    session.flush()
+    return get_alerts(session, [alert])[0]
+
+
+def mark_notified(session: Session, ids: Sequence[int]) -> None:
+    """Say of alerts that receivers know of them."""
+    session.execute(update(AlertRow).where(AlertRow.id.in_(ids)).values(notified=True))
+
+
+def _close(session: Session, row: AlertRow, *, state: str, step: int | None, at_ms: int) -> None:
+    if row.state == "pending":  # it never fired: there is nothing to tell of it
+        session.execute(delete(AlertRow).where(AlertRow.id == row.id))
+        return
+    row.state, row.closed_step, row.closed_at_ms = state, step, at_ms
+    session.flush()
+
+
+def _add_plain(
+    session: Session, attempt: Attempt, *, rule: str, condition: str, cause: str, severity: str, state: str,
+    step: int | None, message: str, advice: str, at_ms: int, is_quiet: bool,
+) -> int:  # fmt: skip
+    row = AlertRow(
+        run_id=attempt.run, attempt_id=attempt.id, rule=rule, condition=condition, severity=severity, state=state,
+        cause=cause, pending_step=step, opened_step=step, opened_at_ms=at_ms, message=message, advice=advice,
+        quiet=is_quiet, notified=False,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def _query() -> Select[Any]:
+    return (
+        select(
+            AlertRow, RunRow.name, RunRow.project, AttemptRow.name, SeriesRow.metric, SeriesRow.subject,
+            SeriesRow.index, SeriesRow.facts,
+        )
+        .join(RunRow, RunRow.id == AlertRow.run_id)
+        .join(AttemptRow, AttemptRow.id == AlertRow.attempt_id)
+        .outerjoin(SeriesRow, SeriesRow.id == AlertRow.series_id)
+    )  # fmt: skip
+
+
+def _alert(found: Row[Any]) -> Alert:
+    row, run_name, project, attempt, metric, subject, index, facts = found
+    return Alert(
+        id=row.id,
+        run=row.run_id,
+        run_name=run_name,
+        project=project,
+        attempt=attempt,
+        rule=row.rule,
+        condition=row.condition,
+        severity=row.severity,
+        state=row.state,
+        series=row.series_id,
+        metric=metric or "",
+        subject=subject or "",
+        index=None if index is None or index == NO_INDEX else index,
+        block=(facts or {}).get("block"),
+        cause=row.cause,
+        value=number(row.value),
+        ratio=number(row.ratio),
+        worst_ratio=number(row.worst_ratio),
+        basis=row.basis,
+        band_low=number(row.band_low),
+        band_high=number(row.band_high),
+        pending_step=row.pending_step,
+        opened_step=row.opened_step,
+        closed_step=row.closed_step,
+        opened_at_ms=row.opened_at_ms,
+        closed_at_ms=row.closed_at_ms,
+        message=row.message,
+        advice=row.advice,
+        acknowledged_by=row.acknowledged_by,
+        acknowledged_at_ms=row.acknowledged_at_ms,
+        notified=row.notified,
+    )

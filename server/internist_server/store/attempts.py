@@ -1,0 +1,279 @@
+"""Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from internist.schema.wire import Finish, Heartbeat, RunStart
+from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
+from internist_server.store.dialects import upsert
+from internist_server.store.sequences import Intervals
+from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run."""
+
+    id: int
+    run: str
+    name: str
+    number: int
+    parent: str | None
+    world_size: int
+    every: int
+    start_step: int
+    received_at_ms: int
+    parametrization: str
+    optimizers: tuple[str, ...]
+    finished_at_ms: int | None
+    outcome: str | None
+
+
+@dataclass(slots=True)
+class Rank:
+    """One process of an attempt; ingest changes it and saves it."""
+
+    rank: int
+    received_at_ms: int
+    delivered: Intervals = field(default_factory=list)
+    last_step: int = NEVER
+    sampled_step: int = NEVER
+    frame_at_ms: int | None = None
+    heartbeat_at_ms: int | None = None
+    heartbeat_step: int | None = None
+    step_age_ms: int | None = None
+    finished_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Steps of a history that one attempt tells: from `first` to `last`, both included."""
+
+    attempt_id: int
+    first: int
+    last: int
+
+
+LAST_STEP = (1 << 53) - 1
+"""Steps beyond this are refused: a float64 axis could not tell them apart."""
+
+
+def lock_run(session: Session, run: str) -> None:
+    """Make every other writer of this run wait until the transaction ends.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    if session.scalar(select(RunRow.id).where(RunRow.id == run).with_for_update()) is None:
+        raise RunNotFound(run)
+
+
+def require_run(session: Session, run: str) -> None:
+    """Raises `RunNotFound` if there is no such run."""
+    if session.scalar(select(RunRow.id).where(RunRow.id == run)) is None:
+        raise RunNotFound(run)
+
+
+def touch_run(session: Session, run: str) -> None:
+    """Let the run's cursor rise: something of it has changed."""
+    session.execute(update(RunRow).where(RunRow.id == run).values(cursor=RunRow.cursor + 1))
+
+
+def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:
+    """The attempt and rank that a start declares, made where they are new, with whether the attempt is new.
+
+    Raises:
+        Conflict: another rank of this attempt declared another world size.
+    """
+    values = {
+        "project": start.project,
+        "name": start.name,
+        "config": start.config,
+        "parametrization": start.parametrization,
+        "optimizers": list(start.optimizers),
+        "reference": start.reference,
+    }
+    upsert(session, RunRow, [{"id": start.run, "created_at_ms": now_ms, "cursor": 0, **values}], key=["id"], update=[])
+    lock_run(session, start.run)
+    row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == start.run, AttemptRow.name == start.attempt))
+    is_new = row is None
+    if row is None:
+        session.execute(update(RunRow).where(RunRow.id == start.run).values(**values))
+        number = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.run_id == start.run)) or 0
+        row = AttemptRow(
+            run_id=start.run,
+            name=start.attempt,
+            number=number + 1,
+            parent=start.parent,
+            world_size=start.world_size,
+            every=start.every,
+            started_at_ms=start.started_at_ms,
+            received_at_ms=now_ms,
+            start_step=start.start_step,
+            client=start.client,
+            modules=[asdict(module) for module in start.modules],
+        )
+        session.add(row)
+    elif row.world_size != start.world_size:
+        raise Conflict(f"attempt {start.attempt!r} has a world size of {row.world_size}, not {start.world_size}")
+    elif start.modules and not row.modules:
+        row.modules = [asdict(module) for module in start.modules]
+    session.flush()
+    rank = find_rank(session, row.id, start.rank)
+    if rank is None:
+        session.add(
+            RankRow(attempt_id=row.id, rank=start.rank, mesh=start.mesh, delivered=[], received_at_ms=now_ms)
+        )
+        rank = Rank(start.rank, now_ms)
+        row.finished_at_ms = row.outcome = None  # a rank that comes late
+    touch_run(session, start.run)
+    session.flush()
+    return _attempt(session, row), rank, is_new
+
+
+def find_attempt(session: Session, run: str, name: str) -> Attempt:
+    """The attempt of that name.
+
+    Raises:
+        AttemptNotFound: the run has none.
+    """
+    row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == run, AttemptRow.name == name))
+    if row is None:
+        raise AttemptNotFound(run, name)
+    return _attempt(session, row)
+
+
+def newest_attempt(session: Session, run: str) -> Attempt:
+    """The attempt of the highest number.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    query = select(AttemptRow).where(AttemptRow.run_id == run).order_by(AttemptRow.number.desc()).limit(1)
+    row = session.scalar(query)
+    if row is None:
+        raise RunNotFound(run)
+    return _attempt(session, row)
+
+
+def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
+    """The attempt of that name, or the newest."""
+    require_run(session, run)
+    return newest_attempt(session, run) if name is None else find_attempt(session, run, name)
+
+
+def open_attempts(session: Session) -> list[Attempt]:
+    """The newest attempt of every run, where it has not ended."""
+    newest = select(AttemptRow.run_id, func.max(AttemptRow.number).label("number")).group_by(AttemptRow.run_id).subquery()
+    query = (
+        select(AttemptRow)
+        .join(newest, (AttemptRow.run_id == newest.c.run_id) & (AttemptRow.number == newest.c.number))
+        .where(AttemptRow.finished_at_ms.is_(None))
+    )
+    return [_attempt(session, row) for row in session.scalars(query)]
+
+
+def lineage(session: Session, attempt: Attempt) -> list[Segment]:
+    """The history that an attempt continues, newest first: its own steps, and its forebears' up to where it resumed."""
+    segments: list[Segment] = []
+    seen: set[str] = set()
+    last = LAST_STEP
+    name: str | None = attempt.name
+    while name is not None and name not in seen:
+        seen.add(name)
+        query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step)
+        found = session.execute(query.where(AttemptRow.run_id == attempt.run, AttemptRow.name == name)).first()
+        if found is None:
+            break
+        first = found.start_step if found.parent is not None else 0
+        if first <= last:
+            segments.append(Segment(found.id, first, last))
+        last = min(last, found.start_step - 1)
+        name = found.parent
+    return segments
+
+
+def find_rank(session: Session, attempt_id: int, rank: int) -> Rank | None:
+    """What is known of a rank; None if it never spoke."""
+    row = session.get(RankRow, (attempt_id, rank))
+    return None if row is None else _rank(row)
+
+
+def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
+    """The ranks of an attempt that ever spoke, lowest first."""
+    session.flush()
+    query = select(RankRow).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
+    return [_rank(row) for row in session.scalars(query)]
+
+
+def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
+    """Keep what ingest has changed of a rank."""
+    session.execute(
+        update(RankRow)
+        .where(RankRow.attempt_id == attempt_id, RankRow.rank == rank.rank)
+        .values(
+            delivered=[list(interval) for interval in rank.delivered],
+            last_step=rank.last_step,
+            sampled_step=rank.sampled_step,
+            received_at_ms=rank.received_at_ms,
+            frame_at_ms=rank.frame_at_ms,
+            finished_at_ms=rank.finished_at_ms,
+        )
+    )
+
+
+def save_heartbeat(session: Session, attempt: Attempt, beat: Heartbeat, *, now_ms: int) -> None:
+    """Keep a rank's sign of life."""
+    row = session.get(RankRow, (attempt.id, beat.rank))
+    if row is None:
+        raise AttemptNotFound(attempt.run, f"{attempt.name} rank {beat.rank}")
+    row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, beat.step, beat.step_age_ms
+    session.flush()
+
+
+def finish(session: Session, attempt: Attempt, finish: Finish, ranks: Sequence[Rank]) -> bool:
+    """Mark the attempt as ended if every rank that spoke has; whether it has ended."""
+    if any(rank.finished_at_ms is None for rank in ranks):
+        return False
+    row = session.get_one(AttemptRow, attempt.id)
+    row.finished_at_ms = finish.finished_at_ms
+    row.outcome = "failed" if "failed" in (row.outcome, finish.outcome) else "finished"
+    session.flush()
+    return True
+
+
+def _attempt(session: Session, row: AttemptRow) -> Attempt:
+    run = session.get_one(RunRow, row.run_id)
+    return Attempt(
+        id=row.id,
+        run=row.run_id,
+        name=row.name,
+        number=row.number,
+        parent=row.parent,
+        world_size=row.world_size,
+        every=row.every,
+        start_step=row.start_step,
+        received_at_ms=row.received_at_ms,
+        parametrization=run.parametrization,
+        optimizers=tuple(run.optimizers),
+        finished_at_ms=row.finished_at_ms,
+        outcome=row.outcome,
+    )
+
+
+def _rank(row: RankRow) -> Rank:
+    return Rank(
+        rank=row.rank,
+        received_at_ms=row.received_at_ms,
+        delivered=[list(interval) for interval in row.delivered],
+        last_step=row.last_step,
+        sampled_step=row.sampled_step,
+        frame_at_ms=row.frame_at_ms,
+        heartbeat_at_ms=row.heartbeat_at_ms,
+        heartbeat_step=row.heartbeat_step,
+        step_age_ms=row.step_age_ms,
+        finished_at_ms=row.finished_at_ms,
+    )

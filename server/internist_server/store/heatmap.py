@@ -1,0 +1,128 @@
+"""Layers x steps of one metric: how far each row was from its band at each step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from internist.schema.conditions import CRITERIA, Basis
+from internist.schema.metrics import METRICS
+from internist.schema.views import Heatmap, HeatmapRow
+from internist_server.store.attempts import Attempt, Segment, lineage
+from internist_server.store.frames import MAX_CELLS, read_matrix
+from internist_server.store.judgements import JudgedWindow, load_state, places_in, read_judged
+from internist_server.store.merge import Floats, Ids
+from internist_server.store.numbers import numbers
+from internist_server.store.series import Columns, StoredSeries, columns_of, metrics_of_run, search_series
+from internist_server.store.thinning import bucket_starts, strongest
+
+Collapse = Literal["blocks", "modules"]
+BASES: Final[tuple[Basis | None, ...]] = (None, "target", "reference", "baseline", "sanity")
+"""A basis' number in stored judgements is its place here."""
+_WEAKEST_FIRST: Final[tuple[int, ...]] = (3, 4, 2, 1)
+_PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows over some steps: of each row the ratio that is largest in magnitude, and its value."""
+
+    steps: Ids
+    ratios: Floats
+    values: Floats
+
+
+def read_heatmap(
+    session: Session,
+    attempt: Attempt,
+    *,
+    metric: str | None,
+    first: int,
+    last: int,
+    pixels: int,
+    collapse: Collapse,
+) -> Heatmap:
+    """The heat map of a metric; without one, of the first that says most."""
+    judged = {criterion.metric for criterion in CRITERIA}
+    drawable = tuple(name for name in METRICS if name in judged & set(metrics_of_run(session, attempt.run)))
+    chosen = metric or next((name for name in (*_PREFERRED, *drawable) if name in drawable), "")
+    found = search_series(session, attempt.run, metrics=[chosen])
+    columns = columns_of(session, np.array([one.id for one in found], dtype=np.int64))
+    members = _members(found, collapse)
+    pieces: list[_Piece] = []
+    bases = np.zeros(len(BASES), dtype=np.int64)
+    for segment in reversed(lineage(session, attempt)):
+        places = places_in(load_state(session, segment.attempt_id).order, columns.ids)
+        for window in read_judged(session, segment, places, first=first, last=last):
+            bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
+            pieces += _collapse(session, segment, window, columns, list(members.values()))
+    steps, ratios, values = _thinned(pieces, len(members), pixels)
+    rows = tuple(
+        _row(name, [found[place] for place in places], ratios[:, row], values[:, row])
+        for row, (name, places) in enumerate(members.items())
+    )
+    unit = METRICS[chosen].unit if chosen in METRICS else ""
+    basis = next((BASES[number] for number in _WEAKEST_FIRST if bases[number]), None)
+    return Heatmap(attempt.run, attempt.name, chosen, unit, tuple(steps.tolist()), rows, basis, drawable)
+
+
+def _members(found: Sequence[StoredSeries], collapse: Collapse) -> dict[str, list[int]]:
+    """Places of the series of each row, rows in forward order."""
+    members: dict[str, list[int]] = {}
+    for place, one in enumerate(found):
+        name = one.facts.block or one.subject if collapse == "blocks" else one.subject
+        members.setdefault(name, []).append(place)
+    return members
+
+
+def _collapse(
+    session: Session, segment: Segment, window: JudgedWindow, columns: Columns, members: Sequence[Sequence[int]]
+) -> list[_Piece]:
+    """Rows of a window, without the steps at which the metric was not judged."""
+    judged = ~np.isnan(window.ratios).all(axis=1)
+    steps, all_ratios = window.steps[judged], window.ratios[judged].astype(np.float32)
+    height = max(1, MAX_CELLS // max(1, len(columns.ids)))
+    pieces = []
+    for begin in range(0, len(steps), height):
+        ratios = all_ratios[begin : begin + height]
+        matrix = read_matrix(session, segment.attempt_id, steps[begin : begin + height].tolist(), columns)
+        shape = (len(ratios), len(members))
+        row_ratios, row_values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        lines = np.arange(len(ratios))
+        for row, places in enumerate(members):
+            of_row = ratios[:, places]
+            worst = np.where(np.isnan(of_row), -1, np.abs(of_row)).argmax(axis=1)
+            row_ratios[:, row] = of_row[lines, worst]
+            row_values[:, row] = matrix.values[:, places][lines, worst]
+        pieces.append(_Piece(matrix.steps, row_ratios, row_values))
+    return pieces
+
+
+def _thinned(pieces: Sequence[_Piece], rows: int, pixels: int) -> tuple[Ids, Floats, Floats]:
+    """All pieces as one, at most `pixels` steps wide; a bucket shows what was largest in magnitude in it."""
+    if not pieces:
+        return np.empty(0, np.int64), np.empty((0, rows), np.float32), np.empty((0, rows), np.float32)
+    steps = np.concatenate([piece.steps for piece in pieces])
+    ratios = np.concatenate([piece.ratios for piece in pieces])
+    values = np.concatenate([piece.values for piece in pieces])
+    starts = bucket_starts(steps, pixels)
+    if len(starts) == len(steps):
+        return steps, ratios, values
+    picks = strongest(np.where(np.isnan(ratios), -1, np.abs(ratios)), starts)
+    lasts = np.append(starts[1:], len(steps)) - 1
+    columns = np.arange(ratios.shape[1])
+    return steps[lasts], ratios[picks, columns], values[picks, columns]
+
+
+def _row(name: str, series: Sequence[StoredSeries], ratios: Floats, values: Floats) -> HeatmapRow:
+    absent = np.isnan(ratios)
+    return HeatmapRow(
+        subject=name,
+        block=series[0].facts.block,
+        order=min(one.facts.order for one in series),
+        series=tuple(one.id for one in series),
+        ratios=numbers(ratios, absent=absent),
+        values=numbers(values, absent=absent),
+    )

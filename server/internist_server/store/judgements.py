@@ -1,0 +1,164 @@
+"""What the judge has said of each step, and where it stands."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from internist_server.store.attempts import Segment
+from internist_server.store.merge import Ids
+from internist_server.store.tables import NEVER, JudgementRow, JudgeStateRow
+
+Ratios = NDArray[np.float16]
+Bases = NDArray[np.uint8]
+_PIECE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the runs table shows of a judge's work. Floats that are not finite are kept as text."""
+
+    state: str = "not measured"
+    sentence: str = "Nothing has been measured yet."
+    violated: int = 0
+    drifting: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    """The last loss, learning rate, overhead share and coverage."""
+    step_ms: float | None = None
+    sampled_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeState:
+    """The judge of an attempt between two requests."""
+
+    version: int = 0
+    judged_step: int = NEVER
+    order: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    state: bytes | None = None
+    summary: Summary = field(default_factory=Summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One step's judgement as stored."""
+
+    step: int
+    schedule: float
+    ranks_delivered: int
+    ranks_expected: int
+    ratios: Ratios
+    basis: Bases
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedWindow:
+    """Judgements of several steps: ratios and bases (steps, columns), NaN and 0 where nothing was judged."""
+
+    steps: Ids
+    ratios: Ratios
+    basis: Bases
+
+
+def load_state(session: Session, attempt_id: int) -> JudgeState:
+    """The judge's state; that of one who has seen nothing, if nothing is stored."""
+    session.flush()
+    row = session.get(JudgeStateRow, attempt_id, populate_existing=True)
+    if row is None:
+        return JudgeState()
+    order = np.frombuffer(row.order, dtype="<i8")
+    return JudgeState(row.version, row.judged_step, order, row.state, _summary(row.summary))
+
+
+def load_version(session: Session, attempt_id: int) -> int:
+    """The version of the judge's state; 0 without one."""
+    return session.scalar(select(JudgeStateRow.version).where(JudgeStateRow.attempt_id == attempt_id)) or 0
+
+
+def load_summaries(session: Session, attempt_ids: Sequence[int]) -> dict[int, Summary]:
+    """Summaries by attempt."""
+    query = select(JudgeStateRow.attempt_id, JudgeStateRow.summary).where(JudgeStateRow.attempt_id.in_(attempt_ids))
+    return {row[0]: _summary(row[1]) for row in session.execute(query)}
+
+
+def save_state(session: Session, attempt_id: int, state: JudgeState) -> None:
+    """Keep the judge's state."""
+    row = session.get(JudgeStateRow, attempt_id)
+    if row is None:
+        row = JudgeStateRow(attempt_id=attempt_id)
+        session.add(row)
+    row.version = state.version
+    row.judged_step = state.judged_step
+    row.order = state.order.astype("<i8").tobytes()
+    row.state = state.state
+    row.summary = _plain(state.summary)
+    session.flush()
+
+
+def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) -> None:
+    """Append judgements."""
+    if not judged:
+        return
+    rows = [
+        {
+            "attempt_id": attempt_id,
+            "step": one.step,
+            "schedule": one.schedule,
+            "ranks_delivered": one.ranks_delivered,
+            "ranks_expected": one.ranks_expected,
+            "ratios": one.ratios.astype("<f2").tobytes(),
+            "basis": one.basis.tobytes(),
+        }
+        for one in judged
+    ]
+    session.execute(insert(JudgementRow), rows)
+
+
+def read_judged(
+    session: Session, segment: Segment, places: NDArray[np.int64], *, first: int, last: int
+) -> Iterator[JudgedWindow]:
+    """Judgements of these columns of the judge's order in a window, in pieces of rising steps."""
+    query = (
+        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis)
+        .where(JudgementRow.attempt_id == segment.attempt_id)
+        .where(JudgementRow.step >= max(first, segment.first), JudgementRow.step <= min(last, segment.last))
+        .order_by(JudgementRow.step)
+    )
+    for rows in session.execute(query.execution_options(yield_per=_PIECE)).partitions():
+        steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
+        ratios = np.full((len(rows), len(places)), np.nan, np.float16)
+        basis = np.zeros(ratios.shape, np.uint8)
+        for place, row in enumerate(rows):
+            known = places < len(row.basis)  # the order grows: older judgements are shorter
+            ratios[place, known] = np.frombuffer(row.ratios, dtype="<f2")[places[known]]
+            basis[place, known] = np.frombuffer(row.basis, dtype=np.uint8)[places[known]]
+        yield JudgedWindow(steps, ratios, basis)
+
+
+def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:
+    """Where each id stands in the judge's order; beyond its end where it does not."""
+    sorter = np.argsort(order, kind="stable")
+    found = np.searchsorted(order, ids, sorter=sorter)
+    found = np.minimum(found, len(order) - 1) if len(order) else found
+    places = sorter[found] if len(order) else found
+    return np.where(order[places] == ids, places, np.iinfo(np.int64).max) if len(order) else np.full(len(ids), 1 << 62)
+
+
+def _summary(stored: dict[str, Any]) -> Summary:
+    return Summary(**{**stored, "values": {name: float(value) for name, value in stored["values"].items()}})
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    return {
+        "state": summary.state,
+        "sentence": summary.sentence,
+        "violated": summary.violated,
+        "drifting": summary.drifting,
+        "values": {name: repr(float(value)) for name, value in summary.values.items()},
+        "step_ms": summary.step_ms,
+        "sampled_at_ms": summary.sampled_at_ms,
+    }

@@ -1,0 +1,242 @@
+"""Series and plans: what is measured, under which number, in which order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from internist.schema.metrics import METRICS, Bound, Kind
+from internist.schema.wire import Facts, Plan, Series
+from internist_server.store.dialects import upsert
+from internist_server.store.merge import Codes, Ids, codes_of
+from internist_server.store.tables import NO_INDEX, DeclarationRow, PlanRow, SeriesRow
+
+Key = tuple[str, str, str, int, str]
+_BATCH = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSeries:
+    """One series of a run under its server id."""
+
+    id: int
+    metric: str
+    kind: Kind
+    subject: str
+    index: int | None
+    bound: Bound
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """Series ids and counts of one plan of one rank."""
+
+    rank: int
+    number: int
+    is_sampled: bool
+    last_step: int
+    series: Ids
+    counts: Ids | None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a matrix: series ids, and how their parts combine."""
+
+    ids: Ids
+    codes: Codes
+
+
+def count_series(session: Session, run: str) -> int:
+    """Number of series of a run."""
+    return session.scalar(select(func.count()).select_from(SeriesRow).where(SeriesRow.run_id == run)) or 0
+
+
+def declare(
+    session: Session, run: str, attempt_id: int, rank: int, sequence: int, series: Sequence[Series]
+) -> dict[int, int]:
+    """Store what a rank declares; the server ids by its numbers. Series that exist get the new facts."""
+    rows = [
+        {
+            "run_id": run,
+            "metric": one.metric,
+            "kind": one.kind,
+            "subject": one.subject,
+            "index": NO_INDEX if one.index is None else one.index,
+            "bound": one.bound,
+            "facts": asdict(one.facts),
+        }
+        for one in series
+    ]
+    key = ["run_id", "metric", "kind", "subject", "index", "bound"]
+    for begin in range(0, len(rows), _BATCH):
+        upsert(session, SeriesRow, rows[begin : begin + _BATCH], key=key, update=["facts"])
+    known = _ids_by_key(session, run, {one.metric for one in series})
+    ids = {one.number: known[_key(one)] for one in series}
+    session.add(
+        DeclarationRow(
+            attempt_id=attempt_id,
+            rank=rank,
+            sequence=sequence,
+            numbers=np.array(list(ids), dtype="<i8").tobytes(),
+            series=np.array(list(ids.values()), dtype="<i8").tobytes(),
+        )
+    )
+    session.flush()
+    return ids
+
+
+def declared(session: Session, attempt_id: int, rank: int) -> dict[int, int]:
+    """Server ids by the numbers a rank gave its series."""
+    query = select(DeclarationRow.numbers, DeclarationRow.series).order_by(DeclarationRow.sequence)
+    found: dict[int, int] = {}
+    for numbers, series in session.execute(
+        query.where(DeclarationRow.attempt_id == attempt_id, DeclarationRow.rank == rank)
+    ):
+        found.update(zip(_ids(numbers).tolist(), _ids(series).tolist(), strict=True))
+    return found
+
+
+def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequence[int]) -> StoredPlan:
+    """Store a plan whose series have these server ids."""
+    metrics = session.scalars(select(SeriesRow.metric).where(SeriesRow.id.in_(ids)).distinct()) if ids else ()
+    stored = StoredPlan(
+        rank=rank,
+        number=plan.number,
+        is_sampled=any(is_sampled(metric) for metric in metrics),
+        last_step=-1,
+        series=np.array(ids, dtype="<i8"),
+        counts=np.array(plan.counts, dtype="<i8") if plan.counts else None,
+    )
+    session.add(
+        PlanRow(
+            attempt_id=attempt_id,
+            rank=rank,
+            number=plan.number,
+            is_sampled=stored.is_sampled,
+            series=stored.series.tobytes(),
+            counts=None if stored.counts is None else stored.counts.tobytes(),
+        )
+    )
+    session.flush()
+    return stored
+
+
+def is_sampled(metric: str) -> bool:
+    """Whether the metric belongs to sampled frames; a logged scalar may come at any step."""
+    known = METRICS.get(metric)
+    return known is not None and known.cadence != "logged"
+
+
+def list_plans(
+    session: Session, attempt_id: int, *, rank: int | None = None, numbers: Sequence[int] | None = None
+) -> list[StoredPlan]:
+    """Plans of an attempt, of one rank or of all."""
+    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
+    if rank is not None:
+        query = query.where(PlanRow.rank == rank)
+    if numbers is not None:
+        query = query.where(PlanRow.number.in_(numbers))
+    return [_plan(row) for row in session.scalars(query)]
+
+
+def save_last_steps(session: Session, attempt_id: int, rank: int, steps: Mapping[int, int]) -> None:
+    """Keep the newest step of each plan that has moved on."""
+    for number, step in steps.items():
+        session.execute(
+            update(PlanRow)
+            .where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank, PlanRow.number == number)
+            .where(PlanRow.last_step < step)
+            .values(last_step=step)
+        )
+
+
+def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
+    """Series by id, in the order asked for."""
+    found: dict[int, StoredSeries] = {}
+    wanted = ids.tolist()
+    for begin in range(0, len(wanted), _BATCH):
+        query = select(*_COLUMNS).where(SeriesRow.id.in_(wanted[begin : begin + _BATCH]))
+        for row in session.execute(query):
+            found[row.id] = _series(row)
+    return [found[one] for one in wanted]
+
+
+def search_series(
+    session: Session, run: str, *, metrics: Sequence[str] | None = None, kinds: Sequence[str] | None = None
+) -> list[StoredSeries]:
+    """Series of a run in forward order."""
+    query = select(*_COLUMNS).where(SeriesRow.run_id == run)
+    if metrics is not None:
+        query = query.where(SeriesRow.metric.in_(metrics))
+    if kinds is not None:
+        query = query.where(SeriesRow.kind.in_(kinds))
+    return sorted((_series(row) for row in session.execute(query)), key=_forward_order)
+
+
+def metrics_of_run(session: Session, run: str) -> list[str]:
+    """Names of the metrics a run has series of."""
+    return list(session.scalars(select(SeriesRow.metric).where(SeriesRow.run_id == run).distinct()))
+
+
+def columns_of(session: Session, ids: Ids) -> Columns:
+    """Columns for these series."""
+    return Columns(ids, codes_of([one.metric for one in list_series(session, ids)]))
+
+
+_COLUMNS: tuple[Any, ...] = (
+    SeriesRow.id,
+    SeriesRow.metric,
+    SeriesRow.kind,
+    SeriesRow.subject,
+    SeriesRow.index,
+    SeriesRow.bound,
+    SeriesRow.facts,
+)
+
+
+def _forward_order(series: StoredSeries) -> tuple[int, str, str, int]:
+    return series.facts.order, series.subject, series.metric, -1 if series.index is None else series.index
+
+
+def _key(series: Series) -> Key:
+    index = NO_INDEX if series.index is None else series.index
+    return series.metric, series.kind, series.subject, index, series.bound
+
+
+def _ids_by_key(session: Session, run: str, metrics: set[str]) -> dict[Key, int]:
+    columns = (SeriesRow.metric, SeriesRow.kind, SeriesRow.subject, SeriesRow.index, SeriesRow.bound, SeriesRow.id)
+    query = select(*columns).where(SeriesRow.run_id == run, SeriesRow.metric.in_(metrics))
+    return {(row[0], row[1], row[2], row[3], row[4]): row[5] for row in session.execute(query)}
+
+
+def _series(row: Any) -> StoredSeries:
+    return StoredSeries(
+        id=row.id,
+        metric=row.metric,
+        kind=row.kind,
+        subject=row.subject,
+        index=None if row.index == NO_INDEX else row.index,
+        bound=row.bound,
+        facts=msgspec.convert(row.facts, Facts),
+    )
+
+
+def _plan(row: PlanRow) -> StoredPlan:
+    return StoredPlan(
+        rank=row.rank,
+        number=row.number,
+        is_sampled=row.is_sampled,
+        last_step=row.last_step,
+        series=_ids(row.series),
+        counts=None if row.counts is None else _ids(row.counts),
+    )
+
+
+def _ids(blob: bytes) -> Ids:
+    return np.frombuffer(blob, dtype="<i8")

@@ -1,0 +1,279 @@
+"""Every table, as typed SQLAlchemy rows. Rows never leave the store."""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+NO_INDEX = -1
+"""Stands for `index is None` in the key of a series: NULLs are distinct in unique keys."""
+NEVER = -1
+"""A step before every step: nothing was delivered, or judged, yet."""
+
+
+class Exact(TypeDecorator[float]):
+    """A float kept as text, because NaN in a REAL of SQLite becomes NULL."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else repr(float(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
+        return None if value is None else float(value)
+
+
+_BIG = BigInteger()
+_KEY: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Base of all rows; its metadata names every constraint."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {int: _BIG, float: Exact, dict[str, Any]: JSON, list[Any]: JSON, bytes: LargeBinary}  # noqa: RUF012
+
+
+class RunRow(Base):
+    """One training job."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    project: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    created_at_ms: Mapped[int] = mapped_column(index=True)
+    config: Mapped[dict[str, Any]]
+    parametrization: Mapped[str]
+    optimizers: Mapped[list[Any]]
+    reference: Mapped[str | None]
+    cursor: Mapped[int] = mapped_column(default=0)
+    """Rises with every change of the run."""
+
+
+class AttemptRow(Base):
+    """One start of a run."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("run_id", "name"), UniqueConstraint("run_id", "number"))
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(128))
+    """The client's id of the attempt."""
+    number: Mapped[int]
+    """For display, from 1."""
+    parent: Mapped[str | None]
+    world_size: Mapped[int]
+    every: Mapped[int]
+    started_at_ms: Mapped[int]
+    """By the client's clock."""
+    received_at_ms: Mapped[int]
+    """By the server's clock."""
+    start_step: Mapped[int]
+    client: Mapped[str]
+    modules: Mapped[list[Any]]
+    """The model's outline."""
+    finished_at_ms: Mapped[int | None]
+    outcome: Mapped[str | None]
+
+
+class RankRow(Base):
+    """One process of an attempt: what it has delivered, and its last sign of life."""
+
+    __tablename__ = "ranks"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    mesh: Mapped[dict[str, Any]]
+    delivered: Mapped[list[Any]]
+    """Sequence numbers taken or refused for good, as inclusive intervals in rising order."""
+    last_step: Mapped[int] = mapped_column(default=NEVER)
+    sampled_step: Mapped[int] = mapped_column(default=NEVER)
+    """Last step whose sampled frame (not only logged scalars) has come."""
+    received_at_ms: Mapped[int]
+    frame_at_ms: Mapped[int | None]
+    heartbeat_at_ms: Mapped[int | None]
+    heartbeat_step: Mapped[int | None]
+    step_age_ms: Mapped[int | None]
+    finished_at_ms: Mapped[int | None]
+
+
+class SeriesRow(Base):
+    """One metric of one subject in a run."""
+
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("run_id", "metric", "kind", "subject", "index", "bound"),)
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    metric: Mapped[str]
+    kind: Mapped[str]
+    subject: Mapped[str]
+    index: Mapped[int]
+    """Head or expert; `NO_INDEX` without one."""
+    bound: Mapped[str]
+    facts: Mapped[dict[str, Any]]
+
+
+class DeclarationRow(Base):
+    """How a rank numbers series in its plans: two aligned int64 arrays."""
+
+    __tablename__ = "declarations"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    numbers: Mapped[bytes]
+    series: Mapped[bytes]
+
+
+class PlanRow(Base):
+    """The series whose values frames of this plan carry, as int64 server ids, and the counts of their parts."""
+
+    __tablename__ = "plans"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    is_sampled: Mapped[bool]
+    """Whether it holds more than logged scalars."""
+    last_step: Mapped[int] = mapped_column(default=NEVER)
+    series: Mapped[bytes]
+    counts: Mapped[bytes | None]
+
+
+class FrameRow(Base):
+    """What one rank measured at one step, as it was sent: little-endian float32 aligned with the plan."""
+
+    __tablename__ = "frames"
+    __table_args__ = (Index(None, "attempt_id", "step"),)
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int]
+    plan: Mapped[int]
+    measured_at_ms: Mapped[int]
+    received_at_ms: Mapped[int]
+    skipped: Mapped[bool]
+    late: Mapped[bool]
+    """Came after its step had been judged."""
+    values: Mapped[bytes]
+
+
+class JudgeStateRow(Base):
+    """The judge of an attempt: where it is, and what it knows."""
+
+    __tablename__ = "judge_states"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int]
+    judged_step: Mapped[int]
+    order: Mapped[bytes]
+    """Ids of the judged series in column order, int64."""
+    state: Mapped[bytes | None]
+    summary: Mapped[dict[str, Any]]
+    """What the runs table shows."""
+
+
+class JudgementRow(Base):
+    """The judgement of one step: float16 log-ratios and uint8 bases, aligned with the judge's order."""
+
+    __tablename__ = "judgements"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    schedule: Mapped[float | None]
+    ranks_delivered: Mapped[int]
+    ranks_expected: Mapped[int]
+    ratios: Mapped[bytes]
+    basis: Mapped[bytes]
+
+
+class AlertRow(Base):
+    """A rule firing on a series (or on the run), from its first bad point to its end."""
+
+    __tablename__ = "alerts"
+    __table_args__ = (Index(None, "run_id", "state"),)
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    series_id: Mapped[int | None] = mapped_column(ForeignKey("series.id", ondelete="CASCADE"))
+    rule: Mapped[str]
+    condition: Mapped[str]
+    severity: Mapped[str]
+    state: Mapped[str]
+    cause: Mapped[str]
+    value: Mapped[float | None]
+    ratio: Mapped[float | None]
+    worst_ratio: Mapped[float | None]
+    basis: Mapped[str | None]
+    band_low: Mapped[float | None]
+    band_high: Mapped[float | None]
+    pending_step: Mapped[int | None]
+    opened_step: Mapped[int | None]
+    closed_step: Mapped[int | None]
+    opened_at_ms: Mapped[int | None]
+    closed_at_ms: Mapped[int | None]
+    message: Mapped[str]
+    advice: Mapped[str]
+    quiet: Mapped[bool]
+    """Recorded only: its frames were measured long before they came."""
+    acknowledged_by: Mapped[str | None]
+    acknowledged_at_ms: Mapped[int | None]
+    notified: Mapped[bool] = mapped_column(default=False)
+
+
+class NotificationRow(Base):
+    """A message to the receivers, from the commit that queued it until it is delivered."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (Index(None, "delivered_at_ms", "due_at_ms"), Index(None, "run_id", "condition"))
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    condition: Mapped[str]
+    status: Mapped[str]
+    alerts: Mapped[list[Any]]
+    """Ids of its members."""
+    queued_at_ms: Mapped[int]
+    due_at_ms: Mapped[int]
+    attempts: Mapped[int] = mapped_column(default=0)
+    delivered_at_ms: Mapped[int | None]
+    error: Mapped[str | None]
+
+
+class CoverageRow(Base):
+    """What became of one watched module or parameter on one rank."""
+
+    __tablename__ = "coverage"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(512), primary_key=True)
+    state: Mapped[str]
+    reason: Mapped[str]

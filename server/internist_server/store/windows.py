@@ -1,0 +1,180 @@
+"""What charts are drawn from: windows of series at a pixel budget, and what is known of each series now."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from internist.schema.metrics import METRICS
+from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
+from internist_server.errors import Invalid
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
+from internist_server.store.bands import band_of
+from internist_server.store.frames import read_history, read_matrix
+from internist_server.store.judgements import load_state, places_in, read_judged
+from internist_server.store.merge import Floats, Ids, Mask
+from internist_server.store.numbers import number, numbers
+from internist_server.store.series import (
+    Columns,
+    StoredSeries,
+    columns_of,
+    list_plans,
+    search_series,
+)
+from internist_server.store.thinning import thin
+
+MAX_WINDOWS = 512
+"""Series of one answer."""
+MAX_PATTERN_LENGTH = 200
+
+
+def read_series(
+    session: Session,
+    attempt: Attempt,
+    *,
+    metrics: Sequence[str] | None = None,
+    subject: str | None = None,
+    kind: str | None = None,
+    limit: int,
+    offset: int = 0,
+) -> SeriesPage:
+    """Series of a run that match, in forward order, with their last values.
+
+    Args:
+        metrics: names, or all.
+        subject: a regular expression that is searched for in subjects.
+    """
+    found = search_series(session, attempt.run, metrics=metrics, kinds=None if kind is None else [kind])
+    if subject is not None:
+        pattern = _pattern(subject)
+        found = [one for one in found if pattern.search(one.subject)]
+    page = found[offset : offset + limit]
+    columns = columns_of(session, np.array([one.id for one in page], dtype=np.int64))
+    steps, values = _last_points(session, attempt, columns)
+    views = (view_of(one, step, value) for one, step, value in zip(page, steps, values, strict=True))
+    return SeriesPage(tuple(views), len(found))
+
+
+def read_points(
+    session: Session,
+    attempt: Attempt,
+    chosen: Sequence[StoredSeries],
+    *,
+    first: int = 0,
+    last: int = LAST_STEP,
+    pixels: int,
+) -> PointsPage:
+    """Windows of series over the same steps, each at most `pixels` points wide."""
+    segments = lineage(session, attempt)
+    columns = columns_of(session, np.array([one.id for one in chosen], dtype=np.int64))
+    pieces = list(read_history(session, segments, columns, first=first, last=last))
+    if not pieces:
+        windows = tuple(_empty(one) for one in chosen)
+        return PointsPage(attempt.run, attempt.name, None, None, windows)
+    steps = np.concatenate([piece.steps for piece in pieces])
+    times = np.concatenate([piece.measured_at_ms for piece in pieces])
+    values = np.concatenate([piece.values for piece in pieces])
+    present = np.concatenate([piece.present for piece in pieces])
+    ratios, basis = _judged(session, segments, columns, steps)
+    windows = tuple(
+        _window(one, steps, times, values[:, c], present[:, c], ratios[:, c], basis[:, c], pixels=pixels)
+        for c, one in enumerate(chosen)
+    )
+    measured = steps[present.any(axis=1)]
+    ends = (int(measured[0]), int(measured[-1])) if len(measured) else (None, None)
+    return PointsPage(attempt.run, attempt.name, ends[0], ends[1], windows)
+
+
+def view_of(series: StoredSeries, last_step: int | None, last_value: float | None) -> SeriesView:
+    """A series as readers see it."""
+    metric = METRICS.get(series.metric)
+    return SeriesView(
+        id=series.id,
+        metric=series.metric,
+        unit=metric.unit if metric else "",
+        kind=series.kind,
+        subject=series.subject,
+        index=series.index,
+        bound=series.bound,
+        facts=series.facts,
+        last_step=last_step,
+        last_value=number(last_value),
+    )
+
+
+def _window(
+    series: StoredSeries,
+    all_steps: Ids,
+    times: Ids,
+    values: Floats,
+    present: Mask,
+    ratios: NDArray[np.float16],
+    basis: NDArray[np.uint8],
+    *,
+    pixels: int,
+) -> Points:
+    steps, times, values = all_steps[present], times[present], values[present]
+    ratios, basis = ratios[present], basis[present]
+    thinned = thin(steps, values, pixels)
+    picks = thinned.picks
+    empty = np.isnan(thinned.low)
+    shown = numbers(values[picks])
+    last_step, last_value = (int(steps[-1]), float(values[-1])) if len(steps) else (None, None)
+    return Points(
+        series=view_of(series, last_step, last_value),
+        steps=tuple(steps[picks].tolist()),
+        times_ms=tuple(times[picks].tolist()),
+        values=shown,
+        low=numbers(thinned.low, absent=empty) if thinned.is_thinned else shown,
+        high=numbers(thinned.high, absent=empty) if thinned.is_thinned else shown,
+        nonfinite=tuple(thinned.nonfinite.tolist()),
+        band=band_of(series, values[picks], ratios[picks], basis[picks]),
+        thinned=thinned.is_thinned,
+    )
+
+
+def _empty(series: StoredSeries) -> Points:
+    return Points(view_of(series, None, None), (), (), (), (), (), (), None, False)
+
+
+def _judged(
+    session: Session, segments: Sequence[Segment], columns: Columns, steps: Ids
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Stored ratios and bases of the columns, aligned with `steps`."""
+    ratios = np.full((len(steps), len(columns.ids)), np.nan, np.float16)
+    basis = np.zeros(ratios.shape, np.uint8)
+    for segment in segments:
+        places = places_in(load_state(session, segment.attempt_id).order, columns.ids)
+        for window in read_judged(session, segment, places, first=int(steps[0]), last=int(steps[-1])):
+            rows = np.searchsorted(steps, window.steps)
+            rows = np.minimum(rows, len(steps) - 1)
+            here = steps[rows] == window.steps
+            ratios[rows[here]], basis[rows[here]] = window.ratios[here], window.basis[here]
+    return ratios, basis
+
+
+def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[list[int | None], list[float | None]]:
+    """The last step and value of each column in the history of the attempt."""
+    steps: list[int | None] = [None] * len(columns.ids)
+    values: list[float | None] = [None] * len(columns.ids)
+    for segment in lineage(session, attempt):
+        plans = list_plans(session, segment.attempt_id)
+        candidates = sorted({plan.last_step for plan in plans if segment.first <= plan.last_step <= segment.last})
+        matrix = read_matrix(session, segment.attempt_id, candidates[-64:], columns)
+        for column in range(len(columns.ids)):
+            rows = np.flatnonzero(matrix.present[:, column])
+            if len(rows) and steps[column] is None:
+                steps[column] = int(matrix.steps[rows[-1]])
+                values[column] = float(matrix.values[rows[-1], column])
+    return steps, values
+
+
+def _pattern(subject: str) -> re.Pattern[str]:
+    if len(subject) > MAX_PATTERN_LENGTH:
+        raise Invalid(f"the pattern for subjects has {len(subject)} characters; at most {MAX_PATTERN_LENGTH}")
+    try:
+        return re.compile(subject)
+    except re.error as error:
+        raise Invalid(f"the pattern for subjects is no regular expression: {error}") from error

