@@ -108,7 +108,7 @@ class Observer:
             round_ended=self._round_ended,
         )
         self.parameters.note_groups(optimizers)
-        self._arm(start_step)
+        self.arm(start_step)
 
     # ---- what the monitor calls ------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class Observer:
 
     def _round_ended(self, step: int) -> None:
         self._guard(self._close_round)(step)
-        self._guard(self._arm)(step + 1)
+        self._guard(self.arm)(step + 1)
 
     def _close_round(self, step: int) -> None:
         began = time.perf_counter()
@@ -312,14 +312,14 @@ class Observer:
         self._recorder.close_step(step)
         self.on_step()
 
-    def _arm(self, step: int) -> None:
-        """Prepare for a step: from here to its end every hook sees the same decision."""
+    def arm(self, step: int, wish: Due | None = None) -> None:
+        """Prepare for a step: from here to its end every hook sees the same decision (`wish`, or what the cadence says)."""
         self.activations.reset()
         self.attention.reset()
         self.parameters.reset()
         self.probe.reset()
         self._replayed = False
-        self._due = due(step, self._every, power=self._governor.power, dense_until=self._dense_until)
+        self._due = wish or due(step, self._every, power=self._governor.power, dense_until=self._dense_until)
         if self._due.light:
             self._compiled = is_compiled(self._model, self._outline.root)
             self._root.refresh()

@@ -155,6 +155,11 @@ class Recorder:
                 self._open = None
 
     @property
+    def busy(self) -> bool:
+        """Whether anything that was measured is not in the spool yet."""
+        return self._open is not None or bool(self._queue) or bool(self._log_copies) or bool(self._ready_logs)
+
+    @property
     def dropped(self) -> int:
         """Frames dropped so far: here because the host did not keep up, or in the spool."""
         return self._dropped + self._spool.dropped

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -128,6 +129,7 @@ class ActivationCapture:
         self._every, self._heavy_every, self._world = every, heavy_every, world_size
         self._calls: dict[int, list[_Call]] = {}
         self._norms: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        self._extreme: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._specs: dict[tuple[int, str, str], Spec] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -170,6 +172,7 @@ class ActivationCapture:
         """Forget the step's measurements."""
         self._calls.clear()
         self._norms.clear()
+        self._extreme.clear()
         self._norm_outputs.clear()
         self._input_versions.clear()
         self._gate.stack.clear()
@@ -222,19 +225,18 @@ class ActivationCapture:
         features = out.shape[axis]
         in_axis = self._feature_axis(watched, source) if source is not None else -1
         self.widths[watched.order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
-        wide = features > WIDE_OUTPUT
-        if wide:
-            tokens = at_positions(out.detach(), axis)
-            norms = measure.token_rms(tokens)
-        else:
-            tokens = out.detach()
+        tokens = at_positions(out.detach(), axis) if features > WIDE_OUTPUT else out.detach()
+        if tokens.shape == out.shape:
             norms = self._token_rms(out, axis)
+        else:
+            norms = measure.token_rms(tokens)
+        abs_max, nonfinite = self._extremes(tokens, norms)
         call = _Call(
             norms=norms,
             entries=tokens.numel(),
             tokens=norms.numel(),
-            abs_max=measure.abs_max(tokens),
-            nonfinite=measure.nonfinite(tokens, norms),
+            abs_max=abs_max,
+            nonfinite=nonfinite,
             input_norms=None,
             contribution=None,
             log_z=None,
@@ -305,6 +307,14 @@ class ActivationCapture:
         norms = measure.token_rms(tensor.detach(), channel_dim=axis)
         self._norms[key] = (weakref.ref(tensor), version_of(tensor), norms)
         return norms
+
+    def _extremes(self, tokens: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest entry and number of non-finite ones, once for a tensor that several modules give back."""
+        known = self._extreme.get(id(norms))
+        if known is None or known[0] is not norms:
+            known = norms, measure.abs_max(tokens), measure.nonfinite(tokens, norms)
+            self._extreme[id(norms)] = known
+        return known[1], known[2]
 
     def _feature_axis(self, watched: WatchedModule, tensor: Tensor) -> int:
         if watched.role == "convolution":
@@ -489,8 +499,9 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+@lru_cache(maxsize=256)
 def positions(tokens: int, device: torch.device) -> Tensor:
-    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided."""
+    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written to."""
     count = min(tokens, PROBE_TOKENS)
     if count == tokens:
         return torch.arange(tokens, device=device)
@@ -502,7 +513,7 @@ def at_positions(tensor: Tensor, axis: int = -1) -> Tensor:
     if axis not in (-1, tensor.dim() - 1):
         tensor = tensor.movedim(axis, -1)
     flat = tensor.reshape(-1, tensor.shape[-1])
-    return flat if flat.shape[0] <= PROBE_TOKENS else flat[positions(flat.shape[0], flat.device)]
+    return flat if flat.shape[0] <= PROBE_TOKENS else flat.index_select(0, positions(flat.shape[0], flat.device))
 
 
 def _outside_modes() -> AbstractContextManager[Any]:

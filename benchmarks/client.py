@@ -1,0 +1,207 @@
+"""What watching costs: CPU time of a training step, watched over bare, at the default cadence with everything on.
+
+    python -m benchmarks.client [--json] [--rounds N]
+
+A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order. Time is the CPU time
+of the whole process, the monitor's threads included, from a step's start until its frame is acknowledged by a real server in another
+process. overhead = sum over kinds of frequency x median time, over the median bare step, minus one; its interval is a bootstrap over steps.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import internist
+from internist.capture.cadence import Due, due
+from internist.demo.model import ByteGPT, batch, text
+
+EVERY = 10
+BATCH, CONTEXT = 8, 128
+KINDS: dict[str, tuple[float, int]] = {
+    "dormant": (0.90, 1_001),
+    "light": (0.09, 1_010),
+    "model-heavy + matrix-heavy": (0.01, 1_100),
+}
+"""Step kind: how often it comes at the default cadence, and a step number of that kind. Every heavy step is both model- and matrix-heavy."""
+PARTS = ("model-heavy", "matrix-heavy")
+"""The two heavy classes alone (on top of a light step), for information."""
+BAR, BAR_UPPER = 1.02, 1.04
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--rounds", type=int, default=20, help="times each kind is measured (default 20, at least 15)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as address:
+        samples, points = measure(max(15, options.rounds), address, Path(folder) / "spool")
+    report(samples, points, as_json=options.json)
+    return 0
+
+
+def measure(rounds: int, address: str, spool: Path) -> tuple[dict[str, list[float]], int]:
+    """CPU seconds of steps by kind, and how many points the watched steps produced."""
+    torch.set_num_threads(1)
+    corpus, generator = text(), torch.Generator().manual_seed(0)
+    data = [batch(corpus, BATCH, CONTEXT, generator) for _ in range(8)]
+    bare_step = trainer(0, data)[1]
+    model, watched_step, optimizer = trainer(0, data)
+    monitor = internist.watch(
+        model, optimizer, mode="online", server=address, directory=spool, every=EVERY, max_overhead=0, project="benchmark"
+    )
+    observer, recorder, spool_file = monitor._observer, monitor._recorder, monitor._spool
+    assert observer is not None and recorder is not None and spool_file is not None
+
+    def run_watched(step: int, wish: Due | None = None) -> float:
+        observer.clock.step = step
+        observer.arm(step, wish)
+        began = time.process_time()
+        watched_step()
+        recorder.release()
+        monitor._sender.wake()  # type: ignore[union-attr]
+        while recorder.busy or spool_file.acknowledged < spool_file.last_sequence:
+            time.sleep(0.002)
+        return time.process_time() - began
+
+    for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
+        run_watched(step)
+        bare_step()
+    samples: dict[str, list[float]] = {kind: [] for kind in ("bare", *KINDS, *PARTS)}
+    order = random.Random(0)
+    before = recorder.points
+    for turn in range(rounds):
+        plan = ["bare"] * 3 + ["dormant"] * 3 + ["light"] * 2 + ["model-heavy + matrix-heavy", *PARTS]
+        order.shuffle(plan)
+        for kind in plan:
+            if kind == "bare":
+                began = time.process_time()
+                bare_step()
+                samples[kind].append(time.process_time() - began)
+                continue
+            wish = None
+            step = KINDS.get(kind, (0, 1_010))[1] + 1_000 * turn
+            if kind == "model-heavy + matrix-heavy":
+                step = 1_000 + 100 * turn  # the quarters of the matrices in rotation
+            if kind in PARTS:
+                wish = Due(True, kind == "model-heavy", turn % 4 if kind == "matrix-heavy" else None)
+            count = recorder.points
+            samples[kind].append(run_watched(step, wish))
+            planned = planned_points(monitor, wish or due(step, EVERY))
+            if recorder.points - count != planned:
+                raise AssertionError(f"{kind} step {step}: {recorder.points - count} points, planned {planned}")
+    points = recorder.points - before
+    monitor.finish()
+    return samples, points
+
+
+def planned_points(monitor: Any, wish: Due) -> int:
+    """How many points a step of this kind must give, counted from the model's outline alone."""
+    if not wish.light:
+        return 0
+    outline = monitor._observer._outline
+    blocks = [m for m in outline.modules if m.role == "block"]
+    called = [m for m in outline.modules if m.role != "root"]
+    embeddings = [m for m in called if m.role == "embedding"]
+    roles = [p.roles for p in outline.parameters]
+    count = 5 * len(called)  # rms, rms_max, rms_q99, abs_max, nonfinite
+    count += len(called) - len(embeddings)  # input_rms_max
+    count += len(blocks) + 2  # contribution; log_z, log_z_max
+    count += 5 * len(roles)  # weight.rms; update.rms, relative_rms, unchanged; gradient.rms
+    count += 2 * sum(bool(r & {"vector", "embedding", "head"}) for r in roles)
+    count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean
+    count += 1 + 2 + 3  # global_norm; learning_rate, weight_decay; monitor.*
+    if wish.heavy:
+        count += 3 * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz
+        count += 2 * (len(blocks) + 1)  # feature, feature_mean
+        count += 2 * sum(getattr(m.module, "heads", 0) for m in called)  # max_logit, max_abs_logit
+    if wish.matrices is not None:
+        count += 6 * sum("matrix" in p.roles and wish.owns_matrix(p.order) for p in outline.parameters)
+    return count
+
+
+def trainer(seed: int, data: list[Any]) -> tuple[ByteGPT, Callable[[], None], torch.optim.Optimizer]:
+    """A model and a function that makes one training step of it."""
+    torch.manual_seed(seed)
+    model = ByteGPT(width=256, depth=6, heads=8, context=CONTEXT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+    turn = iter(range(1 << 60))
+
+    def step() -> None:
+        inputs, targets = data[next(turn) % len(data)]
+        loss = functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return model, step, optimizer
+
+
+def overhead(samples: dict[str, list[float]]) -> float:
+    """Watched over bare, minus one."""
+    bare = statistics.median(samples["bare"])
+    return sum(share * statistics.median(samples[kind]) for kind, (share, _) in KINDS.items()) / bare - 1
+
+
+def interval(samples: dict[str, list[float]], draws: int = 2_000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the overhead."""
+    chance = random.Random(1)
+    found = sorted(overhead({k: chance.choices(v, k=len(v)) for k, v in samples.items()}) for _ in range(draws))
+    return found[int(0.025 * draws)], found[int(0.975 * draws) - 1]
+
+
+def report(samples: dict[str, list[float]], points: int, *, as_json: bool) -> None:
+    """Print the table, or one object a line."""
+    bare = statistics.median(samples["bare"])
+    low, high = interval(samples)
+    rows = [(f"ratio.{kind}", statistics.median(times) / bare, "of a bare step") for kind, times in samples.items()]
+    rows += [
+        ("overhead.ratio", 1 + overhead(samples), "of a bare step"),
+        ("overhead.ratio.low", 1 + low, "of a bare step"),
+        ("overhead.ratio.high", 1 + high, "of a bare step"),
+        ("points", float(points), "points"),
+    ]
+    if as_json:
+        for name, value, unit in rows:
+            print(json.dumps({"name": f"client.{name}", "value": round(value, 5), "unit": unit}))
+        return
+    print(f"{'step kind':<28} {'frequency':>9} {'n':>4} {'CPU, ratio to bare (median)':>28}")
+    for kind, times in samples.items():
+        share = f"{KINDS[kind][0]:.2f}" if kind in KINDS else ("" if kind == "bare" else "(part)")
+        print(f"{kind:<28} {share:>9} {len(times):>4} {statistics.median(times) / bare:>28.4f}")
+    print(f"\n{points} points, as planned.")
+    verdict = "holds" if 1 + overhead(samples) <= BAR and 1 + high <= BAR_UPPER else "DOES NOT HOLD"
+    print(f"watched / bare = {1 + overhead(samples):.4f}  (95 % {1 + low:.4f} to {1 + high:.4f}); bar {BAR}, upper end {BAR_UPPER}: {verdict}")
+
+
+@contextmanager
+def server(folder: Path) -> Any:
+    """A real `internist serve` on a free port; gives its address."""
+    port_file = folder / "port"
+    command = [sys.executable, "-m", "internist.cli", "serve", "--port", "0", "--port-file", str(port_file)]
+    process = subprocess.Popen([*command, "--database", str(folder / "benchmark.db")], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not port_file.exists() or not port_file.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"`internist serve` did not start (exit status {process.poll()})")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port_file.read_text().strip()}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
