@@ -59,7 +59,14 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[dict[str, list[floa
     bare_step = trainer(0, data)[1]
     model, watched_step, optimizer = trainer(0, data)
     monitor = internist.watch(
-        model, optimizer, mode="online", server=address, directory=spool, every=EVERY, max_overhead=0, project="benchmark"
+        model,
+        optimizer,
+        mode="online",
+        server=address,
+        directory=spool,
+        every=EVERY,
+        max_overhead=0,
+        project="benchmark",
     )
     observer, recorder, spool_file = monitor._observer, monitor._recorder, monitor._spool
     assert observer is not None and recorder is not None and spool_file is not None
@@ -182,7 +189,9 @@ def report(samples: dict[str, list[float]], points: int, *, as_json: bool) -> No
         print(f"{kind:<28} {share:>9} {len(times):>4} {statistics.median(times) / bare:>28.4f}")
     print(f"\n{points} points, as planned.")
     verdict = "holds" if 1 + overhead(samples) <= BAR and 1 + high <= BAR_UPPER else "DOES NOT HOLD"
-    print(f"watched / bare = {1 + overhead(samples):.4f}  (95 % {1 + low:.4f} to {1 + high:.4f}); bar {BAR}, upper end {BAR_UPPER}: {verdict}")
+    print(
+        f"watched / bare = {1 + overhead(samples):.4f}  (95 % {1 + low:.4f} to {1 + high:.4f}); bar {BAR}, upper end {BAR_UPPER}: {verdict}"
+    )
 
 
 @contextmanager

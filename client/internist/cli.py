@@ -58,7 +58,12 @@ def extra_of(module: str) -> str | None:
 
 
 def _load(entry: EntryPoint) -> Callable[[list[str]], int]:
-    return cast(Callable[[list[str]], int], entry.load())
+    try:
+        return cast(Callable[[list[str]], int], entry.load())
+    except ModuleNotFoundError as error:
+        raise InternistError(_missing(error)) from error
+    except (ImportError, AttributeError) as error:
+        raise InternistError(f"cannot be loaded: {error}") from error
 
 
 def _overview(commands: dict[str, EntryPoint]) -> str:
@@ -72,8 +77,8 @@ def _summary(entry: EntryPoint) -> str:
     """The first line of a command's docstring, or what has to be installed to have it."""
     try:
         return (inspect.getdoc(_load(entry)) or "").partition("\n")[0]
-    except ModuleNotFoundError as error:
-        return f"({_missing(error)})"
+    except InternistError as error:
+        return f"({error})"
 
 
 def _missing(error: ModuleNotFoundError) -> str:

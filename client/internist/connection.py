@@ -3,7 +3,7 @@
 import http.client
 import time
 from typing import Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
@@ -88,7 +88,8 @@ class Connection:
     def send(self, run: str, body: bytes, *, attempt: str, rank: int) -> FramesReply:
         """Hand over a slice of a rank's spool as it is."""
         speaker = {"X-Internist-Attempt": attempt, "X-Internist-Rank": str(rank)}
-        return self._post(f"/api/v1/runs/{quote(run, safe='')}/frames", body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
+        path = f"/api/v1/runs/{quote(run, safe='')}/frames?{urlencode({'attempt': attempt, 'rank': rank})}"
+        return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
 
     def heartbeat(self, run: str, beat: Heartbeat) -> HeartbeatReply:
         """Tell the server that this rank lives."""

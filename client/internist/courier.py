@@ -16,6 +16,7 @@ from internist.spool_reader import SpoolReader
 _LOG = logging.getLogger(__name__)
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 30.0
+_MOST_DOUBLINGS = 6
 _GATHER_S = 0.2
 _MOST_COMPLAINTS = 30
 
@@ -132,26 +133,32 @@ class Courier(threading.Thread):
             self.delivery.acknowledged = self._spool.last_sequence
         self._spool.acknowledge(self.delivery.acknowledged)
         self._begun = True
-        self._beat_at = time.monotonic() + self._heartbeat_s
+        self._beat_at = 0.0  # at once: from its first heartbeat on the server can notice that a run is lost
 
     def _heartbeat(self) -> None:
+        self._beat_at = time.monotonic() + self._heartbeat_s
         step, age_ms = self._progress()
         attempt, rank = self._beat
         reply = self._connection.heartbeat(self._run, Heartbeat(attempt, rank, step, age_ms))
-        self._beat_at = time.monotonic() + self._heartbeat_s
-        if reply.directives:
-            self._on_directives(reply.directives)
+        self._direct(reply.directives)
 
     def _heed(self, reply: FramesReply | None) -> None:
         for reason in self.delivery.refused:
             self._say_once(reason, logging.WARNING, "run %s: the server refused records: %s", self._run, reason)
-        if reply is not None and reply.directives:
-            self._on_directives(reply.directives)
+        if reply is not None:
+            self._direct(reply.directives)
+
+    def _direct(self, directives: Sequence[Directive]) -> None:
+        if directives:
+            try:
+                self._on_directives(directives)
+            except Exception as error:  # the sampling's trouble must not keep frames from being sent
+                self._say_once(repr(error), logging.ERROR, "run %s: directives were not obeyed: %r", self._run, error)
 
     def _fail(self, error: ServerError | None, first: float) -> None:
         """Retry later, and say so once per outage and kind of failure."""
         self._begun = False  # it may come back with less than it had
-        delay = min(_LAST_RETRY_S, first * 2**self._failures)
+        delay = min(_LAST_RETRY_S, first * 2 ** min(self._failures, _MOST_DOUBLINGS))
         self._failures += 1
         self._retry_at = time.monotonic() + delay * self._random.uniform(0.5, 1.0)
         if error is not None:
@@ -168,7 +175,7 @@ class Courier(threading.Thread):
         self._said -= _OUTAGES
 
     def _say_once(self, key: str, level: int, message: str, *values: object) -> None:
-        if key not in self._said and len(self._said) < _MOST_COMPLAINTS:
+        if key not in self._said and (key in _OUTAGES or len(self._said) < _MOST_COMPLAINTS):
             self._said.add(key)
             _LOG.log(level, message, *values)
 

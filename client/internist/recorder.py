@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from internist.measures.activations import NOT_MEASURED
 from internist.schema.metrics import Bound, Kind
 from internist.schema.wire import Facts, Frame, Plan, Series
 from internist.spool import Spool
@@ -22,8 +23,7 @@ QUEUE_LENGTH = 8
 HOLD_S = 0.5
 """A sampled frame waits this long for scalars logged after the optimizer step, unless the next step begins sooner."""
 PLANS_KEPT = 64
-NOT_MEASURED = -1.0
-"""On the device: there was nothing to measure. Only series that cannot be negative use it (`Spec.may_be_absent`)."""
+_NOT_MEASURED_BYTES = struct.pack("<f", NOT_MEASURED)
 
 
 @dataclass(eq=False, slots=True)
@@ -38,11 +38,6 @@ class Spec:
     facts: Facts
     number: int = -1
     """Given when it is first recorded."""
-
-    @property
-    def may_be_absent(self) -> bool:
-        """Whether the device may answer NOT_MEASURED."""
-        return self.metric == "activation.lipschitz"
 
 
 Layout = Sequence[Spec | None]
@@ -261,14 +256,12 @@ class Recorder:
         raw = raw[4 * copy.flags :]
         extra = copy.host_values + [(self._log_spec(name), value) for name, value in logged.items()]
         layout, counts = copy.layout, copy.counts
-        if skipped or any(spec is None or spec.may_be_absent for spec in layout):
+        if skipped or _NOT_MEASURED_BYTES in raw or any(spec is None for spec in layout):
             values = array("f", raw)
             keep = [
                 i
                 for i, s in enumerate(layout)
-                if s is not None
-                and not (skipped and s.metric.startswith("update."))
-                and not (s.may_be_absent and values[i] == NOT_MEASURED)
+                if s is not None and not (skipped and s.metric.startswith("update.")) and values[i] != NOT_MEASURED
             ]
             raw = array("f", [values[i] for i in keep]).tobytes()
             layout, counts = [layout[i] for i in keep], [counts[i] for i in keep]

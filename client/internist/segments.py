@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import msgspec
+
 from internist import records
 from internist.schema.wire import Record, RunStart
 
@@ -19,10 +21,10 @@ def segment_path(directory: Path, number: int) -> Path:
 
 
 def segment_numbers(directory: Path) -> list[int]:
-    """Numbers of the segments that a rank's directory holds, oldest first; empty where there is none."""
+    """Numbers of the segments that a rank's directory holds, oldest first; empty where none can be seen."""
     try:
         stems = [path.stem for path in directory.iterdir() if path.suffix == SUFFIX]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
@@ -34,14 +36,14 @@ def rank_directories(directory: Path) -> list[Path]:
 
 
 def read_head(directory: Path, number: int) -> Record | None:
-    """The first record of a segment; None if it is not there or not sound."""
+    """The first record of a segment; None if it is not there, not sound, or of a kind this version does not know."""
     try:
         with segment_path(directory, number).open("rb") as file:
             head = file.read(records.HEADER.size)
             head += file.read(records.claimed_size(head))
-    except FileNotFoundError:
+        return next((records.decode(body) for body in records.bodies(head)), None)
+    except (OSError, msgspec.DecodeError):
         return None
-    return next((records.decode(body) for body in records.bodies(head)), None)
 
 
 def read_start(directory: Path) -> RunStart | None:

@@ -45,8 +45,8 @@ class Spool:
     """Writer of one rank's spool.
 
     Records are numbered from 0, the run's start, without gaps. An existing spool of the same attempt is continued: its
-    torn tail is cut, its numbers go on, and a new segment begins with the new start. Over the budget the oldest eighth
-    is deleted, so at least the newest seven eighths are kept.
+    torn tail is cut, its numbers go on, and a new segment begins with the new start. Over the budget the oldest segment
+    is deleted: an eighth of the budget, or twice the declarations that every segment repeats if those are more.
 
     Attributes:
         directory: the rank's directory.

@@ -90,7 +90,7 @@ def command(argv: list[str]) -> int:
     arguments = _parser(os.environ).parse_args(argv)
     try:
         report = sync(arguments.directory, server=arguments.server, token=arguments.token, verify=arguments.verify)
-    except InternistError as error:
+    except (InternistError, OSError) as error:
         print(f"internist sync: {error}", file=sys.stderr)
         return 1
     print("\n".join(describe(report)))

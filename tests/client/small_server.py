@@ -1,5 +1,7 @@
 """A small real HTTP server that keeps what clients send it, as an Internist server would, or misbehaves as told."""
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ Answer = tuple[int, str, bytes]
 
 class Request(NamedTuple):
     path: str
+    query: str
     headers: dict[str, str]
     body: bytes
 
@@ -38,6 +41,7 @@ class SmallServer:
         self.acknowledged: dict[tuple[str, str, int], int] = {}
         self.arrived: list[tuple[int, Record]] = []
         self.connections = 0
+        self._sockets: list[socket.socket] = []
         self._changed = threading.Condition()
         self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._http.daemon_threads = True
@@ -56,6 +60,9 @@ class SmallServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        for kept in self._sockets:
+            with contextlib.suppress(OSError):
+                kept.shutdown(socket.SHUT_RDWR)
 
     def wait_for(self, holds: Callable[[], bool]) -> bool:
         with self._changed:
@@ -114,11 +121,13 @@ class SmallServer:
 
             def setup(self) -> None:
                 server.connections += 1
+                server._sockets.append(self.request)
                 super().setup()
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
+                path, _, query = self.path.partition("?")
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, kind, data = server.answer(Request(self.path, dict(self.headers), body))
+                status, kind, data = server.answer(Request(path, query, dict(self.headers), body))
                 try:
                     self.send_response(status)
                     if 300 <= status < 400:

@@ -55,7 +55,9 @@ def test_losses_are_the_same_bits_in_eager_mode(tmp_path, accumulate):
     assert losses(compiled=False, watched=True, directory=tmp_path, accumulate=accumulate) == bare
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it compiles blocks
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's own, while it compiles blocks
 @pytest.mark.parametrize("how", ["module", "method", "blocks"])
 def test_losses_are_the_same_bits_under_compile(tmp_path, how):
     torch._dynamo.reset()

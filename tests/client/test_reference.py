@@ -117,7 +117,13 @@ def test_activations_match_a_plain_forward(trained):
             check(points, "activation.abs_max", name, at, x.abs().max().item())
             check(points, "activation.nonfinite", name, at, 0.0)
             if into[name].is_floating_point():
-                check(points, "activation.input_rms_max", name, at, tokens(into[name]).square().mean(1).sqrt().max().item())
+                check(
+                    points,
+                    "activation.input_rms_max",
+                    name,
+                    at,
+                    tokens(into[name]).square().mean(1).sqrt().max().item(),
+                )
         for name in ("blocks.0", "blocks.1"):
             check(points, "block.contribution", name, at, rms(out[name] - into[name]) / rms(into[name]))
         z = tokens(out["lm_head"]).logsumexp(1)
@@ -161,11 +167,28 @@ def test_weights_updates_and_gradients_match_copies_of_the_parameters(trained):
                 check(points, "weight.abs_max", name, at, new.abs().max().item())
                 check(points, "update.abs_max", name, at, delta.abs().max().item(), tolerance=1e-3)
             elif name in ("embed.weight", "position.weight"):
-                check(points, "weight.row_rms_max", name, at, new.detach().double().square().mean(1).sqrt().max().item())
-                check(points, "update.row_rms_max", name, at, delta.square().mean(1).sqrt().max().item(), tolerance=1e-3)
+                check(
+                    points, "weight.row_rms_max", name, at, new.detach().double().square().mean(1).sqrt().max().item()
+                )
+                check(
+                    points, "update.row_rms_max", name, at, delta.square().mean(1).sqrt().max().item(), tolerance=1e-3
+                )
             elif name == "lm_head.weight":
-                check(points, "weight.head_norm", name, at, WIDTH * new.detach().double().square().mean(1).sqrt().max().item())
-                check(points, "update.head_norm", name, at, WIDTH * delta.square().mean(1).sqrt().max().item(), tolerance=1e-3)
+                check(
+                    points,
+                    "weight.head_norm",
+                    name,
+                    at,
+                    WIDTH * new.detach().double().square().mean(1).sqrt().max().item(),
+                )
+                check(
+                    points,
+                    "update.head_norm",
+                    name,
+                    at,
+                    WIDTH * delta.square().mean(1).sqrt().max().item(),
+                    tolerance=1e-3,
+                )
         check(points, "gradient.global_norm", "model", at, total**0.5)
         check(points, "gradient.norm_before_clip", "model", at, step.clip)
 
@@ -187,7 +210,9 @@ def test_spectra_match_the_singular_values(trained):
             check(points, "update.operator_norm", name, at, factor * change[0].item(), tolerance=1e-3)
             check(points, "update.relative", name, at, (change[0] / sigma[0]).item(), tolerance=1e-3)
             checked += 1
-    assert checked == STEPS * DEPTH * 4  # qkv, proj, fc1, fc2 of each block; the head and embeddings have norms of their own
+    assert (
+        checked == STEPS * DEPTH * 4
+    )  # qkv, proj, fc1, fc2 of each block; the head and embeddings have norms of their own
 
 
 def test_own_updates_match_a_second_forward_with_only_that_module_changed(trained):
@@ -196,7 +221,11 @@ def test_own_updates_match_a_second_forward_with_only_that_module_changed(traine
         _, into = outputs(step.before, step.inputs)
         old, new = dict(step.before.named_modules()), dict(step.after.named_modules())
         for name in [n for m, n, _ in points if m == "update.own"]:
-            x = into[name].reshape(-1) if not into[name].is_floating_point() else into[name].reshape(-1, into[name].shape[-1])
+            x = (
+                into[name].reshape(-1)
+                if not into[name].is_floating_point()
+                else into[name].reshape(-1, into[name].shape[-1])
+            )
             x = x[strided(len(x))]
             with torch.no_grad():
                 moved = copy.deepcopy(new[name]).double()(x.double() if x.is_floating_point() else x)
@@ -267,9 +296,20 @@ def test_facts_say_what_a_series_is(trained):
     _, series, _ = trained
 
     qkv = series["activation.rms_max", "blocks.1.attn.qkv", None].facts
-    assert (qkv.role, qkv.block, qkv.input_normalized, qkv.fan_in, qkv.fan_out) == ("linear", "blocks.1", True, WIDTH, 3 * WIDTH)
+    assert (qkv.role, qkv.block, qkv.input_normalized, qkv.fan_in, qkv.fan_out) == (
+        "linear",
+        "blocks.1",
+        True,
+        WIDTH,
+        3 * WIDTH,
+    )
     assert not series["activation.rms_max", "blocks.1.mlp.fc2", None].facts.input_normalized
     spectrum = series["weight.spectral_norm", "blocks.0.mlp.fc1.weight", None]
-    assert (spectrum.facts.fan_out, spectrum.facts.fan_in, spectrum.facts.cadence, spectrum.facts.block) == (128, 32, 400, "blocks.0")
+    assert (spectrum.facts.fan_out, spectrum.facts.fan_in, spectrum.facts.cadence, spectrum.facts.block) == (
+        128,
+        32,
+        400,
+        "blocks.0",
+    )
     assert series["activation.rms", "blocks.0", None].facts.role == "block"
     assert series["activation.rms", "lm_head", None].facts.role == "head"

@@ -1,5 +1,4 @@
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -345,7 +344,9 @@ import resource, sys
 from pathlib import Path
 from internist.schema.wire import *
 from internist.spool import Spool
-START = RunStart(version=1, run="r", attempt="a", rank=0, world_size=1, project="p", name="n", every=10, started_at_ms=1)
+START = RunStart(
+    version=1, run="r", attempt="a", rank=0, world_size=1, project="p", name="n", every=10, started_at_ms=1
+)
 def frame(step, size):
     return Frame(plan=0, step=step, measured_at_ms=step, values=bytes(size))
 root = Path(sys.argv[1])
@@ -437,8 +438,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     grown_kib = int(run_python(script, tmp_path))
 
     assert grown_kib < 2048
-
-
-def test_the_limits_of_this_process_are_as_the_tests_left_them():
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    assert soft == hard

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from internist.capture.outline import Outline, WatchedModule, is_linear
 from internist.measures import activations as measure
-from internist.recorder import NOT_MEASURED, Recorder, Spec
+from internist.recorder import Recorder, Spec
 from internist.schema.metrics import Bound
 from internist.schema.wire import Facts
 
@@ -419,10 +419,7 @@ class ActivationCapture:
                     self._spec(order, "activation.spread_mean", "sampled"),
                     self._spec(order, "activation.lipschitz", "lower"),
                 ]
-                spread, ratio = stacked[:, 0].amax(), stacked[:, 2].amax()
-                # inputs that do not differ give no ratio: NOT_MEASURED, which the recorder leaves out
-                ratio = torch.where(ratio.isnan() & ~spread.isnan(), NOT_MEASURED, ratio)
-                recorder.add(layout, torch.stack((spread, stacked[:, 1].mean(), ratio)))
+                recorder.add(layout, torch.stack((stacked[:, 0].amax(), stacked[:, 1].mean(), stacked[:, 2].amax())))
 
     def _add_reduced(
         self,

@@ -1,6 +1,7 @@
 """A small byte-level GPT and the text it reads: real enough to be ill, small enough for a laptop."""
 
 import pydoc_data.topics
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,13 @@ class Block(nn.Module):
         return x + self.mlp(self.ln2(x))
 
 
+class Output(NamedTuple):
+    """What the model returns when it is given targets."""
+
+    loss: Tensor
+    logits: Tensor
+
+
 class ByteGPT(nn.Module):
     """A GPT over bytes. Called with targets it also returns the mean cross-entropy."""
 
@@ -82,13 +90,15 @@ class ByteGPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(batch, tokens) int64 bytes to (batch, tokens, 256) logits."""
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor | Output:
+        """(batch, tokens) int64 bytes to (batch, tokens, 256) logits; with targets of the same shape, to an `Output`."""
         x = self.embed(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.lm_head(self.ln_f(x))
-        return logits
+        if targets is None:
+            return logits
+        return Output(functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits)
 
 
 def text() -> Tensor:

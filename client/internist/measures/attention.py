@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from internist.measures.activations import NOT_MEASURED
+from internist.measures.precision import full_precision
 
 HIDDEN_BELOW = -1e4
 """An additive mask at or under this hides its key: in float32 the softmax gives such a key exactly zero."""
 
-QUERIES_CPU, ENTRIES_CPU = 32, 2**18
-"""Queries and logits per piece: 1 MB stays in the cache, and short pieces skip more of the causal triangle."""
+QUERIES_CPU, ENTRIES_CPU = 32, 2**19
+"""Most queries and logits per piece: 2 MB stays near the cache, and short pieces skip more of the causal triangle."""
 
 QUERIES_ACCELERATOR, ENTRIES_ACCELERATOR = 512, 2**26
 """The same elsewhere: 256 MB of logits at a time."""
@@ -31,7 +32,7 @@ def max_logits(
 ) -> Tensor:
     """Largest attention logit of each head, signed and absolute, over batch, queries and the keys each query sees.
 
-    Exact up to float32 rounding: every visible logit is computed, in pieces. The arguments are those of
+    Exact up to the rounding of float32 products: every visible logit is computed, in pieces. The arguments are those of
     `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
@@ -45,8 +46,9 @@ def max_logits(
             all without it.
 
     Returns:
-        (2, H) float32: the largest logit, the largest absolute logit. NaN in a visible logit gives NaN. A query
-        that sees no key does not count, and a head in which none sees any gets `NOT_MEASURED`.
+        (2, H) float32: the largest logit, the largest absolute logit. A NaN logit gives NaN, as in the softmax,
+        unless it lies after its query. A query that sees no key does not count, and a head in which none sees any
+        gets `NOT_MEASURED` twice.
 
     Raises:
         ValueError: shapes do not fit, or a tensor is empty or not floating.
@@ -62,23 +64,24 @@ def max_logits(
         raise ValueError(f"expected {H} key heads, or a divisor of it with enable_gqa, got {K}")
     G = H // K
     q_BKGTD = q_BHTD.view(B, K, G, T, D)
-    mask_BKGTS = None if mask is None else _expanded(mask, q, S).view(B, K, G, T, S)
+    mask_BKGTS = None if mask is None else _grouped(mask, q, K, S)
 
     on_cpu = q.device.type == "cpu"
     queries, entries = (QUERIES_CPU, ENTRIES_CPU) if on_cpu else (QUERIES_ACCELERATOR, ENTRIES_ACCELERATOR)
-    queries = min(queries, T)
-    batch = max(1, entries // (H * queries * S))
-    pieces = [
-        _extremes(
-            q_BKGTD[first : first + batch],
-            k_BKSD[first : first + batch],
-            None if mask_BKGTS is None else mask_BKGTS[first : first + batch],
-            is_causal=is_causal,
-            scale=1.0 / math.sqrt(D) if scale is None else scale,
-            queries=queries,
-        )
-        for first in range(0, B, batch)
-    ]
+    queries = max(1, min(queries, T, entries // (H * S)))
+    batch = max(1, entries // (H * S * queries))
+    with full_precision(q):
+        pieces = [
+            _extremes(
+                q_BKGTD[first : first + batch],
+                k_BKSD[first : first + batch],
+                None if mask_BKGTS is None else mask_BKGTS[first : first + batch],
+                is_causal=is_causal,
+                scale=1.0 / math.sqrt(D) if scale is None else scale,
+                queries=queries,
+            )
+            for first in range(0, B, batch)
+        ]
     largest = torch.stack([piece[0] for piece in pieces]).amax(dim=0)
     smallest = torch.stack([piece[1] for piece in pieces]).amin(dim=0)
     return torch.stack((largest, torch.maximum(largest, smallest.neg())))
@@ -99,22 +102,21 @@ def _extremes(
         keys = min(stop, S) if is_causal else S
         q_NRD = q_BKGTD[:, :, :, start:stop].reshape(B * K, G * (stop - start), D)
         logits = torch.bmm(q_NRD, k_NDS[:, :, :keys]).view(B, K, G, stop - start, keys)
-        hidden: list[tuple[Tensor, Tensor]] = []
+        floor = ceiling = logits
         if mask_BKGTS is not None:
             part = mask_BKGTS[:, :, :, start:stop, :keys]
-            if part.is_floating_point():
-                logits += part
-                hidden.append((logits, part <= HIDDEN_BELOW))
-            else:
-                hidden.append((logits, ~part))
-        if later is not None and start < keys:
-            hidden.append((logits[..., start:], later[: stop - start, : keys - start]))
-        for view, where in hidden:
-            view.masked_fill_(where, NOT_MEASURED)
-        largest.append(logits.amax(dim=(3, 4)))
-        for view, where in hidden:
-            view.masked_fill_(where, torch.inf)
-        smallest.append(logits.amin(dim=(3, 4)))
+            is_bias = part.is_floating_point()
+            hidden = part <= HIDDEN_BELOW if is_bias else ~part
+            bias = part.float() if is_bias else torch.zeros_like(part, dtype=torch.float32)
+            floor = logits + bias.masked_fill(hidden, NOT_MEASURED)
+            ceiling = logits.add_(bias.masked_fill(hidden, -NOT_MEASURED))
+        triangle = later[: stop - start, : keys - start] if later is not None and start < keys else None
+        if triangle is not None:
+            floor[..., start:].masked_fill_(triangle, NOT_MEASURED)
+        largest.append(floor.amax(dim=(3, 4)))
+        if triangle is not None:
+            ceiling[..., start:].masked_fill_(triangle, -NOT_MEASURED)
+        smallest.append(ceiling.amin(dim=(3, 4)))
     return torch.stack(largest).amax(dim=(0, 1)).flatten(), torch.stack(smallest).amin(dim=(0, 1)).flatten()
 
 
@@ -127,10 +129,17 @@ def _heads(x: Tensor) -> Tensor:
     return x.flatten(0, -4)
 
 
-def _expanded(mask: Tensor, q: Tensor, keys: int) -> Tensor:
-    """The mask as (B, H, T, S), a view where it can be one."""
+def _grouped(mask: Tensor, q: Tensor, key_heads: int, keys: int) -> Tensor:
+    """The mask as (B, K, G, T, S), with K and G of 1 where one mask serves all heads."""
+    shape = q.shape
+    if len(shape) < 4:
+        shape, mask = q.unsqueeze(-3).shape, mask.unsqueeze(-3) if mask.ndim > 2 else mask
+    heads = mask.shape[-3] if mask.ndim > 2 else 1
+    if heads not in (1, shape[-3]):
+        raise ValueError(f"expected a mask for 1 or {shape[-3]} heads, got {tuple(mask.shape)}")
     try:
-        full = mask.expand(*q.shape[:-1], keys)
+        full = mask.expand(*shape[:-3], heads, shape[-2], keys)
     except RuntimeError as error:
-        raise ValueError(f"expected a mask for {(*q.shape[:-1], keys)}, got {tuple(mask.shape)}") from error
-    return full.unsqueeze(-3).reshape(-1, 1, *full.shape[-2:]) if q.ndim < 4 else full.flatten(0, -4)
+        raise ValueError(f"expected a mask for {(*shape[:-1], keys)}, got {tuple(mask.shape)}") from error
+    groups = heads // key_heads if heads > 1 else 1
+    return full.reshape(-1, heads // groups, groups, shape[-2], keys)

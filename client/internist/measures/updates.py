@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, linalg
 from torch.nn import functional
 
+from internist.measures.precision import full_precision
+
+PIECE = 2**17
+"""Entries compared at a time on the CPU, in a float32 buffer that fits its cache: `count_nonzero` branches on every
+entry, and took 21 ms where this took 2 (4.7 M entries, half of them zero, one core)."""
+
 
 def differences(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
     """Weight changes `after - before`, each float32 in new memory. Low precision is widened before subtracting.
@@ -25,7 +31,7 @@ def differences(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tenso
 def differences_(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
     """Weight changes `after - before` in float32, written over `before` where that is float32 already.
 
-    For snapshots that are not needed again: without new memory it takes half the time of `differences`.
+    For snapshots that are not needed again: without new memory it takes two thirds of the time of `differences`.
 
     Raises:
         ValueError: the lists, or two tensors of a pair, do not match.
@@ -51,9 +57,9 @@ def unchanged(differences: Sequence[Tensor]) -> Tensor:
     """
     if not differences or any(difference.numel() == 0 for difference in differences):
         raise ValueError("expected non-empty differences")
-    moved = [torch.count_nonzero(difference).float() for difference in differences]
-    torch._foreach_mul_(moved, [-1.0 / difference.numel() for difference in differences])
-    return torch.stack(moved).add_(1.0)
+    zeros = [_zeros(difference) for difference in differences]
+    torch._foreach_div_(zeros, [difference.numel() for difference in differences])
+    return torch.stack(zeros)
 
 
 def own_linear(probe: Tensor, delta: Tensor, delta_bias: Tensor | None = None) -> Tensor:
@@ -78,7 +84,8 @@ def own_linear(probe: Tensor, delta: Tensor, delta_bias: Tensor | None = None) -
         )
     _require_filled(probe, delta)
     bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
-    return _moved(functional.linear(probe.float(), delta.float(), bias))
+    with full_precision(probe):
+        return _moved(functional.linear(probe.float(), delta.float(), bias))
 
 
 def own_embedding(ids: Tensor, delta: Tensor) -> Tensor:
@@ -163,7 +170,8 @@ def own_convolution(
         raise ValueError(f"expected a batch and a kernel that fit, got {tuple(probe.shape)} and {tuple(delta.shape)}")
     _require_filled(probe, delta)
     bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
-    change = convolutions[probe.ndim](probe.float(), delta.float(), bias, stride, padding, dilation, groups)
+    with full_precision(probe):
+        change = convolutions[probe.ndim](probe.float(), delta.float(), bias, stride, padding, dilation, groups)
     return _moved(change.movedim(1, -1))
 
 
@@ -185,6 +193,15 @@ def feature_change(after: Tensor, before: Tensor) -> Tensor:
         raise ValueError(f"expected two tensors of one shape, got {tuple(after.shape)} and {tuple(before.shape)}")
     _require_filled(after)
     return _moved(torch.sub(after.float(), before.float()))
+
+
+def _zeros(difference: Tensor) -> Tensor:
+    """() float32 number of exact zeros."""
+    if difference.device.type != "cpu":
+        return torch.count_nonzero(difference == 0).float()
+    pieces = torch.split(difference.reshape(-1), PIECE)
+    equal = torch.empty(min(PIECE, difference.numel()), dtype=torch.float32)
+    return torch.stack([torch.eq(piece, 0, out=equal[: piece.numel()]).sum() for piece in pieces]).sum()
 
 
 def _moved(change: Tensor) -> Tensor:

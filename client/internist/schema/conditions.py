@@ -86,7 +86,7 @@ _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
     Criterion("forward", "activation.rms_max", applies_to="normalized_input", cause="feature"),
-    Criterion("forward", "activation.rms", cause="feature"),
+    Criterion("forward", "activation.rms", applies_to="blocks", cause="feature"),
     Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),

@@ -26,16 +26,19 @@ class Rule:
     name: str
     condition: str
     drifting: Severity | None
-    """Severity of an alert while the value is beyond the warning band only; None: shown on the board, no alert."""
+    """Severity of an alert while the value is beyond a target's warning band only; None: shown on the board, no alert.
+
+    The warning band of a value's own baseline never alarms: healthy growth from small values crosses it (a quantity
+    that grows linearly from zero stays at 2.7 times its median over [t/4, t/2])."""
     violated: Severity
     for_points: int | None = None
     """Overrides the cadence's default; 1 fires at once."""
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("forward_out_of_band", "forward", "warning", "critical"),
-    Rule("dependency_out_of_band", "dependency", "warning", "critical"),
-    Rule("update_out_of_band", "update", "warning", "critical"),
+    Rule("forward_out_of_band", "forward", None, "critical"),
+    Rule("dependency_out_of_band", "dependency", None, "critical"),
+    Rule("update_out_of_band", "update", None, "critical"),
     Rule("weight_out_of_band", "spectral_weight", "warning", "critical"),
     Rule("update_norm_out_of_band", "spectral_update", "warning", "critical"),
     Rule("max_logit_high", "attention", "warning", "critical"),

@@ -1,0 +1,59 @@
+"""Off the CPU no measure may wait for the device.
+
+Tensors on the meta device have no values to wait for: reading one on the host raises.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from internist.measures import activations, attention, spectral, updates, weights
+
+
+def tensor(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
+    "token_rms": (lambda: activations.token_rms(tensor(2, 5, 8)), (10,)),
+    "token_rms of a convolution": (lambda: activations.token_rms(tensor(2, 5, 3, 3), channel_dim=1), (18,)),
+    "rms_summary": (lambda: activations.rms_summary(tensor(4, 200)), (4, 3)),
+    "abs_max": (lambda: activations.abs_max(tensor(3, 4)), ()),
+    "nonfinite": (lambda: activations.nonfinite(tensor(3, 4), tensor(3)), ()),
+    "contribution": (lambda: activations.contribution(tensor(3, 4), tensor(3, 4)), ()),
+    "spread": (lambda: activations.spread(tensor(6, 4), tensor(6, 3)), (3,)),
+    "log_z": (lambda: activations.log_z(tensor(6, 400)), (2,)),
+    "mean_squares": (lambda: weights.mean_squares([tensor(3, 4), tensor(5)]), (2,)),
+    "vector_abs_max": (lambda: weights.vector_abs_max([tensor(3), tensor(5)]), (2,)),
+    "row_rms_max": (lambda: weights.row_rms_max(tensor(3, 4)), ()),
+    "head_norm": (lambda: weights.head_norm(tensor(3, 4)), ()),
+    "unchanged": (lambda: updates.unchanged(updates.differences([tensor(3, 4)], [tensor(3, 4)])), (1,)),
+    "differences_": (lambda: updates.differences_([tensor(3, 4)], [tensor(3, 4)])[0], (3, 4)),
+    "own_linear": (lambda: updates.own_linear(tensor(6, 4), tensor(5, 4), tensor(5)), (2,)),
+    "own_embedding": (lambda: updates.own_embedding(tensor(6).long(), tensor(5, 4)), (2,)),
+    "own_gain": (lambda: updates.own_gain(tensor(6, 4), tensor(4), tensor(4)), (2,)),
+    "feature_change": (lambda: updates.feature_change(tensor(6, 4), tensor(6, 4)), (2,)),
+    "max_logits": (
+        lambda: attention.max_logits(tensor(2, 4, 9, 8), tensor(2, 4, 9, 8), mask=tensor(9, 9), is_causal=True),
+        (2, 4),
+    ),
+    "spectral_norm of a small matrix": (lambda: spectral.spectral_norm(tensor(30, 40)).norm, ()),
+    "spectral_norm by Lanczos": (lambda: spectral._lanczos(tensor(400, 300), tensor(300), 20)[0], ()),
+    "operator_norm": (lambda: spectral.operator_norm(tensor(), torch.Size((3, 4))), ()),
+    "stable_rank": (lambda: spectral.stable_rank(tensor(), tensor()), ()),
+}
+
+
+@pytest.mark.parametrize(("measure", "shape"), MEASURES.values(), ids=MEASURES)
+def test_no_measure_reads_a_value_on_the_host(measure, shape):
+    found = measure()
+
+    assert found.shape == shape
+    assert (found.dtype, found.device.type) == (torch.float32, "meta")
+
+
+def test_reading_a_value_on_the_host_would_show_here():
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(tensor().isfinite())
