@@ -18,6 +18,8 @@ from internist.schema.wire import Facts
 SNAPSHOT_BYTES = 256 << 20
 """Snapshots of all parameters while they fit in this; beyond, a share of the bytes in rotation of whole blocks."""
 SNAPSHOT_SHARE = 0.05
+CACHE_BYTES = 1 << 20
+"""Bytes of parameters whose updates are measured together on the CPU."""
 _MUON_BAND = (0.68, 1.134)
 """Singular values that five Newton-Schulz steps with torch.optim.Muon's default coefficients leave."""
 
@@ -141,18 +143,19 @@ class ParameterCapture:
         chosen = [p for p in parameters if p.order in self._pending]
         if not chosen:
             return
-        before = [self._pending.pop(p.order) for p in chosen]
-        after = [p.tensor.detach() for p in chosen]
-        deltas = updates.differences_(after, before)
-        by_order = dict(zip((p.order for p in chosen), deltas, strict=True))
+        for part in _cache_sized(chosen):
+            after = [p.tensor.detach() for p in part]
+            deltas = updates.differences_(after, [self._pending.pop(p.order) for p in part])
+            by_order = dict(zip((p.order for p in part), deltas, strict=True))
+            if self._reports:
+                self._stored_updates(part, after, deltas, recorder)
+                self._by_role(part, after, deltas, recorder)
+            if self._wanted("update.own") or self._wanted("update.own_mean"):
+                self._own_updates(by_order, recorder)
+            if self._reports and due.matrices is not None:
+                self._spectra([p for p in part if due.owns_matrix(p.order)], by_order, recorder)
         if self._reports:
-            self._stored_updates(chosen, after, deltas, recorder)
-            self._by_role(chosen, after, deltas, recorder)
-            if due.matrices is not None:
-                self._spectra([p for p in chosen if due.owns_matrix(p.order)], by_order, recorder)
             self.measured.update(p.order for p in chosen)
-        if self._wanted("update.own"):
-            self._own_updates(by_order, recorder)
 
     def finish(self, recorder: Recorder) -> None:
         """Record what belongs to the whole round: the global gradient norm."""
@@ -276,8 +279,9 @@ class ParameterCapture:
         return found_one.norm, found_one.method
 
     def _own_updates(self, deltas: Mapping[int, Tensor], recorder: Recorder) -> None:
-        for order, probe in self._activations.probes.items():
-            watched = self._outline.modules[order]
+        owners = {self._outline.parameters[order].owner.order for order in deltas}
+        for order in sorted(owners & self._activations.probes.keys()):
+            probe, watched = self._activations.probes[order], self._outline.modules[order]
             if (order, "own") in self._broken:
                 continue
             changed = {p.attribute: deltas[p.order] for p in watched.parameters if p.order in deltas}
@@ -374,6 +378,21 @@ class ParameterCapture:
             facts = Facts(method="as given", group=index, parameters=entries, cadence=self._every)
             self._host_specs[key] = Spec(metric, "group", subject, None, "exact", facts)
         return self._host_specs[key]
+
+
+def _cache_sized(parameters: Sequence[WatchedParameter]) -> list[list[WatchedParameter]]:
+    """On the CPU, runs of whole modules of about CACHE_BYTES, so that one pass over memory serves all measures; elsewhere all at once."""
+    if parameters[0].tensor.device.type != "cpu":
+        return [list(parameters)]
+    parts: list[list[WatchedParameter]] = []
+    filled = CACHE_BYTES
+    for p in parameters:
+        if filled >= CACHE_BYTES and not (parts and parts[-1][-1].owner is p.owner):
+            parts.append([])
+            filled = 0
+        parts[-1].append(p)
+        filled += p.tensor.numel() * p.tensor.element_size()
+    return parts
 
 
 def _own(module: nn.Module, probe: Tensor, deltas: Mapping[str, Tensor]) -> Tensor | None:
