@@ -1,7 +1,7 @@
 """The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import httpx
 import msgspec
@@ -12,6 +12,9 @@ from internist_dashboard.viewer import VIEWER
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
+PAGE = 1_000
+"""Series of one answer."""
+Collapse = Literal["blocks", "modules"]
 Query = dict[str, str | int | float | bool | None | Sequence[int]]
 
 
@@ -34,25 +37,32 @@ class Api:
         return await self._get(f"/runs/{run}/verdicts", Verdicts, limit=limit)
 
     async def series(self, run: str, *, metric: str, limit: int) -> tuple[SeriesView, ...]:
-        """Series of one metric, in forward order."""
-        page = await self._get(f"/runs/{run}/series", SeriesPage, metric=metric, limit=limit)
-        return page.series
+        """Series of one metric, in forward order, at most `limit`; asked for in pages where they are many."""
+        found: list[SeriesView] = []
+        while len(found) < limit:
+            size = min(PAGE, limit - len(found))
+            page = await self._get(f"/runs/{run}/series", SeriesPage, metric=metric, limit=size, offset=len(found))
+            found += page.series
+            if len(page.series) < size or len(found) >= page.total:
+                break
+        return tuple(found)
 
     async def points(
-        self, run: str, series: Sequence[int], *, first: int | None = None, last: int | None = None, pixels: int
+        self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int
     ) -> PointsPage:
         """Windows of several series, thinned to about `pixels` points each."""
         return await self._get(
-            f"/runs/{run}/points", PointsPage, series=list(series), first_step=first, last_step=last, pixels=pixels
+            f"/runs/{run}/points", PointsPage, series=list(series), from_step=first, to_step=last, pixels=pixels
         )
 
     async def heatmap(
-        self, run: str, *, metric: str | None, first: int | None = None, last: int | None = None, pixels: int
+        self, run: str, *, metric: str | None, first: int, last: int, pixels: int, collapse: Collapse
     ) -> Heatmap:
-        """Layers x steps of one metric, at most `pixels` columns."""
+        """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most."""
         return await self._get(
-            f"/runs/{run}/heatmap", Heatmap, metric=metric, first_step=first, last_step=last, pixels=pixels
-        )
+            f"/runs/{run}/heatmap", Heatmap,
+            metric=metric, from_step=first, to_step=last, pixels=pixels, collapse=collapse,
+        )  # fmt: skip
 
     async def coverage(self, run: str) -> Coverage:
         """What of the model is measured, and what is not and why."""

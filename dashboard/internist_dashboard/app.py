@@ -1,5 +1,6 @@
 """Wiring: `create_board(transport)` makes the board as an ASGI application."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.pages import alerts, detail, run, runs
 from internist_dashboard.statics import CompressedStatics
 from internist_dashboard.viewer import VIEWER, viewer_of
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 INDEX = (ASSETS / "index.html").read_text(encoding="utf-8")
@@ -58,7 +61,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     app = dash.Dash(
         "internist_dashboard", server=server, backend="fastapi", title="Internist", update_title=None, use_pages=False,
         assets_folder=str(ASSETS), assets_ignore=r".*\.html", index_string=INDEX,
-        suppress_callback_exceptions=True, add_log_handler=False,
+        suppress_callback_exceptions=True, add_log_handler=False, on_error=_tell,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )  # fmt: skip
     app.layout = shell()
@@ -71,24 +74,25 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
 
 def shell() -> Node:
     """What all pages share: the theme, the state of the view, the drawer."""
-    stores = [dcc.Store(id=name) for name in ("scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")]
+    stores = [dcc.Store(id=name) for name in ("page", "scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")]
     return dmc.MantineProvider(
-        [dcc.Location(id="url", refresh="callback-nav"), *stores, html.Div(id="content"), detail.drawer()],
+        [dcc.Location(id="url", refresh="callback-nav"), *stores, html.Div(id="notice", role="alert"), html.Div(id="content"), detail.drawer()],
         id="mantine", theme=theme.MANTINE, defaultColorScheme="auto",
     )  # fmt: skip
 
 
-async def page_of(path: str, api: Api) -> Node:
-    """The page at a path; what cannot be drawn says what happened, what is safe, what to do."""
+async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
+    """The page at a path, and what it is; what cannot be drawn says what happened, what is safe, what to do."""
     parts = [part for part in path.split("/") if part]
     try:
         match parts:
             case []:
-                return runs.layout(await api.runs())
+                return runs.layout(await api.runs()), {"kind": "runs"}
             case ["runs", name]:
-                return run.layout(await api.run(name))
+                found = await api.run(name)
+                return run.layout(found), {"kind": "run", "run": found.id, "cursor": found.cursor}
             case ["alerts"]:
-                return alerts.layout(await api.alerts(limit=alerts.LIMIT))
+                return alerts.layout(await api.alerts(limit=alerts.LIMIT)), {"kind": "alerts"}
             case _:
                 raise NotFound(f"There is no page {path}.")
     except NotSignedIn:
@@ -98,13 +102,25 @@ async def page_of(path: str, api: Api) -> Node:
         body = components.problem("Not found", str(error), safe="Nothing was changed.", do=dcc.Link("All runs", href="/", className="link"))  # fmt: skip
     except BoardError as error:
         body = components.problem("The board cannot reach its server", str(error), safe="Training goes on; what it measures waits in its spool.", do="Check that `internist serve` runs, then load this page again.")  # fmt: skip
-    return html.Div([components.header([]), dcc.Store(id="page", data={"kind": "problem"}), html.Main(body, className="page")])  # fmt: skip
+    return html.Div([components.header([]), html.Main(body, className="page")]), {"kind": "problem"}
+
+
+def _tell(error: Exception) -> None:
+    """A callback failed: what is drawn stays, the viewer is told, and what is not the server's silence is logged."""
+    if isinstance(error, BoardError):
+        what = str(error)
+    else:
+        logger.error("a callback of the board failed", exc_info=error)
+        what = "A part of this page could not be drawn; the server's log says why."
+    dash.set_props("notice", {"children": components.notice(what)})
 
 
 def _route(app: dash.Dash, api: Api) -> None:
-    @app.callback(Output("content", "children"), Input("url", "pathname"))  # type: ignore[untyped-decorator]
-    async def show(path: str | None) -> Node:
-        return await page_of(path or "/", api)
+    @app.callback(  # type: ignore[untyped-decorator]
+        Output("content", "children"), Output("page", "data"), Output("notice", "children"), Input("url", "pathname")
+    )
+    async def show(path: str | None) -> Any:
+        return *await page_of(path or "/", api), None
 
 
 def _clientside(app: dash.Dash) -> None:
@@ -116,13 +132,14 @@ def _clientside(app: dash.Dash) -> None:
     wire("start", Output("scheme", "data"), Output("narrow", "data"), Input("mantine", "id"), initial=True)
     wire("switchScheme", Output("scheme", "data", allow_duplicate=True), Input("theme-button", "n_clicks"), State("scheme", "data"))  # fmt: skip
     wire("paint", Output("mantine", "forceColorScheme"), Input("scheme", "data"), initial=True)
-    wire("open", Output("window", "data"), Output("heat", "data"), Output("filter", "data"), Output("panel", "data"), Output("filter-box", "value"), Input("page", "data"), initial=True)  # fmt: skip
+    wire("open", Output("window", "data"), Output("heat", "data"), Output("filter", "data"), Output("panel", "data"), Output("filter-box", "value"), Input("page", "data"))  # fmt: skip
     wire("filter", Output("filter", "data", allow_duplicate=True), Input("filter-box", "value"), State("filter", "data"))
     wire("pickMetric", Output("heat", "data", allow_duplicate=True), Input("metric", "value"), State("heat-shown", "data"), State("heat", "data"))  # fmt: skip
     wire("brush", Output("window", "data", allow_duplicate=True), Input("loss-graph", "relayoutData"), Input("heat-graph", "relayoutData"), Input("logit-graph", "relayoutData"), Input("reset-zoom", "n_clicks"))  # fmt: skip
     wire("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)
     wire("pressRow", Output("heat", "data", allow_duplicate=True), Output("panel", "data", allow_duplicate=True), Input("heat-graph", "clickData"), State("heat-graph", "figure"), State("heat", "data"))  # fmt: skip
     wire("pressHead", Output("panel", "data", allow_duplicate=True), Input("logit-graph", "clickData"), State("logit-graph", "figure"))  # fmt: skip
+    wire("drawBoard", Output("board", "title"), Input("board-rows", "data"))
     wire("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)
     wire("closeDrawer", Output("panel", "data", allow_duplicate=True), Input("drawer", "opened"), State("panel", "data"))
     wire("detailTick", Output("detail-tick", "data"), Input("tick", "data"), State("panel", "data"))

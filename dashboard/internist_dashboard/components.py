@@ -1,5 +1,6 @@
 """The pieces of the pages: pure functions of the API's answers."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -8,11 +9,13 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from internist.schema.conditions import CARDS, CONDITION, State
-from internist.schema.views import Alert, BlockVerdict, Card, Number, Run, RunState, Verdict, Verdicts
+from internist.schema.views import Alert, BlockVerdict, Card, Run, RunState, Verdict
 from internist_dashboard import sparkline, words
 
 Node = Any
 """A Dash component, or text: the library has no types."""
+BoardRow = dict[str, Any]
+"""One block as the browser draws it."""
 CARD_NAMES = {
     "forward": "Forward",
     "dependency": "Dependency",
@@ -21,9 +24,8 @@ CARD_NAMES = {
     "attention": "Attention",
     "numeric": "Numeric",
 }
-SHORT_NAMES = {"forward": "fwd", "dependency": "dep", "update": "upd", "spectral": "spec", "attention": "attn", "numeric": "num"}
-BOARD_ROWS = 12
-"""Blocks shown before the rest is folded away."""
+FRESH_MS = 15_000
+"""An alert younger than this blinks once."""
 
 
 def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, filter_hint: str | None = None) -> Node:
@@ -33,7 +35,7 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
         trail.append(html.Span("›", className="crumb-gap"))
         trail.append(dcc.Link(name, href=href, className="crumb") if href else html.Span(name, className="crumb here"))
     box = dmc.TextInput(
-        id="filter-box", placeholder=filter_hint or "", debounce=300, size="xs", className="filter", type="search",
+        id="filter-box", placeholder=filter_hint or "", debounce=300, size="xs", className="filter",
         rightSection=dmc.Kbd("/", size="xs", className="slash"), style=None if filter_hint else {"display": "none"},
         **{"aria-label": filter_hint or "filter"},
     )  # fmt: skip
@@ -86,13 +88,16 @@ def live_badge(state: RunState, *, last_frame_at_ms: int | None, heartbeat_at_ms
     return html.Span(parts, className=f"badge life-{state}", title=title, id="live-badge")
 
 
-def sentence(state: State, text: str, *, advice: Node = None) -> Node:
-    """The worst thing, in words: grey when all is well."""
+def sentence(state: State, text: str) -> Node:
+    """The worst thing, in words, and what to try: grey when all is well."""
+    said, _, advice = words.crossed(text).partition(" Try: ")
+    loud = html.Strong(state) if state in ("violated", "drifting") else None
+    aside = [html.Span("Try: ", className="quiet"), advice.rstrip(".")] if advice else None
     return html.Div(
-        [mark(state), html.P(text, className="sentence-text"), html.Div(advice, className="sentence-aside")],
+        [mark(state), html.P([loud, html.Span(said)], className="sentence-text"), html.Div(aside, className="sentence-aside")],
         className=f"sentence is-{words.STATE_CLASSES[state]}",
         role="status",
-    )
+    )  # fmt: skip
 
 
 def card(answer: Card) -> Node:
@@ -106,7 +111,7 @@ def card(answer: Card) -> Node:
     elif worst is not None and worst.series is not None and answer.state != "not measured":
         line = member_button(worst)
     else:
-        line = html.Span(worst.reason if worst and worst.reason else "nothing measured yet", className="quiet")
+        line = html.Span(worst.reason if worst and worst.reason else "nothing measured", className="quiet")
     drawn = any(value is not None for value in answer.sparkline)
     bars = sparkline.mask(answer.sparkline)
     return html.Section(
@@ -129,7 +134,7 @@ def member_button(worst: Verdict) -> Node:
     since = "" if worst.since_step is None else f"since step {words.step(worst.since_step)}"
     return html.Button(
         [html.Span(words.where(worst), className="num"), html.Span(since, className="quiet since")],
-        className="plain", title=words.listing([worst.metric, worst.reason, since]), **{"data-series": str(worst.series)},
+        className="plain", title=words.listing([worst.metric, words.crossed(worst.reason), since]), **{"data-series": str(worst.series)},
     )  # fmt: skip
 
 
@@ -150,18 +155,10 @@ def facts(run: Run, coverage_counts: dict[str, int] | None) -> Node:
     )
 
 
-def board(blocks: Sequence[BlockVerdict], *, pattern: Any = None) -> Node:
-    """Blocks x conditions, worst first as the API orders them."""
+def board_rows(blocks: Sequence[BlockVerdict], *, pattern: re.Pattern[str] | None = None) -> list[BoardRow]:
+    """Blocks x conditions, worst first as the API orders them: the browser draws them, whatever their number."""
     shown = [block for block in blocks if pattern is None or pattern.search(block.name)]
-    if not shown:
-        return html.P("No block matches the filter." if blocks else "No verdict yet.", className="quiet pad")
-    head = html.Thead(html.Tr([html.Th("block", scope="col")] + [html.Th(SHORT_NAMES[c], scope="col", title=CARD_NAMES[c]) for c in CARDS] + [html.Th("worst", scope="col", className="right")]))  # fmt: skip
-    first, rest = shown[:BOARD_ROWS], shown[BOARD_ROWS:]
-    parts: list[Node] = [html.Table([head, html.Tbody([_board_row(block) for block in first])], className="board")]
-    if rest:
-        more = html.Table(html.Tbody([_board_row(block) for block in rest]), className="board")
-        parts.append(html.Details([html.Summary(f"{len(rest)} more"), more]))
-    return html.Div(parts)
+    return [_board_row(block) for block in shown]
 
 
 def alert_item(alert: Alert, now_ms: int, *, with_run: bool, can_acknowledge: bool) -> Node:
@@ -195,7 +192,7 @@ def alert_item(alert: Alert, now_ms: int, *, with_run: bool, can_acknowledge: bo
                 ], className="grow"),
                 html.Div([dcc.Link(words.listing([alert.project, alert.run_name]), href=f"/runs/{alert.run}", className="crumb") if with_run else None, acknowledged], className="alert-side"),
             ], className="alert-head"),
-            html.P(alert.message, className="alert-message"),
+            html.P(words.crossed(alert.message), className="alert-message"),
             html.P(figures, className="num quiet") if figures else None,
             html.P([html.Span("Try: ", className="quiet"), alert.advice]) if alert.advice and is_open else None,
         ],
@@ -211,7 +208,7 @@ def alert_line(alert: Alert, now_ms: int) -> Node:
     since = words.listing([alert.state, "" if alert.opened_step is None else f"step {words.step(alert.opened_step)}"])
     opens = {} if alert.series is None else {"data-series": str(alert.series)}
     what = html.Span([html.Strong(alert.condition.replace("_", " ")), " ", words.subject(alert.subject, alert.index), html.Span(since, className="since")], className="grow")  # fmt: skip
-    return html.Button([mark(state, title=f"{alert.severity}, {alert.state}"), what, age(alert.opened_at_ms, now_ms)], className="plain alert-line", title=alert.message, **opens)  # fmt: skip
+    return html.Button([mark(state, title=f"{alert.severity}, {alert.state}"), what, age(alert.opened_at_ms, now_ms)], className=f"plain alert-line{' fresh' if _is_fresh(alert, now_ms) else ''}", title=words.crossed(alert.message), **opens)  # fmt: skip
 
 
 def empty_state(origin: str) -> Node:
@@ -233,9 +230,14 @@ def problem(title: str, what: str, *, safe: str, do: Node) -> Node:
     return html.Section([html.H1(title), html.P(what), html.P(safe, className="quiet"), html.P(do)], className="empty panel", role="alert")  # fmt: skip
 
 
-def panel(title: str, body: Node, *, aside: Node = None, class_name: str = "") -> Node:
+def notice(what: str) -> Node:
+    """A bar over a page that could not be brought up to date."""
+    return html.Div([html.Span(what), html.Span("What is drawn is the last answer; training goes on and nothing is lost.", className="quiet")], className="notice")  # fmt: skip
+
+
+def panel(title: str, *body: Node, aside: Node = None, class_name: str = "") -> Node:
     """A titled part of a page."""
-    return html.Section([html.Div([html.H2(title), html.Div(aside, className="panel-aside")], className="panel-head"), body], className=f"panel {class_name}")  # fmt: skip
+    return html.Section([html.Div([html.H2(title), html.Div(aside, className="panel-aside")], className="panel-head"), *body], className=f"panel {class_name}")  # fmt: skip
 
 
 def heat_legend() -> Node:
@@ -263,17 +265,8 @@ def definition(pairs: Sequence[tuple[str, Node]]) -> Node:
     return html.Dl([html.Div([html.Dt(name), html.Dd(value, className="num")]) for name, value in shown], className="definition")  # fmt: skip
 
 
-def numbers_of(run: Run) -> list[tuple[str, Number]]:
-    """The two numbers of a run that a table shows."""
-    return [("it/s", run.steps_per_second), ("loss", run.loss)]
-
-
-def advice_of(verdicts: Verdicts) -> str:
-    """What to try for the worst verdict, in words; empty when all is well."""
-    if verdicts.state not in ("violated", "drifting") or not verdicts.members:
-        return ""
-    condition = CONDITION.get(verdicts.members[0].condition)
-    return condition.advice if condition else ""
+def _is_fresh(alert: Alert, now_ms: int) -> bool:
+    return alert.state == "firing" and alert.opened_at_ms is not None and now_ms - alert.opened_at_ms < FRESH_MS
 
 
 def _counts(answer: Card, *, of: tuple[State, ...]) -> list[str]:
@@ -291,16 +284,17 @@ def _coverage_button(run: Run, counts: dict[str, int] | None) -> Node:
     )  # fmt: skip
 
 
-def _board_row(block: BlockVerdict) -> Node:
+def _board_row(block: BlockVerdict) -> BoardRow:
     worst = block.worst
-    far = "" if worst is None or worst.ratio is None or worst.state == "not measured" else words.times(worst.ratio)
-    opens = {"data-series": str(worst.series), "role": "button", "tabIndex": "0"} if worst and worst.series is not None else {}
-    cells = [html.Td(mark(block.states.get(c, "not measured"), title=f"{CARD_NAMES[c]}: {block.states.get(c, 'not measured')}")) for c in CARDS]  # fmt: skip
-    state = worst.state if worst else "not measured"
-    return html.Tr(
-        [html.Th(block.name, scope="row", title=block.name), *cells, html.Td(far, className=f"num right is-{words.STATE_CLASSES[state]}")],
-        **opens,
-    )  # fmt: skip
+    known = worst is not None and worst.ratio is not None and worst.state != "not measured"
+    return {
+        "name": block.name,
+        "states": [block.states.get(card, "not measured") for card in CARDS],
+        "worst": words.times(worst.ratio) if worst is not None and known else "",
+        "state": worst.state if worst is not None else "not measured",
+        "series": worst.series if worst is not None else None,
+        "title": words.listing([words.subject(worst.subject, worst.index), worst.metric, words.crossed(worst.reason)]) if worst is not None else "",
+    }
 
 
 def _band(alert: Alert) -> str:

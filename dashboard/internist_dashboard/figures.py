@@ -1,6 +1,7 @@
 """Drawing: the API's answers in, Plotly figures out. All charts of a page share margins, and so one step axis."""
 
 import math
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from internist.schema.views import Alert, Band, Heatmap, Number, Points
 from internist_dashboard import rows as heat_rows
 from internist_dashboard import words
 from internist_dashboard.rows import Row
-from internist_dashboard.theme import Palette, Scheme, diverging, palette, template
+from internist_dashboard.theme import Palette, Scheme, diverging, logit_scale, palette, template
 
 LOSS_HEIGHT = 220
 SERIES_HEIGHT = 320
@@ -25,7 +26,7 @@ RATIO_LIMIT = 2.0
 """log2 of the ratio at which the diverging scale saturates: four times the band's centre, the critical edge."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
 MAX_MARKS = 400
-GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "responsive": True, "scrollZoom": False}
+GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False}
 """Every chart: no tool bar; drag to zoom, double click to reset."""
 
 
@@ -62,8 +63,8 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
     figure.update_layout(
         yaxis={"title": {"text": "loss (nats)"}, "fixedrange": True, "nticks": 5},
         yaxis2={
-            "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "rangemode": "tozero", "nticks": 4,
-            "exponentformat": "e", "title": {"text": "learning rate"} if not frame.narrow else None,
+            "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "rangemode": "tozero",
+            "tickmode": "auto", "nticks": 4, "exponentformat": "e", "minexponent": 2, "title": {"text": "learning rate"} if not frame.narrow else None,
             "tickfont": {"size": 10, "color": p.muted},
         },
     )  # fmt: skip
@@ -94,7 +95,7 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     labelled = thinned([row.block is not None for row in rows], every=math.ceil(LABEL_PX / row_px))
     figure.update_layout(
         meta=[{"series": row.series[0] if row.series else None, "block": row.block} for row in rows],
-        images=[_hatching(p)],
+        images=[_hatching(p, frame)],
         annotations=_excesses(numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)),
         yaxis=_row_axis(keys, [keys[i] for i in labelled], [_label(rows[i], frame) for i in labelled]),
     )
@@ -122,7 +123,7 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
     figure = _figure(frame, height=round(row_px * len(windows)) + 42, top=4)
     figure.add_heatmap(
         x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
-        colorscale=[(0, p.centre), (0.6666, p.low[0]), (0.6667, p.high[0]), (1, p.high[1])], ygap=1 if row_px > 5 else 0,
+        colorscale=logit_scale(frame.scheme), ygap=1 if row_px > 5 else 0,
         hovertemplate="<b>%{y}</b><br>largest logit %{customdata:.4~g}<br>warning at 100, critical at 1,000"
         "<br>step %{x:,d}<extra></extra>",
     )  # fmt: skip
@@ -136,12 +137,12 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
             kept.append(middle)
     figure.update_layout(
         meta=[{"series": points.series.id, "block": None} for points in windows],
-        images=[_hatching(p)],
+        images=[_hatching(p, frame)],
         yaxis=_row_axis(keys, [keys[i] for i in kept], [_short(owners[i], frame) for i in kept]),
         shapes=[
             {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "yref": "y", "y0": s - 0.5, "y1": s - 0.5,
              "line": {"color": p.surface, "width": 2}}
-            for s in starts[1:]
+            for s in (starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else ())
         ],
     )  # fmt: skip
     return figure
@@ -358,15 +359,15 @@ def _group(points: Points) -> str:
     return points.series.subject if points.series.subject else "all parameters"
 
 
-def _hatching(p: Palette) -> dict[str, Any]:
+def _hatching(p: Palette, frame: Frame) -> dict[str, Any]:
     """Fine diagonal lines behind the cells: what shows through was not measured."""
+    side = 300 if frame.narrow else 900  # about the plot's width: the image is scaled to it
+    lines = "".join(f"M{x} 0l-{side} {side}" for x in range(0, 2 * side, 7))
     svg = (
-        "<svg xmlns='http://www.w3.org/2000/svg' width='2400' height='1600' viewBox='0 0 2400 1600'>"
-        "<defs><pattern id='h' width='6' height='6' patternUnits='userSpaceOnUse' patternTransform='rotate(45)'>"
-        f"<line x1='0' y1='0' x2='0' y2='6' stroke='{p.unmeasured}' stroke-width='1.6'/></pattern></defs>"
-        "<rect width='2400' height='1600' fill='url(#h)'/></svg>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{side}' height='{side}' viewBox='0 0 {side} {side}'>"
+        f"<path d='{lines}' stroke='{p.unmeasured}' stroke-width='1.4' fill='none'/></svg>"
     )
-    source = "data:image/svg+xml," + svg.replace("#", "%23").replace("<", "%3C").replace(">", "%3E").replace(" ", "%20")
+    source = "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
     return {
         "source": source, "xref": "x domain", "yref": "y domain", "x": 0, "y": 1, "sizex": 1, "sizey": 1,
         "sizing": "fill", "layer": "below",

@@ -1,11 +1,12 @@
 """Numbers, ages and verdicts in the words a reader sees."""
 
 import math
+import re
 from collections.abc import Iterable
 
 from internist.schema.conditions import State
 from internist.schema.metrics import Bound
-from internist.schema.views import Number, RunState, Verdict
+from internist.schema.views import Number, Verdict
 
 THIN_SPACE = "\u2009"
 """Between the thousands of a step, and between a number and its prefix."""
@@ -17,6 +18,7 @@ SHAPES: dict[State, str] = {"ok": "●", "drifting": "◐", "violated": "■", "
 STATE_CLASSES: dict[State, str] = {"ok": "ok", "drifting": "drifting", "violated": "violated", "not measured": "unmeasured"}
 BASES = {"target": "target", "reference": "reference", "baseline": "own baseline", "sanity": "sanity limit"}
 """What a band rests on."""
+_TIMES = re.compile(r"(?<=\d)x\b")
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -63,13 +65,20 @@ def rate(value: float | None) -> str:
 
 
 def times(value: Number) -> str:
-    """How many times its band: `31×`; an infinite or NaN excess by name."""
+    """How many times its band: `31×`, `1.2×`, `1/12×`; an infinite or NaN excess by name."""
     x = real(value)
     if x is None:
         return "—"
     if not math.isfinite(x):
         return number(value)
-    return f"{_magnitude(x) if x < 10 else number(round(x))}×"
+    if 0 < x < 0.45:
+        return f"1/{_times(1 / x)}×"
+    return f"{_times(x)}×"
+
+
+def crossed(text: str) -> str:
+    """Text of the judge with proper multiplication signs: `31x` becomes `31×`; its dash too."""
+    return _TIMES.sub("×", text).replace(" - ", " — ")
 
 
 def age(milliseconds: int | float | None) -> str:
@@ -104,18 +113,8 @@ def verdict(state: State, *, basis_name: str | None = None, count: int = 0) -> s
 
 
 def where(worst: Verdict) -> str:
-    """Number first, then where to look: `31× band · blocks.2 · update.own`."""
-    place = subject(worst.subject, worst.index)
-    if worst.state == "not measured":
-        return worst.reason or "not measured"
-    how_far = real(worst.ratio)
-    excess = "" if how_far is None else f"{times(how_far)} {'limit' if worst.basis == 'target' else 'band'} · "
-    return f"{excess}{place}"
-
-
-def run_state(state: RunState) -> str:
-    """A run's state, as the badge says it."""
-    return state
+    """How far, then where to look: `31× its baseline · blocks.2`."""
+    return listing([crossed(worst.reason), subject(worst.subject, worst.index)])
 
 
 def plural(count: int, noun: str) -> str:
@@ -127,6 +126,10 @@ def plural(count: int, noun: str) -> str:
 def listing(parts: Iterable[str]) -> str:
     """Parts that are not empty, joined by middle dots."""
     return " · ".join(part for part in parts if part)
+
+
+def _times(x: float) -> str:
+    return f"{x:.1f}" if x < 9.95 else f"{x:.0f}" if x < 999.5 else _magnitude(x)
 
 
 def _magnitude(x: float) -> str:

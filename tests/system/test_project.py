@@ -199,6 +199,14 @@ def test_every_relative_link_of_a_page_leads_somewhere(page):
     assert broken == []
 
 
+def test_every_room_stands_on_the_page_of_the_architecture():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = [path for package in PACKAGES for path in package.iterdir() if path.suffix == ".py" or path.is_dir()]
+    names = {f"{room.name}/" if room.is_dir() else room.name for room in rooms if not room.name.startswith("__")}
+
+    assert {name for name in names if name not in page} == set()
+
+
 def test_make_help_lists_every_command():
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: ([a-z]+)$", makefile, re.MULTILINE))

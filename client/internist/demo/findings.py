@@ -78,7 +78,7 @@ def _opened(update: Sequence[Alert]) -> Finding:
 def _named_first(bodies: Sequence[Mapping[str, Any]]) -> Finding:
     firing = [b for b in bodies if b["status"] == "firing" and b["groupLabels"].get("condition") == "update"]
     first = firing[0]["alerts"][0]["labels"] if firing else {}
-    seen = f"{first.get('subject')} ({first.get('metric')})" if first else "no notification"
+    seen = f"{first.get('module')} ({first.get('metric')})" if first else "no notification"
     return Finding("named first in the notification", f"a module of {BLOCK}", seen, first.get("block") == BLOCK)
 
 

@@ -118,6 +118,15 @@
       return row ? showPanel({ series: row.series }) : nothing();
     },
 
+    /** The verdict board: drawn here, for a hundred blocks are too many components. */
+    drawBoard(rows) {
+      const place = document.getElementById("board");
+      if (!place || !rows) return nothing();
+      const wasOpen = Boolean(place.querySelector("details[open]"));
+      place.replaceChildren(...(rows.length ? boardTables(rows, wasOpen) : [make("p", { className: "quiet pad" }, "No verdict yet, or the filter matches none.")]));
+      return nothing();
+    },
+
     openDrawer(panel) {
       return Boolean(panel);
     },
@@ -139,6 +148,45 @@
       return document.hidden || window.internistLive.isBusy() ? nothing() : count;
     },
   };
+
+  const CARDS = [["fwd", "Forward"], ["dep", "Dependency"], ["upd", "Update"], ["spec", "Spectral"], ["attn", "Attention"], ["num", "Numeric"]];
+  const SHAPES = { ok: ["●", "ok"], drifting: ["◐", "drifting"], violated: ["■", "violated"], "not measured": ["○", "unmeasured"] };
+  const FIRST_ROWS = 12;
+
+  function make(tag, properties, ...children) {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  }
+
+  function boardTables(rows, isOpen) {
+    const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "block"),
+      ...CARDS.map(([short, title]) => make("th", { scope: "col", title }, short)), make("th", { scope: "col" }, "worst")));
+    const tables = [make("table", { className: "board" }, head, make("tbody", {}, ...rows.slice(0, FIRST_ROWS).map(boardRow)))];
+    const rest = rows.slice(FIRST_ROWS);
+    if (rest.length) {
+      const table = make("table", { className: "board" }, make("tbody", {}, ...rest.map(boardRow)));
+      tables.push(make("details", { open: isOpen }, make("summary", {}, `${rest.length} more`), table));
+    }
+    return tables;
+  }
+
+  function boardRow(row) {
+    const cells = row.states.map((state, index) => {
+      const mark = make("span", { className: `mark is-${SHAPES[state][1]}`, title: `${CARDS[index][1]}: ${state}` }, SHAPES[state][0]);
+      mark.setAttribute("role", "img");
+      mark.setAttribute("aria-label", `${CARDS[index][1]}: ${state}`);
+      return make("td", {}, mark);
+    });
+    const line = make("tr", { title: row.title }, make("th", { scope: "row" }, row.name), ...cells,
+      make("td", { className: `num is-${SHAPES[row.state][1]}` }, row.worst));
+    if (row.series !== null) {
+      line.dataset.series = row.series;
+      line.tabIndex = 0;
+      line.setAttribute("role", "button");
+    }
+    return line;
+  }
 
   function pressed(index, figure, heat) {
     const row = figure.layout.meta && figure.layout.meta[index];

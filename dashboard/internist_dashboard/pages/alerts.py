@@ -21,10 +21,9 @@ def layout(page: AlertsPage) -> Node:
     """The page, with its alerts already in it."""
     return html.Div(
         [
-            components.header([("Alerts", None)], filter_hint="filter alerts, regex"),
+            components.header([("Alerts", None)], filter_hint="filter by regex"),
             dcc.Interval(id="alerts-clock", interval=REFRESH_MS),
             dcc.Store(id="alerts-tick"),
-            dcc.Store(id="page", data={"kind": "alerts"}),
             html.Main(html.Div(listing(page, pattern=None), id="alerts-list"), className="page narrow-page"),
         ]
     )

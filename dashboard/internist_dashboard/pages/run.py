@@ -1,17 +1,17 @@
 """One run: the sentence, six cards, the charts on one step axis, and the blocks, worst first."""
 
 import asyncio
+import math
 from typing import Any
 
 import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, Heatmap, Run, SeriesView
+from internist.schema.views import Alert, Run, SeriesView
 from internist_dashboard import components, figures, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
-from internist_dashboard.errors import NotFound
 from internist_dashboard.figures import Frame
 from internist_dashboard.filters import compiled
 from internist_dashboard.rows import collapse
@@ -23,10 +23,10 @@ ALERT_LIMIT = 100
 RATE_LIMIT = 4
 """Learning rates drawn: groups beyond these are in the series list."""
 HEAD_LIMIT = 128
-"""Heads drawn one row each; beyond, the first of every layer are kept until this many."""
+"""Heads drawn, one row each; where a model has more, each layer shows those with the largest logits."""
+HEADS_ASKED = 8_192
 COLUMNS = 240
 PIXELS = 700
-PREFERRED = ("update.own", "activation.rms", "update.feature", "weight.operator_norm", "activation.spread")
 Window = dict[str, int] | None
 
 
@@ -34,11 +34,10 @@ def layout(run: Run) -> Node:
     """The page's frame; its callbacks fill it."""
     return html.Div(
         [
-            components.header([(run.project, "/"), (run.name, None)], middle=html.Span(_badge(run), id="badge"), filter_hint="filter modules, regex"),
+            components.header([(run.project, "/"), (run.name, None)], middle=html.Span(_badge(run), id="badge"), filter_hint="filter by regex"),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
-            dcc.Store(id="page", data={"kind": "run", "run": run.id, "cursor": run.cursor}),
             dcc.Store(id="tick", data={"cursor": run.cursor}),
-            *(dcc.Store(id=name) for name in ("poll", "heat-shown")),
+            *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows")),
             html.Main(
                 [
                     html.Div(id="sentence", className="area-sentence"),
@@ -47,8 +46,8 @@ def layout(run: Run) -> Node:
                     html.Div(
                         [
                             components.panel("Loss and learning rate", _graph("loss-graph"), aside=_reset(), class_name="area-loss"),
-                            components.panel("Layers × steps", [html.Div(_metric_picker(), className="heat-tools"), components.heat_legend(), _graph("heat-graph")], aside=html.Span(id="heat-note", className="quiet"), class_name="area-heat"),
-                            components.panel("MaxLogit per head", [components.logit_legend(), _graph("logit-graph")], class_name="area-logit"),
+                            components.panel("Layers × steps", html.Div(_metric_picker(), className="heat-tools"), components.heat_legend(), _graph("heat-graph"), aside=html.Span(id="heat-note", className="quiet"), class_name="area-heat"),
+                            components.panel("MaxLogit per head", components.logit_legend(), _graph("logit-graph"), aside=html.Span(id="logit-note", className="quiet"), class_name="area-logit"),
                         ],
                         className="area-charts",
                     ),
@@ -82,26 +81,27 @@ def register(app: dash.Dash, api: Api) -> None:
         Output("sentence", "children"),
         Output("cards", "children"),
         Output("facts", "children"),
-        Output("board", "children"),
+        Output("board-rows", "data"),
         Output("run-alerts", "children"),
+        Output("notice", "children", allow_duplicate=True),
         Input("tick", "data"),
         Input("filter", "data"),
         State("page", "data"),
+        prevent_initial_call="initial_duplicate",
     )
     async def summarize(_: object, text: str | None, page: dict[str, Any]) -> Any:
         name = page["run"]
         run, verdicts, coverage, alerts = await asyncio.gather(
             api.run(name), api.verdicts(name, limit=1), api.coverage(name), api.alerts(run=name, limit=ALERT_LIMIT)
         )
-        advice = components.advice_of(verdicts)
-        aside = html.Span([html.Span("Try: ", className="quiet"), advice]) if advice and advice not in verdicts.sentence else None
         return (
             _badge(run),
-            components.sentence(verdicts.state, verdicts.sentence or run.sentence, advice=aside),
+            components.sentence(verdicts.state, verdicts.sentence or run.sentence),
             [components.card(card) for card in verdicts.cards],
             components.facts(run, coverage.counts),
-            components.board(verdicts.blocks, pattern=compiled(text)),
+            components.board_rows(verdicts.blocks, pattern=compiled(text)),
             _alerts(alerts.alerts, run.server_time_ms),
+            None,
         )
 
     @app.callback(  # type: ignore[untyped-decorator]
@@ -149,7 +149,11 @@ def register(app: dash.Dash, api: Api) -> None:
         name = page["run"]
         run = await api.run(name)
         frame = frame_of(run, window, scheme, is_narrow=narrow)
-        heatmap = await _heatmap(api, name, heat.get("metric"), frame)
+        is_detailed = bool(heat.get("opened") or text)
+        heatmap = await api.heatmap(
+            name, metric=heat.get("metric"), first=frame.first, last=frame.last, pixels=COLUMNS,
+            collapse="modules" if is_detailed else "blocks",
+        )  # fmt: skip
         options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
         rows = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
         figure = figures.heat(heatmap, rows, frame) if rows else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
@@ -158,6 +162,7 @@ def register(app: dash.Dash, api: Api) -> None:
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("logit-graph", "figure"),
+        Output("logit-note", "children"),
         Input("tick", "data"),
         Input("window", "data"),
         Input("filter", "data"),
@@ -167,14 +172,15 @@ def register(app: dash.Dash, api: Api) -> None:
     )
     async def draw_logits(_: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]) -> Any:
         name = page["run"]
-        run, heads = await asyncio.gather(api.run(name), api.series(name, metric="attention.max_logit", limit=4096))
+        run, heads = await asyncio.gather(api.run(name), api.series(name, metric="attention.max_logit", limit=HEADS_ASKED))
         frame = frame_of(run, window, scheme, is_narrow=narrow)
         pattern = compiled(text)
         chosen = chosen_heads([head for head in heads if pattern is None or pattern.search(head.subject)])
         if not chosen:
-            return figures.empty("No attention logits: no attention that Internist can read has run, or the filter matches none.", frame)
+            return figures.empty("No attention logits: no attention that can be read has run, or the filter matches none.", frame), ""
         page_of = await api.points(name, [head.id for head in chosen], first=frame.first, last=frame.last, pixels=COLUMNS)
-        return figures.logits(page_of.windows, frame)
+        note = f"{len(heads)} heads" if len(chosen) == len(heads) else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
+        return figures.logits(page_of.windows, frame), note
 
 
 def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Frame:
@@ -187,33 +193,20 @@ def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Fr
 
 
 def chosen_heads(heads: list[SeriesView]) -> list[SeriesView]:
-    """All heads while they fit; beyond, evenly the first of every layer."""
+    """All heads while they fit; beyond, in each layer those whose last logit is largest, in their own order."""
     if len(heads) <= HEAD_LIMIT:
         return heads
-    layers = len({head.subject for head in heads})
-    each = max(1, HEAD_LIMIT // layers)
-    seen: dict[str, int] = {}
-    kept = []
+    layers: dict[str, list[SeriesView]] = {}
     for head in heads:
-        seen[head.subject] = seen.get(head.subject, 0) + 1
-        if seen[head.subject] <= each:
-            kept.append(head)
-    return kept
+        layers.setdefault(head.subject, []).append(head)
+    each = max(1, HEAD_LIMIT // len(layers))
+    kept = {head.id for layer in layers.values() for head in sorted(layer, key=_by_last_value, reverse=True)[:each]}
+    return [head for head in heads if head.id in kept]
 
 
-async def _heatmap(api: Api, run: str, metric: str | None, frame: Frame) -> Heatmap:
-    """The heat map of the metric asked for, else of the first preferred one that this run has."""
-    found = None
-    try:
-        found = await api.heatmap(run, metric=metric or PREFERRED[0], first=frame.first, last=frame.last, pixels=COLUMNS)
-    except NotFound:
-        if metric is None:
-            raise
-    if found is not None and (found.rows or not found.metrics):
-        return found
-    known = found.metrics if found is not None else ()
-    other = next((name for name in PREFERRED if name in known), known[0] if known else PREFERRED[0])
-    return await api.heatmap(run, metric=other, first=frame.first, last=frame.last, pixels=COLUMNS)
+def _by_last_value(head: SeriesView) -> float:
+    value = words.real(head.last_value)
+    return -math.inf if value is None else math.inf if math.isnan(value) else value
 
 
 def _badge(run: Run) -> Node:

@@ -20,10 +20,9 @@ def layout(runs: list[Run]) -> Node:
     """The page, with its rows already in it."""
     return html.Div(
         [
-            components.header([], filter_hint="filter runs, regex"),
+            components.header([], filter_hint="filter by regex"),
             dcc.Interval(id="runs-clock", interval=REFRESH_MS),
             dcc.Store(id="runs-tick"),
-            dcc.Store(id="page", data={"kind": "runs"}),
             html.Main(html.Div(table(runs, pattern=None, origin=VIEWER.get().origin), id="runs-table"), className="page"),
         ]
     )
@@ -63,7 +62,7 @@ def _row(run: Run) -> Node:
     cells: list[tuple[Node, str]] = [
         (named, "cell-name"),
         (components.live_dot(run.state), "cell-state"),
-        (html.Span([components.mark(run.verdict), html.Span(run.sentence or run.verdict, className="verdict-text")], className="cell-sentence"), "cell-verdict"),
+        (html.Span([components.mark(run.verdict), html.Span(words.crossed(run.sentence) or run.verdict, className="verdict-text")], className="cell-sentence"), "cell-verdict"),
         (words.step(run.last_step), "num right"),
         (words.number(run.steps_per_second), "num right cell-minor"),
         (words.number(run.loss), "num right"),

@@ -1,4 +1,4 @@
-"""The life of an alert, for many checks at once: inactive, pending, firing, and inactive again. Pure functions on arrays."""
+"""The life of alerts, for many checks at once: inactive, pending, firing, and inactive again. Pure, on arrays."""
 
 from dataclasses import dataclass
 
@@ -47,8 +47,8 @@ def advance(
 
     A breach must hold at every measured point, and `needed` of these points must lie at least `cadence` steps apart:
     points that come more densely (start-up, directives) neither fire nor resolve an alert sooner. A pending check that
-    is measured without a breach is inactive again. A firing one resolves after `needed` points, counted likewise, in the
-    recovery band; a point outside it starts that count anew. A check that is not measured stays where it is.
+    is measured without a breach is inactive again. A firing one resolves after `needed` points in the recovery band,
+    counted likewise; a point outside it starts that count anew. A check that is not measured stays where it is.
 
     Args:
         now: where the checks stand.

@@ -12,8 +12,12 @@ Floats = NDArray[np.float32]
 GRID_PER_OCTAVE = 8
 """Baselines are taken anew when the age of the run crosses the next of this many points per doubling: a baseline is at
 most 9 % of the run's age old, which under growth like the square root of steps is 5 % of its value."""
+GROWTH_LIMIT = 2.0
+"""Largest slope of log value over log age that is carried forward: of a product of two weights that grow linearly."""
 WINDOW_POINTS = 256
 """Points of one plan that are enough for a baseline."""
+_TO_NOW = math.log2(8 / 3)
+"""From the middle of the window, at 3/8 of the age, to now."""
 MUON_WIDENING = 0.05
 MUON_CRITICAL = 1.5
 
@@ -41,14 +45,15 @@ def grid_point(age: int) -> int:
 
 
 def window_sample(steps: NDArray[np.int64], *, every: int) -> NDArray[np.int64]:
-    """Which of the stored steps of one plan go into a baseline: at most WINDOW_POINTS, evenly spread, all regular ones.
+    """Which of the stored steps of one plan make a baseline: at most WINDOW_POINTS, evenly spread, all regular ones.
 
-    Steps off the regular grid (start-up, directives during an incident) are left out, for they would outnumber the rest.
+    Steps off the regular grid (start-up, directives in an incident) are left out, for they would outnumber the rest.
     """
-    regular = steps[steps % every == 0]
+    regular: NDArray[np.int64] = steps[steps % every == 0]
     if regular.size <= WINDOW_POINTS:
         return regular
-    return regular[np.linspace(0, regular.size - 1, WINDOW_POINTS).round().astype(np.int64)]
+    chosen = np.linspace(0, regular.size - 1, WINDOW_POINTS).round().astype(np.int64)
+    return np.take(regular, chosen)
 
 
 def baselines(values: Floats) -> Floats:
@@ -65,8 +70,40 @@ def baselines(values: Floats) -> Floats:
     rows = np.arange(len(values))
     middle = np.maximum(counts, 1)
     median = (ordered[rows, (middle - 1) // 2] + ordered[rows, middle // 2]) / np.float32(2)
-    median = np.where(np.isfinite(median) & (median > 0), median, np.where(counts >= BASELINE_MINIMUM_POINTS, 0, np.nan))
+    median = np.where(
+        np.isfinite(median) & (median > 0), median, np.where(counts >= BASELINE_MINIMUM_POINTS, 0, np.nan)
+    )
     return np.where(enough | (median == 0), median, np.nan).astype(np.float32)
+
+
+def carried_growth(values: Floats, ages: NDArray[np.int64]) -> Floats:
+    """log2 of how much each row will have grown from the middle of its window to now if it goes on; negative: fallen.
+
+    The least-squares slope of log value over log age, less its standard error, at most GROWTH_LIMIT either way. What
+    grows from zero in its first few hundred steps, as modules with a zero-initialised or small last layer do, would
+    else be out of a band of a factor of 4 while it is well. What is flat in its window gets no allowance: a late
+    explosion is found as soon as without it, one from the first step on later.
+
+    Args:
+        values: (series, points), NaN where a series has no point.
+        ages: (points,) in steps since the origin, positive.
+    """
+    positive = np.isfinite(values) & (values > 0)
+    x = np.log2(np.maximum(ages, 1)).astype(np.float32)
+    x -= x.mean()
+    y = np.log2(np.where(positive, values, np.float32(1)))
+    weight = positive.astype(np.float32)
+    count = np.maximum(weight.sum(axis=1), 1)
+    middle = y.sum(axis=1) / count
+    y = (y - middle[:, None]) * weight
+    mean_x = weight @ x / count
+    spread = weight @ (x * x) - count * mean_x**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (y @ x) / spread
+        residual = np.maximum((y * y).sum(axis=1) - slope**2 * spread, 0) / np.maximum(count - 2, 1)
+        sure = np.maximum(np.abs(slope) - np.sqrt(residual / spread), 0)
+    growth = np.sign(slope) * np.minimum(sure, GROWTH_LIMIT)
+    return np.where(np.isfinite(growth) & (count >= 3), growth * _TO_NOW, 0).astype(np.float32)
 
 
 def muon_band(

@@ -49,7 +49,7 @@ class Standing:
     block_order: Sequence[int]
 
     def worst_first(self) -> NDArray[np.int64]:
-        """Members, worst first: by state, own causes before what follows from them, then by excess and forward order."""
+        """Members, worst first: by state, own causes before what follows from them, then excess and forward order."""
         excess = np.where(np.isnan(self.excess), -np.inf, self.excess)
         out = self.rank >= DRIFTING
         return np.lexsort((self.place, -excess, np.where(out, self.cause, 0), -self.rank.astype(np.int64)))
@@ -180,7 +180,9 @@ def _overall(
         basis = _weakest(standing, card)
         word = "own baseline" if basis == "baseline" else str(basis)
         by_basis[word] = by_basis.get(word, 0) + 1
-    rests = ", ".join(f"{by_basis[word]} by {word}" for word in ("reference", "target", "own baseline", "sanity") if word in by_basis)
+    rests = ", ".join(
+        f"{by_basis[word]} by {word}" for word in ("reference", "target", "own baseline", "sanity") if word in by_basis
+    )
     if len(held) == len(CARDS):
         return "ok", f"All {_OF_ALL[len(CARDS)]} conditions hold ({rests})."
     waiting = ", ".join(CARDS[card] for card in range(len(CARDS)) if ranks[card] != OK)

@@ -1,5 +1,6 @@
 """Checks: which series are judged by which criterion, as arrays that one step is judged with."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ MISSING = -1
 CRITERION_OF_METRIC: dict[str, int] = {criterion.metric: number for number, criterion in enumerate(CRITERIA)}
 NUMERIC_CARD = CARDS.index("numeric")
 QUOTIENTS = frozenset({"update.relative_rms", "update.relative", "weight.stable_rank"})
-"""Not judged for finiteness: the denominator of a zero-initialised weight is rightly zero, and each has both of its terms
-as series of their own."""
+"""Not judged for finiteness: their denominator is rightly zero for a zero-initialised weight, and both of their terms
+are series of their own."""
 _COUNT_OF_NONFINITE = "activation.nonfinite"
 
 
@@ -114,63 +115,61 @@ def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -
 
 def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     """The checks of these series. Those of a longer list with the same beginning begin with the same checks."""
-    columns = {(one.metric, one.subject, one.index, one.bound): column for column, one in enumerate(series)}
-    groups = _Groups.of(series)
-    rows: list[tuple[int, int, JudgedSeries, Criterion, bool, bool]] = []
-    for column, one in enumerate(series):
+    metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
+    groups = _Groups.of(series, np.flatnonzero(metrics == _METRIC_NUMBER["learning_rate"]))
+    groups.learn_decays(series, np.flatnonzero(metrics == _METRIC_NUMBER["weight_decay"]))
+    rows: list[tuple[int, int, bool, bool]] = []
+    for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
+        one = series[at]
         criterion = criterion_of(one)
         if criterion is None:
             continue
-        fixed = has_fixed_target(one, criterion, mup=mup)
-        muon = _is_muon(one, criterion, groups)
+        fixed = criterion.target is not None and has_fixed_target(one, criterion, mup=mup)
+        muon = criterion.target is not None and _is_muon(one, criterion, groups)
         if fixed or muon or criterion.baseline:
-            rows.append((column, CRITERION_OF_METRIC[one.metric], one, criterion, fixed, muon))
+            rows.append((at, CRITERION_OF_METRIC[one.metric], fixed, muon))
 
-    size = len(rows)
-    criteria = [row[3] for row in rows]
-    two_sided = np.fromiter((c.two_sided for c in criteria), bool, size)
-    fixed_target = np.fromiter((row[4] for row in rows), bool, size)
-    is_muon = np.fromiter((row[5] for row in rows), bool, size)
-    target_warn = np.array([c.target.warn_above if row[4] and c.target else np.nan for c, row in zip(criteria, rows, strict=True)])
-    target_critical = np.array([c.target.critical_above if row[4] and c.target else np.nan for c, row in zip(criteria, rows, strict=True)])
-    high = np.where(fixed_target, 0.0, np.log2(BASELINE_WARN))
-    critical = np.where(fixed_target, np.log2(target_critical / target_warn), np.log2(BASELINE_CRITICAL))
-    lower = two_sided & ~fixed_target
-    card = np.fromiter((CARDS.index(CONDITION[c.condition].card) for c in criteria), np.int64, size)
+    column, number, fixed_target, is_muon = (np.array([row[i] for row in rows], np.int64) for i in range(4))
+    has_target, promised = fixed_target.astype(bool), is_muon.astype(bool)
+    baselined = ~has_target & ~promised
+    warn, critical = np.where(has_target, _TARGET_EDGES[number].T, np.nan)
+    high = np.where(has_target, 0.0, np.log2(BASELINE_WARN))
+    higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
+    lower = _TWO_SIDED[number] & ~has_target
+    card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
-    sanity = _sanity(rows, columns)
-    known = [METRICS.get(one.metric) for one in series]
+    series_cadence = np.array([max(one.facts.cadence, 1) for one in series], np.int64)
+    sanity = _sanity(series, column, number, metrics)
     return Checks(
-        column=np.fromiter((row[0] for row in rows), np.int64, size),
-        criterion=np.fromiter((row[1] for row in rows), np.int64, size),
+        column=column,
+        criterion=number,
         card=card,
-        two_sided=two_sided,
-        scheduled=np.fromiter((c.scheduled for c in criteria), bool, size) & ~fixed_target & ~is_muon,
-        baselined=~fixed_target & ~is_muon,
-        target_centre=np.log2(target_warn).astype(np.float32),
+        two_sided=_TWO_SIDED[number],
+        scheduled=_SCHEDULED[number] & baselined,
+        baselined=baselined,
+        target_centre=np.log2(warn).astype(np.float32),
         warn_high=high.astype(np.float32),
-        critical_high=critical.astype(np.float32),
+        critical_high=higher.astype(np.float32),
         warn_low=np.where(lower, -high, -np.inf).astype(np.float32),
-        critical_low=np.where(lower, -critical, -np.inf).astype(np.float32),
-        alarms_on_warning=np.fromiter((RULE_OF_CONDITION[c.condition].drifting is not None for c in criteria), bool, size)
-        & (fixed_target | is_muon),
-        cadence=np.fromiter((max(row[2].facts.cadence, 1) for row in rows), np.int64, size),
-        needed=np.fromiter((_points_needed(c) for c in criteria), np.int64, size),
-        sanity=np.array([s[0] for s in sanity], np.int64),
-        sanity_mean=np.array([s[1] for s in sanity], np.int64),
-        sanity_reference=np.array([s[2] for s in sanity], np.int64),
-        muon=_muon([(number, *row) for number, row in enumerate(rows) if row[5]], columns, groups),
-        finite=np.array([m is not None and not m.name.startswith("monitor.") and m.name not in QUOTIENTS for m in known], bool),
-        counts_nonfinite=np.array([one.metric == _COUNT_OF_NONFINITE for one in series], bool),
-        is_gradient=np.array([one.metric.startswith("gradient.") for one in series], bool),
-        series_cadence=np.array([max(one.facts.cadence, 1) for one in series], np.int64),
+        critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
+        alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
+        cadence=series_cadence[column],
+        needed=_POINTS_NEEDED[number],
+        sanity=sanity[:, 0],
+        sanity_mean=sanity[:, 1],
+        sanity_reference=sanity[:, 2],
+        muon=_muon(series, np.flatnonzero(promised), column, metrics, groups),
+        finite=_MUST_BE_FINITE[metrics],
+        counts_nonfinite=metrics == _METRIC_NUMBER[_COUNT_OF_NONFINITE],
+        is_gradient=_IS_GRADIENT[metrics],
+        series_cadence=series_cadence,
         rate_columns=np.array(groups.rates, np.int64),
         rate_weights=tuple(groups.weights),
         by_card=by_card,
         card_starts=card_starts,
         cards_present=cards_present,
-    )  # fmt: skip
+    )
 
 
 def recovery_edge(checks: Checks, edge: Logs) -> Logs:
@@ -194,29 +193,23 @@ class _Groups:
     decays: dict[int, int]
 
     @classmethod
-    def of(cls, series: Sequence[JudgedSeries]) -> "_Groups":
-        groups = cls([], [], {}, {})
-        for column, one in enumerate(series):
-            if one.kind != "group" or one.metric not in ("learning_rate", "weight_decay"):
-                continue
-            group = one.facts.group if one.facts.group is not None else one.index
-            if one.metric == "weight_decay":
-                if group is not None:
-                    groups.decays[group] = column
-                continue
+    def of(cls, series: Sequence[JudgedSeries], rates: Indices) -> "_Groups":
+        groups = cls(rates.tolist(), [float(series[at].facts.parameters or 1) for at in rates], {}, {})
+        for place, at in enumerate(groups.rates):
+            group = _group_of(series[at])
             if group is not None:
-                groups.number[group] = len(groups.rates)
-            groups.rates.append(column)
-            groups.weights.append(float(one.facts.parameters or 1))
+                groups.number[group] = place
         return groups
 
+    def learn_decays(self, series: Sequence[JudgedSeries], decays: Indices) -> None:
+        for at in decays.tolist():
+            group = _group_of(series[at])
+            if group is not None:
+                self.decays[group] = at
 
-def _points_needed(criterion: Criterion) -> int:
-    rule = RULE_OF_CONDITION[criterion.condition]
-    if rule.for_points is not None:
-        return rule.for_points
-    heavy = METRICS[criterion.metric].cadence in ("model_heavy", "matrix_heavy")
-    return FOR_POINTS_HEAVY if heavy else FOR_POINTS_LIGHT
+
+def _group_of(series: JudgedSeries) -> int | None:
+    return series.index if series.facts.group is None else series.facts.group
 
 
 def _is_muon(series: JudgedSeries, criterion: Criterion, groups: _Groups) -> bool:
@@ -231,43 +224,84 @@ def _is_muon(series: JudgedSeries, criterion: Criterion, groups: _Groups) -> boo
     )
 
 
-def _sanity(
-    rows: Sequence[tuple[int, int, JudgedSeries, Criterion, bool, bool]],
-    columns: dict[tuple[str, str, int | None, str], int],
-) -> list[tuple[int, int, int]]:
+def _sanity(series: Sequence[JudgedSeries], column: Indices, number: Indices, metrics: Indices) -> Indices:
+    """Rows of (check, column of the mean update, column of what it is relative to)."""
     found = []
-    for number, (_, _, one, criterion, _, _) in enumerate(rows):
-        if criterion.sanity_relative_to is None:
+    for criterion_number, criterion in enumerate(CRITERIA):
+        at = np.flatnonzero(number == criterion_number)
+        if criterion.sanity_relative_to is None or not at.size:
             continue
-        mean = _column_of(columns, one.metric + "_mean", one)
-        reference = _column_of(columns, criterion.sanity_relative_to, one)
-        if mean != MISSING and reference != MISSING:
-            found.append((number, mean, reference))
-    return found
+        means = _Columns.of(series, metrics, criterion.metric + "_mean")
+        references = _Columns.of(series, metrics, criterion.sanity_relative_to)
+        for check in at.tolist():
+            one = series[column[check]]
+            pair = means.like(one), references.like(one)
+            if MISSING not in pair:
+                found.append((check, *pair))
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _column_of(columns: dict[tuple[str, str, int | None, str], int], metric: str, like: JudgedSeries) -> int:
-    """Column of another metric of the same subject: of the same bound if there is one, else the exact or sampled one."""
-    for bound in (like.bound, "exact", "sampled", "lower"):
-        column = columns.get((metric, like.subject, like.index, bound))
-        if column is not None:
-            return column
-    return MISSING
+class _Columns(dict[tuple[str, int | None, str], int]):
+    """Columns of one metric by subject, index and bound."""
+
+    @classmethod
+    def of(cls, series: Sequence[JudgedSeries], metrics: Indices, metric: str) -> "_Columns":
+        at = np.flatnonzero(metrics == _METRIC_NUMBER[metric]).tolist()
+        return cls({(series[c].subject, series[c].index, series[c].bound): c for c in at})
+
+    def like(self, one: JudgedSeries) -> int:
+        """Column for the same subject: of the same bound if there is one, else of a better known one."""
+        for bound in (one.bound, "exact", "sampled", "lower"):
+            column = self.get((one.subject, one.index, bound))
+            if column is not None:
+                return column
+        return MISSING
 
 
 def _muon(
-    rows: Sequence[tuple[int, int, int, JudgedSeries, Criterion, bool, bool]],
-    columns: dict[tuple[str, str, int | None, str], int],
-    groups: _Groups,
+    series: Sequence[JudgedSeries], check: Indices, column: Indices, metrics: Indices, groups: _Groups
 ) -> MuonChecks:
-    facts = [row[3].facts for row in rows]
-    bands = [f.update_band or (0.0, 0.0) for f in facts]
+    members = [series[at] for at in column[check]]
+    facts = [one.facts for one in members]
+    weights = _Columns.of(series, metrics, "weight.operator_norm")
+    bands = [one.update_band or (0.0, 0.0) for one in facts]
+    scale = [(one.update_scale or 0.0) * math.sqrt((one.fan_in or 1) / (one.fan_out or 1)) for one in facts]
+    index = [MISSING if one.group is None else one.group for one in facts]
     return MuonChecks(
-        check=np.array([row[0] for row in rows], np.int64),
-        scale=np.array([(f.update_scale or 0.0) * ((f.fan_in or 1) / (f.fan_out or 1)) ** 0.5 for f in facts], np.float64),
+        check=check,
+        scale=np.array(scale, np.float64),
         low=np.array([low for low, _ in bands], np.float64),
         high=np.array([high for _, high in bands], np.float64),
-        rate=np.array([groups.number[f.group] for f in facts if f.group is not None], np.int64),
-        decay=np.array([groups.decays.get(f.group, MISSING) if f.group is not None else MISSING for f in facts], np.int64),
-        weight=np.array([_column_of(columns, "weight.operator_norm", row[3]) for row in rows], np.int64),
-    )  # fmt: skip
+        rate=np.array([groups.number[group] for group in index], np.int64),
+        decay=np.array([groups.decays.get(group, MISSING) for group in index], np.int64),
+        weight=np.array([weights.like(one) for one in members], np.int64),
+    )
+
+
+def _points_needed(criterion: Criterion) -> int:
+    rule = RULE_OF_CONDITION[criterion.condition]
+    if rule.for_points is not None:
+        return rule.for_points
+    heavy = METRICS[criterion.metric].cadence in ("model_heavy", "matrix_heavy")
+    return FOR_POINTS_HEAVY if heavy else FOR_POINTS_LIGHT
+
+
+def _must_be_finite(metric: str) -> bool:
+    return not metric.startswith("monitor.") and metric not in QUOTIENTS
+
+
+# What is the same for all series of a metric, by its number; the last entry stands for metrics outside the catalogue.
+_METRIC_NUMBER = {metric: number for number, metric in enumerate(METRICS)}
+_MUST_BE_FINITE = np.array([_must_be_finite(metric) for metric in METRICS] + [False])
+_IS_GRADIENT = np.array([metric.startswith("gradient.") for metric in METRICS] + [False])
+_HAS_CRITERION = np.array([metric in CRITERION_OF_METRIC for metric in METRICS] + [False])
+
+# What is the same for all checks of a criterion, by its number.
+_TWO_SIDED = np.array([criterion.two_sided for criterion in CRITERIA])
+_SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
+_CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
+_POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])
+_ALARMS_ON_WARNING = np.array([RULE_OF_CONDITION[criterion.condition].drifting is not None for criterion in CRITERIA])
+_TARGET_EDGES = np.array(
+    [(c.target.warn_above, c.target.critical_above) if c.target else (np.nan, np.nan) for c in CRITERIA]
+)

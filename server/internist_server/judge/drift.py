@@ -10,11 +10,14 @@ Flags = NDArray[np.bool_]
 
 TOLERANCE = 0.5
 """Growth of log value per log step that is no drift: of a random walk, and of weights under a constant step size."""
-MEMORY_OCTAVES = 0.5
-"""Points that are this many doublings of the step older weigh half as much."""
+MEMORY_OCTAVES = 0.25
+"""Points that are this many doublings of the step older weigh half as much,"""
+MEMORY_POINTS = 8.0
+"""but never less than points that are this many points newer."""
 THRESHOLD = 0.5
 """Page-Hinkley: log2 of the growth beyond tolerance that has to accumulate."""
-MINIMUM_WEIGHT = 8.0
+MINIMUM_WEIGHT = 6.0
+"""Points, each by its weight, that a slope needs."""
 Z = 1.96
 """Half-width of intervals in standard errors (95 %)."""
 HORIZON = 4.0
@@ -43,13 +46,13 @@ class Trends:
     @classmethod
     def none(cls, size: int) -> "Trends":
         """`size` checks without a point."""
-        arrays = [np.zeros(size, np.float32) for _ in range(7)]
-        return cls(*arrays, np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32))
+        start = {"lowest": np.inf, "highest": -np.inf}
+        return cls(**{name: np.full(size, start.get(name, 0.0), np.float32) for name in FIELDS})
 
     def extended(self, size: int) -> "Trends":
         """The same with checks without a point appended up to `size`."""
         more = Trends.none(size - self.last.size)
-        return Trends(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in FIELDS))
+        return Trends(**{name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in FIELDS})
 
 
 FIELDS = ("last", "weight", "mean_step", "mean_value", "steps", "products", "values", "lowest", "highest")
@@ -63,7 +66,8 @@ def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
     """
     now = np.float32(np.log2(max(step, 1)))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        fade = np.exp2((trends.last - now) * np.float32(1 / MEMORY_OCTAVES))
+        age = (now - trends.last) * np.float32(1 / MEMORY_OCTAVES)
+        fade = np.exp2(-np.minimum(age, np.float32(1 / MEMORY_POINTS)))
         kept = trends.weight * fade
         weight = kept + np.float32(1)
         by_step = now - trends.mean_step
@@ -88,7 +92,7 @@ def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Crossings:
-    """Which checks drift, and the step at which each leaves its band, with its interval; NaN where it does not drift."""
+    """Which checks drift, and the step at which each leaves its band, with its interval; NaN where none does."""
 
     drifts: Flags
     step: NDArray[np.float64]

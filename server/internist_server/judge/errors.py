@@ -5,7 +5,6 @@ JudgeError
 └── OutOfOrder        a step was to be judged that is not after the last one (also a ValueError)
 """
 
-
 from internist_server.errors import ServerError
 
 

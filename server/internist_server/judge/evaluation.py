@@ -1,27 +1,30 @@
 """One step against its bands: for every check how far out it is, and whether that breaches or is clear."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.conditions import BASELINE_CRITICAL, RECOVERY, SANITY_RELATIVE_UPDATE
-from internist_server.judge import bands
+from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
+from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
 from internist_server.judge.schedule import Schedule
 
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
-"""What a verdict rests on, as numbers."""
+BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "sanity")
+"""What a verdict rests on, by its number."""
 
-_CRITICAL_LOG = np.float32(np.log2(BASELINE_CRITICAL))
 _RECOVERY_LOG = np.float32(np.log2(RECOVERY))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One step, aligned with the checks; `ratio` is log2 of value over the band's centre, for targets and sanity its edge."""
+    """One step, aligned with the checks. `ratio` is log2 of value over the band's centre, or edge (targets, sanity)."""
 
+    measured: Flags
+    """A positive finite value came."""
     judged: Flags
+    """It could be compared with something."""
     ratio: Logs
     basis: NDArray[np.uint8]
     levels: Logs
@@ -29,9 +32,8 @@ class Evaluation:
     warns: Flags
     violates: Flags
     warning_clears: Flags
+    """Inside the recovery band; only right where `judged`."""
     violation_clears: Flags
-    is_quiet: bool
-    """Nothing warns or violates; `..._clears` are only right where `judged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,33 @@ class MuonBand:
     """Lower half-width: infinite where weight decay alone could explain any small update."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """The bands of all checks until baselines are taken anew; edges are log2 ratios, of (warning, violation)."""
+
+    centre: Logs
+    """log2; NaN: none yet."""
+    ceiling: Logs
+    """log2 of what unscaled values must stay under; NaN: none."""
+    highs: tuple[Logs, Logs]
+    lows: tuple[Logs, Logs]
+    """Minus infinity where too small is not bad."""
+    clear_highs: tuple[Logs, Logs]
+    """Edges of the recovery bands."""
+    clear_lows: tuple[Logs, Logs]
+
+    @classmethod
+    def of(cls, checks: Checks, *, centre: Logs, ceiling: Logs, growth: Logs) -> "Bands":
+        """Bands about these centres, wider by what each series is known to grow (log2; negative: to fall)."""
+        up, down = np.maximum(growth, np.float32(0)), np.minimum(growth, np.float32(0))
+        highs = (checks.warn_high + up, checks.critical_high + up)
+        lows = (checks.warn_low + down, checks.critical_low + down)
+        clear = tuple(recovery_edge(checks, edge) for edge in (checks.warn_high, checks.critical_high))
+        has_low = np.isfinite(checks.warn_low)
+        clear_lows = tuple(np.where(has_low, down - edge, np.float32(-np.inf)) for edge in clear)
+        return cls(centre, ceiling, highs, lows, (clear[0] + up, clear[1] + up), (clear_lows[0], clear_lows[1]))
+
+
 class Evaluator:
     """Evaluates steps for one set of checks; what does not change from step to step is computed once."""
 
@@ -53,11 +82,6 @@ class Evaluator:
         self.checks = checks
         self._scheduled = checks.scheduled.astype(np.float32)
         self._basis = np.where(checks.baselined, BASELINE, TARGET).astype(np.uint8)
-        self._lows = (checks.warn_low, checks.critical_low)
-        self._lows_at_low_rate = tuple(np.where(checks.scheduled, -np.inf, low).astype(np.float32) for low in self._lows)
-        warning, violation = recovery_edge(checks, checks.warn_high), recovery_edge(checks, checks.critical_high)
-        self._clear_high = (warning, violation)
-        self._has_low = np.isfinite(checks.warn_low)
 
     def evaluate(
         self,
@@ -65,8 +89,7 @@ class Evaluator:
         present: Flags,
         *,
         finite: Flags,
-        centre: Logs,
-        ceiling: Logs,
+        bands: Bands,
         schedule: Schedule,
         last_values: Logs,
     ) -> Evaluation:
@@ -76,8 +99,7 @@ class Evaluator:
             values: by column, as measured.
             present: by column, whether measured at this step.
             finite: by column, whether the value is finite.
-            centre: log2 of each check's centre; NaN: none yet.
-            ceiling: log2 of what the unscaled value must stay under; NaN: none.
+            bands: the bands as they are now.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
         """
@@ -87,21 +109,21 @@ class Evaluator:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
-            ratio = levels - centre
-            over = logs > ceiling
+            ratio = levels - bands.centre
+            over = logs > bands.ceiling
             if over.any():
-                ratio = np.where(over, np.maximum(ratio, logs - ceiling + _CRITICAL_LOG), ratio)
-            lows = self._lows_at_low_rate if schedule.is_low else self._lows
-            highs = (checks.warn_high, checks.critical_high)
-            clear_highs = self._clear_high
+                ratio = np.where(over, np.maximum(ratio, bands.highs[1] + logs - bands.ceiling), ratio)
+            if schedule.is_low:
+                bands = self._without_lows(bands)
             if checks.muon.check.size and measured[checks.muon.check].any():
-                ratio, highs, lows, clear_highs = self._with_muon(logs, ratio, highs, lows, clear_highs, schedule, last_values)
+                bands = self._with_muon(bands, schedule, last_values)
+                ratio = levels - bands.centre
             judged = measured & ~np.isnan(ratio)
-            warns = ((ratio > highs[0]) | (ratio < lows[0])) & measured
-            violates = ((ratio > highs[1]) | (ratio < lows[1])) & measured
+            warns, violates = (
+                ((ratio > high) | (ratio < low)) & measured for high, low in zip(bands.highs, bands.lows, strict=True)
+            )
             warning_clears, violation_clears = (
-                (ratio <= high) & ((ratio >= -high) | ~self._has_low | ~np.isfinite(low))
-                for high, low in zip(clear_highs, lows, strict=True)
+                (ratio <= high) & (ratio >= low) for high, low in zip(bands.clear_highs, bands.clear_lows, strict=True)
             )
             basis = self._basis
             if checks.sanity.size:
@@ -120,7 +142,7 @@ class Evaluator:
                 basis = basis.copy()
                 basis[at] = np.where(worse, SANITY, basis[at])
         return Evaluation(
-            judged, ratio, basis, levels, warns, violates, warning_clears, violation_clears, not bool(warns.any())
+            measured & (value > 0), judged, ratio, basis, levels, warns, violates, warning_clears, violation_clears
         )
 
     def muon_band(self, schedule: Schedule, last_values: Logs) -> MuonBand:
@@ -130,9 +152,9 @@ class Evaluator:
         decay = np.where(muon.decay == MISSING, 0.0, last_values[muon.decay])
         weight = np.where(muon.weight == MISSING, np.nan, last_values[muon.weight])
         decayed = np.where(decay == 0, 0.0, rate * decay * weight)
-        low, high = bands.muon_band(rate=rate, scale=muon.scale, low=muon.low, high=muon.high, decayed=decayed)
+        low, high = muon_band(rate=rate, scale=muon.scale, low=muon.low, high=muon.high, decayed=decayed)
         with np.errstate(divide="ignore", invalid="ignore"):
-            upper, lower = np.log2(high * (1 + bands.MUON_WIDENING)), np.log2(low * (1 - bands.MUON_WIDENING))
+            upper, lower = np.log2(high * (1 + MUON_WIDENING)), np.log2(low * (1 - MUON_WIDENING))
             bounded = np.isfinite(lower)
             centre = np.where(bounded, (upper + lower) / 2, upper)
             half = upper - centre
@@ -141,28 +163,33 @@ class Evaluator:
             centre.astype(np.float32), half.astype(np.float32), np.where(bounded, half, np.inf).astype(np.float32)
         )
 
-    def _with_muon(
-        self,
-        logs: Logs,
-        ratio: Logs,
-        highs: tuple[Logs, Logs],
-        lows: tuple[Logs, ...],
-        clear_highs: tuple[Logs, Logs],
-        schedule: Schedule,
-        last_values: Logs,
-    ) -> tuple[Logs, tuple[Logs, Logs], tuple[Logs, ...], tuple[Logs, Logs]]:
+    def _without_lows(self, bands: Bands) -> Bands:
+        """The same where too small a scheduled value is not bad."""
+        lows = tuple(
+            np.where(self.checks.scheduled, np.float32(-np.inf), low) for low in (*bands.lows, *bands.clear_lows)
+        )
+        return replace(bands, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
+
+    def _with_muon(self, bands: Bands, schedule: Schedule, last_values: Logs) -> Bands:
+        """The same with what optimizers promise at the present learning rates."""
         at = self.checks.muon.check
         band = self.muon_band(schedule, last_values)
-        critical = np.float32(np.log2(bands.MUON_CRITICAL / (1 + bands.MUON_WIDENING)))
-        ratio = ratio.copy()
-        ratio[at] = logs[at] - band.centre
         low = np.full(at.size, np.inf, np.float32) if schedule.is_low else band.low
-        slack = np.float32((1 - RECOVERY) * np.log2(1 + bands.MUON_WIDENING))
-        return (
-            ratio,
-            (_set(highs[0], at, band.half), _set(highs[1], at, band.half + critical)),
-            (_set(lows[0], at, -low), _set(lows[1], at, -low - critical)),
-            (_set(clear_highs[0], at, band.half - slack), _set(clear_highs[1], at, band.half)),
+        further = np.float32(np.log2(MUON_CRITICAL / (1 + MUON_WIDENING)))
+        nearer = np.float32((1 - RECOVERY) * np.log2(1 + MUON_WIDENING))
+        return Bands(
+            centre=_set(bands.centre, at, band.centre),
+            ceiling=bands.ceiling,
+            highs=(_set(bands.highs[0], at, band.half), _set(bands.highs[1], at, band.half + further)),
+            lows=(_set(bands.lows[0], at, -low), _set(bands.lows[1], at, -low - further)),
+            clear_highs=(
+                _set(bands.clear_highs[0], at, band.half - nearer),
+                _set(bands.clear_highs[1], at, band.half + further - nearer),
+            ),
+            clear_lows=(
+                _set(bands.clear_lows[0], at, nearer - low),
+                _set(bands.clear_lows[1], at, nearer - low - further),
+            ),
         )
 
     def _sanity(self, values: Logs, present: Flags, finite: Flags) -> tuple[Logs, Flags]:

@@ -16,7 +16,7 @@ _ALIGN = 8
 
 
 def pack(numbers: Mapping[str, object], arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Bytes that `unpack` turns into the same numbers (anything JSON has, NaN too) and arrays of one or two dimensions."""
+    """Bytes that `unpack` turns into the same numbers (anything JSON has, NaN too) and arrays."""
     described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
     header = json.dumps({"numbers": numbers, "arrays": described}, separators=(",", ":")).encode()
     header += b" " * (-(len(header) + _HEAD.size) % _ALIGN)

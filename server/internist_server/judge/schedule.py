@@ -71,7 +71,17 @@ class Schedule:
     @property
     def divisor(self) -> float:
         """What a scheduled value is divided by: the raw factor, not under SCHEDULE_FLOOR of its peak; 1 if unknown."""
-        return max(self.raw, SCHEDULE_FLOOR * self.peak) if self.peak > 0 else 1.0
+        return max(self.raw, self.floor) if self.peak > 0 else 1.0
+
+    @property
+    def floor(self) -> float:
+        """The raw factor under which values are not compared; minus infinity while no rate was positive."""
+        return SCHEDULE_FLOOR * self.peak if self.peak > 0 else -math.inf
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether rates are measured and still rising."""
+        return self.warming and bool(np.isfinite(self.rates).any())
 
     @property
     def is_low(self) -> bool:
@@ -137,7 +147,7 @@ class Schedule:
             return
         if self.warming or math.isnan(before):
             return
-        floor = SCHEDULE_FLOOR * self.peak
+        floor = self.floor
         rise = self.raw / max(before, floor)
         falls = self.raw >= floor and before > SCHEDULE_JUMP * self.raw
         if rise <= SCHEDULE_JUMP and not falls:

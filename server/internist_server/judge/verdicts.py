@@ -1,58 +1,28 @@
 """The judge: what each series of an attempt is, step by step, measured against its bands."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, CONDITION, CRITERIA, SCHEDULE_JUMP, Basis
-from internist.schema.rules import RULE_OF_CONDITION, Severity
-from internist.schema.views import AlertState
-from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle, advance
-from internist_server.judge import bands, board, drift, wording
-from internist_server.judge.board import Standing, Summary
-from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs, build_checks
-from internist_server.judge.errors import OutOfOrder
-from internist_server.judge.evaluation import BASELINE, NONE, SANITY, TARGET, Evaluation, Evaluator
-from internist_server.judge.memory import Memory
+from internist.schema.conditions import BASELINE_CRITICAL, CARDS
+from internist_server.alerts.lifecycle import INACTIVE, advance
+from internist_server.judge import bands, board, drift, transitions
+from internist_server.judge.board import Summary
+from internist_server.judge.checks import NUMERIC_CARD, Flags, Logs, build_checks
+from internist_server.judge.edges import Edges
+from internist_server.judge.errors import JudgeStateError, OutOfOrder
+from internist_server.judge.evaluation import NONE, TARGET, Bands, Evaluation, Evaluator
+from internist_server.judge.members import Members
+from internist_server.judge.memory import NEVER, Memory
+from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
+from internist_server.judge.transitions import AlertPhases, Jump, Transition
 
 __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
-
-BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "sanity")
-"""The bases by their number in `StepJudgement.basis`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """An alert changed state at a judged step. There is one open alert per (series, rule).
-
-    With `for` of one point an alert goes straight to `firing`. An alert that is firing already is reported as `firing`
-    once more when it turns from a warning to critical: same pending step, higher severity.
-    A pending alert that goes back into its band is `resolved` with `opened_step` None.
-    """
-
-    series: int
-    rule: str
-    condition: str
-    state: AlertState
-    severity: Severity
-    cause: str
-    step: int
-    pending_step: int
-    opened_step: int | None
-    value: float
-    ratio: float
-    """How many times it is out of its band's centre (or edge, for targets): at least 1 while it is out, also below."""
-    worst_ratio: float
-    basis: Basis | None
-    band_low: float | None
-    band_high: float | None
-    message: str
-    advice: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +61,13 @@ class Judge:
         self._mup = mup
         self._every = max(every, 1)
         self._series = list(series)
-        self._memory = Memory.empty() if state is None else Memory.restore(state, [one.id for one in series])
+        self._memory = Memory()
+        if state is not None:
+            order, self._memory = Memory.unpack(state)
+            if order != self.order[: len(order)]:
+                raise JudgeStateError(
+                    f"the state is of {len(order)} series that are not the first of these {len(series)}"
+                )
         self._prepare()
 
     def add_series(self, series: Sequence[JudgedSeries]) -> None:
@@ -108,12 +84,12 @@ class Judge:
     @property
     def judged_step(self) -> int | None:
         """The last judged step."""
-        return self._memory.step if self._memory.step >= 0 else None
+        return None if self._memory.step == NEVER else self._memory.step
 
     def window_due(self, step: int) -> tuple[int, int] | None:
-        """The inclusive window of steps whose points `refresh` needs before `step` can be judged; None: nothing is due."""
+        """The inclusive window of steps whose points `refresh` needs before `step` is judged; None: nothing is due."""
         memory = self._memory
-        if memory.origin < 0 or not self._checks.baselined.any():
+        if memory.origin == NEVER or not self._checks.baselined.any():
             return None
         return bands.baseline_window(step, origin=memory.origin, every=self._every, taken=memory.grid)
 
@@ -121,7 +97,7 @@ class Judge:
         """Which of the stored steps of one plan within the window `refresh` should be given."""
         return bands.window_sample(steps, every=self._every)
 
-    def refresh(self, step: int, values: Logs, steps: NDArray[np.int64] | None = None) -> None:
+    def refresh(self, step: int, values: Logs, steps: NDArray[np.int64]) -> None:
         """Takes the baselines anew, before `step` is judged.
 
         A series that has too few points in the window keeps the baseline it has.
@@ -129,12 +105,12 @@ class Judge:
         Args:
             step: the step that will be judged next.
             values: (points, series) aligned with `order`, NaN where a series has no point.
-            steps: step of each row. Rows off the regular grid (start-up, directives) are left out if it is given.
+            steps: step of each row. Rows off the regular grid (start-up, directives) are left out.
         """
         memory, checks = self._memory, self._checks
         memory.grid = bands.grid_point(step - memory.origin)
-        if steps is not None:
-            values = values[steps % self._every == 0]
+        regular = steps % self._every == 0
+        values, ages = values[regular], steps[regular] - memory.origin
         if not len(values):
             return
         factors = memory.schedule.factors(values[:, checks.rate_columns].astype(np.float64))
@@ -142,10 +118,12 @@ class Judge:
         at = np.flatnonzero(checks.baselined)
         points = np.ascontiguousarray(values[:, checks.column[at]].T)
         scheduled = checks.scheduled[at]
-        raw = bands.baselines(points[scheduled])
+        unscaled = points[scheduled]
+        raw = bands.baselines(unscaled) * np.exp2(np.maximum(bands.carried_growth(unscaled, ages), 0))
         points[scheduled] /= divisor
-        taken = bands.baselines(points)
-        memory.baseline[at] = np.where(np.isnan(taken), memory.baseline[at], taken)
+        taken, growth = bands.baselines(points), bands.carried_growth(points, ages)
+        known = ~np.isnan(taken)
+        memory.baseline[at[known]], memory.growth[at[known]] = taken[known], growth[known]
         reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
         which = at[scheduled]
         larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
@@ -168,37 +146,31 @@ class Judge:
         memory, checks = self._memory, self._checks
         if step <= memory.step:
             raise OutOfOrder(f"step {step} is not after step {memory.step}, which was judged already")
-        memory.begin(step, every=self._every)
+        memory.begin(
+            step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
+        )
         np.copyto(memory.seen, step, where=present)
         np.copyto(memory.last, values, where=present)
-        was_warming, had_jumped = memory.schedule.is_warming_up, memory.schedule.jump
-        rates = checks.rate_columns
-        memory.schedule.observe(step, np.where(present[rates], values[rates], np.nan).astype(np.float64))
-        if was_warming != memory.schedule.is_warming_up:
-            self._centre_bands()
-
         finite = np.isfinite(values)
-        bad = present & checks.finite & ~finite
-        bad |= checks.counts_nonfinite & present & (values > 0)
+        changes = self._observe_rates(values, present)
+        bad = present & ((checks.finite & ~finite) | (checks.counts_nonfinite & (values > 0)))
         if skipped:
             bad &= ~checks.is_gradient
-        transitions = self._advance_numeric(step, bad, present)
-        transitions += self._advance_schedule(step, had_jumped)
+        changes += self._advance_finite(bad, present)
 
         found = self._evaluator.evaluate(
             values,
             present,
             finite=finite,
-            centre=self._centre,
-            ceiling=self._ceiling_now(),
+            bands=replace(self._bands, ceiling=self._ceiling()),
             schedule=memory.schedule,
             last_values=memory.last,
         )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
         np.copyto(memory.basis, found.basis, where=shown)
-        drift.observe(memory.trends, step=step, logs=found.levels, measured=found.judged & np.isfinite(found.levels))
-        transitions += self._advance_checks(step, found)
+        drift.observe(memory.trends, step=step, logs=found.levels, measured=found.measured)
+        changes += self._advance_checks(found, shown)
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -207,14 +179,14 @@ class Judge:
         basis[checks.column] = np.where(shown, found.basis, np.uint8(NONE))
         basis[bad] = TARGET
         if step % self._every == 0:
-            self._draw_sparklines(step, found, shown, bad, present)
-        return StepJudgement(step, memory.schedule.factor, ratios.astype(np.float16), basis, transitions)
+            self._draw(found, shown, bad, present)
+        return StepJudgement(step, memory.schedule.factor, ratios.astype(np.float16), basis, changes)
 
     def verdicts(self, run: str, attempt: str, *, limit: int | None = None) -> views.Verdicts:
         """The verdict board, worst first; `limit` cuts its members, not its roll-ups."""
-        members = _Members(self)
+        members = self._members()
         return board.verdicts(
-            members.standing,
+            members.standing(),
             members.verdict,
             run=run,
             attempt=attempt,
@@ -225,8 +197,8 @@ class Judge:
 
     def summary(self) -> Summary:
         """The run's state, its sentence and its counts, without building the board."""
-        members = _Members(self)
-        return board.summary(members.standing, members.verdict)
+        members = self._members()
+        return board.summary(members.standing(), members.verdict)
 
     def state(self) -> bytes:
         """All it knows, for `state` of the next judge of this attempt."""
@@ -242,8 +214,95 @@ class Judge:
         Raises:
             JudgeStateError: the state cannot be read.
         """
-        order, other = Memory.read(parent)
+        order, other = Memory.unpack(parent)
         here = {one.id: column for column, one in enumerate(self._series)}
-        columns = [here.get(id if ids is None else ids.get(id, -1), -1) for id in order]
-        self._memory.inherit(other, columns, self._checks)
+        self._memory.inherit(other, [here.get(one if ids is None else ids.get(one, -1), -1) for one in order])
         self._centre_bands()
+
+    def _prepare(self) -> None:
+        """What follows from the series alone."""
+        self._checks = build_checks(self._series, mup=self._mup)
+        self._evaluator = Evaluator(self._checks)
+        self._outline: Outline | None = None
+        self._memory.grow(self._checks, len(self._series))
+        self._everything = np.ones(len(self._series), bool)
+        self._one_point = np.ones(len(self._series), np.int64)
+        self._centre_bands()
+
+    def _centre_bands(self) -> None:
+        """Centres and ceilings as log2, after baselines or the end of warm-up changed them."""
+        memory, checks = self._memory, self._checks
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = np.log2(memory.baseline)
+            self._ceiling_log: Logs = np.log2(memory.ceiling * np.float32(BASELINE_CRITICAL))
+            self._ceiling_factor_log: Logs = np.log2(memory.ceiling_factor)
+        own[~np.isfinite(own)] = np.nan
+        if memory.schedule.is_warming_up:
+            own[:] = np.nan
+        centre = np.where(checks.baselined, own, checks.target_centre)
+        self._bands = Bands.of(checks, centre=centre, ceiling=self._ceiling_log, growth=memory.growth)
+
+    def _ceiling(self) -> Logs:
+        """log2 of what each unscaled value must stay under: the largest baseline, scaled up with the schedule only."""
+        raw = self._memory.schedule.raw
+        if not raw > 0:
+            return self._ceiling_log
+        risen = np.log2(np.float32(raw)) - self._ceiling_factor_log
+        ceiling: Logs = np.add(self._ceiling_log, np.maximum(risen, np.float32(0)))
+        return ceiling
+
+    def _observe_rates(self, values: Logs, present: Flags) -> list[Transition]:
+        memory, rates = self._memory, self._checks.rate_columns
+        was_warming, before = memory.schedule.is_warming_up, Jump.of(memory)
+        memory.schedule.observe(memory.step, np.where(present[rates], values[rates], np.nan).astype(np.float64))
+        if was_warming != memory.schedule.is_warming_up:
+            self._centre_bands()
+        return transitions.of_schedule(self._series, self._checks, memory, before, Jump.of(memory))
+
+    def _advance_finite(self, bad: Flags, present: Flags) -> list[Transition]:
+        memory, before = self._memory, self._memory.numeric
+        memory.numeric = advance(
+            before,
+            step=memory.step,
+            breach=bad,
+            clear=self._everything,
+            measured=present,
+            cadence=self._one_point,
+            needed=self._one_point,
+        )
+        return [] if memory.numeric is before else transitions.of_finite(self._series, memory, before, memory.numeric)
+
+    def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
+        memory, checks = self._memory, self._checks
+        warning, violation = memory.warning, memory.violation
+        move = partial(advance, step=memory.step, measured=found.judged, cadence=checks.cadence, needed=checks.needed)
+        memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
+        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears)
+        if memory.warning is warning and memory.violation is violation:
+            return []
+        before = AlertPhases.of(checks, warning, violation, memory.is_critical)
+        after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
+        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio)
+        worst = np.where(shown & (after.phase != INACTIVE), np.fmax(memory.worst, excess), memory.worst)
+        memory.is_critical = after.is_critical
+        memory.worst = np.where(after.phase == INACTIVE, np.float32(0), worst)
+        edges = Edges(checks, memory, self._evaluator, self._bands)
+        return transitions.of_checks(self._series, checks, memory, edges, before, after, worst)
+
+    def _draw(self, found: Evaluation, shown: Flags, bad: Flags, present: Flags) -> None:
+        """One more point of each card's sparkline."""
+        memory, checks = self._memory, self._checks
+        if checks.column.size:
+            excess = np.where(checks.two_sided, np.abs(found.ratio), np.maximum(found.ratio, 0))
+            by_card = np.where(shown, excess, np.float32(-1))[checks.by_card]
+            worst = np.maximum.reduceat(by_card, checks.card_starts)
+            drawn = worst >= 0
+            memory.sparklines.add(memory.step, checks.cards_present[drawn], worst[drawn])
+        if present.any():
+            numeric = np.array([NUMERIC_CARD])
+            memory.sparklines.add(memory.step, numeric, np.array([np.inf if bad.any() else 0.0], np.float32))
+
+    def _members(self) -> Members:
+        if self._outline is None:
+            self._outline = Outline.of(self._series)
+        return Members(self._series, self._checks, self._memory, self._evaluator, self._bands, self._outline)

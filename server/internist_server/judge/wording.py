@@ -50,7 +50,11 @@ def standing(*, basis: Basis, ratio: float, value: float, low: float | None, hig
             return f"{figure(value)}, over {figure(high)}"
         if low is not None and value < low:
             return f"{figure(value)}, under {figure(low)}"
-        return f"{figure(value)}, at most {figure(high)}" if high is not None and low is None else f"{figure(value)}, in its band"
+        return (
+            f"{figure(value)}, at most {figure(high)}"
+            if high is not None and low is None
+            else f"{figure(value)}, in its band"
+        )
     if ratio == 0:
         return "zero, its baseline is not"
     return f"{times(ratio)} its baseline" if ratio > 0.5 else f"1/{1 / ratio:.0f} of its baseline"
@@ -72,8 +76,19 @@ def sentence(condition: str, where: str, phrase: str, since: int | None) -> str:
     return f"{known.card} - {said}{start}. Try: {known.advice}."
 
 
-def message(*, metric: str, where: str, phrase: str, low: float | None, high: float | None, since: int) -> str:
+def jump(ratio: float) -> str:
+    """How the learning rate jumped."""
+    if ratio >= 1:
+        return f"rose {times(ratio)} between two samples"
+    return f"fell to 1/{1 / ratio:.0f} between two samples" if ratio > 0 else "fell to zero between two samples"
+
+
+def message(
+    *, metric: str, where: str, phrase: str, low: float | None, high: float | None, since: int, basis: Basis
+) -> str:
     """One alert in words, for a message that stands alone."""
+    if basis == "sanity":
+        return f"{where}: moved its output by {phrase}, since step {since}"
     if low is not None and high is not None:
         band = f" (band {figure(low)} to {figure(high)})"
     else:

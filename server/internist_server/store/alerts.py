@@ -25,7 +25,7 @@ def apply_transition(
     """Move the one open alert of a series and rule; the id of an alert that fires now and did not before."""
     row = session.scalar(
         select(AlertRow)
-        .where(AlertRow.run_id == attempt.run, AlertRow.series_id == transition.series)
+        .where(AlertRow.attempt_id == attempt.id, AlertRow.series_id == transition.series)
         .where(AlertRow.rule == transition.rule, AlertRow.state.in_(OPEN))
     )
     if transition.state in ("resolved", "superseded"):
@@ -47,7 +47,9 @@ def apply_transition(
     return row.id if transition.state == "firing" and not was_firing else None
 
 
-def open_run_alert(session: Session, attempt: Attempt, *, rule: str, step: int | None, message: str, now_ms: int) -> int | None:
+def open_run_alert(
+    session: Session, attempt: Attempt, *, rule: str, step: int | None, message: str, now_ms: int
+) -> int | None:
     """Open an alert on the run itself, if it is not open; its id if it is new."""
     if find_run_alert(session, attempt.run, rule=rule) is not None:
         return None
@@ -86,11 +88,11 @@ def add_note(session: Session, attempt: Attempt, note: Note, *, is_quiet: bool) 
     return found
 
 
-def supersede(session: Session, attempt: Attempt, *, now_ms: int) -> None:
-    """Close what earlier attempts of the run left open: a new attempt starts afresh."""
-    query = select(AlertRow).where(AlertRow.run_id == attempt.run, AlertRow.attempt_id != attempt.id)
+def supersede(session: Session, newest: Attempt, *, now_ms: int) -> None:
+    """Close what other attempts of the run left open: the newest starts afresh."""
+    query = select(AlertRow).where(AlertRow.run_id == newest.run, AlertRow.attempt_id != newest.id)
     for row in session.scalars(query.where(AlertRow.state.in_(OPEN))).all():
-        _close(session, row, state="superseded", step=attempt.start_step, at_ms=now_ms)
+        _close(session, row, state="superseded", step=newest.start_step, at_ms=now_ms)
 
 
 def firing(session: Session, run: str, *, condition: str | None = None, quiet: bool | None = None) -> list[Alert]:
@@ -106,7 +108,9 @@ def firing(session: Session, run: str, *, condition: str | None = None, quiet: b
 def fired_since(session: Session, run: str, *, condition: str, first: int, limit: int = 1_000) -> list[int]:
     """Ids of the alerts of a condition from `first` on that have fired aloud."""
     query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.condition == condition, AlertRow.id >= first)
-    query = query.where(AlertRow.opened_step.is_not(None) | AlertRow.opened_at_ms.is_not(None), AlertRow.quiet.is_(False))
+    query = query.where(
+        AlertRow.opened_step.is_not(None) | AlertRow.opened_at_ms.is_not(None), AlertRow.quiet.is_(False)
+    )
     return list(session.scalars(query.order_by(AlertRow.id).limit(limit)))
 
 

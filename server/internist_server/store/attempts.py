@@ -1,10 +1,9 @@
 """Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from internist.schema.wire import Finish, Heartbeat, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
@@ -91,7 +90,7 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     values = {
         "project": start.project,
         "name": start.name,
-        "config": start.config,
+        "config": dict(start.config),
         "parametrization": start.parametrization,
         "optimizers": list(start.optimizers),
         "reference": start.reference,
@@ -124,11 +123,9 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     session.flush()
     rank = find_rank(session, row.id, start.rank)
     if rank is None:
-        session.add(
-            RankRow(attempt_id=row.id, rank=start.rank, mesh=start.mesh, delivered=[], received_at_ms=now_ms)
-        )
+        session.add(RankRow(attempt_id=row.id, rank=start.rank, mesh=start.mesh, delivered=[], received_at_ms=now_ms))
         rank = Rank(start.rank, now_ms)
-        row.finished_at_ms = row.outcome = None  # a rank that comes late
+        row.finished_at_ms = None  # a rank that comes late
     touch_run(session, start.run)
     session.flush()
     return _attempt(session, row), rank, is_new
@@ -147,13 +144,13 @@ def find_attempt(session: Session, run: str, name: str) -> Attempt:
 
 
 def newest_attempt(session: Session, run: str) -> Attempt:
-    """The attempt of the highest number.
+    """The attempt that started last: one that is shipped belatedly is not newer.
 
     Raises:
         RunNotFound: there is no such run.
     """
-    query = select(AttemptRow).where(AttemptRow.run_id == run).order_by(AttemptRow.number.desc()).limit(1)
-    row = session.scalar(query)
+    query = select(AttemptRow).where(AttemptRow.run_id == run)
+    row = session.scalar(query.order_by(AttemptRow.started_at_ms.desc(), AttemptRow.number.desc()).limit(1))
     if row is None:
         raise RunNotFound(run)
     return _attempt(session, row)
@@ -167,13 +164,10 @@ def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
 
 def open_attempts(session: Session) -> list[Attempt]:
     """The newest attempt of every run, where it has not ended."""
-    newest = select(AttemptRow.run_id, func.max(AttemptRow.number).label("number")).group_by(AttemptRow.run_id).subquery()
-    query = (
-        select(AttemptRow)
-        .join(newest, (AttemptRow.run_id == newest.c.run_id) & (AttemptRow.number == newest.c.number))
-        .where(AttemptRow.finished_at_ms.is_(None))
-    )
-    return [_attempt(session, row) for row in session.scalars(query)]
+    later = aliased(AttemptRow)
+    is_older = select(later.id).where(later.run_id == AttemptRow.run_id, later.started_at_ms > AttemptRow.started_at_ms)
+    query = select(AttemptRow).where(AttemptRow.finished_at_ms.is_(None), ~is_older.exists())
+    return [_attempt(session, row) for row in session.scalars(query).all()]
 
 
 def lineage(session: Session, attempt: Attempt) -> list[Segment]:
@@ -206,7 +200,7 @@ def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
     """The ranks of an attempt that ever spoke, lowest first."""
     session.flush()
     query = select(RankRow).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
-    return [_rank(row) for row in session.scalars(query)]
+    return [_rank(row) for row in session.scalars(query.execution_options(populate_existing=True))]
 
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
@@ -234,15 +228,14 @@ def save_heartbeat(session: Session, attempt: Attempt, beat: Heartbeat, *, now_m
     session.flush()
 
 
-def finish(session: Session, attempt: Attempt, finish: Finish, ranks: Sequence[Rank]) -> bool:
-    """Mark the attempt as ended if every rank that spoke has; whether it has ended."""
-    if any(rank.finished_at_ms is None for rank in ranks):
-        return False
+def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
+    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has."""
     row = session.get_one(AttemptRow, attempt.id)
-    row.finished_at_ms = finish.finished_at_ms
     row.outcome = "failed" if "failed" in (row.outcome, finish.outcome) else "finished"
+    if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
+        row.finished_at_ms = finish.finished_at_ms
     session.flush()
-    return True
+    return _attempt(session, row)
 
 
 def _attempt(session: Session, row: AttemptRow) -> Attempt:

@@ -12,9 +12,7 @@ from internist_server.store.series import StoredSeries
 _TARGET, _BASELINE = 1, 3
 
 
-def band_of(
-    series: StoredSeries, values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8]
-) -> Band | None:
+def band_of(series: StoredSeries, values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8]) -> Band | None:
     """The band at each point: value over ratio is its centre, in the series' own unit, schedule included.
 
     None where the series was judged nowhere in the window.

@@ -67,7 +67,9 @@ def add_frames(session: Session, attempt_id: int, rank: int, frames: Sequence[Ne
 
 def pending_steps(session: Session, attempt_id: int, *, after: int, up_to: int, limit: int) -> list[int]:
     """Steps that have frames, over `after`, in order."""
-    query = select(FrameRow.step).where(FrameRow.attempt_id == attempt_id, FrameRow.step > after, FrameRow.step <= up_to)
+    query = select(FrameRow.step).where(
+        FrameRow.attempt_id == attempt_id, FrameRow.step > after, FrameRow.step <= up_to
+    )
     return list(session.scalars(query.distinct().order_by(FrameRow.step).limit(limit)))
 
 

@@ -79,6 +79,12 @@ def load_version(session: Session, attempt_id: int) -> int:
     return session.scalar(select(JudgeStateRow.version).where(JudgeStateRow.attempt_id == attempt_id)) or 0
 
 
+def load_judged_step(session: Session, attempt_id: int) -> int:
+    """The last judged step; `NEVER` without one."""
+    found = session.scalar(select(JudgeStateRow.judged_step).where(JudgeStateRow.attempt_id == attempt_id))
+    return NEVER if found is None else found
+
+
 def load_summaries(session: Session, attempt_ids: Sequence[int]) -> dict[int, Summary]:
     """Summaries by attempt."""
     query = select(JudgeStateRow.attempt_id, JudgeStateRow.summary).where(JudgeStateRow.attempt_id.in_(attempt_ids))

@@ -54,7 +54,12 @@ def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         averaged = (codes == _MEAN_SQUARE) | (codes == _MEAN)
         added = (codes == _SUM_SQUARE) | (codes == _SUM)
-        for columns, combine in ((averaged, _add_weighted), (added, _add), (codes == _MAX, _keep_largest), (codes == _FIRST, _keep_first)):
+        for columns, combine in (
+            (averaged, _add_weighted),
+            (added, _add),
+            (codes == _MAX, _keep_largest),
+            (codes == _FIRST, _keep_first),
+        ):
             if columns.any():
                 merged[:, columns], weights[:, columns] = combine(parts, columns)
         merged[:, averaged] /= weights[:, averaged]

@@ -59,7 +59,9 @@ def queue_note(session: Session, run: str, alert: int, *, now_ms: int) -> None:
 def queue_resolved(session: Session, run: str, *, now_ms: int) -> bool:
     """Queue a message for each open group of which no member fires any more; whether any was queued."""
     is_queued = False
-    newest = select(func.max(NotificationRow.id)).where(NotificationRow.run_id == run, NotificationRow.condition != "user")
+    newest = select(func.max(NotificationRow.id)).where(
+        NotificationRow.run_id == run, NotificationRow.condition != "user"
+    )
     groups = session.scalars(
         select(NotificationRow)
         .where(NotificationRow.id.in_(newest.group_by(NotificationRow.condition)))
@@ -71,6 +73,14 @@ def queue_resolved(session: Session, run: str, *, now_ms: int) -> bool:
             _queue(session, run, group.condition, "resolved", members, now_ms=now_ms)
             is_queued = True
     return is_queued
+
+
+def is_due(session: Session, *, now_ms: int) -> bool:
+    """Whether any message is due."""
+    query = select(NotificationRow.id).where(
+        NotificationRow.delivered_at_ms.is_(None), NotificationRow.due_at_ms <= now_ms
+    )
+    return session.scalar(query.where(NotificationRow.attempts < GIVE_UP_AFTER).limit(1)) is not None
 
 
 def claim(session: Session, *, now_ms: int, limit: int = 16) -> list[Queued]:
@@ -89,9 +99,7 @@ def claim(session: Session, *, now_ms: int, limit: int = 16) -> list[Queued]:
         run = session.get_one(RunRow, row.run_id)
         members = tuple(alerts.get_alerts(session, row.alerts))
         status: Literal["firing", "resolved"] = "firing" if row.status == "firing" else "resolved"
-        claimed.append(
-            Queued(row.id, run.id, run.name, run.project, row.condition, status, members, row.attempts)
-        )
+        claimed.append(Queued(row.id, run.id, run.name, run.project, row.condition, status, members, row.attempts))
     session.flush()
     return claimed
 
@@ -131,7 +139,13 @@ def _newest_status(session: Session, run: str, condition: str) -> str | None:
 
 def _queue(session: Session, run: str, condition: str, status: str, members: list[int], *, now_ms: int) -> None:
     row = NotificationRow(
-        run_id=run, condition=condition, status=status, alerts=members, queued_at_ms=now_ms, due_at_ms=now_ms, attempts=0
+        run_id=run,
+        condition=condition,
+        status=status,
+        alerts=members,
+        queued_at_ms=now_ms,
+        due_at_ms=now_ms,
+        attempts=0,
     )
     session.add(row)
     session.flush()

@@ -158,5 +158,3 @@ def _latest(moments: Sequence[int | None]) -> int | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) < float("inf") else None
-
-

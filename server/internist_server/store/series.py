@@ -57,6 +57,12 @@ def count_series(session: Session, run: str) -> int:
     return session.scalar(select(func.count()).select_from(SeriesRow).where(SeriesRow.run_id == run)) or 0
 
 
+def count_known(session: Session, run: str, series: Sequence[Series]) -> int:
+    """How many of these series the run has already."""
+    known = _ids_by_key(session, run, {one.metric for one in series})
+    return sum(_key(one) in known for one in series)
+
+
 def declare(
     session: Session, run: str, attempt_id: int, rank: int, sequence: int, series: Sequence[Series]
 ) -> dict[int, int]:
@@ -104,7 +110,10 @@ def declared(session: Session, attempt_id: int, rank: int) -> dict[int, int]:
 
 def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequence[int]) -> StoredPlan:
     """Store a plan whose series have these server ids."""
-    metrics = session.scalars(select(SeriesRow.metric).where(SeriesRow.id.in_(ids)).distinct()) if ids else ()
+    metrics: set[str] = set()
+    for begin in range(0, len(ids), _BATCH):
+        query = select(SeriesRow.metric).where(SeriesRow.id.in_(ids[begin : begin + _BATCH])).distinct()
+        metrics.update(session.scalars(query))
     stored = StoredPlan(
         rank=rank,
         number=plan.number,

@@ -216,7 +216,7 @@ class AlertRow(Base):
     """A rule firing on a series (or on the run), from its first bad point to its end."""
 
     __tablename__ = "alerts"
-    __table_args__ = (Index(None, "run_id", "state"),)
+    __table_args__ = (Index(None, "run_id", "state"), Index(None, "attempt_id", "series_id"))
 
     id: Mapped[int] = mapped_column(_KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))

@@ -35,7 +35,9 @@ def vitals_of(attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None,
     """The state of a run by its newest attempt."""
     if attempt.finished_at_ms is not None:
         return Vitals("failed" if attempt.outcome == "failed" else "finished", "")
-    contact = max((max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks), default=attempt.received_at_ms)
+    contact = max(
+        (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks), default=attempt.received_at_ms
+    )
     silence_s = (now_ms - contact) / 1000
     if silence_s > LOST_AFTER_S:
         return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}")

@@ -57,6 +57,39 @@ def read_series(
     return SeriesPage(tuple(views), len(found))
 
 
+def choose_series(
+    session: Session,
+    attempt: Attempt,
+    *,
+    ids: Sequence[int] | None = None,
+    metrics: Sequence[str] | None = None,
+    subject: str | None = None,
+    index: int | None = None,
+) -> list[StoredSeries]:
+    """Series of a run by id, or by metric and a regular expression for the subject.
+
+    Raises:
+        Invalid: neither ids nor metrics are given, an id is none of the run's, or there are too many.
+    """
+    if ids is None and metrics is None:
+        raise Invalid("name the series: by `series` ids, or by `metric` and `subject`")
+    found = search_series(session, attempt.run, metrics=metrics)
+    if ids is not None:
+        known = {one.id: one for one in found}
+        unknown = [one for one in ids if one not in known]
+        if unknown:
+            raise Invalid(f"run {attempt.run!r} has no series {unknown[0]}")
+        found = [known[one] for one in dict.fromkeys(ids)]
+    if subject is not None:
+        pattern = _pattern(subject)
+        found = [one for one in found if pattern.search(one.subject)]
+    if index is not None:
+        found = [one for one in found if one.index == index]
+    if len(found) > MAX_WINDOWS:
+        raise Invalid(f"{len(found)} series match; at most {MAX_WINDOWS} in one answer")
+    return found
+
+
 def read_points(
     session: Session,
     attempt: Attempt,

@@ -1,0 +1,12 @@
+"""What Alembic runs: migrations over the connection that `upgrade.py` opened."""
+
+from alembic import context
+
+from internist_server.store.tables import Base
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite"
+)
+with context.begin_transaction():
+    context.run_migrations()

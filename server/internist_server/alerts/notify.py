@@ -1,0 +1,318 @@
+"""Notifications: what is said about a group of alerts, and the thread that delivers it to webhooks and chats."""
+
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import quote, urlsplit
+
+import apprise
+import httpx
+
+from internist.schema import views
+from internist.schema.conditions import CONDITION
+from internist.schema.rules import Severity
+from internist_server.errors import ServerError
+
+logger = logging.getLogger(__name__)
+
+WEBHOOK_VERSION = "4"
+"""Version of Alertmanager's webhook body."""
+TIMEOUT_S = 10.0
+MAX_MEMBERS = 100
+"""Members that a webhook body lists; the rest is counted in `truncatedAlerts`."""
+MAX_LINES = 10
+"""Members that a chat message lists."""
+_NEVER = "0001-01-01T00:00:00Z"
+_CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 1}
+_TITLES = {"run": "Run"}
+
+
+class DeliveryError(ServerError):
+    """A receiver did not take a notification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """News of one (run, condition): its alerts began to fire, or none fires any more."""
+
+    id: int
+    run: str
+    run_name: str
+    project: str
+    condition: str
+    status: Literal["firing", "resolved"]
+    alerts: tuple[views.Alert, ...]
+    """Members, in the order to list them."""
+    attempts: int
+    """Deliveries tried so far."""
+
+
+def order_members(alerts: Sequence[views.Alert]) -> tuple[views.Alert, ...]:
+    """Causes (own, weight, learning rate) before what follows from them; then largest excess, earliest, by id."""
+
+    def rank(alert: views.Alert) -> tuple[int, float, int, int]:
+        return (_CAUSES.get(alert.cause, 0), -_excess(alert.worst_ratio), alert.pending_step or 0, alert.id)
+
+    return tuple(sorted(alerts, key=rank))
+
+
+def group_key(notification: Notification) -> str:
+    """What identifies the group a notification belongs to."""
+    return f"{{}}:{{run={json.dumps(notification.run)}, condition={json.dumps(notification.condition)}}}"
+
+
+def idempotency_key(notification: Notification) -> str:
+    """The same for every delivery of one piece of news, so that a receiver can drop a repetition."""
+    return f"{group_key(notification)}/{notification.status}/{_started(notification)}"
+
+
+def webhook_body(notification: Notification, *, external_url: str, receiver: str) -> dict[str, object]:
+    """The body of a webhook call, in the form of Alertmanager's version 4."""
+    link = run_url(notification, external_url=external_url)
+    labels = _common([_labels(notification, alert) for alert in notification.alerts])
+    summary = {"summary": headline(notification), "advice": _advice(notification)}
+    shown = notification.alerts[:MAX_MEMBERS]
+    annotations = _common([_annotations(alert, link) for alert in notification.alerts])
+    return {
+        "version": WEBHOOK_VERSION,
+        "groupKey": group_key(notification),
+        "truncatedAlerts": len(notification.alerts) - len(shown),
+        "status": notification.status,
+        "receiver": receiver,
+        "groupLabels": {"run": notification.run, "condition": notification.condition},
+        "commonLabels": labels,
+        "commonAnnotations": annotations | summary,
+        "externalURL": external_url.rstrip("/"),
+        "alerts": [_member(notification, alert, link) for alert in shown],
+    }
+
+
+def run_url(notification: Notification, *, external_url: str) -> str:
+    """Where the run's board is."""
+    return f"{external_url.rstrip('/')}/runs/{quote(notification.run, safe='')}"
+
+
+def headline(notification: Notification) -> str:
+    """The news in one line."""
+    name = notification.run_name or notification.run
+    if notification.status == "resolved":
+        return f"resolved: {_title(notification)} of {name}"
+    first = notification.alerts[0].message if notification.alerts else "no members"
+    return f"{_severity(notification)}: {_title(notification)} of {name}: {first}"
+
+
+def text(notification: Notification, *, external_url: str) -> str:
+    """The news for a chat service: members, what to try, and where to look."""
+    lines = [f"- {alert.message}" for alert in notification.alerts[:MAX_LINES]]
+    more = len(notification.alerts) - len(lines)
+    lines += [f"- and {more} more"] * (more > 0)
+    if notification.status == "firing" and _advice(notification):
+        lines.append(f"Try: {_advice(notification)}.")
+    return "\n".join([*lines, run_url(notification, external_url=external_url)])
+
+
+class Notifier(threading.Thread):
+    """Delivers what `claim` returns, one after the other, and tells `settle` how it went. No receiver can end it."""
+
+    def __init__(
+        self,
+        *,
+        claim: Callable[[], list[Notification]],
+        settle: Callable[[int, str | None], None],
+        webhooks: Sequence[str],
+        apprise_urls: Sequence[str],
+        external_url: str,
+        poll_s: float = 1.0,
+    ) -> None:
+        """A thread that is not started yet.
+
+        Args:
+            claim: notifications that are due now, oldest first.
+            settle: called with a notification's id and None when all receivers took it, else with what went wrong: it
+                is then due again after a while, for all receivers, under the same idempotency key.
+            webhooks: addresses that get an Alertmanager body by POST.
+            apprise_urls: chat services, in Apprise's notation.
+            external_url: this server's address as readers see it.
+            poll_s: seconds between two looks at what is due, unless woken.
+        """
+        super().__init__(name="internist-notifier", daemon=True)
+        self._claim, self._settle = claim, settle
+        self._webhooks, self._services = tuple(webhooks), tuple(apprise_urls)
+        self._external_url, self._poll_s = external_url, poll_s
+        self._due, self._stopping = threading.Event(), threading.Event()
+
+    def wake(self) -> None:
+        """Looks at once: something was queued."""
+        self._due.set()
+
+    def stop(self) -> None:
+        """Ends the thread after the delivery in hand."""
+        self._stopping.set()
+        self._due.set()
+
+    def run(self) -> None:
+        """Delivers until stopped."""
+        with httpx.Client(timeout=TIMEOUT_S) as client:
+            while not self._stopping.is_set():
+                self._due.clear()
+                try:
+                    for notification in self._claim():
+                        if self._stopping.is_set():
+                            break
+                        self._settle(notification.id, self._deliver(client, notification))
+                except Exception:
+                    logger.exception("notifications could not be read or settled; trying again in %s s", self._poll_s)
+                self._due.wait(self._poll_s)
+
+    def _deliver(self, client: httpx.Client, notification: Notification) -> str | None:
+        """What went wrong at each receiver, or None."""
+        failures = []
+        for place, url in enumerate((*self._webhooks, *self._services)):
+            try:
+                if place < len(self._webhooks):
+                    post(client, url, notification, external_url=self._external_url)
+                else:
+                    tell(url, notification, external_url=self._external_url)
+            except Exception as error:
+                # Whatever a receiver's library raises, the others get theirs and this one is tried again.
+                failure = f"{_receiver(url)}: {str(error) or type(error).__name__}"
+                logger.warning("notification %d of run %s failed: %s", notification.id, notification.run, failure)
+                failures.append(failure)
+        return "; ".join(failures) or None
+
+
+def post(client: httpx.Client, url: str, notification: Notification, *, external_url: str) -> None:
+    """Delivers to a webhook.
+
+    Raises:
+        DeliveryError: it answered with an error.
+        httpx.HTTPError: it did not answer.
+    """
+    body = webhook_body(notification, external_url=external_url, receiver=_receiver(url))
+    headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(notification)}
+    reply = client.post(url, content=json.dumps(body, allow_nan=False).encode(), headers=headers)
+    if not reply.is_success:
+        raise DeliveryError(f"answered {reply.status_code}")
+
+
+def tell(url: str, notification: Notification, *, external_url: str) -> None:
+    """Delivers to a chat service.
+
+    Raises:
+        DeliveryError: the address is none that Apprise knows, or the service did not take the message.
+    """
+    service = apprise.Apprise()
+    if not service.add(url):
+        raise DeliveryError("not an address that Apprise knows")
+    kind = apprise.NotifyType.SUCCESS
+    if notification.status == "firing":
+        kind = apprise.NotifyType.FAILURE if _severity(notification) == "critical" else apprise.NotifyType.WARNING
+    if not service.notify(
+        title=headline(notification), body=text(notification, external_url=external_url), notify_type=kind
+    ):
+        raise DeliveryError("did not take the message")
+
+
+def _member(notification: Notification, alert: views.Alert, link: str) -> dict[str, object]:
+    is_over = notification.status == "resolved" or alert.state not in ("pending", "firing")
+    return {
+        "status": "resolved" if is_over else "firing",
+        "labels": _labels(notification, alert),
+        "annotations": _annotations(alert, link),
+        "startsAt": _time(alert.opened_at_ms),
+        "endsAt": _time(alert.closed_at_ms) if is_over else _NEVER,
+        "generatorURL": link,
+        "fingerprint": f"{alert.id:016x}",
+    }
+
+
+def _labels(notification: Notification, alert: views.Alert) -> dict[str, str]:
+    labels = {
+        "alertname": alert.rule,
+        "severity": alert.severity,
+        "condition": alert.condition,
+        "run": alert.run,
+        "run_name": notification.run_name,
+        "project": notification.project,
+        "attempt": alert.attempt,
+        "metric": alert.metric,
+        "module": alert.subject,
+        "block": alert.block or "",
+        "index": "" if alert.index is None else str(alert.index),
+        "cause": alert.cause,
+    }
+    return {name: value for name, value in labels.items() if value}
+
+
+def _annotations(alert: views.Alert, link: str) -> dict[str, str]:
+    annotations = {
+        "description": alert.message,
+        "advice": alert.advice,
+        "value": _number(alert.value),
+        "ratio": _number(alert.ratio),
+        "worst_ratio": _number(alert.worst_ratio),
+        "basis": alert.basis or "",
+        "band_low": _number(alert.band_low),
+        "band_high": _number(alert.band_high),
+        "since_step": "" if alert.pending_step is None else str(alert.pending_step),
+        "dashboard": link,
+    }
+    return {name: value for name, value in annotations.items() if value}
+
+
+def _common(all_labels: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The labels that all have, with the same value."""
+    if not all_labels:
+        return {}
+    return {name: value for name, value in all_labels[0].items() if all(one.get(name) == value for one in all_labels)}
+
+
+def _severity(notification: Notification) -> Severity:
+    loudest: Severity = "info"
+    order: tuple[Severity, ...] = ("info", "warning", "critical")
+    for alert in notification.alerts:
+        loudest = max(loudest, alert.severity, key=order.index)
+    return loudest
+
+
+def _title(notification: Notification) -> str:
+    condition = CONDITION.get(notification.condition)
+    return condition.title if condition else _TITLES.get(notification.condition, notification.condition)
+
+
+def _advice(notification: Notification) -> str:
+    return next((alert.advice for alert in notification.alerts if alert.advice), "")
+
+
+def _started(notification: Notification) -> str:
+    """When the first member opened."""
+    opened = [alert.opened_at_ms for alert in notification.alerts if alert.opened_at_ms is not None]
+    return _time(min(opened, default=None))
+
+
+def _time(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return _NEVER
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _number(value: views.Number) -> str:
+    return "" if value is None else f"{float(value):.6g}"
+
+
+def _excess(ratio: views.Number) -> float:
+    excess = 0.0 if ratio is None else float(ratio)
+    return math.inf if math.isnan(excess) else excess
+
+
+def _receiver(url: str) -> str:
+    """A receiver's name for logs and bodies, without what may be secret: a webhook's host, a chat service's scheme."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return f"{parts.scheme}://"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

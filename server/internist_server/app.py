@@ -1,0 +1,159 @@
+"""The ASGI app: the API, the board beside it, and the threads that work in the background."""
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any, Final
+
+import httpx
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from internist import __version__
+from internist_server import observability
+from internist_server.auth import TokenGate
+from internist_server.boards import Boards
+from internist_server.changes import Changes
+from internist_server.ingest import Ingest, system_clock_ms
+from internist_server.receivers import has_receivers, make_notifier
+from internist_server.routes import alerts, catalogue, documents, frames, health, login, problems, runs, stream, windows
+from internist_server.routes.services import Services
+from internist_server.settings import Settings, require_safe
+from internist_server.store.database import Database
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0
+_API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
+
+
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] = system_clock_ms) -> ASGIApp:
+    """The whole server as one ASGI app. The database must have been migrated.
+
+    Args:
+        settings: of this server.
+        board: whether the dashboard is served, too.
+        clock: ms since 1970.
+
+    Raises:
+        SettingsError: the settings would expose the server.
+    """
+    require_safe(settings)
+    api = create_api(settings, clock=clock)
+    pages = _create_board(api) if board else api
+    app: ASGIApp = Dispatcher(api, pages)
+    if settings.token is not None:
+        app = TokenGate(app, settings.token)
+    return RequestTimer(app)
+
+
+def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
+    """The HTTP API alone, without the token's gate."""
+    database = Database(settings.database_url)
+    changes = Changes()
+    notifier = make_notifier(database, settings, clock=clock)
+    ingest = Ingest(
+        database,
+        changes,
+        max_series=settings.max_series_per_run,
+        notify=has_receivers(settings),
+        on_queued=notifier.wake if notifier is not None else lambda: None,
+        clock=clock,
+    )
+    ticker = Ticker(ingest)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        threads = [thread for thread in (ticker, notifier) if thread is not None]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for thread in threads:
+                thread.stop()
+            for thread in threads:
+                thread.join(timeout=10)
+            database.close()
+
+    api = FastAPI(
+        title="Internist",
+        version=__version__,
+        description="Measures of training runs, what the judge says of them, and alerts.",
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from other hosts
+        redoc_url=None,
+    )
+    api.state.services = Services(settings, database, ingest, changes, Boards(), clock)
+    for module in (frames, runs, windows, stream, alerts, catalogue, health, login):
+        api.include_router(module.router)
+    problems.install(api)
+    documents.install(api)
+    return api
+
+
+class Dispatcher:
+    """Sends each request to the API or to the board. The lifespan is the API's."""
+
+    def __init__(self, api: ASGIApp, pages: ASGIApp) -> None:
+        self._api = api
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        is_api = scope["type"] == "lifespan" or scope["path"].startswith("/api/") or scope["path"] in _API_PATHS
+        await (self._api if is_api else self._pages)(scope, receive, send)
+
+
+class RequestTimer:
+    """Times every request for `/metrics`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and note how long its answer took to begin."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def send_timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "board" if "route" in scope else "none")
+                observability.observe_request(scope["method"], route, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, send_timed)
+
+
+class Ticker(threading.Thread):
+    """Lets time pass for ingest: silent ranks, lost and stalled runs."""
+
+    def __init__(self, ingest: Ingest, *, every_s: float = TICK_S) -> None:
+        super().__init__(name="internist-ticker", daemon=True)
+        self._ingest = ingest
+        self._every_s = every_s
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Tick until stopped."""
+        while not self._stopping.wait(self._every_s):
+            try:
+                self._ingest.tick()
+            except Exception:
+                log.exception("a tick failed; the next one follows in %s s", self._every_s)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+
+
+def _create_board(api: FastAPI) -> ASGIApp:
+    """The dashboard, which reads the API in process; what it shows has passed the token's gate already."""
+    module: Any = import_module("internist_dashboard.app")
+    board: ASGIApp = module.create_board(httpx.ASGITransport(app=api))
+    return board

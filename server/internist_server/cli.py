@@ -1,0 +1,156 @@
+"""`internist serve`: API and board in one process."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from internist_migrations.upgrade import upgrade
+from internist_server import observability
+from internist_server.app import create_app
+from internist_server.errors import SettingsError
+from internist_server.settings import Settings, require_safe
+
+log = logging.getLogger(__name__)
+
+PORTS_TRIED: Final = 50
+SHUTDOWN_S: Final = 5
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Start the server and wait for its end; the exit status."""
+    options = _parser().parse_args(argv)
+    observability.set_up_logging("INFO" if options.verbose else "WARNING")
+    try:
+        settings = read_settings(options)
+        listener = bind(settings)
+    except (SettingsError, OSError) as error:
+        return _fail(str(error))
+    port = listener.getsockname()[1]
+    settings = settings.model_copy(update={"port": port})
+    try:
+        upgrade(settings.database_url)
+    except (SQLAlchemyError, OSError) as error:
+        listener.close()
+        return _fail(f"the database {_place(settings)} cannot be used: {str(error).splitlines()[0]}")
+    app = create_app(settings, board=options.board)
+    server = _Server(app, announce=lambda: _announce(settings, options))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has shut down
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Settings from the environment; what the command line says wins.
+
+    Raises:
+        SettingsError: a setting is wrong, or unsafe.
+    """
+    given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        reasons = (
+            "INTERNIST_{}: {}".format("_".join(map(str, one["loc"])).upper(), one["msg"]) for one in error.errors()
+        )
+        raise SettingsError("; ".join(reasons)) from error
+    require_safe(settings)
+    return settings
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket on the port, or on the next free one.
+
+    Raises:
+        OSError: none of the ports that follow is free, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    error: OSError | None = None
+    for port in range(settings.port, min(settings.port + PORTS_TRIED, 65_536)):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, port))
+            listener.listen(128)
+        except OSError as refused:
+            listener.close()
+            error = refused
+            continue
+        if port not in (0, settings.port):
+            sys.stdout.write(f"port {settings.port} is taken; using {port}\n")
+        return listener
+    raise OSError(f"cannot listen on {settings.host} port {settings.port} or the {PORTS_TRIED - 1} after it: {error}")
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is ready."""
+
+    def __init__(self, app: object, *, announce: object) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]  # uvicorn's own protocol types differ from starlette's
+                access_log=False,
+                log_config=None,
+                lifespan="on",
+                timeout_graceful_shutdown=SHUTDOWN_S,
+                server_header=False,
+            )
+        )
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        if self.started and callable(self._announce):
+            self._announce()
+
+
+def _announce(settings: Settings, options: argparse.Namespace) -> None:
+    sys.stdout.write(f"Internist is at {settings.address}  (data: {_place(settings)})\n")
+    sys.stdout.flush()
+    if options.port_file is not None:
+        draft = options.port_file.with_suffix(".draft")
+        draft.write_text(str(settings.port))
+        os.replace(draft, options.port_file)
+    if options.open:
+        threading.Thread(target=webbrowser.open, args=(settings.address,), daemon=True).start()
+
+
+def _place(settings: Settings) -> str:
+    """The database as people know it, without passwords."""
+    if settings.database_url.startswith("sqlite:///"):
+        return settings.database_url.removeprefix("sqlite:///") or "memory"
+    scheme, _, rest = settings.database_url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"internist serve: {reason}\n")
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internist serve", description="Start the server: API and board in one process."
+    )
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1; beyond loopback a token is required)")
+    parser.add_argument("--port", type=int, help="port to listen on (default 8237, or the next free one)")
+    parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default internist.db)")
+    parser.add_argument("--token", help="token that everyone must present (better: INTERNIST_TOKEN)")
+    parser.add_argument("--open", action="store_true", help="open the board in a browser")
+    parser.add_argument("--port-file", type=Path, help="write the port to this file when the server is ready")
+    parser.add_argument("--no-board", dest="board", action="store_false", help="serve the API alone")
+    parser.add_argument("--verbose", action="store_true", help="log alerts and other events, not only trouble")
+    return parser

@@ -1,0 +1,237 @@
+"""One request of a client, taken in one transaction: checked, stored, judged, and only then acknowledged."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from internist.schema.wire import Directive, FramesReply, Heartbeat, HeartbeatReply, RunStart, RunStarted
+from internist_server import admission, observability
+from internist_server.changes import Changes
+from internist_server.envelope import Parcel
+from internist_server.errors import AttemptNotFound, NotFound
+from internist_server.intake import Intake
+from internist_server.progress import Progress
+from internist_server.store import alerts, attempts, notifications, sequences
+from internist_server.store.attempts import Attempt, Rank
+from internist_server.store.database import Database
+from internist_server.store.judgements import Summary, load_judged_step, load_summaries
+from internist_server.store.vitals import Vitals, vitals_of
+
+log = logging.getLogger(__name__)
+
+DENSE_STEPS: Final = 20
+"""How long every step is wished for after a critical alert."""
+_RUN_RULES: Final = {"lost": "run_lost", "stalled": "run_stalled"}
+
+
+def system_clock_ms() -> int:
+    """The server's clock, in ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Ingest:
+    """Takes what clients send. One object serves all threads of a process."""
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        *,
+        max_series: int,
+        notify: bool = False,
+        on_queued: Callable[[], None] = lambda: None,
+        clock: Callable[[], int] = system_clock_ms,
+    ) -> None:
+        """An ingest desk.
+
+        Args:
+            max_series: series of one run beyond this are refused.
+            notify: whether there are receivers; without, alerts are only recorded.
+            on_queued: called after a commit that queued a notification.
+            clock: ms since 1970.
+        """
+        self._database = database
+        self._changes = changes
+        self._max_series = max_series
+        self._notify = notify
+        self._on_queued = on_queued
+        self._clock = clock
+        self._progress = Progress(notify=notify)
+
+    def start(self, start: RunStart) -> RunStarted:
+        """Register a run, an attempt and a rank; calling it again changes nothing.
+
+        Raises:
+            Refused: the start cannot be, or contradicts what is stored.
+        """
+        admission.require_start(start)
+        now_ms = self._clock()
+        with self._database.write() as session:
+            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms)
+        self._announce(start.run, is_queued=is_queued)
+        highest = sequences.highest(rank.delivered)
+        return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
+
+    def take(self, run: str, parcel: Parcel) -> FramesReply:
+        """Store and judge the records of one rank; durable when this returns.
+
+        Raises:
+            NotFound: the run, attempt or rank was never registered, nor do the records begin with a start.
+            Refused: the request as a whole cannot be taken.
+        """
+        admission.require_id("attempt", parcel.attempt)
+        now_ms = self._clock()
+        with self._transaction(run, parcel) as session:
+            attempt, rank = self._speaker(session, run, parcel)
+            intake = Intake(
+                session,
+                attempt,
+                rank,
+                judged_step=load_judged_step(session, attempt.id),
+                now_ms=now_ms,
+                max_series=self._max_series,
+                notify=self._notify,
+            )
+            for record in parcel.records:
+                intake.take(record)
+            attempt = intake.close()
+            if intake.has_new_facts:
+                self._progress.forget(attempt.id)
+            is_queued = self._progress.advance(session, attempt, now_ms=now_ms) or intake.is_queued
+            is_queued = self._watch(session, attempt, now_ms=now_ms) or is_queued
+            attempts.touch_run(session, run)
+            directives = _directives(session, attempt)
+        refused = (*parcel.refused, *intake.refused)
+        observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
+        for one in refused:
+            log.warning("run %s rank %d: record %d refused: %s", run, parcel.rank, one.sequence, one.reason)
+        self._announce(run, is_queued=is_queued)
+        acknowledged = sequences.highest(rank.delivered)
+        return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, directives)
+
+    def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
+        """Keep a rank's sign of life.
+
+        Raises:
+            NotFound: the run, attempt or rank was never registered.
+        """
+        admission.require_heartbeat(heartbeat)
+        now_ms = self._clock()
+        with self._transaction(run) as session:
+            attempt = attempts.find_attempt(session, run, heartbeat.attempt)
+            attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
+            is_queued = self._watch(session, attempt, now_ms=now_ms)
+            attempts.touch_run(session, run)
+            reply = HeartbeatReply(_directives(session, attempt))
+        self._announce(run, is_queued=is_queued)
+        return reply
+
+    def tick(self) -> None:
+        """Do what time alone brings: judge what waited for silent ranks, notice lost and stalled runs."""
+        now_ms = self._clock()
+        with self._database.read() as session:
+            due = [one for one in attempts.open_attempts(session) if self._is_due(session, one, now_ms=now_ms)]
+        for attempt in due:
+            is_queued = False
+            try:
+                with self._transaction(attempt.run) as session:
+                    current = attempts.find_attempt(session, attempt.run, attempt.name)
+                    is_queued = self._progress.advance(session, current, now_ms=now_ms)
+                    is_queued = self._watch(session, current, now_ms=now_ms) or is_queued
+                    attempts.touch_run(session, attempt.run)
+            except NotFound:
+                continue
+            self._announce(attempt.run, is_queued=is_queued)
+
+    @contextmanager
+    def _transaction(self, run: str, parcel: Parcel | None = None) -> Iterator[Session]:
+        """A transaction that holds the run's lock. When it is undone, so is what judges in memory have learnt."""
+        begins = parcel is not None and any(record.start is not None for record in parcel.records)
+        try:
+            with self._database.write() as session:
+                if not begins:
+                    attempts.lock_run(session, run)
+                yield session
+        except BaseException:
+            self._progress.forget_all()
+            raise
+
+    def _register(self, session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:
+        """The attempt and rank of a start, and whether a notification was queued."""
+        tidy = replace(start, config=admission.tidy_config(start.config))
+        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms)
+        if not is_new:
+            return attempt, rank, False
+        alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
+        return attempt, rank, self._notify and notifications.queue_resolved(session, start.run, now_ms=now_ms)
+
+    def _speaker(self, session: Session, run: str, parcel: Parcel) -> tuple[Attempt, Rank]:
+        """Who sent the parcel: registered before, or by the start among its records."""
+        for record in parcel.records:
+            start = record.start
+            if start is not None and (start.run, start.attempt, start.rank) == (run, parcel.attempt, parcel.rank):
+                admission.require_start(start)
+                attempt, rank, _ = self._register(session, start, now_ms=self._clock())
+                return attempt, rank
+        attempts.lock_run(session, run)
+        attempt = attempts.find_attempt(session, run, parcel.attempt)
+        found = attempts.find_rank(session, attempt.id, parcel.rank) if parcel.rank >= 0 else None
+        if found is None:
+            raise AttemptNotFound(run, f"{parcel.attempt}, rank {parcel.rank}")
+        return attempt, found
+
+    def _is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+        """Whether time alone has brought something: a step to judge, or another state of the run."""
+        vitals = _vitals(session, attempt, now_ms=now_ms)
+        known = {state for state, rule in _RUN_RULES.items() if alerts.find_run_alert(session, attempt.run, rule=rule)}
+        if known != ({vitals.state} & set(_RUN_RULES)) and _has_beaten(session, attempt):
+            return True
+        return self._progress.is_due(session, attempt, now_ms=now_ms)
+
+    def _watch(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+        """Open and close the alerts on the run itself; whether a notification was queued."""
+        if attempts.newest_attempt(session, attempt.run).id != attempt.id:
+            return False
+        vitals = _vitals(session, attempt, now_ms=now_ms)
+        has_news = False
+        for state, rule in _RUN_RULES.items():
+            if vitals.state != state:
+                has_news |= alerts.close_run_alert(session, attempt.run, rule=rule, step=None, now_ms=now_ms)
+            elif _has_beaten(session, attempt):
+                message = f"the run is {state}: {vitals.reason}"
+                opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
+                has_news |= opened is not None
+        if not has_news or not self._notify:
+            return False
+        began = notifications.queue_firing(session, attempt.run, now_ms=now_ms)
+        return notifications.queue_resolved(session, attempt.run, now_ms=now_ms) or began
+
+    def _announce(self, run: str, *, is_queued: bool) -> None:
+        """After a commit: tell those who wait."""
+        self._changes.ring(run)
+        if is_queued:
+            self._on_queued()
+
+
+def _vitals(session: Session, attempt: Attempt, *, now_ms: int) -> Vitals:
+    ranks = attempts.list_ranks(session, attempt.id)
+    summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
+    return vitals_of(attempt, ranks, step_ms=summary.step_ms, now_ms=now_ms)
+
+
+def _has_beaten(session: Session, attempt: Attempt) -> bool:
+    """Whether a client was ever live on this attempt: one that is only shipped afterwards is not lost."""
+    return any(rank.heartbeat_at_ms is not None for rank in attempts.list_ranks(session, attempt.id))
+
+
+def _directives(session: Session, attempt: Attempt) -> tuple[Directive, ...]:
+    """While a critical alert is fresh, every step is wished for."""
+    step = alerts.newest_critical_step(session, attempt.run)
+    if step is None or step + DENSE_STEPS < load_judged_step(session, attempt.id):
+        return ()
+    return (Directive(step + DENSE_STEPS, f"a critical alert opened at step {step}"),)

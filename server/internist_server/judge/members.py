@@ -1,0 +1,231 @@
+"""Members of the board: where each check, each series and the learning rate stand, and each verdict in full."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from internist.schema import views
+from internist.schema.conditions import CARDS, CONDITION, CRITERIA, Basis, State
+from internist.schema.views import Number
+from internist_server.alerts.lifecycle import FIRING, INACTIVE
+from internist_server.judge import drift, wording
+from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
+from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
+from internist_server.judge.edges import Edges
+from internist_server.judge.evaluation import BASES, Bands, Evaluator
+from internist_server.judge.memory import NEVER, Memory
+from internist_server.judge.outline import Outline
+from internist_server.judge.series import JudgedSeries
+
+_STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
+_IS_FEATURE = np.array([int(criterion.cause == "feature") for criterion in CRITERIA])
+_RATE_CARD = CARDS.index(CONDITION["learning_rate_jump"].card)
+
+
+def number(value: float) -> Number:
+    """A float as JSON carries it."""
+    if math.isfinite(value):
+        return float(value)
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+class Members:
+    """All verdicts as they stand: checks, then series that must be finite, then a learning rate that jumped."""
+
+    def __init__(
+        self,
+        series: Sequence[JudgedSeries],
+        checks: Checks,
+        memory: Memory,
+        evaluator: Evaluator,
+        bands: Bands,
+        outline: Outline,
+    ) -> None:
+        self._series, self._checks, self._memory, self._bands = series, checks, memory, bands
+        self._outline = outline
+        self._edges = Edges(checks, memory, evaluator, bands)
+        self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
+        high, low = self._edges.ahead()
+        self._crossings = drift.crossings(memory.trends, high=high, low=low)
+        self._silent = _is_silent(memory, checks.column, checks.cadence, checks.needed)
+        self._silent_series = _is_silent(memory, self._finite, checks.series_cadence[self._finite], 2)
+        self._has_jumped = memory.schedule.jumped
+
+    def standing(self) -> Standing:
+        """Where all members stand."""
+        memory, checks = self._memory, self._checks
+        raised = np.where(
+            memory.violation.phase == FIRING,
+            VIOLATED,
+            np.where((memory.warning.phase == FIRING) | self._crossings.drifts, DRIFTING, OK),
+        )
+        known = ~np.isnan(memory.ratio) & ~np.isnan(self._centre_or_promise()) & ~self._silent
+        ranks = np.where(known | (raised == VIOLATED), raised, NOT_MEASURED)
+        bad = memory.numeric.phase[self._finite] != INACTIVE
+        seen = (memory.seen[self._finite] != NEVER) & ~self._silent_series
+        numeric = np.where(bad, VIOLATED, np.where(seen, OK, NOT_MEASURED))
+        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio).astype(np.float64)
+        cause = _IS_FEATURE[checks.criterion]
+        rate = int(self._has_jumped)
+        jump = max(memory.schedule.jump_ratio, 1e-9) if rate else 1.0
+        jumped = checks.rate_columns[[memory.schedule.jump_group] * rate]
+        columns = np.concatenate([checks.column, self._finite, jumped])
+        outline = self._outline
+        size = self._finite.size
+        return Standing(
+            rank=np.concatenate([ranks, numeric, [VIOLATED if jump > 1 else DRIFTING] * rate]).astype(np.uint8),
+            card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), [_RATE_CARD] * rate]).astype(np.int64),
+            strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate, STRENGTH.index("target"))]),
+            excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [abs(math.log2(jump))] * rate]),
+            cause=np.concatenate([cause, np.zeros(size + rate, np.int64)]),
+            place=outline.place[columns],
+            block=outline.block[columns],
+            blocks=outline.blocks,
+            block_order=outline.block_order,
+        )
+
+    def verdict(self, member: int) -> views.Verdict:
+        """One of them in full."""
+        if member < self._checks.column.size:
+            return self._of_check(member)
+        if member < self._checks.column.size + self._finite.size:
+            return self._of_finite(member - self._checks.column.size)
+        return self._of_rate()
+
+    def _centre_or_promise(self) -> Logs:
+        centre = self._bands.centre.copy()
+        centre[self._checks.muon.check] = 0.0
+        return centre
+
+    def _of_check(self, check: int) -> views.Verdict:
+        memory, checks = self._memory, self._checks
+        column = int(checks.column[check])
+        life = memory.violation if memory.violation.phase[check] else memory.warning
+        is_known = not math.isnan(memory.ratio[check]) and not math.isnan(self._centre_or_promise()[check])
+        state = self._state_of_check(check, is_known=is_known)
+        ratio = float(np.exp2(memory.ratio[check])) if is_known else None
+        basis = BASES[int(memory.basis[check])] if is_known else None
+        seen = int(memory.seen[column])
+        if is_known and ratio is not None and basis is not None:
+            low, high = self._edges.of(check)
+            reason = wording.standing(basis=basis, ratio=ratio, value=float(memory.last[column]), low=low, high=high)
+        else:
+            reason = self._why_not(check, seen)
+        if is_known and self._silent[check]:
+            reason = f"no data since step {seen}" if state == "not measured" else f"{reason}; no data since step {seen}"
+        drifts = state == "drifting" and bool(self._crossings.drifts[check])
+        crossing = self._crossings
+        if drifts:
+            reason += f", leaves its band near step {crossing.step[check]:.0f} if this goes on"
+        return self._verdict(
+            column,
+            condition=CRITERIA[int(checks.criterion[check])].condition,
+            state=state,
+            basis=basis,
+            reason=reason,
+            ratio=None if ratio is None else number(ratio),
+            since=int(life.started[check]),
+            crossing=tuple(int(x[check]) for x in (crossing.step, crossing.low, crossing.high)) if drifts else None,
+        )
+
+    def _state_of_check(self, check: int, *, is_known: bool) -> State:
+        memory = self._memory
+        if memory.violation.phase[check] == FIRING:
+            return "violated"
+        if not is_known or self._silent[check]:
+            return "not measured"
+        return "drifting" if memory.warning.phase[check] == FIRING or self._crossings.drifts[check] else "ok"
+
+    def _why_not(self, check: int, seen: int) -> str:
+        if seen == NEVER:
+            return "no point yet"
+        if self._checks.baselined[check]:
+            if self._memory.schedule.is_warming_up:
+                return "warming up: the learning rate still rises"
+            return (
+                "its baseline is zero"
+                if self._memory.baseline[check] == 0
+                else "warming up: too few points for a baseline"
+            )
+        return "no learning rate or weight norm to compare with"
+
+    def _of_finite(self, place: int) -> views.Verdict:
+        column = int(self._finite[place])
+        memory = self._memory
+        seen, value = int(memory.seen[column]), float(memory.last[column])
+        since = int(memory.numeric.started[column])
+        state: State = "ok"
+        reason = "finite"
+        if memory.numeric.phase[column] != INACTIVE:
+            state, reason = "violated", wording.nonfinite(self._series[column].metric, value)
+        elif seen == NEVER:
+            state, reason = "not measured", "no point yet"
+        if self._silent_series[place]:
+            state = "violated" if state == "violated" else "not measured"
+            reason = f"{reason}; no data since step {seen}" if state == "violated" else f"no data since step {seen}"
+        is_known = state != "not measured"
+        return self._verdict(
+            column,
+            condition="numeric",
+            state=state,
+            basis="target" if is_known else None,
+            reason=reason,
+            ratio="inf" if state == "violated" else None,
+            since=since,
+            crossing=None,
+        )
+
+    def _of_rate(self) -> views.Verdict:
+        schedule = self._memory.schedule
+        return self._verdict(
+            int(self._checks.rate_columns[schedule.jump_group]),
+            condition="learning_rate_jump",
+            state="violated" if schedule.jump_ratio > 1 else "drifting",
+            basis="target",
+            reason=wording.jump(schedule.jump_ratio),
+            ratio=number(schedule.jump_ratio),
+            since=schedule.jump_step,
+            crossing=None,
+        )
+
+    def _verdict(
+        self,
+        column: int,
+        *,
+        condition: str,
+        state: State,
+        basis: Basis | None,
+        reason: str,
+        ratio: Number,
+        since: int,
+        crossing: tuple[int, ...] | None,
+    ) -> views.Verdict:
+        one, seen = self._series[column], int(self._memory.seen[column])
+        return views.Verdict(
+            condition=condition,
+            state=state,
+            basis=basis,
+            reason=reason,
+            series=one.id,
+            metric=one.metric,
+            kind=one.kind,
+            subject=one.subject,
+            index=one.index,
+            bound=one.bound,
+            block=one.facts.block,
+            step=None if seen == NEVER else seen,
+            value=None if seen == NEVER else number(float(self._memory.last[column])),
+            ratio=ratio,
+            since_step=since if since != NEVER and state in ("drifting", "violated") else None,
+            crossing_step=crossing[0] if crossing else None,
+            crossing_low=crossing[1] if crossing else None,
+            crossing_high=crossing[2] if crossing else None,
+        )
+
+
+def _is_silent(memory: Memory, column: Indices, cadence: Indices, needed: Indices | int) -> Flags:
+    """Whether a series has missed more points than an alert waits for, by the run's own stride."""
+    seen = memory.seen[column]
+    missed: Flags = (seen != NEVER) & (memory.step - seen > (np.asarray(needed) + 1) * cadence * memory.stride)
+    return missed

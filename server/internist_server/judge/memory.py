@@ -1,0 +1,213 @@
+"""What the judge remembers between steps: arrays aligned with its checks and its series, packed into bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internist_server.alerts import lifecycle
+from internist_server.alerts.lifecycle import Lifecycle
+from internist_server.judge import drift, packing
+from internist_server.judge.checks import Checks, Indices, Logs
+from internist_server.judge.drift import Trends
+from internist_server.judge.errors import JudgeStateError
+from internist_server.judge.schedule import Schedule
+from internist_server.judge.sparklines import Sparklines
+
+NEVER = -1
+
+_FILL_OF_CHECK = {
+    "baseline": np.nan,
+    "growth": 0.0,
+    "ceiling": np.nan,
+    "ceiling_factor": np.nan,
+    "ratio": np.nan,
+    "worst": 0.0,
+}
+_LIFECYCLES = ("warning", "violation", "numeric")
+_SCALARS = ("step", "origin", "grid", "regular", "stride")
+_SCHEDULE_SCALARS = (
+    "raw",
+    "peak",
+    "warming",
+    "anchors",
+    "jump_from",
+    "jump_step",
+    "jump_group",
+    "jump_worst",
+)
+
+
+def _floats() -> Logs:
+    return np.empty(0, np.float32)
+
+
+def _integers() -> Indices:
+    return np.empty(0, np.int64)
+
+
+@dataclass(slots=True)
+class Memory:
+    """All that a judge knows of the past."""
+
+    step: int = NEVER
+    """Last judged step."""
+    origin: int = NEVER
+    """First judged step."""
+    grid: int = NEVER
+    """Grid point at which baselines were last taken."""
+    regular: int = NEVER
+    """Last step of the regular grid at which something was measured."""
+    stride: int = 1
+    """How many times more rarely than by default regular steps come."""
+    schedule: Schedule = field(default_factory=Schedule)
+    sparklines: Sparklines = field(default_factory=Sparklines)
+
+    column: Indices = field(default_factory=_integers)
+    """Columns of the checks."""
+    baseline: Logs = field(default_factory=_floats)
+    """By check: NaN unknown, zero where the median is not positive."""
+    growth: Logs = field(default_factory=_floats)
+    """log2 of the growth since the baseline's window that is allowed for."""
+    ceiling: Logs = field(default_factory=_floats)
+    """Largest baseline of the unscaled values so far, and the schedule's raw factor in its window."""
+    ceiling_factor: Logs = field(default_factory=_floats)
+    ratio: Logs = field(default_factory=_floats)
+    """log2 ratio at the last judged point."""
+    worst: Logs = field(default_factory=_floats)
+    """log2 of the worst excess of the present excursion."""
+    basis: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    is_critical: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    """Whether the open alert has been critical."""
+    warning: Lifecycle = field(default_factory=lambda: Lifecycle.inactive(0))
+    """Of values beyond the warning band."""
+    violation: Lifecycle = field(default_factory=lambda: Lifecycle.inactive(0))
+    """Of values beyond the critical band."""
+    trends: Trends = field(default_factory=lambda: Trends.none(0))
+
+    seen: Indices = field(default_factory=_integers)
+    """By series: step of the last point."""
+    last: Logs = field(default_factory=_floats)
+    """By series: value of the last point."""
+    numeric: Lifecycle = field(default_factory=lambda: Lifecycle.inactive(0))
+    """By series: of values that are not finite."""
+
+    def grow(self, checks: Checks, size: int) -> None:
+        """Room for these checks and this number of series, those it knows coming first."""
+        count = checks.column.size
+        if not np.array_equal(self.column, checks.column[: self.column.size]):
+            raise JudgeStateError("the state is of a judge with other checks: its series or its parametrisation differ")
+        for name, fill in _FILL_OF_CHECK.items():
+            setattr(self, name, _extended(getattr(self, name), count, fill))
+        self.basis = _extended(self.basis, count, 0)
+        self.is_critical = _extended(self.is_critical, count, False)
+        self.warning, self.violation = self.warning.extended(count), self.violation.extended(count)
+        self.trends = self.trends.extended(count)
+        self.column = checks.column
+        self.seen, self.last = _extended(self.seen, size, NEVER), _extended(self.last, size, np.nan)
+        self.numeric = self.numeric.extended(size)
+        self.schedule.resize(checks.rate_weights)
+
+    def begin(self, step: int, *, every: int, is_sampled: bool) -> None:
+        """Moves on to a step."""
+        self.step = step
+        if self.origin == NEVER:
+            self.origin = step
+        if is_sampled and step % every == 0:
+            if self.regular != NEVER:
+                self.stride = max(1, (step - self.regular) // every)
+            self.regular = step
+
+    def inherit(self, parent: "Memory", columns: Sequence[int]) -> None:
+        """Takes over baselines and schedule of the attempt that this one resumes.
+
+        Args:
+            parent: the parent's memory.
+            columns: column here of each of the parent's series; -1: none.
+        """
+        here = {int(column): check for check, column in enumerate(self.column)}
+        pairs = [(here[columns[c]], check) for check, c in enumerate(parent.column.tolist()) if columns[c] in here]
+        if pairs:
+            mine, theirs = np.array(pairs, np.int64).T
+            for name in ("baseline", "growth", "ceiling", "ceiling_factor"):
+                getattr(self, name)[mine] = getattr(parent, name)[theirs]
+        groups = parent.schedule.reference.size
+        if groups and groups == self.schedule.reference.size:
+            for name in ("reference", "rates", "raw", "peak", "warming", "anchors"):
+                setattr(self.schedule, name, getattr(parent.schedule, name))
+
+    def pack(self, order: Sequence[int]) -> bytes:
+        """All of it as bytes; `order` are the ids of its series."""
+        schedule = self.schedule
+        arrays: dict[str, NDArray[np.generic]] = {
+            "order": np.asarray(order, np.int64),
+            "column": self.column.astype(np.int32),
+            "basis": self.basis,
+            "is_critical": self.is_critical,
+            "seen": self.seen,
+            "last": self.last,
+            "reference": schedule.reference,
+            "rates": schedule.rates,
+            "spark_steps": self.sparklines.steps,
+            "spark_excess": self.sparklines.excess,
+            "spark_drawn": self.sparklines.drawn,
+        }
+        arrays |= {name: getattr(self, name) for name in _FILL_OF_CHECK}
+        arrays |= {f"trend_{name}": getattr(self.trends, name) for name in drift.FIELDS}
+        for name in _LIFECYCLES:
+            arrays |= _sparse(name, getattr(self, name))
+        numbers: dict[str, object] = {name: getattr(self, name) for name in _SCALARS}
+        numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS}
+        return packing.pack(numbers, arrays)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> tuple[list[int], "Memory"]:
+        """Ids of its series, and the memory.
+
+        Raises:
+            JudgeStateError: it cannot be read.
+        """
+        numbers, arrays = packing.unpack(packed)
+        try:
+            memory = cls(**{name: numbers[name] for name in _SCALARS})  # type: ignore[arg-type]
+            for name in _SCHEDULE_SCALARS:
+                setattr(memory.schedule, name, numbers[name])
+            memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
+            for name in ("reference", "rates"):
+                setattr(memory.schedule, name, arrays[name])
+            for name in ("basis", "is_critical", "seen", "last", *_FILL_OF_CHECK):
+                setattr(memory, name, arrays[name])
+            memory.column = arrays["column"].astype(np.int64)
+            memory.trends = Trends(*(arrays[f"trend_{name}"] for name in drift.FIELDS))  # type: ignore[arg-type]
+            sizes = (memory.column.size, memory.column.size, memory.seen.size)
+            for name, size in zip(_LIFECYCLES, sizes, strict=True):
+                setattr(memory, name, _dense(name, arrays, size))
+            lines = memory.sparklines
+            lines.steps, lines.excess, lines.drawn = (  # type: ignore[assignment]
+                arrays[f"spark_{name}"] for name in ("steps", "excess", "drawn")
+            )
+            return [int(one) for one in arrays["order"].tolist()], memory
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise JudgeStateError(f"a judge's state of {len(packed)} bytes lacks a part: {error!r}") from error
+
+
+def _extended(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
+    return np.concatenate([array, np.full(size - array.size, fill, array.dtype)])
+
+
+def _sparse(name: str, life: Lifecycle) -> dict[str, NDArray[np.generic]]:
+    """A lifecycle as arrays of those that are not inactive."""
+    at = np.flatnonzero(life.phase)
+    return {f"{name}_at": at} | {f"{name}_{part}": getattr(life, part)[at] for part in lifecycle.FIELDS}
+
+
+def _dense(name: str, arrays: dict[str, NDArray[np.generic]], size: int) -> Lifecycle:
+    life, at = Lifecycle.inactive(size), arrays[f"{name}_at"]
+    parts = []
+    for part in lifecycle.FIELDS:
+        whole = getattr(life, part).copy()
+        whole[at] = arrays[f"{name}_{part}"]
+        parts.append(whole)
+    return Lifecycle(*parts)

@@ -1,0 +1,225 @@
+"""Transitions: what became of alerts at one judged step, each with its message."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internist.schema.conditions import CONDITION, CRITERIA, SCHEDULE_JUMP, Basis
+from internist.schema.rules import RULE_OF_CONDITION, Severity
+from internist.schema.views import AlertState
+from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle
+from internist_server.judge import wording
+from internist_server.judge.checks import Checks, Flags, Indices, Logs
+from internist_server.judge.edges import Edges
+from internist_server.judge.evaluation import BASES
+from internist_server.judge.memory import Memory
+from internist_server.judge.series import JudgedSeries
+
+_STATES: dict[int, AlertState] = {INACTIVE: "resolved", PENDING: "pending", FIRING: "firing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """An alert changed state at a judged step. There is one open alert per (series, rule).
+
+    With `for` of one point an alert goes straight to `firing`. An alert that is firing already is reported as `firing`
+    once more when it turns from a warning to critical: same pending step, higher severity.
+    A pending alert that goes back into its band is `resolved` with `opened_step` None.
+    """
+
+    series: int
+    rule: str
+    condition: str
+    state: AlertState
+    severity: Severity
+    cause: str
+    """`own`, `weight`, `learning_rate` or `feature`."""
+    step: int
+    """The step at which the change was judged."""
+    pending_step: int
+    """First step of the excursion."""
+    opened_step: int | None
+    """Step at which it fired, if it did."""
+    value: float
+    ratio: float
+    """How many times it is out of its band's centre (targets: of its edge); over one also where it is too small."""
+    worst_ratio: float
+    basis: Basis | None
+    band_low: float | None
+    band_high: float | None
+    message: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertPhases:
+    """Where the alerts of all checks stand: by the warning lifecycle where warnings alarm, else by the critical one."""
+
+    phase: NDArray[np.uint8]
+    started: Indices
+    opened: Indices
+    is_critical: Flags
+
+    @classmethod
+    def of(cls, checks: Checks, warning: Lifecycle, violation: Lifecycle, is_critical: Flags) -> "AlertPhases":
+        """From both lifecycles; `is_critical` is whether the open alert has been critical before."""
+        early = checks.alarms_on_warning
+        phase = np.where(early, warning.phase, violation.phase)
+        return cls(
+            phase=phase,
+            started=np.where(early, warning.started, violation.started),
+            opened=np.where(early, warning.opened, violation.opened),
+            is_critical=(is_critical & (phase != INACTIVE)) | (violation.phase == FIRING),
+        )
+
+
+def of_checks(
+    series: Sequence[JudgedSeries],
+    checks: Checks,
+    memory: Memory,
+    edges: Edges,
+    before: AlertPhases,
+    after: AlertPhases,
+    worst: Logs,
+) -> list[Transition]:
+    """Transitions of the checks whose phase or severity changed at `memory.step`."""
+    rises = (after.phase == FIRING) & after.is_critical & ~before.is_critical
+    found = []
+    for check in np.flatnonzero((before.phase != after.phase) | rises).tolist():
+        criterion = CRITERIA[int(checks.criterion[check])]
+        rule = RULE_OF_CONDITION[criterion.condition]
+        one = series[int(checks.column[check])]
+        state = _STATES[int(after.phase[check])]
+        times = before if state == "resolved" else after
+        low, high = edges.of(check)
+        basis, ratio = BASES[int(memory.basis[check])] or "baseline", float(np.exp2(memory.ratio[check]))
+        value = float(memory.last[checks.column[check]])
+        started = int(times.started[check])
+        phrase = wording.standing(basis=basis, ratio=ratio, value=value, low=low, high=high)
+        is_critical = bool(times.is_critical[check] or not checks.alarms_on_warning[check])
+        found.append(
+            Transition(
+                series=one.id,
+                rule=rule.name,
+                condition=criterion.condition,
+                state=state,
+                severity=rule.violated if is_critical else rule.drifting or rule.violated,
+                cause=criterion.cause,
+                step=memory.step,
+                pending_step=started,
+                opened_step=int(times.opened[check]) if times.phase[check] == FIRING else None,
+                value=value,
+                ratio=_out(ratio, two_sided=bool(checks.two_sided[check])),
+                worst_ratio=float(np.exp2(worst[check])),
+                basis=basis,
+                band_low=low,
+                band_high=high,
+                message=wording.message(
+                    metric=one.metric, where=wording.place(one.subject, one.index), phrase=phrase, low=low, high=high,
+                    since=started, basis=basis,
+                ),
+                advice=CONDITION[criterion.condition].advice,
+            )
+        )  # fmt: skip
+    return found
+
+
+def of_finite(series: Sequence[JudgedSeries], memory: Memory, before: Lifecycle, after: Lifecycle) -> list[Transition]:
+    """Transitions of the series that became, or are no longer, NaN or infinite at `memory.step`."""
+    rule, advice = RULE_OF_CONDITION["numeric"], CONDITION["numeric"].advice
+    found = []
+    for column in np.flatnonzero(before.phase != after.phase).tolist():
+        one, value = series[column], float(memory.last[column])
+        fires = after.phase[column] == FIRING
+        times = after if fires else before
+        where = wording.place(one.subject, one.index)
+        phrase = wording.nonfinite(one.metric, value) if fires else f"finite again, {wording.figure(value)}"
+        found.append(
+            Transition(
+                series=one.id,
+                rule=rule.name,
+                condition="numeric",
+                state="firing" if fires else "resolved",
+                severity=rule.violated,
+                cause="own",
+                step=memory.step,
+                pending_step=int(times.started[column]),
+                opened_step=int(times.opened[column]),
+                value=value,
+                ratio=np.inf if fires else 1.0,
+                worst_ratio=np.inf,
+                basis="target",
+                band_low=None,
+                band_high=None,
+                message=f"{where}: {one.metric} is {phrase}, since step {int(times.started[column])}",
+                advice=advice,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A jump of the learning rate that is open: what it came from, when, in which group, and how far at worst."""
+
+    before: float
+    step: int
+    group: int
+    worst: float
+    raw: float
+    """The schedule's raw factor now."""
+
+    @classmethod
+    def of(cls, memory: Memory) -> "Jump | None":
+        """The open one, if any."""
+        schedule = memory.schedule
+        if not schedule.jumped:
+            return None
+        return cls(schedule.jump_from, schedule.jump_step, schedule.jump_group, schedule.jump_worst, schedule.raw)
+
+
+def of_schedule(
+    series: Sequence[JudgedSeries], checks: Checks, memory: Memory, before: Jump | None, after: Jump | None
+) -> list[Transition]:
+    """The transition of the learning rate, if it jumped or came to rest at `memory.step`."""
+    jump = after or before
+    if jump is None or (before is not None and after is not None):
+        return []
+    rule, condition = RULE_OF_CONDITION["learning_rate_jump"], CONDITION["learning_rate_jump"]
+    column = int(checks.rate_columns[jump.group])
+    one, value = series[column], float(memory.last[column])
+    ratio = memory.schedule.raw / jump.before
+    rose = jump.raw > jump.before
+    scale = value / ratio if ratio > 0 else 0.0
+    return [
+        Transition(
+            series=one.id,
+            rule=rule.name,
+            condition=condition.name,
+            state="firing" if after else "resolved",
+            severity=rule.violated if rose else rule.drifting or rule.violated,
+            cause="learning_rate",
+            step=memory.step,
+            pending_step=jump.step,
+            opened_step=jump.step,
+            value=value,
+            ratio=_out(ratio, two_sided=True),
+            worst_ratio=jump.worst,
+            basis="target",
+            band_low=scale / SCHEDULE_JUMP,
+            band_high=scale * SCHEDULE_JUMP,
+            message=f"learning rate of {one.subject}: {wording.jump(ratio)} at step {jump.step}"
+            if after
+            else f"learning rate of {one.subject}: steady since its jump at step {jump.step}",
+            advice=condition.advice,
+        )
+    ]
+
+
+def _out(ratio: float, *, two_sided: bool) -> float:
+    """How many times out: ratios under one count as their inverse where too small is bad too."""
+    if not two_sided or ratio >= 1:
+        return ratio
+    return 1 / ratio if ratio > 0 else float("inf")

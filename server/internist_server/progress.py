@@ -1,0 +1,300 @@
+"""Steps become complete and are judged, in order; what the judge says becomes judgements, alerts and notifications."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from internist.schema.rules import QUIET_AFTER_S
+from internist_server.errors import AttemptNotFound
+from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
+from internist_server.store import alerts, notifications
+from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
+from internist_server.store.frames import (
+    MAX_CELLS,
+    Matrix,
+    first_received_ms,
+    pending_steps,
+    read_matrix,
+    recent_times,
+    steps_between,
+)
+from internist_server.store.judgements import (
+    Judged,
+    JudgeState,
+    Summary,
+    add_judgements,
+    load_judged_step,
+    load_state,
+    load_version,
+    save_state,
+)
+from internist_server.store.merge import Ids, codes_of
+from internist_server.store.series import Columns, StoredSeries, list_plans, list_series
+from internist_server.store.vitals import step_time_ms
+
+log = logging.getLogger(__name__)
+
+SILENT_AFTER_MS: Final = 30_000
+"""A step waits this long for a rank that sends nothing."""
+SPECTRAL_OPTIMIZERS: Final = ("muon", "shampoo", "soap", "scion", "dion")
+"""Optimizers whose name holds one of these control the spectral norm of their updates."""
+MAX_SEATS: Final = 64
+STEPS_AT_ONCE: Final = 256
+_OVERHEAD_MEMORY: Final = 0.8
+
+
+@dataclass(slots=True)
+class Seat:
+    """A judge in memory between two requests, with the columns it sees."""
+
+    judge: Judge
+    series: list[StoredSeries]
+    columns: Columns
+    stored: JudgeState
+
+
+class Progress:
+    """Brings the judge of each attempt up to the last complete step, within the caller's transaction.
+
+    Judges stay in memory between requests; what counts is the database, whose version number says whether they are
+    still right. `forget` must be called when the transaction is undone.
+    """
+
+    def __init__(self, *, notify: bool) -> None:
+        self._notify = notify
+        self._seats: dict[int, Seat] = {}
+
+    def forget(self, attempt_id: int) -> None:
+        """Drop a judge in memory: its series have changed."""
+        self._seats.pop(attempt_id, None)
+
+    def forget_all(self) -> None:
+        """Drop every judge in memory: a transaction was undone."""
+        self._seats.clear()
+
+    def is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+        """Whether a step is complete and not judged."""
+        judged_step = load_judged_step(session, attempt.id)
+        bound = _bound(session, attempt, list_ranks(session, attempt.id), judged_step, now_ms=now_ms)
+        return bool(pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=1))
+
+    def advance(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+        """Judge every step that is complete now; whether a notification was queued."""
+        ranks = list_ranks(session, attempt.id)
+        newest = newest_attempt(session, attempt.run)
+        judged_step = load_judged_step(session, attempt.id)
+        bound = _bound(session, attempt, ranks, judged_step, now_ms=now_ms)
+        has_news = False
+        rows = STEPS_AT_ONCE
+        while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
+            seat = self._seat(session, attempt)
+            rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(seat.columns.ids))))
+            steps = steps[:rows]
+            has_news |= self._judge(
+                session, attempt, seat, steps, ranks, now_ms=now_ms, is_newest=attempt.id == newest.id
+            )
+            judged_step = steps[-1]
+        if has_news and attempt.id != newest.id:
+            alerts.supersede(session, newest, now_ms=now_ms)
+        return has_news and self._notify and self._queue(session, attempt, now_ms=now_ms)
+
+    def _queue(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+        began = notifications.queue_firing(session, attempt.run, now_ms=now_ms)
+        return notifications.queue_resolved(session, attempt.run, now_ms=now_ms) or began
+
+    def _judge(
+        self,
+        session: Session,
+        attempt: Attempt,
+        seat: Seat,
+        steps: Sequence[int],
+        ranks: Sequence[Rank],
+        *,
+        now_ms: int,
+        is_newest: bool,
+    ) -> bool:
+        """Judge these steps; whether an alert has moved."""
+        has_news = False
+        matrix = read_matrix(session, attempt.id, steps, seat.columns)
+        quiet_before = now_ms - int(QUIET_AFTER_S * 1000)
+        judged: list[Judged] = []
+        for row, step in enumerate(steps):
+            window = seat.judge.window_due(step)
+            if window is not None:
+                self._refresh(session, attempt, seat, step, window)
+            said = seat.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+            if said.basis.any():
+                judged.append(_to_store(said, attempt, ranks))
+            at_ms = int(matrix.measured_at_ms[row])
+            for transition in said.transitions:
+                has_news = True
+                is_quiet = at_ms < quiet_before or not is_newest
+                alerts.apply_transition(session, attempt, transition, at_ms=at_ms, is_quiet=is_quiet)
+                log.info(
+                    "run %s step %d: %s %s %s", attempt.run, step, transition.rule, transition.state, transition.message
+                )
+        add_judgements(session, attempt.id, judged)
+        seat.stored = JudgeState(
+            version=seat.stored.version + 1,
+            judged_step=steps[-1],
+            order=seat.columns.ids,
+            state=seat.judge.state(),
+            summary=self._summary(session, attempt, seat, matrix),
+        )
+        save_state(session, attempt.id, seat.stored)
+        return has_news
+
+    def _refresh(self, session: Session, attempt: Attempt, seat: Seat, step: int, window: tuple[int, int]) -> None:
+        """Hand the judge the points of a window: of each plan those it asks for."""
+        segment = Segment(attempt.id, 0, LAST_STEP)
+        sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
+        found = np.array(
+            steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
+        ).reshape(-1, 2)
+        chosen = [seat.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
+        wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+        height = max(8, 8 * MAX_CELLS // max(1, len(seat.columns.ids)))
+        if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
+            wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
+        matrix = read_matrix(session, attempt.id, wanted.tolist(), seat.columns)
+        seat.judge.refresh(step, matrix.values, matrix.steps)
+
+    def _seat(self, session: Session, attempt: Attempt) -> Seat:
+        """The attempt's judge, as of the database, with all series of its plans."""
+        seat = self._seats.pop(attempt.id, None)
+        if seat is None or seat.stored.version != load_version(session, attempt.id):
+            seat = _load(session, attempt)
+        fresh = _new_series(session, attempt, seat.columns.ids)
+        if len(fresh):
+            added = list_series(session, fresh)
+            seat.judge.add_series([_judged(one) for one in added])
+            seat.series += added
+            ids = np.concatenate([seat.columns.ids, fresh])
+            seat.columns = Columns(ids, codes_of([one.metric for one in seat.series]))
+        while len(self._seats) >= MAX_SEATS:
+            self._seats.pop(next(iter(self._seats)), None)
+        self._seats[attempt.id] = seat
+        return seat
+
+    def _summary(self, session: Session, attempt: Attempt, seat: Seat, matrix: Matrix) -> Summary:
+        """What the runs table shows after these steps."""
+        said = seat.judge.summary()
+        before = seat.stored.summary
+        values = dict(before.values)
+        sampled_at_ms = before.sampled_at_ms
+        for name, column in _shown_columns(seat.series).items():
+            rows = np.flatnonzero(matrix.present[:, column])
+            if name == "overhead":
+                for row in rows.tolist():
+                    at_ms = int(matrix.measured_at_ms[row])
+                    if sampled_at_ms is not None and at_ms > sampled_at_ms:
+                        share = float(matrix.values[row, column]) / (at_ms - sampled_at_ms)
+                        earlier = values.get(name, share)
+                        values[name] = _OVERHEAD_MEMORY * earlier + (1 - _OVERHEAD_MEMORY) * share
+                    sampled_at_ms = at_ms
+            elif len(rows):
+                values[name] = float(matrix.values[rows[-1], column])
+        return Summary(
+            state=said.state,
+            sentence=said.sentence,
+            violated=said.violated,
+            drifting=said.drifting,
+            values=values,
+            step_ms=step_time_ms(recent_times(session, attempt.id)),
+            sampled_at_ms=sampled_at_ms,
+        )
+
+
+def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, waiting_since_ms: int | None) -> int:
+    """The last step that needs no more waiting; -1 if there is none.
+
+    A rank has delivered a step when its sampled frame of that step has come, or any frame of a later one. It is not
+    waited for when it has finished, or has sent nothing for `SILENT_AFTER_MS` while the step was waiting; a rank that
+    never spoke, counted from the attempt's beginning.
+
+    Args:
+        waiting_since_ms: when the earliest step that is not judged came.
+    """
+    if attempt.finished_at_ms is not None or waiting_since_ms is None:
+        return LAST_STEP
+    if len(ranks) < attempt.world_size and now_ms - attempt.received_at_ms <= SILENT_AFTER_MS:
+        return -1
+    bound = LAST_STEP
+    for rank in ranks:
+        is_silent = now_ms - max(rank.received_at_ms, waiting_since_ms) > SILENT_AFTER_MS
+        if rank.finished_at_ms is None and not is_silent:
+            bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
+    return bound
+
+
+def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:
+    waiting = first_received_ms(session, attempt.id, after=judged_step) if attempt.world_size > 1 else now_ms
+    return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
+
+
+def _parent_order(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None]:
+    """The order and state of the judge of the attempt that this one resumes; empty without one."""
+    if attempt.parent is None or attempt.parent == attempt.name:
+        return np.empty(0, np.int64), None
+    try:
+        parent = find_attempt(session, attempt.run, attempt.parent)
+    except AttemptNotFound:
+        return np.empty(0, np.int64), None
+    stored = load_state(session, parent.id)
+    return stored.order, stored.state
+
+
+def _load(session: Session, attempt: Attempt) -> Seat:
+    stored = load_state(session, attempt.id)
+    inherited: bytes | None = None
+    if stored.state is None:
+        order, inherited = _parent_order(session, attempt)
+        stored = replace(stored, order=order)
+    series = list_series(session, stored.order)
+    is_mup = attempt.parametrization in ("mup", "spectral") or any(
+        name in optimizer.lower() for optimizer in attempt.optimizers for name in SPECTRAL_OPTIMIZERS
+    )
+    judge = Judge([_judged(one) for one in series], mup=is_mup, every=attempt.every, state=stored.state)
+    if inherited is not None:
+        judge.inherit(inherited)
+    return Seat(judge, series, Columns(stored.order, codes_of([one.metric for one in series])), stored)
+
+
+def load_judge(session: Session, attempt: Attempt) -> Judge:
+    """The judge of an attempt as of the database, for reading."""
+    return _load(session, attempt).judge
+
+
+def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:
+    plans = list_plans(session, attempt.id)
+    if not plans:
+        return np.empty(0, np.int64)
+    return np.setdiff1d(np.concatenate([plan.series for plan in plans]), known)
+
+
+def _judged(series: StoredSeries) -> JudgedSeries:
+    return JudgedSeries(series.id, series.metric, series.kind, series.subject, series.index, series.bound, series.facts)
+
+
+def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:
+    delivered = sum(rank.last_step >= said.step for rank in ranks)
+    return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis)
+
+
+def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:
+    """Columns of what the runs table shows."""
+    wanted = {
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "monitor.overhead_ms": "overhead",
+        "monitor.coverage": "coverage",
+    }
+    found: dict[str, int] = {}
+    for column, one in enumerate(series):
+        if one.metric in wanted:
+            found.setdefault(wanted[one.metric], column)
+    return found

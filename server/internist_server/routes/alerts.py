@@ -1,0 +1,48 @@
+"""Alerts: what fired, what still does, and who has seen it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from internist.schema.views import Alert, AlertsPage, AlertState
+from internist_server.routes import examples
+from internist_server.routes.answers import ViewRoute
+from internist_server.routes.runs import Limit, Offset
+from internist_server.routes.services import ServicesDep, SessionDep
+from internist_server.store import alerts
+
+router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Who has seen an alert."""
+
+    by: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$", examples=["ada"])]
+
+
+@router.get("", responses={200: examples.of("AlertsPage")})
+def list_alerts(
+    session: SessionDep,
+    run: Annotated[str | None, Query(max_length=128, description="Only of this run.")] = None,
+    state: Annotated[list[AlertState] | None, Query(description="Only in these states; may be repeated.")] = None,
+    condition: Annotated[str | None, Query(max_length=128, description="Only of this condition.")] = None,
+    limit: Limit = 200,
+    offset: Offset = 0,
+) -> AlertsPage:
+    """Alerts, open ones first, then newest first."""
+    return alerts.list_alerts(session, run=run, states=state or (), condition=condition, limit=limit, offset=offset)
+
+
+@router.post(
+    "/{alert_id}/acknowledge",
+    responses={404: {"description": "There is no such alert."}, 200: examples.of("Alert")},
+)
+def acknowledge(alert_id: int, who: Acknowledgement, services: ServicesDep) -> Alert:
+    """Say that a person has seen the alert. The first to say so stays."""
+    with services.database.write() as session:
+        alert = alerts.acknowledge(session, alert_id, by=who.by, now_ms=services.clock())
+    services.changes.ring(alert.run)
+    return alert

@@ -1,0 +1,78 @@
+"""What training processes send: starts, frames and heartbeats."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+
+from internist.schema.wire import (
+    MSGPACK_CONTENT_TYPE,
+    SPOOL_CONTENT_TYPE,
+    FramesReply,
+    HeartbeatReply,
+    RunStarted,
+)
+from internist_server import envelope
+from internist_server.routes import examples
+from internist_server.routes.answers import ViewRoute
+from internist_server.routes.services import BodyDep, ServicesDep
+
+router = APIRouter(prefix="/api/v1", route_class=ViewRoute, tags=["ingest"])
+
+
+def _takes(name: str, *, with_spool: bool = False) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    content: dict[str, Any] = {
+        envelope.JSON_CONTENT_TYPE: {"schema": schema, "example": examples.REQUESTS[name]},
+        MSGPACK_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    }
+    if with_spool:
+        content[SPOOL_CONTENT_TYPE] = {"schema": {"type": "string", "format": "binary"}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_STATUS: Final = {
+    400: {"description": "The body cannot be read."},
+    404: {"description": "The run, attempt or rank was never registered."},
+    409: {"description": "A newer major version wrote it, or it contradicts what is stored."},
+    413: {"description": "The body is over the limit."},
+    415: {"description": "The content type is not taken."},
+    422: {"description": "It can be read, and asks for something impossible."},
+}
+
+
+@router.post("/runs", openapi_extra=_takes("RunStart"), responses={**_STATUS, 200: examples.of("RunStarted")})
+def start_run(body: BodyDep, services: ServicesDep) -> RunStarted:
+    """Register a run, an attempt of it and a rank. Calling it again changes nothing and tells where to resume sending."""
+    return services.ingest.start(envelope.open_start(body.content, body.content_type))
+
+
+@router.post(
+    "/runs/{run_id}/frames",
+    openapi_extra=_takes("FramesRequest", with_spool=True),
+    responses={**_STATUS, 200: examples.of("FramesReply")},
+)
+def take_frames(
+    run_id: str,
+    body: BodyDep,
+    services: ServicesDep,
+    attempt: Annotated[str | None, Query(max_length=128, description="Attempt that a spool slice is of.")] = None,
+    rank: Annotated[int | None, Query(ge=0, le=1 << 31, description="Rank that a spool slice is of.")] = None,
+) -> FramesReply:
+    """Take records of one rank: what the reply acknowledges is durable. A bad record is refused, its neighbours kept.
+
+    A spool slice is sent as it lies in the file, with `attempt` and `rank` in the query unless it begins with a start.
+    Sequence numbers that are stored already are skipped, so a slice may be sent again.
+    """
+    return services.ingest.take(
+        run_id, envelope.open_parcel(body.content, body.content_type, attempt=attempt, rank=rank)
+    )
+
+
+@router.post(
+    "/runs/{run_id}/heartbeat",
+    openapi_extra=_takes("Heartbeat"),
+    responses={**_STATUS, 200: examples.of("HeartbeatReply")},
+)
+def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep) -> HeartbeatReply:
+    """Keep a rank's sign of life. Without one for 60 s the run is lost."""
+    return services.ingest.beat(run_id, envelope.open_heartbeat(body.content, body.content_type))

@@ -1,0 +1,80 @@
+"""What routes are given: a session, the ingest desk, and the body of a request within its limit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from internist_server.boards import Boards
+from internist_server.changes import Changes
+from internist_server.errors import Invalid, TooLarge, UnsupportedContent
+from internist_server.ingest import Ingest
+from internist_server.settings import Settings
+from internist_server.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one server, made by `create_app`."""
+
+    settings: Settings
+    database: Database
+    ingest: Ingest
+    changes: Changes
+    boards: Boards
+    clock: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a request, and its content type without parameters."""
+
+    content: bytes
+    content_type: str
+
+
+def get_services(request: Request) -> Services:
+    """The server's parts."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_session(services: ServicesDep) -> Iterator[Session]:
+    """A reading session for one request."""
+    with services.database.read() as session:
+        yield session
+
+
+async def read_body(request: Request, services: ServicesDep) -> Body:
+    """The whole body; reading stops at the limit.
+
+    Raises:
+        TooLarge: it is over the limit.
+        UnsupportedContent: it is compressed.
+        Invalid: its declared length is no number.
+    """
+    limit = services.settings.max_request_bytes
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedContent("compressed bodies are not taken; send the records as they are")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal():
+        raise Invalid(f"the content length is a number, got {declared!r}")
+    if int(declared) > limit:
+        raise TooLarge(f"the body has {declared} bytes; this server reads at most {limit}")
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise TooLarge(f"the body has over {limit} bytes, the most this server reads")
+        pieces.append(piece)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Body(b"".join(pieces), content_type)
+
+
+SessionDep = Annotated[Session, Depends(get_session)]
+BodyDep = Annotated[Body, Depends(read_body)]

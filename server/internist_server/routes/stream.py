@@ -1,0 +1,54 @@
+"""The live stream of a run: an event whenever something of it is new."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+import orjson
+from fastapi import APIRouter, Header, Query
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from internist.schema.views import Change
+from internist_server.routes import examples
+from internist_server.routes.runs import NOT_FOUND
+from internist_server.routes.services import Services, ServicesDep
+from internist_server.store import runs
+
+router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
+
+POLL_S: Final = 2.0
+"""How often a stream looks for itself, for what other processes have written."""
+PING_S: Final = 15
+
+
+@router.get(
+    "/{run_id}/stream",
+    response_class=EventSourceResponse,
+    responses={**NOT_FOUND, 200: examples.stream()},
+)
+async def stream_changes(
+    run_id: str,
+    services: ServicesDep,
+    cursor: Annotated[int | None, Query(ge=-1, le=1 << 62, description="The last cursor seen; -1: none.")] = None,
+    last_event_id: Annotated[str | None, Header(description="What browsers send when they reconnect.")] = None,
+) -> EventSourceResponse:
+    """Server-sent events `change`, each with the run's cursor: once at the start if `cursor` is behind, then as it happens."""
+    resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else -1
+    seen = resumed if cursor is None else cursor
+    await run_in_threadpool(_read, services, run_id)
+    return EventSourceResponse(_events(services, run_id, seen), ping=PING_S)
+
+
+async def _events(services: Services, run_id: str, seen: int) -> AsyncIterator[ServerSentEvent]:
+    while True:
+        rung = services.changes.listen(run_id)
+        change = await run_in_threadpool(_read, services, run_id)
+        if change.cursor > seen:
+            seen = change.cursor
+            yield ServerSentEvent(orjson.dumps(change).decode(), event="change", id=str(seen))
+        await rung.wait(timeout_s=POLL_S)
+
+
+def _read(services: Services, run_id: str) -> Change:
+    with services.database.read() as session:
+        return runs.read_change(session, run_id, now_ms=services.clock())

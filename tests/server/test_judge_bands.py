@@ -1,0 +1,115 @@
+"""Bands: medians of self-similar windows, taken on a fixed grid, and the growth they allow for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internist_server.judge.bands import (
+    baseline_window,
+    baselines,
+    carried_growth,
+    grid_point,
+    muon_band,
+    window_sample,
+)
+
+ROUNDING = 1e-5
+"""float32 against float64."""
+
+
+def row(*values: float) -> np.ndarray:
+    return np.array([values], np.float32)
+
+
+def test_a_baseline_is_the_median_of_the_points_in_its_window():
+    assert baselines(row(*range(1, 10)))[0] == 5
+    assert baselines(row(*range(1, 9)))[0] == 4.5
+
+
+def test_a_baseline_needs_eight_positive_points_and_a_positive_median():
+    assert np.isnan(baselines(row(*[1.0] * 7)))[0]
+    assert np.isnan(baselines(row(*[1.0] * 7, *[np.nan] * 30)))[0]
+    assert baselines(row(*[1.0] * 8, *[np.nan] * 30))[0] == 1
+    assert baselines(row(*[0.0] * 20, *[1.0] * 8))[0] == 0
+    assert np.isnan(baselines(np.empty((1, 0), np.float32)))[0]
+
+
+@given(st.lists(st.floats(2**-20, 2**20, width=32) | st.just(float("nan")), min_size=1, max_size=40))
+def test_baselines_match_the_obvious_median(values):
+    known = [value for value in values if value == value]
+
+    (taken,) = baselines(row(*values))
+
+    assert np.isnan(taken) if len(known) < 8 else taken == pytest.approx(np.median(known), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.6, 1.0, 1.5])
+def test_growth_as_a_power_of_age_is_carried_from_the_middle_of_the_window_to_now(exponent):
+    ages = np.arange(100, 210, 10)
+
+    (carried,) = carried_growth((ages[None] ** exponent).astype(np.float32), ages)
+
+    assert carried == pytest.approx(exponent * np.log2(8 / 3), rel=1e-3)
+
+
+def test_no_more_than_quadratic_growth_is_carried_and_nothing_of_noise_about_a_level():
+    ages = np.arange(100, 210, 10)
+    noise = np.exp(0.2 * np.random.default_rng(0).standard_normal((200, ages.size))).astype(np.float32)
+
+    assert carried_growth((ages[None] ** 5.0).astype(np.float32), ages)[0] == pytest.approx(2 * np.log2(8 / 3))
+    assert np.median(np.abs(carried_growth(noise, ages))) == 0
+
+
+def test_points_that_are_missing_zero_or_infinite_carry_no_growth():
+    ages = np.arange(100, 210, 10)
+    values = np.tile((ages / 100).astype(np.float32), (3, 1))
+    values[0, 2:5] = np.nan
+    values[1, 2:5] = 0
+    values[2, 2:5] = np.inf
+
+    np.testing.assert_allclose(carried_growth(values, ages), np.log2(8 / 3), rtol=1e-3)
+    assert carried_growth(np.full((1, ages.size), np.nan, np.float32), ages)[0] == 0
+
+
+def test_windows_are_a_quarter_to_half_of_the_age_after_the_first_judged_step():
+    assert baseline_window(400, origin=0, every=10, taken=-1) == (100, 200)
+    assert baseline_window(401, origin=0, every=10, taken=-1) == (101, 200)
+    assert baseline_window(5400, origin=5000, every=10, taken=-1) == (5100, 5200)
+
+
+def test_no_window_is_due_before_it_can_hold_eight_points_or_between_two_grid_points():
+    assert baseline_window(0, origin=0, every=10, taken=-1) is None
+    assert baseline_window(270, origin=0, every=10, taken=-1) is None
+    assert baseline_window(28, origin=0, every=1, taken=-1) == (7, 14)
+    assert baseline_window(400, origin=0, every=10, taken=grid_point(400)) is None
+    assert baseline_window(440, origin=0, every=10, taken=grid_point(400)) is not None
+
+
+def test_baselines_are_taken_eight_times_per_doubling():
+    taken, steps = -1, []
+    for step in range(0, 16_001, 10):
+        if baseline_window(step, origin=0, every=10, taken=taken) is not None:
+            taken = grid_point(step)
+            steps.append(step)
+
+    assert sum(4000 < step <= 8000 for step in steps) == 8
+
+
+@given(st.integers(1, 50), st.integers(0, 5000), st.integers(0, 4000))
+def test_a_sample_of_a_window_has_regular_steps_only_in_order_and_no_more_than_a_plan_needs(every, first, count):
+    steps = np.arange(first, first + count)
+
+    sample = window_sample(steps, every=every)
+
+    assert np.all(sample % every == 0) and np.all(np.diff(sample) > 0) and sample.size <= 256
+    assert np.isin(sample, steps).all()
+    assert sample.size == min(np.count_nonzero(steps % every == 0), 256)
+
+
+def test_muons_band_worked_by_hand():
+    one = np.ones(1)
+
+    low, high = muon_band(rate=0.1 * one, scale=2 * one, low=0.7 * one, high=1.1 * one, decayed=0.01 * one)
+
+    assert (low[0], high[0]) == (pytest.approx(0.13), pytest.approx(0.23))
