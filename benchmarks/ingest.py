@@ -3,8 +3,8 @@
     python -m benchmarks.ingest [--json]
 
 One rank sends 1,000 frames of 1,000 series, 16 frames a request, to a server on SQLite with `synchronous=FULL`, on the
-same cores. The series are those of a 20-block model, every condition is judged, and baselines are warm: the run has 4,000
-steps behind it when the clock starts. Afterwards every point is read back and counted.
+same cores. The series are those of a 20-block model, every condition is judged, and baselines are warm: the run has
+4,000 steps behind it when the clock starts. Afterwards every point is read back and counted.
 """
 
 import argparse

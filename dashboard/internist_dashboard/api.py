@@ -1,12 +1,23 @@
 """The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from internist.schema.views import Alert, AlertsPage, Coverage, Heatmap, PointsPage, Run, SeriesPage, SeriesView, Verdicts
+from internist.schema.views import (
+    Alert,
+    AlertsPage,
+    Coverage,
+    Heatmap,
+    PointsPage,
+    Run,
+    SeriesPage,
+    SeriesView,
+    Verdicts,
+)
 from internist_dashboard.errors import NotFound, NotSignedIn, ServerUnwell
 from internist_dashboard.viewer import VIEWER
 
@@ -15,14 +26,16 @@ TIMEOUT_S = 20.0
 PAGE = 1_000
 """Series of one answer."""
 Collapse = Literal["blocks", "modules"]
-Query = dict[str, str | int | float | bool | None | Sequence[int]]
+Query = Mapping[str, str | int | Sequence[int]]
 
 
 class Api:
     """Reads of one server, in process or over HTTP."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None, *, base_url: str) -> None:
-        self._client = httpx.AsyncClient(transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S)
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S
+        )
 
     async def runs(self) -> list[Run]:
         """All runs, newest first."""
@@ -30,29 +43,34 @@ class Api:
 
     async def run(self, run: str) -> Run:
         """One run."""
-        return await self._get(f"/runs/{run}", Run)
+        return await self._get(f"/runs/{quote(run, safe='')}", Run)
 
     async def verdicts(self, run: str, *, limit: int) -> Verdicts:
         """The verdict board of a run, with at most `limit` members."""
-        return await self._get(f"/runs/{run}/verdicts", Verdicts, limit=limit)
+        return await self._get(f"/runs/{quote(run, safe='')}/verdicts", Verdicts, limit=limit)
 
     async def series(self, run: str, *, metric: str, limit: int) -> tuple[SeriesView, ...]:
         """Series of one metric, in forward order, at most `limit`; asked for in pages where they are many."""
         found: list[SeriesView] = []
         while len(found) < limit:
             size = min(PAGE, limit - len(found))
-            page = await self._get(f"/runs/{run}/series", SeriesPage, metric=metric, limit=size, offset=len(found))
+            page = await self._get(
+                f"/runs/{quote(run, safe='')}/series", SeriesPage, metric=metric, limit=size, offset=len(found)
+            )
             found += page.series
             if len(page.series) < size or len(found) >= page.total:
                 break
         return tuple(found)
 
-    async def points(
-        self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int
-    ) -> PointsPage:
+    async def points(self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int) -> PointsPage:
         """Windows of several series, thinned to about `pixels` points each."""
         return await self._get(
-            f"/runs/{run}/points", PointsPage, series=list(series), from_step=first, to_step=last, pixels=pixels
+            f"/runs/{quote(run, safe='')}/points",
+            PointsPage,
+            series=list(series),
+            from_step=first,
+            to_step=last,
+            pixels=pixels,
         )
 
     async def heatmap(
@@ -60,13 +78,13 @@ class Api:
     ) -> Heatmap:
         """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most."""
         return await self._get(
-            f"/runs/{run}/heatmap", Heatmap,
+            f"/runs/{quote(run, safe='')}/heatmap", Heatmap,
             metric=metric, from_step=first, to_step=last, pixels=pixels, collapse=collapse,
         )  # fmt: skip
 
     async def coverage(self, run: str) -> Coverage:
         """What of the model is measured, and what is not and why."""
-        return await self._get(f"/runs/{run}/coverage", Coverage)
+        return await self._get(f"/runs/{quote(run, safe='')}/coverage", Coverage)
 
     async def alerts(self, *, run: str | None = None, limit: int) -> AlertsPage:
         """Alerts of one run or of all: open ones first, then newest first."""
@@ -77,11 +95,13 @@ class Api:
         response = await self._send("POST", f"/alerts/{alert}/acknowledge", json={"by": by})
         return _decoded(response, Alert)
 
-    async def _get(self, path: str, kind: type[T], **query: str | int | float | bool | None | Sequence[int]) -> T:
+    async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | None) -> T:
         params = {name: value for name, value in query.items() if value is not None}
         return _decoded(await self._send("GET", path, params=params), kind)
 
-    async def _send(self, method: str, path: str, *, params: Query | None = None, json: object = None) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, *, params: Query | None = None, json: object = None
+    ) -> httpx.Response:
         try:
             response = await self._client.request(method, path, params=params, json=json, headers=VIEWER.get().headers)
         except httpx.HTTPError as error:

@@ -3,16 +3,17 @@
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import dash
 import dash_mantine_components as dmc
 import httpx
-from dash import ClientsideFunction, Input, Output, State, dcc, html
+from dash import Input, Output, dcc, html
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from internist_dashboard import components, theme
+from internist_dashboard import browser, components, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
@@ -59,26 +60,46 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     api = Api(transport, base_url=base_url)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app = dash.Dash(
-        "internist_dashboard", server=server, backend="fastapi", title="Internist", update_title=None, use_pages=False,
-        assets_folder=str(ASSETS), assets_ignore=r".*\.html", index_string=INDEX,
-        suppress_callback_exceptions=True, add_log_handler=False, on_error=_tell,
+        "internist_dashboard",
+        server=server,
+        backend="fastapi",
+        title="Internist",
+        update_title=None,
+        use_pages=False,
+        assets_folder=str(ASSETS),
+        assets_ignore=r".*\.html",
+        index_string=INDEX,
+        suppress_callback_exceptions=True,
+        add_log_handler=False,
+        on_error=_tell,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
-    )  # fmt: skip
+    )
     app.layout = shell()
     _route(app, api)
     for page in (runs, run, detail, alerts):
         page.register(app, api)
-    _clientside(app)
+    browser.wire(app)
     return Board(server)
 
 
 def shell() -> Node:
     """What all pages share: the theme, the state of the view, the drawer."""
-    stores = [dcc.Store(id=name) for name in ("page", "scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")]
+    stores = [
+        dcc.Store(id=name)
+        for name in ("page", "tick", "scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")
+    ]
     return dmc.MantineProvider(
-        [dcc.Location(id="url", refresh="callback-nav"), *stores, html.Div(id="notice", role="alert"), html.Div(id="content"), detail.drawer()],
-        id="mantine", theme=theme.MANTINE, defaultColorScheme="auto",
-    )  # fmt: skip
+        [
+            dcc.Location(id="url", refresh="callback-nav"),
+            *stores,
+            html.Div(id="notice", role="alert"),
+            html.Div(id="content"),
+            detail.drawer(),
+        ],
+        id="mantine",
+        theme=theme.MANTINE,
+        defaultColorScheme="auto",
+    )
 
 
 async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
@@ -89,7 +110,7 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
             case []:
                 return runs.layout(await api.runs()), {"kind": "runs"}
             case ["runs", name]:
-                found = await api.run(name)
+                found = await api.run(unquote(name))
                 return run.layout(found), {"kind": "run", "run": found.id, "cursor": found.cursor}
             case ["alerts"]:
                 return alerts.layout(await api.alerts(limit=alerts.LIMIT)), {"kind": "alerts"}
@@ -97,11 +118,23 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
                 raise NotFound(f"There is no page {path}.")
     except NotSignedIn:
         what = "This server asks for a token, and none that it knows was shown."
-        body = components.problem("Sign in", what, safe="Training and recording go on.", do=html.A("Sign in with a token", href=f"/login?next={path}", className="link"))  # fmt: skip
+        body = components.problem(
+            "Sign in",
+            what,
+            safe="Training and recording go on.",
+            do=html.A("Sign in with a token", href=f"/login?next={quote(path)}", className="link"),
+        )
     except NotFound as error:
-        body = components.problem("Not found", str(error), safe="Nothing was changed.", do=dcc.Link("All runs", href="/", className="link"))  # fmt: skip
+        body = components.problem(
+            "Not found", str(error), safe="Nothing was changed.", do=dcc.Link("All runs", href="/", className="link")
+        )
     except BoardError as error:
-        body = components.problem("The board cannot reach its server", str(error), safe="Training goes on; what it measures waits in its spool.", do="Check that `internist serve` runs, then load this page again.")  # fmt: skip
+        body = components.problem(
+            "The board cannot reach its server",
+            str(error),
+            safe="Training goes on; what it measures waits in its spool.",
+            do="Check that `internist serve` runs, then load this page again.",
+        )
     return html.Div([components.header([]), html.Main(body, className="page")]), {"kind": "problem"}
 
 
@@ -117,32 +150,12 @@ def _tell(error: Exception) -> None:
 
 def _route(app: dash.Dash, api: Api) -> None:
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("content", "children"), Output("page", "data"), Output("notice", "children"), Input("url", "pathname")
+        Output("content", "children"),
+        Output("page", "data"),
+        Output("tick", "data"),
+        Output("notice", "children"),
+        Input("url", "pathname"),
     )
     async def show(path: str | None) -> Any:
-        return *await page_of(path or "/", api), None
-
-
-def _clientside(app: dash.Dash) -> None:
-    """What the browser does by itself; the functions are in `assets/board.js`."""
-
-    def wire(function: str, *wiring: Any, initial: bool = False) -> None:
-        app.clientside_callback(ClientsideFunction("internist", function), *wiring, prevent_initial_call=not initial)
-
-    wire("start", Output("scheme", "data"), Output("narrow", "data"), Input("mantine", "id"), initial=True)
-    wire("switchScheme", Output("scheme", "data", allow_duplicate=True), Input("theme-button", "n_clicks"), State("scheme", "data"))  # fmt: skip
-    wire("paint", Output("mantine", "forceColorScheme"), Input("scheme", "data"), initial=True)
-    wire("open", Output("window", "data"), Output("heat", "data"), Output("filter", "data"), Output("panel", "data"), Output("filter-box", "value"), Input("page", "data"))  # fmt: skip
-    wire("filter", Output("filter", "data", allow_duplicate=True), Input("filter-box", "value"), State("filter", "data"))
-    wire("pickMetric", Output("heat", "data", allow_duplicate=True), Input("metric", "value"), State("heat-shown", "data"), State("heat", "data"))  # fmt: skip
-    wire("brush", Output("window", "data", allow_duplicate=True), Input("loss-graph", "relayoutData"), Input("heat-graph", "relayoutData"), Input("logit-graph", "relayoutData"), Input("reset-zoom", "n_clicks"))  # fmt: skip
-    wire("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)
-    wire("pressRow", Output("heat", "data", allow_duplicate=True), Output("panel", "data", allow_duplicate=True), Input("heat-graph", "clickData"), State("heat-graph", "figure"), State("heat", "data"))  # fmt: skip
-    wire("pressHead", Output("panel", "data", allow_duplicate=True), Input("logit-graph", "clickData"), State("logit-graph", "figure"))  # fmt: skip
-    wire("drawBoard", Output("board", "title"), Input("board-rows", "data"))
-    wire("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)
-    wire("closeDrawer", Output("panel", "data", allow_duplicate=True), Input("drawer", "opened"), State("panel", "data"))
-    wire("detailTick", Output("detail-tick", "data"), Input("tick", "data"), State("panel", "data"))
-    wire("fallback", Output("poll", "data"), Input("fallback-clock", "n_intervals"))
-    wire("beat", Output("runs-tick", "data"), Input("runs-clock", "n_intervals"))
-    wire("beat", Output("alerts-tick", "data"), Input("alerts-clock", "n_intervals"))
+        content, page = await page_of(path or "/", api)
+        return content, page, {"cursor": page.get("cursor")}, None

@@ -1,9 +1,9 @@
 """Errors of the board.
 
-    BoardError
-    ├── NotSignedIn      the API asks for a token that the viewer did not show
-    ├── NotFound         the API knows no such run, series or alert
-    └── ServerUnwell     the API did not answer, or not as agreed
+BoardError
+├── NotSignedIn      the API asks for a token that the viewer did not show
+├── NotFound         the API knows no such run, series or alert
+└── ServerUnwell     the API did not answer, or not as agreed
 """
 
 

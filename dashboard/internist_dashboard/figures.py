@@ -1,19 +1,18 @@
 """Drawing: the API's answers in, Plotly figures out. All charts of a page share margins, and so one step axis."""
 
 import math
-from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from internist.schema.views import Alert, Band, Heatmap, Number, Points
+from internist_dashboard import marks, words
 from internist_dashboard import rows as heat_rows
-from internist_dashboard import words
+from internist_dashboard.frame import Frame
 from internist_dashboard.rows import Row
-from internist_dashboard.theme import Palette, Scheme, diverging, logit_scale, palette, template
+from internist_dashboard.theme import Palette, diverging, logit_scale, palette, template
 
 LOSS_HEIGHT = 220
 SERIES_HEIGHT = 320
@@ -22,33 +21,15 @@ HEAT_BODY = 460
 """Rows shrink to fit this many pixels, but never under ROW_MIN."""
 LABEL_PX = 14
 """Least distance between two row labels."""
-RATIO_LIMIT = 2.0
-"""log2 of the ratio at which the diverging scale saturates: four times the band's centre, the critical edge."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
-MAX_MARKS = 400
 GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False}
 """Every chart: no tool bar; drag to zoom, double click to reset."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What all charts of a page share: the window of steps, the colour scheme, and whether the screen is narrow."""
-
-    first: int
-    last: int
-    scheme: Scheme = "light"
-    narrow: bool = False
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Ends of the step axis, with room for the outermost points."""
-        pad = max(0.5, 0.012 * (self.last - self.first))
-        return self.first - pad, self.last + pad
 
 
 def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert], frame: Frame) -> go.Figure:
     """Loss over steps, learning rates as thin lines on the right axis, alert marks on the step axis."""
     p = palette(frame.scheme)
+    highest = max((x for rate in rates for x in _reals(rate.values) if x is not None), default=0.0)
     figure = _figure(frame, height=LOSS_HEIGHT - (40 if frame.narrow else 0))
     for rate in rates:
         figure.add_scatter(
@@ -58,12 +39,12 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
         )  # fmt: skip
     if losses is not None:
         _line(figure, losses, p, name="loss")
-        _edge_marks(figure, losses, p)
-    _alert_marks(figure, alerts, p)
+        marks.edge_marks(figure, losses, p)
+    marks.alert_marks(figure, alerts, p)
     figure.update_layout(
         yaxis={"title": {"text": "loss (nats)"}, "fixedrange": True, "nticks": 5},
         yaxis2={
-            "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "rangemode": "tozero",
+            "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "range": [0, 1.2 * highest or 1],
             "tickmode": "auto", "nticks": 4, "exponentformat": "e", "minexponent": 2, "title": {"text": "learning rate"} if not frame.narrow else None,
             "tickfont": {"size": 10, "color": p.muted},
         },
@@ -77,7 +58,7 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     row_px = row_height(len(rows))
     figure = _figure(frame, height=round(row_px * len(rows)) + 42, top=4)
     numbers = heat_rows.cells(rows, heatmap.steps)
-    drawn = np.where(numbers.nonfinite, RATIO_LIMIT, np.clip(numbers.ratios, -9, 9)).astype(np.float32)
+    drawn = np.where(numbers.nonfinite, marks.RATIO_LIMIT, np.clip(numbers.ratios, -9, 9)).astype(np.float32)
     times = np.exp2(np.clip(numbers.ratios, -60, 60))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         details = np.stack([numbers.values, times, numbers.values / times, numbers.measured_at], axis=-1)
@@ -85,18 +66,21 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     keys = [row.key for row in rows]
     figure.add_heatmap(
         x=list(heatmap.steps), y=keys, z=drawn, customdata=details.astype(np.float32),
-        zmin=-RATIO_LIMIT, zmax=RATIO_LIMIT, colorscale=diverging(frame.scheme), showscale=False,
-        hoverongaps=False, xgap=0, ygap=1 if row_px > ROW_MIN else 0.5,
+        zmin=-marks.RATIO_LIMIT, zmax=marks.RATIO_LIMIT, colorscale=diverging(frame.scheme), showscale=False,
+        hoverongaps=False,
         hovertemplate="<b>%{y}</b><br>%{customdata[1]:.3~g}× its band"
         f" ({words.basis(heatmap.basis) or 'not judged'})<br>value %{{customdata[0]:.4~g}}{unit}"
         "<br>band's centre %{customdata[2]:.4~g}<br>measured at step %{customdata[3]:,d}<extra></extra>",
     )  # fmt: skip
-    _dots(figure, heatmap.steps, keys, numbers.nonfinite, p)
+    marks.dots(figure, heatmap.steps, keys, numbers.nonfinite, p)
     labelled = thinned([row.block is not None for row in rows], every=math.ceil(LABEL_PX / row_px))
     figure.update_layout(
         meta=[{"series": row.series[0] if row.series else None, "block": row.block} for row in rows],
-        images=[_hatching(p, frame)],
-        annotations=_excesses(numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)),
+        images=[marks.hatching(p, frame)],
+        shapes=marks.hairlines(range(1, len(rows)) if row_px >= LABEL_PX else (), p, width=1),
+        annotations=marks.excesses(
+            numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)
+        ),
         yaxis=_row_axis(keys, [keys[i] for i in labelled], [_label(rows[i], frame) for i in labelled]),
     )
     return figure
@@ -123,11 +107,11 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
     figure = _figure(frame, height=round(row_px * len(windows)) + 42, top=4)
     figure.add_heatmap(
         x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
-        colorscale=logit_scale(frame.scheme), ygap=1 if row_px > 5 else 0,
+        colorscale=logit_scale(frame.scheme),
         hovertemplate="<b>%{y}</b><br>largest logit %{customdata:.4~g}<br>warning at 100, critical at 1,000"
         "<br>step %{x:,d}<extra></extra>",
     )  # fmt: skip
-    _dots(figure, steps, keys, nonfinite, p)
+    marks.dots(figure, steps, keys, nonfinite, p)
     owners = [points.series.facts.block or points.series.subject for points in windows]
     starts = [i for i, owner in enumerate(owners) if i == 0 or owners[i - 1] != owner]
     middles = [(start + end - 1) // 2 for start, end in zip(starts, [*starts[1:], len(owners)], strict=True)]
@@ -137,13 +121,9 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
             kept.append(middle)
     figure.update_layout(
         meta=[{"series": points.series.id, "block": None} for points in windows],
-        images=[_hatching(p, frame)],
+        images=[marks.hatching(p, frame)],
         yaxis=_row_axis(keys, [keys[i] for i in kept], [_short(owners[i], frame) for i in kept]),
-        shapes=[
-            {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "yref": "y", "y0": s - 0.5, "y1": s - 0.5,
-             "line": {"color": p.surface, "width": 2}}
-            for s in (starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else ())
-        ],
+        shapes=marks.hairlines(starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else (), p, width=2),
     )  # fmt: skip
     return figure
 
@@ -155,8 +135,8 @@ def series(points: Points, alerts: Sequence[Alert], frame: Frame) -> go.Figure:
     if points.band is not None:
         _band(figure, points.steps, points.band, p)
     _line(figure, points, p, name=points.series.metric, markers=len(points.steps) <= 60)
-    _edge_marks(figure, points, p)
-    _alert_marks(figure, alerts, p)
+    marks.edge_marks(figure, points, p)
+    marks.alert_marks(figure, alerts, p)
     title = points.series.metric + (f" ({points.series.unit})" if points.series.unit else "")
     figure.update_layout(
         yaxis={"title": {"text": title}, "fixedrange": True, "nticks": 6, **_scale(points)},
@@ -195,7 +175,9 @@ def thinned(preferred: Sequence[bool], *, every: int) -> list[int]:
     return kept
 
 
-def _figure(frame: Frame, *, height: int, top: int = 10, left: int | None = None, right: int | None = None) -> go.Figure:
+def _figure(
+    frame: Frame, *, height: int, top: int = 10, left: int | None = None, right: int | None = None
+) -> go.Figure:
     edge = 92 if frame.narrow else 132
     return go.Figure(
         layout={
@@ -226,46 +208,6 @@ def _line(figure: go.Figure, points: Points, p: Palette, *, name: str, markers: 
     )  # fmt: skip
 
 
-def _edge_marks(figure: go.Figure, points: Points, p: Palette) -> None:
-    """NaN and infinities as marks at the plot's upper edge."""
-    lost = [(s, n) for s, n in zip(points.steps, points.nonfinite, strict=True) if n]
-    if lost:
-        figure.add_scatter(
-            x=[s for s, _ in lost], y=[1.0] * len(lost), yaxis="y3", mode="markers", cliponaxis=False,
-            marker={"symbol": "circle", "size": 7, "color": p.dot, "line": {"color": p.dot_ring, "width": 1}},
-            hovertemplate="NaN or infinite<br>step %{x:,d}<extra></extra>",
-        )  # fmt: skip
-        _overlay(figure)
-
-
-def _alert_marks(figure: go.Figure, alerts: Sequence[Alert], p: Palette) -> None:
-    """Triangles on the step axis where alerts opened: one a step, the worst severity colouring it."""
-    by_step: dict[int, list[Alert]] = {}
-    for alert in alerts:
-        if alert.opened_step is not None:
-            by_step.setdefault(alert.opened_step, []).append(alert)
-    marked = sorted(by_step.items())[-MAX_MARKS:]
-    if not marked:
-        return
-    critical = [any(alert.severity == "critical" for alert in group) for _, group in marked]
-    figure.add_scatter(
-        x=[step for step, _ in marked], y=[0.0] * len(marked), yaxis="y3", mode="markers", cliponaxis=False,
-        marker={"symbol": "triangle-up", "size": 10, "color": [p.violated if c else p.drifting for c in critical]},
-        customdata=[_alert_words(group) for _, group in marked],
-        hovertemplate="%{customdata}<br>step %{x:,d}<extra></extra>",
-    )  # fmt: skip
-    _overlay(figure)
-
-
-def _alert_words(group: list[Alert]) -> str:
-    lines = [f"<b>{a.condition.replace('_', ' ')}</b> {words.subject(a.subject, a.index)}" for a in group[:4]]
-    return "<br>".join(lines + ([f"and {len(group) - 4} more"] if len(group) > 4 else []))
-
-
-def _overlay(figure: go.Figure) -> None:
-    figure.update_layout(yaxis3={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
-
-
 def _band(figure: go.Figure, steps: Sequence[int], band: Band, p: Palette) -> None:
     hidden = {"mode": "lines", "hoverinfo": "skip", "connectgaps": False}
     low, high = _reals(band.warn_low), _reals(band.warn_high)
@@ -283,56 +225,21 @@ def _band(figure: go.Figure, steps: Sequence[int], band: Band, p: Palette) -> No
                 x=steps, y=values, mode="lines", line={"color": colour, "width": 1, "dash": dash}, opacity=0.7,
                 hovertemplate=f"{name} %{{y:.4~g}}<extra></extra>",
             )  # fmt: skip
-    figure.add_scatter(x=steps, y=_reals(band.centre), line={"color": p.band_edge, "width": 1, "dash": "dash"}, **hidden)
+    figure.add_scatter(
+        x=steps, y=_reals(band.centre), line={"color": p.band_edge, "width": 1, "dash": "dash"}, **hidden
+    )
 
 
 def _scale(points: Points) -> dict[str, Any]:
     """A logarithmic axis where values and band are positive and far apart."""
     shown = [x for x in _reals(points.values) if x is not None]
     if points.band is not None:
-        shown += [x for edge in (points.band.warn_low, points.band.critical_high) for x in _reals(edge) if x is not None]
+        shown += [
+            x for edge in (points.band.warn_low, points.band.critical_high) for x in _reals(edge) if x is not None
+        ]
     if shown and min(shown) > 0 and max(shown) / min(shown) > 12:
-        return {"type": "log", "dtick": 1 if max(shown) / min(shown) > 200 else "D1", "minor": {"showgrid": False}}
+        return {"type": "log", "dtick": 1 if max(shown) / min(shown) > 2_000 else "D2"}
     return {"rangemode": "tozero"} if shown and min(shown) >= 0 else {}
-
-
-def _dots(figure: go.Figure, steps: Sequence[int], keys: Sequence[str], cells: np.ndarray[Any, Any], p: Palette) -> None:
-    """A black dot on every cell whose value is NaN or infinite."""
-    rows, columns = np.nonzero(cells)
-    if rows.size:
-        figure.add_scatter(
-            x=[steps[c] for c in columns], y=[keys[r] for r in rows], mode="markers",
-            marker={"size": 5, "color": p.dot, "line": {"color": p.dot_ring, "width": 0.75}},
-            hovertemplate="<b>%{y}</b><br>NaN or infinite<br>step %{x:,d}<extra></extra>",
-        )  # fmt: skip
-
-
-def _excesses(
-    ratios: heat_rows.FloatArray, nonfinite: np.ndarray[Any, Any], keys: Sequence[str], p: Palette, frame: Frame, *, every: int
-) -> list[dict[str, Any]]:
-    """The latest ratio of rows out of their band, written at the right edge; the farthest first where they would overlap."""
-    latest: list[tuple[float, int, str]] = []
-    for index, row in enumerate(ratios):
-        known = np.flatnonzero(np.isfinite(row) | nonfinite[index])
-        if known.size == 0:
-            continue
-        last = known[-1]
-        if nonfinite[index, last]:
-            latest.append((math.inf, index, "NaN"))
-        elif abs(row[last]) >= 1:
-            latest.append((abs(float(row[last])), index, words.times(2.0 ** float(row[last]))))
-    taken: list[int] = []
-    notes: list[dict[str, Any]] = []
-    for size, index, text in sorted(latest, reverse=True):
-        if any(abs(index - other) < every for other in taken):
-            continue
-        taken.append(index)
-        colour = p.violated if size >= RATIO_LIMIT else p.drifting
-        notes.append({
-            "text": text, "x": 1, "xref": "x domain", "y": keys[index], "xanchor": "left", "xshift": 6, "showarrow": False,
-            "font": {"size": 10 if frame.narrow else 11, "color": colour},
-        })  # fmt: skip
-    return notes
 
 
 def _row_axis(keys: Sequence[str], ticks: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
@@ -357,21 +264,6 @@ def _short(name: str, frame: Frame) -> str:
 
 def _group(points: Points) -> str:
     return points.series.subject if points.series.subject else "all parameters"
-
-
-def _hatching(p: Palette, frame: Frame) -> dict[str, Any]:
-    """Fine diagonal lines behind the cells: what shows through was not measured."""
-    side = 300 if frame.narrow else 900  # about the plot's width: the image is scaled to it
-    lines = "".join(f"M{x} 0l-{side} {side}" for x in range(0, 2 * side, 7))
-    svg = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{side}' height='{side}' viewBox='0 0 {side} {side}'>"
-        f"<path d='{lines}' stroke='{p.unmeasured}' stroke-width='1.4' fill='none'/></svg>"
-    )
-    source = "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
-    return {
-        "source": source, "xref": "x domain", "yref": "y domain", "x": 0, "y": 1, "sizex": 1, "sizey": 1,
-        "sizing": "fill", "layer": "below",
-    }  # fmt: skip
 
 
 def _reals(values: Sequence[Number]) -> list[float | None]:

@@ -21,9 +21,7 @@ def mask(values: Sequence[Number]) -> str:
         if tall
     )
     width = 4 * BARS - 1
-    svg = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {HEIGHT}' preserveAspectRatio='none'>{bars}</svg>"
-    )
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {HEIGHT}' preserveAspectRatio='none'>{bars}</svg>"
     return 'url("data:image/svg+xml,' + svg.replace("<", "%3C").replace(">", "%3E").replace("#", "%23") + '")'
 
 

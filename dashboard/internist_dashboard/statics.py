@@ -70,7 +70,11 @@ class CompressedStatics:
             return None
         body = b"".join(message.get("body", b"") for message in messages[1:])
         # A fingerprint in the name (component suites) or the query (assets) changes with the content.
-        cache = b"public, max-age=31536000, immutable" if b"max-age" in headers.get(b"cache-control", b"") or "?m=" in key else b"no-cache"
+        cache = (
+            b"public, max-age=31536000, immutable"
+            if b"max-age" in headers.get(b"cache-control", b"") or "?m=" in key
+            else b"no-cache"
+        )
         packed = await asyncio.to_thread(gzip.compress, body, 6, mtime=0)
         file = StaticFile(content_type, cache, packed)
         if len(self._files) < MAX_FILES:

@@ -110,13 +110,27 @@ def diverging(scheme: Scheme) -> list[tuple[float, str]]:
     Colour begins well inside the warning edge (twice), so that a healthy run is calm. Safe for the colour-blind.
     """
     p = PALETTES[scheme]
-    return [(0.0, p.low[0]), (0.25, p.low[1]), (0.375, p.centre), (0.625, p.centre), (0.75, p.high[0]), (1.0, p.high[1])]
+    return [
+        (0.0, p.low[0]),
+        (0.25, p.low[1]),
+        (0.375, p.centre),
+        (0.625, p.centre),
+        (0.75, p.high[0]),
+        (1.0, p.high[1]),
+    ]
 
 
 def logit_scale(scheme: Scheme) -> list[tuple[float, str]]:
     """The scale of log10 MaxLogit from 0 to 3: neutral to 10, blue up to 100, orange from there to 1,000."""
     p = PALETTES[scheme]
-    return [(0.0, p.centre), (0.333, p.centre), (0.55, p.low[1]), (0.6666, p.low[0]), (0.6667, p.high[0]), (1.0, p.high[1])]
+    return [
+        (0.0, p.centre),
+        (0.333, p.centre),
+        (0.55, p.low[1]),
+        (0.6666, p.low[0]),
+        (0.6667, p.high[0]),
+        (1.0, p.high[1]),
+    ]
 
 
 def template(scheme: Scheme) -> go.layout.Template:

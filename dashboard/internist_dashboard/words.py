@@ -15,7 +15,12 @@ BOUND_MARKS: dict[Bound, str] = {"exact": "", "lower": "≥\u2009", "upper": "�
 """What stands before an estimate, so that it is never read as exact."""
 SHAPES: dict[State, str] = {"ok": "●", "drifting": "◐", "violated": "■", "not measured": "○"}
 """The verdict's shape: legible without colour."""
-STATE_CLASSES: dict[State, str] = {"ok": "ok", "drifting": "drifting", "violated": "violated", "not measured": "unmeasured"}
+STATE_CLASSES: dict[State, str] = {
+    "ok": "ok",
+    "drifting": "drifting",
+    "violated": "violated",
+    "not measured": "unmeasured",
+}
 BASES = {"target": "target", "reference": "reference", "baseline": "own baseline", "sanity": "sanity limit"}
 """What a band rests on."""
 _TIMES = re.compile(r"(?<=\d)x\b")

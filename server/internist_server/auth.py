@@ -37,7 +37,7 @@ class TokenGate:
 
 def presented_token(scope: Scope) -> str | None:
     """The token of a request; a header wins over a cookie."""
-    headers = dict(scope["headers"])
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()

@@ -9,7 +9,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[str, set["Listener"]] = {}
+        self._listeners: dict[str, set[Listener]] = {}
 
     def ring(self, run: str) -> None:
         """Wake everyone who listens for this run; callable from any thread."""

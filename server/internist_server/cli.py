@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import sys
@@ -123,7 +122,7 @@ def _announce(settings: Settings, options: argparse.Namespace) -> None:
     if options.port_file is not None:
         draft = options.port_file.with_suffix(".draft")
         draft.write_text(str(settings.port))
-        os.replace(draft, options.port_file)
+        draft.replace(options.port_file)
     if options.open:
         threading.Thread(target=webbrowser.open, args=(settings.address,), daemon=True).start()
 

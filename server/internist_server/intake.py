@@ -1,4 +1,4 @@
-"""The records of one request on their way into the database: each is stored, known already, or refused with its reason."""
+"""The records of one request on their way into the database: stored, known already, or refused with a reason."""
 
 from sqlalchemy.orm import Session
 

@@ -149,14 +149,16 @@ def test_online_insists_on_a_server(model, optimizer):
         internist.watch(model, optimizer, mode="online", server="http://127.0.0.1:9")
 
 
-def test_auto_trains_on_without_a_server_and_says_what_to_type(model, optimizer, caplog):
+def test_auto_trains_on_without_a_server_and_says_what_to_type(model, optimizer, caplog, monkeypatch):
+    monkeypatch.delenv("INTERNIST_MODE")
     with caplog.at_level(logging.WARNING):
-        monitor = internist.watch(model, optimizer, mode="auto", server="http://127.0.0.1:9")
-        os.environ["INTERNIST_MODE"] = ""
+        monitor = internist.watch(model, optimizer, server="http://127.0.0.1:9")
         train(model, optimizer)
         monitor.finish(timeout=5.0)
 
-    assert monitor.mode in ("offline", "auto")
+    assert "internist serve" in caplog.text
+    assert f"internist sync {os.environ['INTERNIST_DIR']}" in caplog.text
+    assert read(monitor.directory)[0]["activation.rms", "0", None].keys() == {0, 1, 2}
 
 
 def test_watching_twice_gives_the_same_monitor(model, optimizer):
@@ -366,8 +368,12 @@ def test_the_last_sampled_step_is_in_the_spool_without_a_next_step(model, optimi
     assert read(monitor.directory)[2]
 
 
-def test_a_refused_token_and_a_stranger_are_told_apart(model, optimizer, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [((401, "application/json", b"{}"), TokenRefused), ((200, "text/html", b"<h1>It works!</h1>"), NotInternist)],
+)
+def test_a_refused_token_and_a_stranger_are_told_apart(model, optimizer, monkeypatch, answer, error):
     monkeypatch.delenv("INTERNIST_MODE")
-    for behaviour, error in (("token", TokenRefused), ("stranger", NotInternist)):
-        with SmallServer(behaviour) as server, pytest.raises(error, match=str(server.port)):
-            internist.watch(model, optimizer, mode="online", server=server.url)
+
+    with SmallServer(misbehave=lambda _: answer) as server, pytest.raises(error, match=server.address):
+        internist.watch(model, optimizer, mode="online", server=server.address)

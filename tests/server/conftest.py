@@ -14,7 +14,7 @@ import sqlalchemy
 from starlette.testclient import TestClient
 
 from internist_migrations.upgrade import upgrade
-from internist_server.app import create_app
+from internist_server.app import create_api
 from internist_server.settings import Settings
 from tests.server.sending import EPOCH_MS
 
@@ -102,12 +102,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def serve(clock: Clock) -> Iterator[Callable[..., TestClient]]:
-    """Makes a test client of a server with these settings, without the board."""
+    """Makes a test client of the API with these settings."""
     opened: list[TestClient] = []
 
     def open_client(url: str, **settings: Any) -> TestClient:
-        app = create_app(Settings(database_url=url, **settings), board=False, clock=clock)
-        client = TestClient(app)
+        client = TestClient(create_api(Settings(database_url=url, **settings), clock=clock))
         client.__enter__()
         opened.append(client)
         return client

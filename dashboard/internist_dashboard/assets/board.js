@@ -127,6 +127,10 @@
       return nothing();
     },
 
+    clear() {
+      return null;
+    },
+
     openDrawer(panel) {
       return Boolean(panel);
     },

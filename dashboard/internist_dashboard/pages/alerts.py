@@ -8,7 +8,7 @@ import dash
 from dash import ALL, Input, Output, dcc, html
 
 from internist.schema.views import AlertsPage
-from internist_dashboard import components, words
+from internist_dashboard import alert_items, components, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
@@ -58,19 +58,29 @@ def listing(page: AlertsPage, *, pattern: re.Pattern[str] | None) -> Node:
     """Open alerts, then those that are over."""
     now_ms = int(time.time() * 1000)
     shown = [
-        alert for alert in page.alerts
-        if pattern is None or pattern.search(f"{alert.project}/{alert.run_name} {alert.condition} {alert.subject} {alert.severity} {alert.state}")
-    ]  # fmt: skip
+        alert
+        for alert in page.alerts
+        if pattern is None
+        or pattern.search(
+            f"{alert.project}/{alert.run_name} {alert.condition} {alert.subject} {alert.severity} {alert.state}"
+        )
+    ]
     current = [alert for alert in shown if alert.state in ("pending", "firing")]
     over = [alert for alert in shown if alert.state not in ("pending", "firing")]
     if not shown:
-        calm = "No alert matches the filter." if page.alerts else "No alert so far. Nothing has left its band for long enough."
-        return html.Section([html.H1("All quiet" if not page.alerts else "No match"), html.P(calm)], className="empty panel")
+        calm = (
+            "No alert matches the filter."
+            if page.alerts
+            else "No alert so far. Nothing has left its band for long enough."
+        )
+        return html.Section(
+            [html.H1("All quiet" if not page.alerts else "No match"), html.P(calm)], className="empty panel"
+        )
     parts: list[Node] = [html.H1(f"{words.plural(len(current), 'open alert').capitalize()}")]
-    parts += [components.alert_item(a, now_ms, with_run=True, can_acknowledge=True) for a in current]
+    parts += [alert_items.item(a, now_ms, with_run=True, can_acknowledge=True) for a in current]
     if over:
         parts.append(html.H2("History"))
-        parts += [components.alert_item(a, now_ms, with_run=True, can_acknowledge=False) for a in over]
+        parts += [alert_items.item(a, now_ms, with_run=True, can_acknowledge=False) for a in over]
     if page.total > len(page.alerts):
         parts.append(html.P(f"{page.total - len(page.alerts)} older alerts are not shown.", className="quiet"))
     return html.Div(parts, className="alerts")

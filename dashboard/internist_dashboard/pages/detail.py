@@ -10,7 +10,7 @@ from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.metrics import METRICS
 from internist.schema.views import Coverage, Points
-from internist_dashboard import components, figures, words
+from internist_dashboard import alert_items, components, figures, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
@@ -24,10 +24,22 @@ SHOWN_ENTRIES = 200
 def drawer() -> Node:
     """The drawer, closed."""
     return dmc.Drawer(
-        [html.Div(id="detail"), dcc.Graph(id="series-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}), html.Div(id="detail-facts")],
-        id="drawer", position="right", size="min(100vw, 760px)", padding="md", title="", opened=False, keepMounted=True,
-        overlayProps={"backgroundOpacity": 0.25}, closeButtonProps={"aria-label": "Close"}, returnFocus=True,
-    )  # fmt: skip
+        [
+            html.Div(id="detail"),
+            dcc.Graph(id="series-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}),
+            html.Div(id="detail-facts"),
+        ],
+        id="drawer",
+        position="right",
+        size="min(100vw, 760px)",
+        padding="md",
+        title="",
+        opened=False,
+        keepMounted=True,
+        overlayProps={"backgroundOpacity": 0.25},
+        closeButtonProps={"aria-label": "Close"},
+        returnFocus=True,
+    )
 
 
 def register(app: dash.Dash, api: Api) -> None:
@@ -49,7 +61,13 @@ def register(app: dash.Dash, api: Api) -> None:
         prevent_initial_call=True,
     )
     async def fill(
-        panel: dict[str, Any] | None, _: object, scheme: Scheme, window: Window, narrow: bool, text: str | None, page: dict[str, Any]
+        panel: dict[str, Any] | None,
+        _: object,
+        scheme: Scheme,
+        window: Window,
+        narrow: bool,
+        text: str | None,
+        page: dict[str, Any],
     ) -> Any:
         hidden = {"display": "none"}
         if not panel or "run" not in page:
@@ -66,9 +84,16 @@ def register(app: dash.Dash, api: Api) -> None:
         points = found[0]
         own = [a for a in alerts.alerts if a.series == number]
         title = words.subject(points.series.subject, points.series.index)
-        return title, summary(points), figures.series(points, own, frame), {}, [
-            facts(points), *(components.alert_item(a, run.server_time_ms, with_run=False, can_acknowledge=False) for a in own)
-        ]  # fmt: skip
+        return (
+            title,
+            summary(points),
+            figures.series(points, own, frame),
+            {},
+            [
+                facts(points),
+                *(alert_items.item(a, run.server_time_ms, with_run=False, can_acknowledge=False) for a in own),
+            ],
+        )
 
 
 def summary(points: Points) -> Node:
@@ -77,10 +102,16 @@ def summary(points: Points) -> Node:
     known = METRICS.get(series.metric)
     return html.Div(
         [
-            html.P([html.Strong(series.metric), html.Span(words.number(series.last_value, bound=series.bound), className="num big")], className="series-head"),
+            html.P(
+                [
+                    html.Strong(series.metric),
+                    html.Span(words.number(series.last_value, bound=series.bound), className="num big"),
+                ],
+                className="series-head",
+            ),
             html.P(known.summary if known else "A value that the run reports.", className="quiet"),
         ]
-    )  # fmt: skip
+    )
 
 
 def facts(points: Points) -> Node:
@@ -90,21 +121,28 @@ def facts(points: Points) -> Node:
     edges = "" if band is None else _edges(band.warn_low[-1:], band.warn_high[-1:])
     limits = "" if band is None else _edges(band.critical_low[-1:], band.critical_high[-1:])
     known = METRICS.get(series.metric)
-    return components.definition([
-        ("Band", f"warning {edges}, critical {limits}" if band is not None else "none: shown, not judged"),
-        ("Rests on", words.basis(band.basis) if band is not None else ""),
-        ("Last step", words.step(series.last_step)),
-        ("Unit", series.unit),
-        ("Value is", {"exact": "exact", "lower": "a lower bound", "upper": "an upper bound", "sampled": "from a sample"}[series.bound]),
-        ("Method", about.method),
-        ("Block", about.block),
-        ("Role", about.role),
-        ("Shape", f"fan_out {about.fan_out}, fan_in {about.fan_in}" if about.fan_in and about.fan_out else ""),
-        ("dtype", about.dtype),
-        ("Measured every", f"{about.cadence} steps" if about.cadence > 1 else "step"),
-        ("Also known as", ", ".join(about.aliases)),
-        ("Source", known.source if known else ""),
-    ])  # fmt: skip
+    return components.definition(
+        [
+            ("Band", f"warning {edges}, critical {limits}" if band is not None else "none: shown, not judged"),
+            ("Rests on", words.basis(band.basis) if band is not None else ""),
+            ("Last step", words.step(series.last_step)),
+            ("Unit", series.unit),
+            (
+                "Value is",
+                {"exact": "exact", "lower": "a lower bound", "upper": "an upper bound", "sampled": "from a sample"}[
+                    series.bound
+                ],
+            ),
+            ("Method", about.method),
+            ("Block", about.block),
+            ("Role", about.role),
+            ("Shape", f"fan_out {about.fan_out}, fan_in {about.fan_in}" if about.fan_in and about.fan_out else ""),
+            ("dtype", about.dtype),
+            ("Measured every", f"{about.cadence} steps" if about.cadence > 1 else "step"),
+            ("Also known as", ", ".join(about.aliases)),
+            ("Source", known.source if known else ""),
+        ]
+    )
 
 
 def coverage_list(coverage: Coverage, text: str | None) -> Node:
@@ -113,10 +151,18 @@ def coverage_list(coverage: Coverage, text: str | None) -> Node:
     entries = [e for e in coverage.entries if pattern is None or pattern.search(e.subject)]
     rank = {state: index for index, state in enumerate(COVERAGE_ORDER)}
     entries.sort(key=lambda entry: rank.get(entry.state, len(rank)))
-    parts: list[Node] = [html.P(f"{words.share(coverage.share)} of watched modules and parameters are measured. No alert never means no data.", className="quiet")]  # fmt: skip
+    parts: list[Node] = [
+        html.P(
+            f"{words.share(coverage.share)} of watched modules and parameters are measured. No alert never means no data.",
+            className="quiet",
+        )
+    ]
     for state, members in groupby(entries, key=lambda entry: entry.state):
         group = list(members)
-        lines = [html.Li([html.Code(e.subject or "model"), html.Span(words.listing([e.kind, e.reason]), className="quiet")]) for e in group[:SHOWN_ENTRIES]]  # fmt: skip
+        lines = [
+            html.Li([html.Code(e.subject or "model"), html.Span(words.listing([e.kind, e.reason]), className="quiet")])
+            for e in group[:SHOWN_ENTRIES]
+        ]
         if len(group) > SHOWN_ENTRIES:
             lines.append(html.Li(f"and {len(group) - SHOWN_ENTRIES} more", className="quiet"))
         parts.append(html.Details([html.Summary(f"{state} · {len(group)}"), html.Ul(lines)], open=state != "measured"))
@@ -126,4 +172,12 @@ def coverage_list(coverage: Coverage, text: str | None) -> Node:
 def _edges(low: tuple[Any, ...], high: tuple[Any, ...]) -> str:
     bottom = low[0] if low else None
     top = high[0] if high else None
-    return words.listing([f"under {words.number(bottom)}" if bottom is not None else "", f"over {words.number(top)}" if top is not None else ""]) or "—"  # fmt: skip
+    return (
+        words.listing(
+            [
+                f"under {words.number(bottom)}" if bottom is not None else "",
+                f"over {words.number(top)}" if top is not None else "",
+            ]
+        )
+        or "—"
+    )

@@ -9,11 +9,11 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.views import Alert, Run, SeriesView
-from internist_dashboard import components, figures, words
+from internist_dashboard import alert_items, cards, components, figures, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
-from internist_dashboard.figures import Frame
 from internist_dashboard.filters import compiled
+from internist_dashboard.frame import Frame
 from internist_dashboard.rows import collapse
 from internist_dashboard.theme import Scheme
 
@@ -34,9 +34,12 @@ def layout(run: Run) -> Node:
     """The page's frame; its callbacks fill it."""
     return html.Div(
         [
-            components.header([(run.project, "/"), (run.name, None)], middle=html.Span(_badge(run), id="badge"), filter_hint="filter by regex"),
+            components.header(
+                [(run.project, "/"), (run.name, None)],
+                middle=html.Span(_badge(run), id="badge"),
+                filter_hint="filter by regex",
+            ),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
-            dcc.Store(id="tick", data={"cursor": run.cursor}),
             *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows")),
             html.Main(
                 [
@@ -45,9 +48,24 @@ def layout(run: Run) -> Node:
                     html.Div(id="facts", className="area-facts"),
                     html.Div(
                         [
-                            components.panel("Loss and learning rate", _graph("loss-graph"), aside=_reset(), class_name="area-loss"),
-                            components.panel("Layers × steps", html.Div(_metric_picker(), className="heat-tools"), components.heat_legend(), _graph("heat-graph"), aside=html.Span(id="heat-note", className="quiet"), class_name="area-heat"),
-                            components.panel("MaxLogit per head", components.logit_legend(), _graph("logit-graph"), aside=html.Span(id="logit-note", className="quiet"), class_name="area-logit"),
+                            components.panel(
+                                "Loss and learning rate", _graph("loss-graph"), aside=_reset(), class_name="area-loss"
+                            ),
+                            components.panel(
+                                "Layers × steps",
+                                html.Div(_metric_picker(), className="heat-tools"),
+                                components.heat_legend(),
+                                _graph("heat-graph"),
+                                aside=html.Span(id="heat-note", className="quiet"),
+                                class_name="area-heat",
+                            ),
+                            components.panel(
+                                "MaxLogit per head",
+                                components.logit_legend(),
+                                _graph("logit-graph"),
+                                aside=html.Span(id="logit-note", className="quiet"),
+                                class_name="area-logit",
+                            ),
                         ],
                         className="area-charts",
                     ),
@@ -62,19 +80,23 @@ def layout(run: Run) -> Node:
                 className="page run-page",
             ),
         ]
-    )  # fmt: skip
+    )
 
 
 def register(app: dash.Dash, api: Api) -> None:
     """The page's callbacks: thin; each is one or two questions to the API and a drawing."""
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("tick", "data"), Input("poll", "data"), State("page", "data"), State("tick", "data"), prevent_initial_call=True
+        Output("tick", "data", allow_duplicate=True),
+        Input("poll", "data"),
+        State("page", "data"),
+        State("tick", "data"),
+        prevent_initial_call=True,
     )
     async def poll(_: object, page: dict[str, Any], tick: dict[str, Any]) -> Any:
         run = await api.run(page["run"])
         news = {"cursor": run.cursor, "state": run.state}
-        return no_update if tick == news else news
+        return no_update if news.items() <= (tick | {"state": tick.get("state", run.state)}).items() else news
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("badge", "children"),
@@ -83,11 +105,9 @@ def register(app: dash.Dash, api: Api) -> None:
         Output("facts", "children"),
         Output("board-rows", "data"),
         Output("run-alerts", "children"),
-        Output("notice", "children", allow_duplicate=True),
         Input("tick", "data"),
         Input("filter", "data"),
         State("page", "data"),
-        prevent_initial_call="initial_duplicate",
     )
     async def summarize(_: object, text: str | None, page: dict[str, Any]) -> Any:
         name = page["run"]
@@ -97,11 +117,10 @@ def register(app: dash.Dash, api: Api) -> None:
         return (
             _badge(run),
             components.sentence(verdicts.state, verdicts.sentence or run.sentence),
-            [components.card(card) for card in verdicts.cards],
-            components.facts(run, coverage.counts),
-            components.board_rows(verdicts.blocks, pattern=compiled(text)),
+            [cards.card(card) for card in verdicts.cards],
+            cards.facts(run, coverage.counts),
+            cards.board_rows(verdicts.blocks, pattern=compiled(text)),
             _alerts(alerts.alerts, run.server_time_ms),
-            None,
         )
 
     @app.callback(  # type: ignore[untyped-decorator]
@@ -144,19 +163,33 @@ def register(app: dash.Dash, api: Api) -> None:
         State("page", "data"),
     )
     async def draw_heat(
-        _: object, window: Window, heat: dict[str, Any], text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]
+        _: object,
+        window: Window,
+        heat: dict[str, Any],
+        text: str | None,
+        scheme: Scheme,
+        narrow: bool,
+        page: dict[str, Any],
     ) -> Any:
         name = page["run"]
         run = await api.run(name)
         frame = frame_of(run, window, scheme, is_narrow=narrow)
         is_detailed = bool(heat.get("opened") or text)
         heatmap = await api.heatmap(
-            name, metric=heat.get("metric"), first=frame.first, last=frame.last, pixels=COLUMNS,
+            name,
+            metric=heat.get("metric"),
+            first=frame.first,
+            last=frame.last,
+            pixels=COLUMNS,
             collapse="modules" if is_detailed else "blocks",
-        )  # fmt: skip
+        )
         options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
         rows = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
-        figure = figures.heat(heatmap, rows, frame) if rows else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
+        figure = (
+            figures.heat(heatmap, rows, frame)
+            if rows
+            else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
+        )
         note = words.listing([f"{len(rows)} rows", f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
         return figure, options, heatmap.metric, heatmap.metric, note
 
@@ -170,16 +203,28 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("narrow", "data"),
         State("page", "data"),
     )
-    async def draw_logits(_: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]) -> Any:
+    async def draw_logits(
+        _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]
+    ) -> Any:
         name = page["run"]
-        run, heads = await asyncio.gather(api.run(name), api.series(name, metric="attention.max_logit", limit=HEADS_ASKED))
+        run, heads = await asyncio.gather(
+            api.run(name), api.series(name, metric="attention.max_logit", limit=HEADS_ASKED)
+        )
         frame = frame_of(run, window, scheme, is_narrow=narrow)
         pattern = compiled(text)
         chosen = chosen_heads([head for head in heads if pattern is None or pattern.search(head.subject)])
         if not chosen:
-            return figures.empty("No attention logits: no attention that can be read has run, or the filter matches none.", frame), ""
-        page_of = await api.points(name, [head.id for head in chosen], first=frame.first, last=frame.last, pixels=COLUMNS)
-        note = f"{len(heads)} heads" if len(chosen) == len(heads) else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
+            return figures.empty(
+                "No attention logits: no attention that can be read has run, or the filter matches none.", frame
+            ), ""
+        page_of = await api.points(
+            name, [head.id for head in chosen], first=frame.first, last=frame.last, pixels=COLUMNS
+        )
+        note = (
+            f"{len(heads)} heads"
+            if len(chosen) == len(heads)
+            else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
+        )
         return figures.logits(page_of.windows, frame), note
 
 
@@ -211,8 +256,12 @@ def _by_last_value(head: SeriesView) -> float:
 
 def _badge(run: Run) -> Node:
     return components.live_badge(
-        run.state, last_frame_at_ms=run.last_frame_at_ms, heartbeat_at_ms=run.heartbeat_at_ms, now_ms=run.server_time_ms, reason=run.state_reason
-    )  # fmt: skip
+        run.state,
+        last_frame_at_ms=run.last_frame_at_ms,
+        heartbeat_at_ms=run.heartbeat_at_ms,
+        now_ms=run.server_time_ms,
+        reason=run.state_reason,
+    )
 
 
 def _alerts(alerts: tuple[Alert, ...], now_ms: int) -> Node:
@@ -221,7 +270,7 @@ def _alerts(alerts: tuple[Alert, ...], now_ms: int) -> Node:
     if not alerts:
         return html.P("None. Nothing has left its band for long enough.", className="quiet pad")
     shown = current or over[:3]
-    items: list[Node] = [components.alert_line(alert, now_ms) for alert in shown]
+    items: list[Node] = [alert_items.line(alert, now_ms) for alert in shown]
     rest = len(alerts) - len(shown)
     if rest:
         items.append(dcc.Link(f"{rest} more on the alerts page", href="/alerts", className="crumb pad"))
@@ -233,14 +282,39 @@ def _inside(alerts: tuple[Alert, ...], frame: Frame) -> list[Alert]:
 
 
 def _graph(name: str) -> Node:
-    return dcc.Graph(id=name, config=figures.GRAPH_CONFIG, className="graph", figure={"layout": {"height": 160, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": {"visible": False}, "yaxis": {"visible": False}}})  # fmt: skip
+    return dcc.Graph(
+        id=name,
+        config=figures.GRAPH_CONFIG,
+        className="graph",
+        figure={
+            "layout": {
+                "height": 160,
+                "paper_bgcolor": "rgba(0,0,0,0)",
+                "plot_bgcolor": "rgba(0,0,0,0)",
+                "xaxis": {"visible": False},
+                "yaxis": {"visible": False},
+            }
+        },
+    )
 
 
 def _metric_picker() -> Node:
-    return dmc.Select(id="metric", data=[], size="xs", allowDeselect=False, searchable=True, checkIconPosition="right", w=230, **{"aria-label": "metric of the heat map"})  # fmt: skip
+    return dmc.Select(
+        id="metric",
+        data=[],
+        size="xs",
+        allowDeselect=False,
+        searchable=True,
+        checkIconPosition="right",
+        w=230,
+        **{"aria-label": "metric of the heat map"},
+    )
 
 
 def _reset() -> Node:
-    return html.Span([html.Span("drag to zoom all charts, double click to reset", className="quiet hint"), html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True)])  # fmt: skip
-
-
+    return html.Span(
+        [
+            html.Span("drag to zoom all charts, double click to reset", className="quiet hint"),
+            html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True),
+        ]
+    )

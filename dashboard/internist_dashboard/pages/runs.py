@@ -23,7 +23,9 @@ def layout(runs: list[Run]) -> Node:
             components.header([], filter_hint="filter by regex"),
             dcc.Interval(id="runs-clock", interval=REFRESH_MS),
             dcc.Store(id="runs-tick"),
-            html.Main(html.Div(table(runs, pattern=None, origin=VIEWER.get().origin), id="runs-table"), className="page"),
+            html.Main(
+                html.Div(table(runs, pattern=None, origin=VIEWER.get().origin), id="runs-table"), className="page"
+            ),
         ]
     )
 
@@ -42,7 +44,11 @@ def table(runs: list[Run], *, pattern: re.Pattern[str] | None, origin: str) -> N
     """The table of runs; without any, the lines to copy."""
     if not runs:
         return components.empty_state(origin)
-    shown = [run for run in runs if pattern is None or pattern.search(f"{run.project}/{run.name} {run.id} {run.state} {run.verdict}")]
+    shown = [
+        run
+        for run in runs
+        if pattern is None or pattern.search(f"{run.project}/{run.name} {run.id} {run.state} {run.verdict}")
+    ]
     if not shown:
         return html.P("No run matches the filter.", className="quiet pad")
     head = html.Tr([html.Th(name, scope="col", className=kind) for name, kind in _COLUMNS])
@@ -50,24 +56,43 @@ def table(runs: list[Run], *, pattern: re.Pattern[str] | None, origin: str) -> N
 
 
 _COLUMNS = (
-    ("Run", ""), ("State", ""), ("Verdict", ""), ("Step", "right"), ("it/s", "right"), ("Loss", "right"),
-    ("Alerts", "right"), ("Last frame", "right"),
-)  # fmt: skip
+    ("Run", ""),
+    ("State", ""),
+    ("Verdict", ""),
+    ("Step", "right"),
+    ("it/s", "right"),
+    ("Loss", "right"),
+    ("Alerts", "right"),
+    ("Last frame", "right"),
+)
 
 
 def _row(run: Run) -> Node:
     href = f"/runs/{run.id}"
     named = [dcc.Link(run.name, href=href, className="run-name"), html.Span(run.project, className="quiet run-project")]
-    alerts: Node = html.Span(str(run.open_alerts), className="open-alerts") if run.open_alerts else html.Span("0", className="quiet")
+    alerts: Node = (
+        html.Span(str(run.open_alerts), className="open-alerts")
+        if run.open_alerts
+        else html.Span("0", className="quiet")
+    )
     cells: list[tuple[Node, str]] = [
         (named, "cell-name"),
         (components.live_dot(run.state), "cell-state"),
-        (html.Span([components.mark(run.verdict), html.Span(words.crossed(run.sentence) or run.verdict, className="verdict-text")], className="cell-sentence"), "cell-verdict"),
+        (
+            html.Span(
+                [
+                    components.mark(run.verdict),
+                    html.Span(words.crossed(run.sentence) or run.verdict, className="verdict-text"),
+                ],
+                className="cell-sentence",
+            ),
+            "cell-verdict",
+        ),
         (words.step(run.last_step), "num right"),
         (words.number(run.steps_per_second), "num right cell-minor"),
         (words.number(run.loss), "num right"),
         (alerts, "num right cell-minor"),
         (components.age(run.last_frame_at_ms, run.server_time_ms), "right cell-minor"),
-    ]  # fmt: skip
+    ]
     extra: dict[str, Any] = {"data-href": href}
     return html.Tr([html.Td(content, className=kind) for content, kind in cells], **extra)

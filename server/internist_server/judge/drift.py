@@ -10,13 +10,13 @@ Flags = NDArray[np.bool_]
 
 TOLERANCE = 0.5
 """Growth of log value per log step that is no drift: of a random walk, and of weights under a constant step size."""
-MEMORY_OCTAVES = 0.25
+MEMORY_OCTAVES = 0.15
 """Points that are this many doublings of the step older weigh half as much,"""
-MEMORY_POINTS = 8.0
+MEMORY_POINTS = 4.0
 """but never less than points that are this many points newer."""
-THRESHOLD = 0.5
+THRESHOLD = 0.25
 """Page-Hinkley: log2 of the growth beyond tolerance that has to accumulate."""
-MINIMUM_WEIGHT = 6.0
+MINIMUM_WEIGHT = 5.0
 """Points, each by its weight, that a slope needs."""
 Z = 1.96
 """Half-width of intervals in standard errors (95 %)."""
@@ -30,7 +30,7 @@ class Trends:
     """Regression of log2 value on log2 step for each check, older points fading, and its Page-Hinkley extremes.
 
     The sums are kept about the weighted means, so that float32 is enough. `lowest` is the least value of
-    mean value - TOLERANCE * mean step since the slope last was within tolerance; `highest` likewise for falls.
+    level - TOLERANCE * log2 step since the slope last was not positive; `highest` likewise for falls.
     """
 
     last: Logs
@@ -62,7 +62,7 @@ def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
     """Takes in log2 of the values of one step, in place, where `measured`.
 
     Page-Hinkley on increments d log value - TOLERANCE * d log step telescopes: its sum since any point is a difference
-    of two levels, so that the largest sum is the level less the lowest one. The level here is the smoothed one.
+    of two levels, so that the largest sum is the level less the lowest one. The level here is that of the fitted line.
     """
     now = np.float32(np.log2(max(step, 1)))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -79,11 +79,11 @@ def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
         steps = trends.steps * fade + by_step_shared * by_step
         products = trends.products * fade + by_step_shared * by_value
         values = trends.values * fade + share * by_value * by_value
-        tolerated = np.float32(TOLERANCE) * mean_step
-        up, down = mean_value - tolerated, mean_value + tolerated
-        limit = np.float32(TOLERANCE) * steps
-        lowest = np.where(products <= limit, up, np.minimum(trends.lowest, up))
-        highest = np.where(products >= -limit, down, np.maximum(trends.highest, down))
+        level = mean_value + _slope(steps, products) * (now - mean_step)
+        tolerated = np.float32(TOLERANCE) * now
+        up, down = level - tolerated, level + tolerated
+        lowest = np.where(products <= 0, up, np.minimum(trends.lowest, up))
+        highest = np.where(products >= 0, down, np.maximum(trends.highest, down))
     new = (weight, mean_step, mean_value, steps, products, values, lowest, highest)
     trends.last[measured] = now
     for name, array in zip(FIELDS[1:], new, strict=True):
@@ -114,10 +114,10 @@ def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
         residual = np.maximum(trends.values - slope * trends.products, 0) / np.maximum(trends.weight - 2, 1)
         error = Z * np.sqrt(residual / spread)
         known = (trends.weight >= MINIMUM_WEIGHT) & (spread > 0)
-        tolerated = TOLERANCE * trends.mean_step
-        rises = known & (slope - error > TOLERANCE) & (trends.mean_value - tolerated - trends.lowest > THRESHOLD)
-        falls = known & (slope + error < -TOLERANCE) & (trends.highest - trends.mean_value - tolerated > THRESHOLD)
+        tolerated = TOLERANCE * trends.last
         level = trends.mean_value + slope * (trends.last - trends.mean_step)
+        rises = known & (slope - error > TOLERANCE) & (level - tolerated - trends.lowest > THRESHOLD)
+        falls = known & (slope + error < -TOLERANCE) & (trends.highest - level - tolerated > THRESHOLD)
         distance = np.where(rises, high, low) - level
         ahead = (rises & (distance > 0)) | (falls & (distance < 0))
         steepest = slope + np.sign(slope) * error
@@ -127,3 +127,9 @@ def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
         drifts = ahead & np.isfinite(distance) & (at <= HORIZON * np.exp2(now))
     none = np.where(drifts, 0.0, np.nan)
     return Crossings(drifts, *(np.minimum(x, _NEVER) + none for x in (at, soon, late)))
+
+
+def _slope(steps: Logs, products: Logs) -> Logs:
+    """Slope of the fitted line; zero where all points are at one step."""
+    slope: Logs = np.where(steps > 0, products / np.maximum(steps, np.float32(1e-12)), np.float32(0))
+    return slope

@@ -67,6 +67,8 @@ class Memory:
 
     column: Indices = field(default_factory=_integers)
     """Columns of the checks."""
+    rate_columns: Indices = field(default_factory=_integers)
+    """Columns of the groups' learning rates."""
     baseline: Logs = field(default_factory=_floats)
     """By check: NaN unknown, zero where the median is not positive."""
     growth: Logs = field(default_factory=_floats)
@@ -108,6 +110,7 @@ class Memory:
         self.column = checks.column
         self.seen, self.last = _extended(self.seen, size, NEVER), _extended(self.last, size, np.nan)
         self.numeric = self.numeric.extended(size)
+        self.rate_columns = checks.rate_columns
         self.schedule.resize(checks.rate_weights)
 
     def begin(self, step: int, *, every: int, is_sampled: bool) -> None:
@@ -133,10 +136,14 @@ class Memory:
             mine, theirs = np.array(pairs, np.int64).T
             for name in ("baseline", "growth", "ceiling", "ceiling_factor"):
                 getattr(self, name)[mine] = getattr(parent, name)[theirs]
-        groups = parent.schedule.reference.size
-        if groups and groups == self.schedule.reference.size:
-            for name in ("reference", "rates", "raw", "peak", "warming", "anchors"):
-                setattr(self.schedule, name, getattr(parent.schedule, name))
+        groups = {int(column): group for group, column in enumerate(self.rate_columns)}
+        for group, column in enumerate(parent.rate_columns.tolist()):
+            if columns[column] in groups:
+                mine = groups[columns[column]]
+                self.schedule.reference[mine] = parent.schedule.reference[group]
+                self.schedule.rates[mine] = parent.schedule.rates[group]
+        for name in ("raw", "peak", "warming", "anchors"):
+            setattr(self.schedule, name, getattr(parent.schedule, name))
 
     def pack(self, order: Sequence[int]) -> bytes:
         """All of it as bytes; `order` are the ids of its series."""
@@ -144,6 +151,7 @@ class Memory:
         arrays: dict[str, NDArray[np.generic]] = {
             "order": np.asarray(order, np.int64),
             "column": self.column.astype(np.int32),
+            "rate_columns": self.rate_columns,
             "basis": self.basis,
             "is_critical": self.is_critical,
             "seen": self.seen,
@@ -180,6 +188,7 @@ class Memory:
             for name in ("basis", "is_critical", "seen", "last", *_FILL_OF_CHECK):
                 setattr(memory, name, arrays[name])
             memory.column = arrays["column"].astype(np.int64)
+            memory.rate_columns = arrays["rate_columns"].astype(np.int64)
             memory.trends = Trends(*(arrays[f"trend_{name}"] for name in drift.FIELDS))  # type: ignore[arg-type]
             sizes = (memory.column.size, memory.column.size, memory.seen.size)
             for name, size in zip(_LIFECYCLES, sizes, strict=True):

@@ -30,7 +30,7 @@ def _takes(name: str, *, with_spool: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-_STATUS: Final = {
+_STATUS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "The body cannot be read."},
     404: {"description": "The run, attempt or rank was never registered."},
     409: {"description": "A newer major version wrote it, or it contradicts what is stored."},
@@ -42,7 +42,7 @@ _STATUS: Final = {
 
 @router.post("/runs", openapi_extra=_takes("RunStart"), responses={**_STATUS, 200: examples.of("RunStarted")})
 def start_run(body: BodyDep, services: ServicesDep) -> RunStarted:
-    """Register a run, an attempt of it and a rank. Calling it again changes nothing and tells where to resume sending."""
+    """Register a run, an attempt and a rank. Calling it again changes nothing and tells where to resume sending."""
     return services.ingest.start(envelope.open_start(body.content, body.content_type))
 
 

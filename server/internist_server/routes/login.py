@@ -28,7 +28,8 @@ h1 { margin: 0 0 4px; font-size: 24px; font-weight: 600; letter-spacing: -0.01em
 p { margin: 0 0 24px; color: #5c636a; }
 form { display: grid; gap: 8px; padding: 24px; background: #fff; border: 1px solid #dee2e6; border-radius: 8px; }
 label { font-size: 14px; font-weight: 500; }
-input { font: inherit; padding: 8px 12px; border: 1px solid #ced4da; border-radius: 4px; background: inherit; color: inherit; }
+input { font: inherit; padding: 8px 12px; border: 1px solid #ced4da; border-radius: 4px;
+  background: inherit; color: inherit; }
 button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; border: 0; border-radius: 4px;
   background: #2b6cb0; color: #fff; cursor: pointer; }
 :focus-visible { outline: 2px solid #2b6cb0; outline-offset: 2px; }
@@ -54,12 +55,11 @@ button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; bo
 </body>
 </html>
 """
-_WRONG: Final = (
-    '<p class="wrong" role="alert">This is not the server’s token. It is the value of INTERNIST_TOKEN there.</p>'
-)
+_WRONG: Final = '<p class="wrong" role="alert">This is not the server’s token, the INTERNIST_TOKEN there.</p>'
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "X-Frame-Options": "DENY",
 }
 
 

@@ -1,6 +1,6 @@
 """Runs, and what the judge says of them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
@@ -14,9 +14,10 @@ from internist_server.store.coverage import read_coverage
 router = APIRouter(prefix="/api/v1/runs", route_class=ViewRoute, tags=["runs"])
 
 AttemptQuery = Annotated[str | None, Query(max_length=128, description="An attempt's id; the newest without one.")]
+Responses = dict[int | str, dict[str, Any]]
 Limit = Annotated[int, Query(ge=1, le=1_000, description="At most so many.")]
 Offset = Annotated[int, Query(ge=0, le=1 << 40, description="Leave out so many first.")]
-NOT_FOUND = {404: {"description": "There is no such run or attempt."}}
+NOT_FOUND: Responses = {404: {"description": "There is no such run or attempt."}}
 
 
 @router.get("", responses={200: examples.of("Runs")})

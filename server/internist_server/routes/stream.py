@@ -32,7 +32,7 @@ async def stream_changes(
     cursor: Annotated[int | None, Query(ge=-1, le=1 << 62, description="The last cursor seen; -1: none.")] = None,
     last_event_id: Annotated[str | None, Header(description="What browsers send when they reconnect.")] = None,
 ) -> EventSourceResponse:
-    """Server-sent events `change`, each with the run's cursor: once at the start if `cursor` is behind, then as it happens."""
+    """Server-sent events `change`, each with the run's cursor: at once if `cursor` is behind, then as it happens."""
     resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else -1
     seen = resumed if cursor is None else cursor
     await run_in_threadpool(_read, services, run_id)

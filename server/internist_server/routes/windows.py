@@ -52,7 +52,7 @@ def read_points(
     pixels: Pixels = 1_000,
     attempt: AttemptQuery = None,
 ) -> PointsPage:
-    """Windows of series, by id or by metric and subject. Each bucket keeps its low and high: no spike is thinned away."""
+    """Windows of series, by id or by metric and subject. Buckets keep their low and high: no spike is thinned away."""
     chosen = attempts.choose_attempt(session, run_id, attempt)
     found = windows.choose_series(session, chosen, ids=series, metrics=metric, subject=subject, index=index)
     first = from_step if after is None else max(from_step, after + 1)

@@ -216,7 +216,7 @@ def _query() -> Select[Any]:
 
 
 def _alert(found: Row[Any]) -> Alert:
-    row, run_name, project, attempt, metric, subject, index, facts = found
+    row, run_name, project, attempt, metric, subject, index, facts = tuple(found)
     return Alert(
         id=row.id,
         run=row.run_id,

@@ -123,6 +123,6 @@ def _row(name: str, series: Sequence[StoredSeries], ratios: Floats, values: Floa
         block=series[0].facts.block,
         order=min(one.facts.order for one in series),
         series=tuple(one.id for one in series),
-        ratios=numbers(ratios, absent=absent),
+        ratios=numbers(ratios.astype(np.float16), absent=absent),  # the precision they are stored in
         values=numbers(values, absent=absent),
     )

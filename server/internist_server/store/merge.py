@@ -24,7 +24,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one rank delivered, each (steps, columns): values as on the wire, where they are, and what they count for."""
+    """What one rank delivered, each (steps, columns): values as on the wire, where they are, what they count for."""
 
     values: Floats
     present: Mask
@@ -83,20 +83,21 @@ _Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _add_weighted(parts: Sequence[Part], columns: Mask) -> _Pair:
-    total = weight = np.float64(0)
+    shape = parts[0].values[:, columns].shape
+    total, weight = np.zeros(shape), np.zeros(shape)
     for part in parts:
         here = part.present[:, columns]
         counts = np.where(here, part.counts[:, columns], 0.0)
         total = total + np.where(here, part.values[:, columns].astype(np.float64) * counts, 0.0)
         weight = weight + counts
-    return np.asarray(total), np.asarray(weight)
+    return total, weight
 
 
 def _add(parts: Sequence[Part], columns: Mask) -> _Pair:
-    total = np.float64(0)
+    total = np.zeros(parts[0].values[:, columns].shape)
     for part in parts:
         total = total + np.where(part.present[:, columns], part.values[:, columns].astype(np.float64), 0.0)
-    return np.asarray(total), np.ones_like(total)
+    return total, np.ones_like(total)
 
 
 def _keep_largest(parts: Sequence[Part], columns: Mask) -> _Pair:

@@ -97,7 +97,7 @@ def claim(session: Session, *, now_ms: int, limit: int = 16) -> list[Queued]:
     for row in rows:
         row.due_at_ms = now_ms + LEASE_MS
         run = session.get_one(RunRow, row.run_id)
-        members = tuple(alerts.get_alerts(session, row.alerts))
+        members = tuple(alerts.get_alerts(session, _members(session, row)))
         status: Literal["firing", "resolved"] = "firing" if row.status == "firing" else "resolved"
         claimed.append(Queued(row.id, run.id, run.name, run.project, row.condition, status, members, row.attempts))
     session.flush()
@@ -126,10 +126,18 @@ def _audible(session: Session, current: Sequence[Alert]) -> set[int]:
     causes = [alert for alert in current if alert.condition == "update" and alert.cause in _CAUSES]
 
     def is_explained(alert: Alert) -> bool:
-        here = orders.get(alert.series, 0)
-        return any(cause.block == alert.block or orders.get(cause.series, -1) <= here for cause in causes)
+        here = orders.get(alert.series or 0, 0)
+        return any(cause.block == alert.block or orders.get(cause.series or 0, -1) <= here for cause in causes)
 
     return {alert.id for alert in current if alert.cause != "feature" or not is_explained(alert)}
+
+
+def _members(session: Session, row: NotificationRow) -> list[int]:
+    """The alerts a message lists: also those that joined before it is delivered."""
+    if row.condition == "user":
+        return list(row.alerts)
+    joined = alerts.fired_since(session, row.run_id, condition=row.condition, first=min(row.alerts))
+    return sorted({*row.alerts, *joined})
 
 
 def _newest_status(session: Session, run: str, condition: str) -> str | None:

@@ -30,9 +30,11 @@ class Exact(TypeDecorator[float]):
     cache_ok = True
 
     def process_bind_param(self, value: float | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """As text."""
         return None if value is None else repr(float(value))
 
     def process_result_value(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
+        """As a float again, to the last bit."""
         return None if value is None else float(value)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from internist.schema.rules import LOST_AFTER_S, STALLED_AFTER_S, STALLED_AFTER_STEPS
@@ -25,7 +26,7 @@ def step_time_ms(times: Sequence[tuple[int, int]]) -> float | None:
     steps = sorted(earliest)
     rates = [
         (earliest[later] - earliest[sooner]) / (later - sooner)
-        for sooner, later in zip(steps, steps[1:], strict=False)
+        for sooner, later in pairwise(steps)
         if earliest[later] > earliest[sooner]
     ]
     return median(rates) if rates else None

@@ -1,0 +1,90 @@
+"""One server with four runs for all browser tests, and a real browser whose console must stay empty."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dashboard.feeder import Feeder
+from tests.dashboard.serving import served
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+TIMEOUT_MS = 20_000
+
+
+@dataclass(frozen=True)
+class House:
+    """A server that has runs: `sick` with 4 layers, `deep` with 96, `calm` that stays well."""
+
+    address: str
+    sick: Feeder
+    deep: Feeder
+    calm: Feeder
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The real server, fed through its HTTP API."""
+    with served(tmp_path_factory.mktemp("board")) as address, httpx.Client(base_url=address, timeout=60) as client:
+        sick = Feeder(client, "sick", "lr-30x", sick=("blocks.2",), nonfinite_from=380)
+        deep = Feeder(client, "deep", "deep-96", layers=96, heads=1, sick=("blocks.40",))
+        calm = Feeder(client, "calm", "baseline")
+        for feeder in (calm, deep, sick):
+            feeder.start()
+            feeder.train(until=400)
+        yield House(address, sick, deep, calm)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium; without one the tests are skipped, except where CI is set."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no browser: CI must have one (apt-get install chromium)")
+        pytest.skip("no browser found: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
+        yield instance
+        instance.close()
+
+
+@pytest.fixture
+def visit(browser: Any, house: House) -> Iterator[Callable[..., Any]]:
+    """Opens a page of the board; whatever its console complains of fails the test."""
+    contexts: list[Any] = []
+    complaints: list[str] = []
+
+    def open_page(
+        path: str, *, address: str | None = None, width: int = 1440, height: int = 900, scheme: str = "light"
+    ) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.goto((address or house.address) + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints, complaints
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a second server keeps its database."""
+    return tmp_path

@@ -1,0 +1,178 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from internist.schema.wire import Series
+from internist_server.progress import complete_bound
+from internist_server.store.attempts import LAST_STEP, Attempt, Rank
+from tests.server.sending import Sender, module_series, start_of
+
+SERIES = [
+    module_series(0, "activation.rms", "blocks.0"),
+    module_series(1, "activation.rms_max", "blocks.0"),
+    Series(2, "loss", "model", ""),
+]
+
+
+def two_ranks(api):
+    senders = [Sender(api, start_of(rank=rank, world_size=2)) for rank in (0, 1)]
+    for rank, sender in enumerate(senders):
+        sender.send(sender.declare(SERIES, counts=(3 - 2 * rank, 1, 1)))
+    return senders
+
+
+def judged_step(sender):
+    return sender.get("/verdicts")["step"]
+
+
+def test_parts_of_two_ranks_become_one_value(api):
+    first, second = two_ranks(api)
+
+    first.send([first.frame(0, [4.0, 1.0, 2.0])])
+    second.send([second.frame(0, [16.0, 5.0, 4.0])])
+
+    assert first.points("activation.rms")[0] == pytest.approx(7**0.5)
+    assert first.points("activation.rms_max") == {0: 5.0}
+    assert first.points("loss") == {0: 3.0}
+
+
+def test_a_nan_of_one_rank_shows(api):
+    first, second = two_ranks(api)
+
+    first.send([first.frame(0, [np.nan, 1.0, np.nan])])
+    second.send([second.frame(0, [16.0, np.nan, 4.0])])
+
+    assert [first.points(series.metric)[0] for series in SERIES] == ["nan"] * 3
+
+
+def test_a_step_is_judged_when_both_ranks_have_delivered_it(api):
+    first, second = two_ranks(api)
+
+    first.send([first.frame(step, [1.0, 1.0, 1.0]) for step in (0, 10, 20)])
+    assert judged_step(first) is None
+    second.send([second.frame(0, [1.0, 1.0, 1.0])])
+    assert judged_step(first) == 0
+    second.send([second.frame(20, [1.0, 1.0, 1.0])])
+
+    assert judged_step(first) == 20
+
+
+def test_ranks_may_come_in_any_interleaving(sqlite_url, serve):
+    """However the frames of two ranks are mixed, the judge says the same."""
+    api = serve(sqlite_url)
+    boards = []
+    for number, order in enumerate(itertools.permutations(["a0", "a1", "b0", "b1"])):
+        if order.index("a0") > order.index("a1") or order.index("b0") > order.index("b1"):
+            continue
+        senders = {
+            name: Sender(api, start_of(f"run{number}", rank=rank, world_size=2)) for rank, name in enumerate("ab")
+        }
+        for sender in senders.values():
+            sender.send(sender.declare(SERIES))
+        for name in order:
+            half = range(0, 100, 10) if name[1] == "0" else range(100, 200, 10)
+            sender = senders[name[0]]
+            sender.send([sender.frame(step, [1.0 + step / 100, 2.0, 3.0]) for step in half])
+        board = senders["a"].get("/verdicts")
+        boards.append([(one["state"], one["step"], one["value"], one["ratio"]) for one in board["members"]])
+
+    assert len(boards) == 6
+    assert all(board == boards[0] for board in boards)
+
+
+def test_a_silent_rank_is_waited_for_30_s(api, clock):
+    first, second = two_ranks(api)
+    second.send([second.frame(0, [1.0, 1.0, 1.0])])
+    first.send([first.frame(step, [1.0, 1.0, 1.0]) for step in (0, 10)])
+    ingest = api.app.state.services.ingest
+
+    clock.advance(29)
+    ingest.tick()
+    assert judged_step(first) == 0
+    clock.advance(2)
+    ingest.tick()
+
+    assert judged_step(first) == 10
+
+
+def test_a_step_judged_without_a_rank_says_how_many_delivered(sqlite_api, clock):
+    first, second = two_ranks(sqlite_api)
+    for sender in (first, second):
+        sender.send([sender.frame(0, [np.nan, 1.0, 1.0])])
+    first.send([first.frame(10, [np.nan, 1.0, 1.0])])
+    clock.advance(31)
+
+    sqlite_api.app.state.services.ingest.tick()
+
+    with sqlite_api.app.state.services.database.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT step, ranks_delivered, ranks_expected FROM judgements").all()
+    assert [tuple(row) for row in rows] == [(0, 2, 2), (10, 1, 2)]
+
+
+def test_a_late_part_is_stored_and_marked(sqlite_api, clock):
+    first, second = two_ranks(sqlite_api)
+    first.send([first.frame(0, [1.0, 1.0, 1.0])])
+    clock.advance(31)
+    sqlite_api.app.state.services.ingest.tick()
+
+    second.send([second.frame(0, [1.0, 9.0, 1.0])])
+
+    assert first.points("activation.rms_max") == {0: 9.0}
+    with sqlite_api.app.state.services.database.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT rank, late FROM frames ORDER BY rank").all()
+    assert [tuple(row) for row in rows] == [(0, 0), (1, 1)]
+
+
+def test_a_rank_that_never_spoke_is_waited_for_from_the_beginning(sqlite_api, clock):
+    only = Sender(sqlite_api, start_of(world_size=8))
+    only.send([*only.declare(SERIES), only.frame(0, [1.0, 1.0, 1.0])])
+    assert judged_step(only) is None
+
+    clock.advance(31)
+    only.send([only.frame(10, [1.0, 1.0, 1.0])])
+
+    assert judged_step(only) == 10
+
+
+def test_finishing_judges_what_is_left(api):
+    sender = Sender(api)
+    sender.send([*sender.declare(SERIES[:1]), *sender.declare(SERIES[2:])])
+    sender.send([sender.frame(0, [1.0]), sender.frame(1, [2.0], plan=1)])
+    assert judged_step(sender) == 0
+
+    sender.send([sender.finish(2)])
+
+    assert judged_step(sender) == 1
+    assert sender.get()["state"] == "finished"
+
+
+def test_a_failed_rank_fails_the_run(sqlite_api):
+    first, second = two_ranks(sqlite_api)
+
+    first.send([first.finish(0, "failed")])
+    assert first.get()["state"] == "live"
+    second.send([second.finish(0)])
+
+    assert first.get()["state"] == "failed"
+
+
+def attempt(world_size):
+    return Attempt(1, "run", "a", 1, None, world_size, 10, 0, 0, "standard", (), None, None)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "now_s", "bound"),
+    [
+        ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0, last_step=10, sampled_step=10)], 1, 10),
+        ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0, last_step=15, sampled_step=10)], 1, 14),
+        ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0)], 1, -1),
+        ([Rank(0, 40_000, last_step=20, sampled_step=20), Rank(1, 0)], 41, 20),
+        ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0, finished_at_ms=1)], 1, 20),
+        ([Rank(0, 0, last_step=20, sampled_step=20)], 29, -1),
+        ([Rank(0, 31_000, last_step=20, sampled_step=20)], 31, 20),
+        ([Rank(0, 0, finished_at_ms=1), Rank(1, 0, finished_at_ms=1)], 1, LAST_STEP),
+    ],
+)
+def test_the_last_complete_step_follows_from_what_ranks_have_sent(ranks, now_s, bound):
+    assert complete_bound(attempt(2), ranks, now_ms=now_s * 1000, waiting_since_ms=0) == bound
