@@ -2,9 +2,12 @@
 
     python -m benchmarks.client [--json] [--rounds N]
 
-A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order. Time is the CPU time
-of the whole process, the monitor's threads included, from a step's start until its frame is acknowledged by a real server in another
-process. overhead = sum over kinds of frequency x median time, over the median bare step, minus one; its interval is a bootstrap over steps.
+A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order.
+Time is the CPU time
+of the whole process, the monitor's threads included, from a step's start until its frame is acknowledged by a real
+server in another
+process. overhead = sum over kinds of frequency x median time, over the median bare step, minus one; its interval is a
+bootstrap over steps.
 """
 
 import argparse
@@ -34,7 +37,8 @@ KINDS: dict[str, tuple[float, int]] = {
     "light": (0.09, 1_010),
     "model-heavy + matrix-heavy": (0.01, 1_100),
 }
-"""Step kind: how often it comes at the default cadence, and a step number of that kind. Every heavy step is both model- and matrix-heavy."""
+"""Step kind: how often it comes at the default cadence, and a step number of that kind. Every heavy step is both
+model- and matrix-heavy."""
 PARTS = ("model-heavy", "matrix-heavy")
 """The two heavy classes alone (on top of a light step), for information."""
 BAR, BAR_UPPER = 1.02, 1.04
@@ -190,7 +194,8 @@ def report(samples: dict[str, list[float]], points: int, *, as_json: bool) -> No
     print(f"\n{points} points, as planned.")
     verdict = "holds" if 1 + overhead(samples) <= BAR and 1 + high <= BAR_UPPER else "DOES NOT HOLD"
     print(
-        f"watched / bare = {1 + overhead(samples):.4f}  (95 % {1 + low:.4f} to {1 + high:.4f}); bar {BAR}, upper end {BAR_UPPER}: {verdict}"
+        f"watched / bare = {1 + overhead(samples):.4f}  (95 % {1 + low:.4f} to {1 + high:.4f}); "
+        f"bar {BAR}, upper end {BAR_UPPER}: {verdict}"
     )
 
 

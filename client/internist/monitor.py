@@ -1,4 +1,5 @@
-"""The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`. Only these calls raise, never the training loop."""
+"""The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`. Only these calls raise, never the
+training loop."""
 
 import atexit
 import logging
@@ -127,7 +128,8 @@ class Monitor:
     def log(self, values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **named: Any) -> None:
         """Record scalars: `log(loss=loss)` or `log({"val/loss": 2.1})`.
 
-        Tensors stay on their device until the next shipment. Without `step` they belong to the step under way, or to the one
+        Tensors stay on their device until the next shipment. Without `step` they belong to the step under way, or to
+        the one
         just made if no forward has begun since. A value that is no number is reported once and left out.
         """
         if self._observer is None or self._recorder is None or self._finished:
@@ -173,7 +175,8 @@ class Monitor:
             self._sender.wake()
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
-        """What became of every watched module and parameter: measured, silent, frozen, not captured, unsupported, excluded."""
+        """What became of every watched module and parameter: measured, silent, frozen, not captured, unsupported,
+        excluded."""
         return () if self._observer is None else self._observer.coverage()
 
     @property
@@ -209,7 +212,7 @@ class Monitor:
         self._spool.close()
         if not delivered and self._options.mode != "offline":
             _LOG.warning(
-                "internist: not everything could be delivered; it is safe in %s. When the server runs: internist sync %s",
+                "internist: not everything was delivered; it is safe in %s. Once the server runs: internist sync %s",
                 self._spool.directory,
                 self._options.directory,
             )
@@ -280,7 +283,8 @@ def watch(
         optimizer: its optimizer, or a list of them; None: any torch optimizer that steps parameters of the model.
         project: groups runs; default: INTERNIST_PROJECT, else the working directory's name.
         name: the run's name for people; default: INTERNIST_NAME, else the model's class and the run's id.
-        config: hyper-parameters to keep with the run: a mapping, a dataclass instance or a namespace. `parametrization` in it
+        config: hyper-parameters to keep with the run: a mapping, a dataclass instance or a namespace.
+            `parametrization` in it
             (`standard`, `mup`, `spectral`) tells the judge which targets apply.
         every: steps between light samples; heavy ones are ten times rarer.
         include: regular expressions of module names to watch; default: all.
@@ -294,7 +298,8 @@ def watch(
         step: optimizer steps already made; default: INTERNIST_STEP, else what the optimizer's state says, else 0.
         server: address of the server; default: INTERNIST_SERVER, else http://127.0.0.1:8237.
         token: the server's token; default: INTERNIST_TOKEN.
-        mode: `auto` ships when the server can be reached, `online` insists on it at the start, `offline` only keeps the spool,
+        mode: `auto` ships when the server can be reached, `online` insists on it at the start, `offline` only keeps
+            the spool,
             `disabled` does nothing at all. INTERNIST_MODE where this is `auto`.
         directory: where frames wait and are kept; default: INTERNIST_DIR, else ./internist-runs.
         compile: how compiled models are measured. Only None (replay of a probe) is built.
@@ -391,8 +396,8 @@ def _check_ownership(model: nn.Module, optimizers: Sequence[Any]) -> None:
     if not owned and any(parameter_groups(o) for o in optimizers):
         names = ", ".join(type(o).__name__ for o in optimizers)
         _LOG.warning(
-            "internist: %s owns none of %s's %d parameters (another model's optimizer, or master copies?); it is used as the "
-            "clock, but updates and gradients cannot be measured",
+            "internist: %s owns none of %s's %d parameters (another model's optimizer, or master copies?); it is used "
+            "as the clock, but updates and gradients cannot be measured",
             names,
             type(model).__name__,
             len(mine),

@@ -1,4 +1,5 @@
-"""What happens around one training step: wires the clock, the captures and the recorder. Nothing here raises into training."""
+"""What happens around one training step: wires the clock, the captures and the recorder. Nothing here raises into
+training."""
 
 import logging
 import time
@@ -114,12 +115,14 @@ class Observer:
 
     @property
     def log_step(self) -> int:
-        """The step that a scalar logged now belongs to: the round under way, or the last one if no forward has begun since."""
+        """The step that a scalar logged now belongs to: the round under way, or the last one if no forward has begun
+        since."""
         under_way = self._forward_seen or self.clock.updating or not self._rounds
         return self.clock.step if under_way else self.clock.step - 1
 
     def manual_step(self, step: int | None) -> None:
-        """The user's own step call: the round is over; updates are differences to the snapshot taken when its forward began."""
+        """The user's own step call: the round is over; updates are differences to the snapshot taken when its forward
+        began."""
         self._manual = True
         self._guard(self._after_manual)()
         self.clock.end_round(step)
@@ -313,7 +316,8 @@ class Observer:
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
-        """Prepare for a step: from here to its end every hook sees the same decision (`wish`, or what the cadence says)."""
+        """Prepare for a step: from here to its end every hook sees the same decision (`wish`, or what the cadence
+        says)."""
         self.activations.reset()
         self.attention.reset()
         self.parameters.reset()

@@ -1,4 +1,5 @@
-"""What `watch` was asked for: arguments over environment, checked, with errors that name the value and what was expected."""
+"""What `watch` was asked for: arguments over environment, checked, with errors that name the value and what was
+expected."""
 
 import difflib
 import os
@@ -62,7 +63,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ConfigurationError(f"every={every!r}: expected a whole number of optimizer steps, 1 or more")
     overhead = arguments["max_overhead"]
-    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 <= overhead:
+    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or overhead < 0:
         raise ConfigurationError(
             f"max_overhead={overhead!r}: expected a share of the run's time, such as 0.01; 0 switches the governor off"
         )

@@ -7,7 +7,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -105,7 +105,8 @@ class Recorder:
         self._flags.append(found_inf.reshape(-1)[:1])
 
     def log(self, step: int, name: str, value: float | Tensor) -> None:
-        """Record a scalar of a step; the last value of a name wins. A tensor stays on its device until the next shipment."""
+        """Record a scalar of a step; the last value of a name wins. A tensor stays on its device until the next
+        shipment."""
         with self._lock:
             self._logs.setdefault(step, {})[name] = value
 
@@ -132,7 +133,8 @@ class Recorder:
             self._open = copy
 
     def release(self) -> bool:
-        """The next step has begun: no more scalars belong to the step that was closed. True if there is something to ship."""
+        """The next step has begun: no more scalars belong to the step that was closed. True if there is something to
+        ship."""
         with self._lock:
             if self._open is None:
                 return False
@@ -177,7 +179,7 @@ class Recorder:
         self._take_logs()
         while self._queue and not self._log_copies:
             copy = self._queue[0]
-            if copy.event is not None and not copy.event.query():
+            if not _arrived(copy.event):
                 return True
             self._write(copy)
             with self._lock:
@@ -203,7 +205,8 @@ class Recorder:
         host.copy_(buffer, non_blocking=True)
         if home.type != "cuda":
             return host.clone(), None
-        event = torch.cuda.Event()
+        new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+        event = new_event()
         event.record()
         return host, event
 
@@ -228,7 +231,7 @@ class Recorder:
     def _take_logs(self) -> None:
         while self._log_copies:
             keys, host, event = self._log_copies[0]
-            if event is not None and not event.query():
+            if not _arrived(event):
                 return
             values = host.tolist()
             with self._lock:
@@ -299,6 +302,11 @@ class Recorder:
             facts = Facts(method="as given", placement="data_parallel")
             spec = self._log_specs[name] = Spec(name, "model", "model", None, "exact", facts)
         return spec
+
+
+def _arrived(event: "torch.cuda.Event | None") -> bool:
+    query: Callable[[], bool] = bool if event is None else event.query
+    return event is None or query()
 
 
 def _declaration(spec: Spec) -> Series:

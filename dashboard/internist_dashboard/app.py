@@ -38,6 +38,9 @@ class Board:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request with the viewer's own credentials at hand."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "the board needs no socket"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,6 +77,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
         on_error=_tell,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
+    app.backend.websocket_capability = False  # else every page opens a socket that nothing uses
     app.layout = shell()
     _route(app, api)
     for page in (runs, run, detail, alerts):

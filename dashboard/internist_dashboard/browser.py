@@ -29,7 +29,7 @@ def wire(app: dash.Dash) -> None:
         Output("filter-box", "value"),
         Input("page", "data"),
     )
-    wire(
+    connect(
         "filter", Output("filter", "data", allow_duplicate=True), Input("filter-box", "value"), State("filter", "data")
     )
     connect(
@@ -65,7 +65,7 @@ def wire(app: dash.Dash) -> None:
     connect("clear", Output("notice", "children", allow_duplicate=True), Input("tick", "data"))
     connect("drawBoard", Output("board", "title"), Input("board-rows", "data"))
     connect("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)
-    wire(
+    connect(
         "closeDrawer", Output("panel", "data", allow_duplicate=True), Input("drawer", "opened"), State("panel", "data")
     )
     connect("detailTick", Output("detail-tick", "data"), Input("tick", "data"), State("panel", "data"))

@@ -52,9 +52,7 @@ def card(answer: Card) -> Node:
                 className="spark",
                 role="img",
                 style={"maskImage": bars, "WebkitMaskImage": bars} if drawn else {"visibility": "hidden"},
-                **{
-                    "aria-label": f"distance of the worst member from its band, over the last {len(answer.sparkline)} points"
-                },
+                **{"aria-label": f"distance of the worst member from its band, last {len(answer.sparkline)} points"},
             ),
         ],
         className=f"card panel is-{words.STATE_CLASSES[answer.state]}",

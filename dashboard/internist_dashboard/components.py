@@ -68,11 +68,6 @@ def mark(state: State, *, title: str = "") -> Node:
     )
 
 
-def verdict_badge(state: State, *, text: str | None = None) -> Node:
-    """Shape, colour and word together."""
-    return html.Span([mark(state), html.Span(text or state)], className=f"verdict is-{words.STATE_CLASSES[state]}")
-
-
 def live_dot(state: RunState) -> Node:
     """How a run lives, in a table."""
     return html.Span([html.Span(className=f"pulse life-{state}"), html.Span(state)], className=f"badge life-{state}")
@@ -117,7 +112,8 @@ def empty_state(origin: str) -> Node:
         [
             html.H1("No run yet"),
             html.P(
-                "Add two lines to a training script, after the model and its optimizer are made. The run appears here by itself."
+                "Add two lines to a training script, after the model and its optimizer are made. "
+                "The run appears here by itself."
             ),
             html.Div(
                 [
@@ -169,31 +165,20 @@ def panel(title: str, *body: Node, aside: Node = None, class_name: str = "") -> 
 
 def heat_legend() -> Node:
     """What the heat map's colours say, in one line."""
-    return html.Div(
-        [
-            html.Span("¼×"),
-            html.Span(className="ramp"),
-            html.Span("4× its band"),
-            html.Span(className="swatch hatched"),
-            html.Span("not measured or warming up"),
-            html.Span(className="swatch dotted"),
-            html.Span("NaN"),
-        ],
-        className="legend",
+    entries: tuple[list[Node], ...] = (
+        [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× its band")],
+        [html.Span(className="swatch hatched"), html.Span("not measured or warming up")],
+        [html.Span(className="swatch dotted"), html.Span("NaN")],
     )
+    return html.Div([html.Span(entry, className="legend-entry") for entry in entries], className="legend")
 
 
 def logit_legend() -> Node:
     """What MaxLogit's colours say."""
-    return html.Div(
-        [
-            html.Span("1"),
-            html.Span(className="ramp logit"),
-            html.Span("1\u2009000"),
-            html.Span("orange: over 100, where softmax starts to saturate", className="legend-note"),
-        ],
-        className="legend",
+    scale = html.Span(
+        [html.Span("1"), html.Span(className="ramp logit"), html.Span("1\u2009000")], className="legend-entry"
     )
+    return html.Div([scale, html.Span("orange: over 100, where softmax starts to saturate")], className="legend")
 
 
 def definition(pairs: Sequence[tuple[str, Node]]) -> Node:

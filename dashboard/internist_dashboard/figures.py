@@ -45,7 +45,8 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
         yaxis={"title": {"text": "loss (nats)"}, "fixedrange": True, "nticks": 5},
         yaxis2={
             "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "range": [0, 1.2 * highest or 1],
-            "tickmode": "auto", "nticks": 4, "exponentformat": "e", "minexponent": 2, "title": {"text": "learning rate"} if not frame.narrow else None,
+            "tickmode": "auto", "nticks": 4, "exponentformat": "e", "minexponent": 2,
+            "title": {"text": "learning rate"} if not frame.narrow else None,
             "tickfont": {"size": 10, "color": p.muted},
         },
     )  # fmt: skip
@@ -53,7 +54,7 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
 
 
 def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
-    """Layers x steps in one trace: colour is the log-ratio to the band; hatching shows through where nothing was judged."""
+    """Layers x steps in one trace: colour is the log-ratio to the band; hatching shows where nothing was judged."""
     p = palette(frame.scheme)
     row_px = row_height(len(rows))
     figure = _figure(frame, height=round(row_px * len(rows)) + 42, top=4)
@@ -76,7 +77,7 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     labelled = thinned([row.block is not None for row in rows], every=math.ceil(LABEL_PX / row_px))
     figure.update_layout(
         meta=[{"series": row.series[0] if row.series else None, "block": row.block} for row in rows],
-        images=[marks.hatching(p, frame)],
+        images=[marks.hatching(p, frame, height=row_px * len(rows))],
         shapes=marks.hairlines(range(1, len(rows)) if row_px >= LABEL_PX else (), p, width=1),
         annotations=marks.excesses(
             numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)
@@ -121,7 +122,7 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
             kept.append(middle)
     figure.update_layout(
         meta=[{"series": points.series.id, "block": None} for points in windows],
-        images=[marks.hatching(p, frame)],
+        images=[marks.hatching(p, frame, height=row_px * len(windows))],
         yaxis=_row_axis(keys, [keys[i] for i in kept], [_short(owners[i], frame) for i in kept]),
         shapes=marks.hairlines(starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else (), p, width=2),
     )  # fmt: skip
@@ -251,7 +252,7 @@ def _row_axis(keys: Sequence[str], ticks: Sequence[str], labels: Sequence[str]) 
 
 def _label(row: Row, frame: Frame) -> str:
     if row.is_child:
-        return _short(row.label, frame) + ("" if frame.narrow else "\u2002")
+        return "└ " + _short(row.label, frame)
     arrow = "" if row.block is None else ("▾ " if row.is_open else "▸ ")
     return arrow + _short(row.label, frame)
 

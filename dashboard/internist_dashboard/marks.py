@@ -65,7 +65,7 @@ def dots(figure: go.Figure, steps: Sequence[int], keys: Sequence[str], cells: ND
     rows, columns = np.nonzero(cells)
     if rows.size:
         figure.add_scatter(
-            x=[steps[c] for c in columns], y=[keys[r] for r in rows], mode="markers",
+            x=[steps[int(c)] for c in columns], y=[keys[int(r)] for r in rows], mode="markers",
             marker={"size": 5, "color": p.dot, "line": {"color": p.dot_ring, "width": 0.75}},
             hovertemplate="<b>%{y}</b><br>NaN or infinite<br>step %{x:,d}<extra></extra>",
         )  # fmt: skip
@@ -80,7 +80,7 @@ def excesses(
     *,
     every: int,
 ) -> list[dict[str, Any]]:
-    """The latest ratio of rows out of their band, written at the right edge; the farthest first where they would overlap."""
+    """The latest ratio of rows out of their band, at the right edge; the farthest first where they would overlap."""
     latest: list[tuple[float, int, str]] = []
     for index, row in enumerate(ratios):
         known = np.flatnonzero(np.isfinite(row) | nonfinite[index])
@@ -99,8 +99,8 @@ def excesses(
         taken.append(index)
         colour = p.violated if size >= RATIO_LIMIT else p.drifting
         notes.append({
-            "text": text, "x": 1, "xref": "x domain", "y": keys[index], "xanchor": "left", "xshift": 6, "showarrow": False,
-            "font": {"size": 10 if frame.narrow else 11, "color": colour},
+            "text": text, "x": 1, "xref": "x domain", "y": keys[index], "xanchor": "left",
+            "xshift": 6, "showarrow": False, "font": {"size": 10 if frame.narrow else 11, "color": colour},
         })  # fmt: skip
     return notes
 
@@ -118,11 +118,12 @@ def hairlines(rows: Iterable[int], p: Palette, *, width: int) -> list[dict[str, 
     return [line | {"y0": row - 0.5, "y1": row - 0.5} for row in rows]
 
 
-def hatching(p: Palette, frame: Frame) -> dict[str, Any]:
+def hatching(p: Palette, frame: Frame, *, height: float) -> dict[str, Any]:
     """Fine diagonal lines behind the cells: what shows through was not measured."""
-    side = 300 if frame.narrow else 900  # about the plot's width: the image is scaled to it
+    side = max(300 if frame.narrow else 900, round(height))  # about the plot's size: the image is scaled to it
     svg = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{side}' height='{side}' viewBox='0 0 {side} {side}' preserveAspectRatio='xMidYMid slice'>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{side}' height='{side}' viewBox='0 0 {side} {side}'"
+        " preserveAspectRatio='xMidYMid slice'>"
         "<defs><pattern id='h' width='5' height='5' patternUnits='userSpaceOnUse' patternTransform='rotate(45)'>"
         f"<rect width='1.5' height='5' fill='{p.unmeasured}'/></pattern></defs>"
         f"<rect width='{side}' height='{side}' fill='url(#h)'/></svg>"

@@ -47,12 +47,16 @@ def collapse(heatmap: Heatmap, *, opened: Iterable[str] = (), pattern: re.Patter
     """Rows in forward order: one for each block, its members below it where opened, modules outside blocks as they are.
 
     A block's row is its own where it has one alone; else at each step the member farthest from its band speaks for it.
+    With a pattern, the rows that match it, each on its own.
     """
+    ordered = sorted(heatmap.rows, key=lambda row: row.order)
+    if pattern is not None:
+        found = (row for row in ordered if pattern.search(row.subject))
+        return [Row(m.subject, m.subject, None, False, False, m.series, m.ratios, m.values) for m in found]
     is_opened = set(opened)
     groups: dict[str, list[HeatmapRow]] = {}
-    for row in sorted(heatmap.rows, key=lambda row: row.order):
-        if pattern is None or pattern.search(row.subject):
-            groups.setdefault(row.block or row.subject, []).append(row)
+    for row in ordered:
+        groups.setdefault(row.block or row.subject, []).append(row)
     rows: list[Row] = []
     for name, members in groups.items():
         rows += _group(name, members, is_open=name in is_opened)

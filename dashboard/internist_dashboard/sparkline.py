@@ -21,7 +21,8 @@ def mask(values: Sequence[Number]) -> str:
         if tall
     )
     width = 4 * BARS - 1
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {HEIGHT}' preserveAspectRatio='none'>{bars}</svg>"
+    box = f"viewBox='0 0 {width} {HEIGHT}' preserveAspectRatio='none'"
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' {box}>{bars}</svg>"
     return 'url("data:image/svg+xml,' + svg.replace("<", "%3C").replace(">", "%3E").replace("#", "%23") + '")'
 
 

@@ -90,10 +90,12 @@ MANTINE: dict[str, Any] = {
     "respectReducedMotion": True,
     "colors": {
         "internist": [
-            "#eaf3fb", "#d3e4f4", "#a6c9e8", "#7cb0de", "#63a4e0", "#4a8fd0", "#397fc0", "#2b6cb0", "#225a95", "#17477a",
+            "#eaf3fb", "#d3e4f4", "#a6c9e8", "#7cb0de", "#63a4e0",
+            "#4a8fd0", "#397fc0", "#2b6cb0", "#225a95", "#17477a",
         ],
         "dark": [
-            "#e3e6ea", "#c3c9d0", "#9aa3ad", "#6f7882", "#3a4149", "#2b3036", "#202429", "#17191d", "#111316", "#0b0d0f",
+            "#e3e6ea", "#c3c9d0", "#9aa3ad", "#6f7882", "#3a4149",
+            "#2b3036", "#202429", "#17191d", "#111316", "#0b0d0f",
         ],
     },
 }  # fmt: skip

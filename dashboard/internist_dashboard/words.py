@@ -145,10 +145,10 @@ def _magnitude(x: float) -> str:
         return f"{mantissa}e{MINUS}{abs(int(exponent))}"
     if float(f"{x:.3g}") < 1e3:
         return _three_digits(x)
-    for scale, prefix in _PREFIXES:
-        if float(f"{x:.3g}") >= scale:
-            return _three_digits(x / scale) + prefix if x / scale < 1e4 else f"{x:.2e}".replace("e+", "e")
-    return _three_digits(x)
+    if x >= 9.995e14:
+        return f"{x:.2e}".replace("e+", "e")
+    scale, prefix = next((s, p) for s, p in _PREFIXES if float(f"{x:.3g}") >= s)
+    return _three_digits(x / scale) + prefix
 
 
 def _three_digits(x: float) -> str:

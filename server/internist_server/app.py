@@ -6,13 +6,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, Final
 
 import httpx
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from internist import __version__
 from internist_server import observability
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
@@ -81,7 +81,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
 
     api = FastAPI(
         title="Internist",
-        version=__version__,
+        version=version("internist"),
         description="Measures of training runs, what the judge says of them, and alerts.",
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from other hosts
@@ -123,7 +123,7 @@ class RequestTimer:
 
         async def send_timed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "board" if "route" in scope else "none")
+                route = getattr(scope.get("route"), "path", "other")  # a template: few labels, whatever is asked for
                 observability.observe_request(scope["method"], route, message["status"], time.perf_counter() - began)
             await send(message)
 

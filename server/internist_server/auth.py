@@ -38,9 +38,9 @@ class TokenGate:
 def presented_token(scope: Scope) -> str | None:
     """The token of a request; a header wins over a cookie."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
-    scheme, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip()
+    scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return _text(credentials.strip())
     try:
         cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
     except CookieError:
@@ -50,7 +50,7 @@ def presented_token(scope: Scope) -> str | None:
 
 def is_same(presented: str, token: str) -> bool:
     """Whether two tokens are equal, in a time that does not tell how nearly."""
-    return hmac.compare_digest(presented.encode("utf-8", "surrogateescape"), token.encode())
+    return hmac.compare_digest(presented.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
 
 
 def set_cookie(response: Response, token: str, *, is_secure: bool) -> None:
@@ -64,6 +64,14 @@ def safe_next(target: str) -> str:
     """Where to go after the login: a path of this server, never another one."""
     is_local = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
     return target if is_local else "/"
+
+
+def _text(header: bytes) -> str:
+    """A header's text, whether it was sent as UTF-8 or as Latin-1."""
+    try:
+        return header.decode()
+    except UnicodeDecodeError:
+        return header.decode("latin-1")
 
 
 def _refusal(scope: Scope, presented: str | None) -> Response:

@@ -206,10 +206,7 @@ class Ingest:
                 message = f"the run is {state}: {vitals.reason}"
                 opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
                 has_news |= opened is not None
-        if not has_news or not self._notify:
-            return False
-        began = notifications.queue_firing(session, attempt.run, now_ms=now_ms)
-        return notifications.queue_resolved(session, attempt.run, now_ms=now_ms) or began
+        return has_news and self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
 
     def _announce(self, run: str, *, is_queued: bool) -> None:
         """After a commit: tell those who wait."""

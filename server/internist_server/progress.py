@@ -88,39 +88,30 @@ class Progress:
         newest = newest_attempt(session, attempt.run)
         judged_step = load_judged_step(session, attempt.id)
         bound = _bound(session, attempt, ranks, judged_step, now_ms=now_ms)
-        has_news = False
+        is_queued = False
         rows = STEPS_AT_ONCE
         while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
             seat = self._seat(session, attempt)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(seat.columns.ids))))
             steps = steps[:rows]
-            has_news |= self._judge(
-                session, attempt, seat, steps, ranks, now_ms=now_ms, is_newest=attempt.id == newest.id
-            )
+            is_queued |= self._judge(session, attempt, newest, seat, steps, ranks, now_ms=now_ms)
             judged_step = steps[-1]
-        if has_news and attempt.id != newest.id:
-            alerts.supersede(session, newest, now_ms=now_ms)
-        return has_news and self._notify and self._queue(session, attempt, now_ms=now_ms)
-
-    def _queue(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
-        began = notifications.queue_firing(session, attempt.run, now_ms=now_ms)
-        return notifications.queue_resolved(session, attempt.run, now_ms=now_ms) or began
+        return is_queued
 
     def _judge(
         self,
         session: Session,
         attempt: Attempt,
+        newest: Attempt,
         seat: Seat,
         steps: Sequence[int],
         ranks: Sequence[Rank],
         *,
         now_ms: int,
-        is_newest: bool,
     ) -> bool:
-        """Judge these steps; whether an alert has moved."""
-        has_news = False
+        """Judge these steps; whether a notification was queued."""
+        is_queued = False
         matrix = read_matrix(session, attempt.id, steps, seat.columns)
-        quiet_before = now_ms - int(QUIET_AFTER_S * 1000)
         judged: list[Judged] = []
         for row, step in enumerate(steps):
             window = seat.judge.window_due(step)
@@ -129,14 +120,9 @@ class Progress:
             said = seat.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
                 judged.append(_to_store(said, attempt, ranks))
-            at_ms = int(matrix.measured_at_ms[row])
-            for transition in said.transitions:
-                has_news = True
-                is_quiet = at_ms < quiet_before or not is_newest
-                alerts.apply_transition(session, attempt, transition, at_ms=at_ms, is_quiet=is_quiet)
-                log.info(
-                    "run %s step %d: %s %s %s", attempt.run, step, transition.rule, transition.state, transition.message
-                )
+            if said.transitions:
+                at_ms = int(matrix.measured_at_ms[row])
+                is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
         seat.stored = JudgeState(
             version=seat.stored.version + 1,
@@ -146,7 +132,22 @@ class Progress:
             summary=self._summary(session, attempt, seat, matrix),
         )
         save_state(session, attempt.id, seat.stored)
-        return has_news
+        return is_queued
+
+    def _alert(
+        self, session: Session, attempt: Attempt, newest: Attempt, said: StepJudgement, *, at_ms: int, now_ms: int
+    ) -> bool:
+        """Move the alerts of one step; whether a notification was queued.
+
+        Step by step, so that what is notified does not depend on how frames were grouped into requests.
+        """
+        is_quiet = now_ms - at_ms > QUIET_AFTER_S * 1000 or attempt.id != newest.id
+        alerts.apply_transitions(session, attempt, said.transitions, at_ms=at_ms, is_quiet=is_quiet)
+        for one in said.transitions:
+            log.info("run %s step %d: %s %s: %s", attempt.run, said.step, one.rule, one.state, one.message)
+        if attempt.id != newest.id:
+            alerts.supersede(session, newest, now_ms=now_ms)
+        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
 
     def _refresh(self, session: Session, attempt: Attempt, seat: Seat, step: int, window: tuple[int, int]) -> None:
         """Hand the judge the points of a window: of each plan those it asks for."""
@@ -232,7 +233,7 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
 
 
 def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:
-    waiting = first_received_ms(session, attempt.id, after=judged_step) if attempt.world_size > 1 else now_ms
+    waiting = first_received_ms(session, attempt.id, after=judged_step)
     return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
 
 

@@ -88,8 +88,12 @@ def test_gradient_accumulation_is_one_step_and_merges_micro_batches():
 
     everything = torch.cat(outputs)
     name = next(subject for metric, subject, _ in points if metric == "activation.rms")
-    assert points["activation.rms", name, None] == {0: pytest.approx(everything.square().mean().sqrt().item(), rel=1e-5)}
-    assert points["activation.rms_max", name, None][0] == pytest.approx(everything.square().mean(1).sqrt().max().item(), rel=1e-5)
+    assert points["activation.rms", name, None] == {
+        0: pytest.approx(everything.square().mean().sqrt().item(), rel=1e-5)
+    }
+    assert points["activation.rms_max", name, None][0] == pytest.approx(
+        everything.square().mean(1).sqrt().max().item(), rel=1e-5
+    )
     assert series["activation.rms_q99", name, None].bound == "lower"
 
 
@@ -282,10 +286,15 @@ def test_convolutions_use_channels_as_features_and_groups_as_matrices():
     assert not problems(monitor)
     points, series, _ = finish(monitor)
 
-    assert points["activation.rms_max", "0", None][0] == pytest.approx(out.square().mean(1).sqrt().max().item(), rel=1e-4)
+    assert points["activation.rms_max", "0", None][0] == pytest.approx(
+        out.square().mean(1).sqrt().max().item(), rel=1e-4
+    )
     largest = max(torch.linalg.matrix_norm(after[g : g + 4].flatten(1), 2).item() for g in (0, 4))
     assert points["weight.spectral_norm", "0.weight", None][0] == pytest.approx(largest, rel=1e-4)
-    assert (series["weight.spectral_norm", "0.weight", None].facts.fan_out, series["weight.spectral_norm", "0.weight", None].facts.fan_in) == (4, 18)
+    assert (
+        series["weight.spectral_norm", "0.weight", None].facts.fan_out,
+        series["weight.spectral_norm", "0.weight", None].facts.fan_in,
+    ) == (4, 18)
     assert model[1].num_batches_tracked == 1  # the replay left the running statistics alone
     assert not torch.equal(model[1].running_mean, running)
 
@@ -413,7 +422,9 @@ def test_low_precision_weights_ship_the_share_that_did_not_move():
     still = (model.weight.detach() == before).float().mean().item()
     assert still > 0.1
     assert points["update.unchanged", name, None][0] == pytest.approx(still, abs=1e-6)
-    assert points["update.rms", name, None][0] == pytest.approx((model.weight.detach().float() - before.float()).square().mean().sqrt().item(), rel=1e-4)
+    assert points["update.rms", name, None][0] == pytest.approx(
+        (model.weight.detach().float() - before.float()).square().mean().sqrt().item(), rel=1e-4
+    )
     assert series["update.rms", name, None].facts.dtype == "bfloat16"
 
 
@@ -439,7 +450,12 @@ def test_blocks_heads_and_roles_are_found():
     roles = {m.name: m.role for m in found.modules}
 
     assert [n for n, r in roles.items() if r == "block"] == ["blocks.0", "blocks.1", "blocks.2"]
-    assert (roles["embed"], roles["lm_head"], roles["ln_f"], roles["blocks.0.attn"]) == ("embedding", "head", "norm", "attention")
+    assert (roles["embed"], roles["lm_head"], roles["ln_f"], roles["blocks.0.attn"]) == (
+        "embedding",
+        "head",
+        "norm",
+        "attention",
+    )
     assert all(m.block == "blocks.1" for m in found.modules if m.name.startswith("blocks.1"))
 
 

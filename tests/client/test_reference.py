@@ -1,4 +1,5 @@
-"""Every metric of the catalogue against an independent reference: SVD, a second forward, a materialised attention matrix."""
+"""Every metric of the catalogue against an independent reference: SVD, a second forward, a materialised attention
+matrix."""
 
 import copy
 import math
@@ -275,7 +276,7 @@ def test_what_the_run_reports_is_kept_as_given(trained):
 
 
 def test_ceilings_hold_everywhere(trained):
-    points, series, steps = trained
+    points, _, steps = trained
     for at, step in enumerate(steps):
         for name in [n for m, n, _ in points if m == "weight.operator_norm"]:
             module = name.removesuffix(".weight")

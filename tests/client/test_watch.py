@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 import internist
-from internist.errors import ConfigurationError, NothingToWatch, NotInternist, ServerUnreachable, SpoolError, TokenRefused
+from internist.errors import (
+    ConfigurationError,
+    NothingToWatch,
+    NotInternist,
+    ServerUnreachable,
+    SpoolError,
+    TokenRefused,
+)
 from tests.client.points import read, records
 from tests.client.small_server import SmallServer
 
@@ -118,7 +125,15 @@ def test_an_optimizer_of_another_model_is_a_clock_but_says_so(model, caplog):
     assert {e.state for e in monitor.coverage() if e.kind == "parameter"} == {"frozen"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("INTERNIST_MODE", "on"), ("INTERNIST_STEP", "soon"), ("INTERNIST_SERVER", "nowhere"), ("INTERNIST_RUN_ID", "a/b")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("INTERNIST_MODE", "on"),
+        ("INTERNIST_STEP", "soon"),
+        ("INTERNIST_SERVER", "nowhere"),
+        ("INTERNIST_RUN_ID", "a/b"),
+    ],
+)
 def test_a_wrong_environment_variable_is_named(model, optimizer, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
 
@@ -127,12 +142,26 @@ def test_a_wrong_environment_variable_is_named(model, optimizer, monkeypatch, na
 
 
 def test_arguments_win_over_the_environment(model, optimizer, monkeypatch, tmp_path):
-    for name, value in {"PROJECT": "env", "NAME": "env", "RUN_ID": "env-run", "ATTEMPT": "env-attempt", "STEP": "7"}.items():
+    for name, value in {
+        "PROJECT": "env",
+        "NAME": "env",
+        "RUN_ID": "env-run",
+        "ATTEMPT": "env-attempt",
+        "STEP": "7",
+    }.items():
         monkeypatch.setenv(f"INTERNIST_{name}", value)
 
-    monitor = internist.watch(model, optimizer, project="argument", id="argument-run", step=9, directory=tmp_path / "mine")
+    monitor = internist.watch(
+        model, optimizer, project="argument", id="argument-run", step=9, directory=tmp_path / "mine"
+    )
     start = start_of(monitor)
-    assert (start.project, start.name, start.run, start.attempt, start.start_step) == ("argument", "env", "argument-run", "env-attempt", 9)
+    assert (start.project, start.name, start.run, start.attempt, start.start_step) == (
+        "argument",
+        "env",
+        "argument-run",
+        "env-attempt",
+        9,
+    )
     assert monitor.directory.is_relative_to(tmp_path / "mine")
 
 
@@ -145,7 +174,7 @@ def test_a_directory_that_cannot_be_written_is_named(model, optimizer, tmp_path)
 
 
 def test_online_insists_on_a_server(model, optimizer):
-    with pytest.raises(ServerUnreachable, match="127.0.0.1:9"):
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9"):
         internist.watch(model, optimizer, mode="online", server="http://127.0.0.1:9")
 
 
@@ -195,7 +224,13 @@ def test_config_is_flattened_and_kept(model, optimizer):
     config = argparse.Namespace(lr=0.1, model={"width": 4, "layers": [1, 2]}, seed=None, inf=float("inf"))
     monitor = internist.watch(model, optimizer, config=config)
 
-    assert start_of(monitor).config == {"lr": 0.1, "model.width": 4, "model.layers": "[1, 2]", "seed": None, "inf": "inf"}
+    assert start_of(monitor).config == {
+        "lr": 0.1,
+        "model.width": 4,
+        "model.layers": "[1, 2]",
+        "seed": None,
+        "inf": "inf",
+    }
 
 
 def test_include_and_exclude_choose_modules(model, optimizer):
@@ -238,7 +273,9 @@ def test_the_start_step_is_read_from_the_optimizers_state(model):
     assert list(read(monitor.directory)[0]["activation.rms", "0", None]) == [5]
 
 
-@pytest.mark.parametrize("value", [1.5, 2, True, torch.tensor(1.5), torch.tensor([3.0]), torch.tensor(2, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "value", [1.5, 2, True, torch.tensor(1.5), torch.tensor([3.0]), torch.tensor(2, dtype=torch.int64)]
+)
 def test_log_takes_numbers_and_one_element_tensors(model, optimizer, value):
     monitor = internist.watch(model, optimizer)
     model(torch.ones(1, 4)).sum().backward()
@@ -259,7 +296,7 @@ def test_log_leaves_out_what_is_no_number_and_says_so_once(model, optimizer, cap
 
     assert caplog.text.count("log('text')") == 1
     assert "log(step=-3)" in caplog.text
-    assert [key for key in read(monitor.directory)[0]] == [("good", "model", None)]
+    assert list(read(monitor.directory)[0]) == [("good", "model", None)]
 
 
 def test_nan_and_infinite_scalars_are_values(model, optimizer):

@@ -261,7 +261,7 @@ def test_a_webhook_receiver_hears_of_an_alert_and_its_end(sqlite_url, serve, clo
     heard, both = [], threading.Event()
 
     class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
+        def do_POST(self):
             heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()

@@ -60,21 +60,21 @@ def test_the_regression_matches_one_with_explicit_weights():
     logs = np.log2(steps**0.7) + 0.1 * np.sin(steps)
     trends = Trends.none(1)
     for step, log in zip(steps.tolist(), logs.tolist(), strict=True):
-        drift.observe(trends, step=step, logs=np.array([log], np.float32), measured=np.array([True]))
+        drift.observe(trends, age=step, logs=np.array([log], np.float32), measured=np.array([True]))
 
     x = np.log2(steps)
     fades = np.minimum(np.diff(x) / drift.MEMORY_OCTAVES, 1 / drift.MEMORY_POINTS)
     weights = np.exp2(-np.append(np.cumsum(fades[::-1])[::-1], 0))
     slope, level = np.polyfit(x, logs, 1, w=np.sqrt(weights))
     assert trends.products[0] / trends.steps[0] == pytest.approx(slope, rel=1e-3)
-    expected = level + slope * trends.mean_step[0]
+    expected = level + slope * trends.mean_age[0]
     assert trends.mean_value[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_points_that_are_not_measured_leave_a_trend_as_it_is():
     trends = Trends.none(2)
     for step in (10, 20, 30):
-        drift.observe(trends, step=step, logs=np.full(2, step, np.float32), measured=np.array([True, False]))
+        drift.observe(trends, age=step, logs=np.full(2, step, np.float32), measured=np.array([True, False]))
 
     assert trends.weight[0] > 1 and trends.weight[1] == 0
     assert np.isinf(trends.lowest[1])

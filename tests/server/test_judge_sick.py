@@ -329,3 +329,12 @@ def test_targets_for_mup_are_judged_only_where_the_run_declares_it():
     assert [(c.condition, c.severity, c.basis) for c in tell(laws, mup=True).fired()] == [
         ("spectral_weight", "critical", "target")
     ]
+
+
+def test_a_skipped_step_neither_opens_nor_ends_an_alert_on_gradients():
+    judge = Judge([series(0, "gradient.rms", "w")], mup=False, every=EVERY)
+    infinite, present = np.array([np.inf], np.float32), np.array([True])
+
+    said = [judge.judge(step, infinite, present, skipped=step != 10) for step in (0, 10, 20)]
+
+    assert [[change.state for change in one.transitions] for one in said] == [[], ["firing"], []]

@@ -13,9 +13,7 @@ ROUNDING = 1e-6
 
 
 def part(value, count=1, *, present=True):
-    return Part(
-        np.array([[value]], dtype=np.float32), np.array([[present]]), np.array([[count]], dtype=np.float64)
-    )
+    return Part(np.array([[value]], dtype=np.float32), np.array([[present]]), np.array([[count]], dtype=np.float64))
 
 
 def merged(combine, *parts):

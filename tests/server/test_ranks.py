@@ -147,6 +147,19 @@ def test_finishing_judges_what_is_left(api):
     assert sender.get()["state"] == "finished"
 
 
+def test_scalars_that_no_sampled_frame_follows_are_judged_after_30_s(sqlite_api, clock):
+    sender = Sender(sqlite_api)
+    sender.send([*sender.declare(SERIES[:1]), *sender.declare(SERIES[2:])])
+    sender.send([sender.frame(0, [1.0]), sender.frame(3, [np.nan], plan=1)])
+    assert judged_step(sender) == 0
+    clock.advance(31)
+
+    sqlite_api.app.state.services.ingest.tick()
+
+    assert judged_step(sender) == 3
+    assert sender.get()["verdict"] == "violated"
+
+
 def test_a_failed_rank_fails_the_run(sqlite_api):
     first, second = two_ranks(sqlite_api)
 

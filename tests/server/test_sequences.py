@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def test_intervals_hold_exactly_what_was_added(taken):
     assert {number for number in range(42) if sequences.holds(intervals, number)} == set(taken)
     assert sequences.highest(intervals) == max(taken, default=-1)
     assert all(low <= high for low, high in intervals)
-    assert all(before[1] + 1 < after[0] for before, after in zip(intervals, intervals[1:], strict=False))
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(intervals))
 
 
 def test_too_many_gaps_close_the_oldest():

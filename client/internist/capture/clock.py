@@ -18,7 +18,8 @@ _LEARNING_ROUNDS = 2
 class Clock:
     """Counts optimizer rounds.
 
-    `step` is the number of rounds completed. A round ends when every optimizer that takes part has stepped, or when the next
+    `step` is the number of rounds completed. A round ends when every optimizer that takes part has stepped, or when
+    the next
     training forward begins after at least one has. Callbacks run outside any compiled graph and must not raise.
     """
 
@@ -46,8 +47,9 @@ class Clock:
             for optimizer in self._explicit:
                 if not isinstance(optimizer, Optimizer):
                     self._wrap(optimizer)
-        pre = register_optimizer_step_pre_hook(torch.compiler.disable(self._pre_hook))
-        post = register_optimizer_step_post_hook(torch.compiler.disable(self._post_hook))
+        untraced: Callable[..., Any] = torch.compiler.disable  # a compiled step would trace the hooks
+        pre = register_optimizer_step_pre_hook(untraced(self._pre_hook))
+        post = register_optimizer_step_post_hook(untraced(self._post_hook))
         self._restore += [pre.remove, post.remove]
 
     @property

@@ -1,6 +1,7 @@
 """Forward hooks: what every watched module's output and input look like on a sampled step.
 
-Hooks are installed once. On other steps a hook returns after one comparison; while a compiler traces it returns at once, so
+Hooks are installed once. On other steps a hook returns after one comparison; while a compiler traces it returns at
+once, so
 the user's graph does not contain it. No hook keeps an activation alive past its own call.
 """
 
@@ -59,6 +60,17 @@ class _Call:
     spread: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was measured of a tensor, as long as it is that object, unchanged."""
+
+    of: "weakref.ref[Tensor]"
+    version: int
+    norms: Tensor
+    rest: tuple[Tensor, Tensor] | None = None
+    """Largest entry, number of non-finite ones."""
+
+
 class Tap:
     """The forward hook of one module. Copies and pickles of the model carry an inert one."""
 
@@ -71,6 +83,7 @@ class Tap:
         self._observe = observe
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Take one call of the module."""
         if torch.compiler.is_compiling():
             return
         if not self.gate.on:
@@ -91,6 +104,7 @@ class EnterTap(Tap):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:  # noqa: ARG002
+        """Take the beginning of one call."""
         if torch.compiler.is_compiling():
             return
         if not self.gate.on:
@@ -102,8 +116,8 @@ class EnterTap(Tap):
 class _Inert:
     """A hook that does nothing: what a copy of a watched model carries."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    def __call__(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
 
 
 def inert_hook() -> _Inert:
@@ -128,8 +142,7 @@ class ActivationCapture:
         self._outline, self._gate, self._fault, self._wanted = outline, gate, fault, wanted
         self._every, self._heavy_every, self._world = every, heavy_every, world_size
         self._calls: dict[int, list[_Call]] = {}
-        self._norms: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
-        self._extreme: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._known: dict[int, _Known] = {}
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._specs: dict[tuple[int, str, str], Spec] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -171,8 +184,7 @@ class ActivationCapture:
     def reset(self) -> None:
         """Forget the step's measurements."""
         self._calls.clear()
-        self._norms.clear()
-        self._extreme.clear()
+        self._known.clear()
         self._norm_outputs.clear()
         self._input_versions.clear()
         self._gate.stack.clear()
@@ -226,11 +238,7 @@ class ActivationCapture:
         in_axis = self._feature_axis(watched, source) if source is not None else -1
         self.widths[watched.order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
         tokens = at_positions(out.detach(), axis) if features > WIDE_OUTPUT else out.detach()
-        if tokens.shape == out.shape:
-            norms = self._token_rms(out, axis)
-        else:
-            norms = measure.token_rms(tokens)
-        abs_max, nonfinite = self._extremes(tokens, norms)
+        norms, abs_max, nonfinite = self._extent(out, axis) if tokens.shape == out.shape else measure.extent(tokens)
         call = _Call(
             norms=norms,
             entries=tokens.numel(),
@@ -250,7 +258,7 @@ class ActivationCapture:
         if watched.role == "norm":
             self._norm_outputs[id(out)] = weakref.ref(out)
         if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
-            call.contribution = measure.contribution(out.detach(), source.detach())
+            call.contribution = measure.contribution(out.detach(), source.detach(), call.input_norms)
         if watched is self._outline.head:
             call.log_z = measure.log_z(tokens)
         if self._gate.heavy and watched.role != "embedding" and call.tokens > 1:
@@ -264,7 +272,7 @@ class ActivationCapture:
     def _keep_output(self, watched: WatchedModule, output: Any) -> None:
         out = first_tensor((output,), {}) if watched.order in self.keep else None
         if out is not None and out.dim():
-            self.kept[watched.order] = at_positions(out.detach(), self._feature_axis(watched, out)).clone()
+            self.kept[watched.order] = owned(at_positions(out.detach(), self._feature_axis(watched, out)))
 
     def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
         """Whether the block maps a tensor to one of its shape and has not written into its input."""
@@ -294,27 +302,26 @@ class ActivationCapture:
         if isinstance(module, nn.Embedding):
             ids = next((a for a in args if isinstance(a, Tensor)), None)
             if ids is not None and not ids.is_floating_point() and ids.numel():
-                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device)].clone()
+                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device)]
         elif source is not None and (is_linear(module) or watched.role == "norm"):
-            self.probes[watched.order] = at_positions(source.detach(), in_axis).clone()
+            self.probes[watched.order] = owned(at_positions(source.detach(), in_axis))
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
-        key = id(tensor)
-        known = self._norms.get(key)
-        if known is not None and known[0]() is tensor and known[1] == version_of(tensor):
-            return known[2]
-        norms = measure.token_rms(tensor.detach(), channel_dim=axis)
-        self._norms[key] = (weakref.ref(tensor), version_of(tensor), norms)
-        return norms
+        known = self._known.get(id(tensor))
+        if known is None or known.of() is not tensor or known.version != version_of(tensor):
+            norms = measure.token_rms(tensor.detach(), channel_dim=axis)
+            known = self._known[id(tensor)] = _Known(weakref.ref(tensor), version_of(tensor), norms)
+        return known.norms
 
-    def _extremes(self, tokens: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest entry and number of non-finite ones, once for a tensor that several modules give back."""
-        known = self._extreme.get(id(norms))
-        if known is None or known[0] is not norms:
-            known = norms, measure.abs_max(tokens), measure.nonfinite(tokens, norms)
-            self._extreme[id(norms)] = known
-        return known[1], known[2]
+    def _extent(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Token RMS, largest entry and number of non-finite ones, once for a tensor that several modules give back."""
+        known = self._known.get(id(tensor))
+        if known is None or known.of() is not tensor or known.version != version_of(tensor) or known.rest is None:
+            norms, *rest = measure.extent(tensor.detach(), channel_dim=axis)
+            known = self._known[id(tensor)] = _Known(weakref.ref(tensor), version_of(tensor), norms, (rest[0], rest[1]))
+        assert known.rest is not None
+        return known.norms, *known.rest
 
     def _feature_axis(self, watched: WatchedModule, tensor: Tensor) -> int:
         if watched.role == "convolution":
@@ -498,7 +505,8 @@ def version_of(tensor: Tensor) -> int:
 
 @lru_cache(maxsize=256)
 def positions(tokens: int, device: torch.device) -> Tensor:
-    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written to."""
+    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written
+    to."""
     count = min(tokens, PROBE_TOKENS)
     if count == tokens:
         return torch.arange(tokens, device=device)
@@ -513,8 +521,14 @@ def at_positions(tensor: Tensor, axis: int = -1) -> Tensor:
     return flat if flat.shape[0] <= PROBE_TOKENS else flat.index_select(0, positions(flat.shape[0], flat.device))
 
 
+def owned(tokens: Tensor) -> Tensor:
+    """Probe tokens in memory of their own; where they were gathered they are already."""
+    return tokens.clone() if tokens._is_view() else tokens
+
+
 def _outside_modes() -> AbstractContextManager[Any]:
-    """Leaves dispatch modes that are active around a module (selective checkpointing would hand our tensors to the model)."""
+    """Leaves dispatch modes that are active around a module (selective checkpointing would hand our tensors to the
+    model)."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return nullcontext()
     from torch.utils._python_dispatch import _disable_current_modes

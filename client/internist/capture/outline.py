@@ -1,4 +1,5 @@
-"""The outline of a model: which modules and parameters are watched, what role each plays, and how a parameter is a matrix."""
+"""The outline of a model: which modules and parameters are watched, what role each plays, and how a parameter is a
+matrix."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,8 @@ def outline(
 
 
 def matrix_view(parameter: WatchedParameter, tensor: Tensor) -> Tensor:
-    """The parameter (or its update) as one matrix or, for convolutions, one per group: (groups, fan_out, fan_in) or (fan_out, fan_in)."""
+    """The parameter (or its update) as one matrix or, for convolutions, one per group: (groups, fan_out, fan_in) or
+    (fan_out, fan_in)."""
     if parameter.view == "transposed":
         return tensor.t()
     if parameter.view.startswith("convolution"):
@@ -181,7 +183,8 @@ def _renamer(rename: Rename | Mapping[str, str] | None) -> Rename:
 
 
 def _block_names(root: nn.Module) -> set[str]:
-    """Names of the repeated blocks: children of a list of at least two modules of one class that have children of their own."""
+    """Names of the repeated blocks: children of a list of at least two modules of one class that have children of
+    their own."""
     names: set[str] = set()
     for raw, module in root.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):

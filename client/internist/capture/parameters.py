@@ -1,4 +1,5 @@
-"""Parameters around an optimizer step: gradients as the optimizer receives them, weights, updates as stored, spectra."""
+"""Parameters around an optimizer step: gradients as the optimizer receives them, weights, updates as stored,
+spectra."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from internist.capture.clock import parameter_groups
 from internist.capture.modules import PROBE_TOKENS, ActivationCapture
 from internist.capture.outline import Outline, WatchedParameter, fans, is_linear, matrix_view, resolve_view
 from internist.measures import spectral, updates, weights
+from internist.measures.activations import NOT_MEASURED
 from internist.recorder import Recorder, Spec
 from internist.schema.wire import Facts
 
@@ -69,7 +71,8 @@ class ParameterCapture:
         return sorted(owned, key=lambda p: p.order)
 
     def _rotation_groups(self) -> list[set[int]] | None:
-        """None: everything is snapshot each time. Else sets of parameter orders, whole blocks, near 5 % of the bytes each."""
+        """None: everything is snapshot each time. Else sets of parameter orders, whole blocks, near 5 % of the bytes
+        each."""
         sizes = {p.order: p.tensor.numel() * p.tensor.element_size() for p in self._outline.parameters}
         total = sum(sizes.values())
         if total <= SNAPSHOT_BYTES:
@@ -145,10 +148,10 @@ class ParameterCapture:
             return
         for part in _cache_sized(chosen):
             after = [p.tensor.detach() for p in part]
-            deltas = updates.differences_(after, [self._pending.pop(p.order) for p in part])
+            deltas, statistics = updates.stored_(after, [self._pending.pop(p.order) for p in part])
             by_order = dict(zip((p.order for p in part), deltas, strict=True))
             if self._reports:
-                self._stored_updates(part, after, deltas, recorder)
+                self._stored_updates(part, statistics, recorder)
                 self._by_role(part, after, deltas, recorder)
             if self._wanted("update.own") or self._wanted("update.own_mean"):
                 self._own_updates(by_order, recorder)
@@ -175,7 +178,8 @@ class ParameterCapture:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them.
 
         Args:
-            place: the optimizer's place among those that take part; the first one's groups are `0`, `1`, ..., the second's `1.0`, ...
+            place: the optimizer's place among those that take part; the first one's groups are `0`, `1`, ..., the
+                second's `1.0`, ...
         """
         if not self._reports:
             return
@@ -201,18 +205,18 @@ class ParameterCapture:
             self._count_tensors[key] = torch.tensor(counts, dtype=torch.float32, device=device)
         return self._count_tensors[key]
 
-    def _stored_updates(
-        self, chosen: Sequence[WatchedParameter], after: list[Tensor], deltas: list[Tensor], recorder: Recorder
-    ) -> None:
+    def _stored_updates(self, chosen: Sequence[WatchedParameter], statistics: Tensor, recorder: Recorder) -> None:
         counts = [p.tensor.numel() for p in chosen]
-        weight, update = weights.mean_squares(after), weights.mean_squares(deltas)
-        recorder.add([self._spec(p, "weight.rms") for p in chosen], weight, counts)
-        recorder.add([self._spec(p, "update.rms") for p in chosen], update, counts)
+        weight, update, unchanged = statistics.unbind()
         # a weight of zero has no relative update; an update from it is reported by update.rms
-        relative = torch.where(weight == 0, torch.zeros_like(update), update / weight)
-        recorder.add([self._spec(p, "update.relative_rms") for p in chosen], relative, counts)
-        if self._wanted("update.unchanged"):
-            recorder.add([self._spec(p, "update.unchanged") for p in chosen], updates.unchanged(deltas), counts)
+        relative = torch.where(weight == 0, NOT_MEASURED, update / weight)
+        for metric, values in (
+            ("weight.rms", weight),
+            ("update.rms", update),
+            ("update.relative_rms", relative),
+            ("update.unchanged", unchanged),
+        ):
+            recorder.add([self._spec(p, metric) for p in chosen], values, counts)
 
     def _by_role(
         self, chosen: Sequence[WatchedParameter], after: list[Tensor], deltas: list[Tensor], recorder: Recorder
@@ -261,7 +265,7 @@ class ParameterCapture:
             self._spec(p, "update.operator_norm", change_method),
             self._spec(p, "update.relative", change_method),
         ]
-        relative = torch.where(operator == 0, torch.zeros_like(operator), change_operator / operator)
+        relative = torch.where(operator == 0, NOT_MEASURED, change_operator / operator)
         rank = spectral.stable_rank(frobenius, sigma)
         recorder.add(
             layout, torch.stack([v.float() for v in (sigma, operator, rank, change, change_operator, relative)])
@@ -381,7 +385,8 @@ class ParameterCapture:
 
 
 def _cache_sized(parameters: Sequence[WatchedParameter]) -> list[list[WatchedParameter]]:
-    """On the CPU, runs of whole modules of about CACHE_BYTES, so that one pass over memory serves all measures; elsewhere all at once."""
+    """On the CPU, runs of whole modules of about CACHE_BYTES, so that one pass over memory serves all measures;
+    elsewhere all at once."""
     if parameters[0].tensor.device.type != "cpu":
         return [list(parameters)]
     parts: list[list[WatchedParameter]] = []

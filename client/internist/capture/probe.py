@@ -1,4 +1,5 @@
-"""Probe replay: the model's own forward on one sequence, before and after a step, without a trace left in the user's state."""
+"""Probe replay: the model's own forward on one sequence, before and after a step, without a trace left in the user's
+state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from internist.capture.modules import ActivationCapture, Gate, PROBE_TOKENS
+from internist.capture.modules import PROBE_TOKENS, ActivationCapture, Gate
 from internist.capture.outline import Outline
 from internist.measures.updates import feature_change
 from internist.recorder import Recorder, Spec
@@ -58,16 +59,17 @@ class ProbeReplay:
             self.unsupported = "the forward has no tensor argument to take a probe from"
             return
         batch = leaves[0].shape[0]
-        if all(leaf.shape[0] == batch for leaf in leaves):
-            cut: Callable[[Tensor], Tensor] = lambda t: t[:1].detach().clone() if t.dim() else t.detach().clone()
-        elif leaves[0].numel() <= WHOLE_BATCH_TOKENS:
-            cut = lambda t: t.detach().clone()
-        else:
+        by_rows = all(leaf.shape[0] == batch for leaf in leaves)
+        if not by_rows and leaves[0].numel() > WHOLE_BATCH_TOKENS:
             sizes = sorted({leaf.shape[0] for leaf in leaves})
             self.unsupported = (
                 f"arguments have different first dimensions {sizes} and more than {WHOLE_BATCH_TOKENS} tokens"
             )
             return
+
+        def cut(tensor: Tensor) -> Tensor:
+            return (tensor[:1] if by_rows and tensor.dim() else tensor).detach().clone()
+
         kept_args, kept_kwargs = pytree.tree_map_only(Tensor, cut, (tuple(args), dict(kwargs)))
         device = leaves[0].device.type
         autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
@@ -138,7 +140,8 @@ class ProbeReplay:
             gate.heavy = saved[1] and activations
             gate.wants_activations = True
             self._activations.replay_records(activations)
-            root._call_impl(*probe.args, **probe.kwargs)
+            call: Callable[..., Any] = root._call_impl  # past compiled code, hooks included
+            call(*probe.args, **probe.kwargs)
 
     def _stop(self) -> None:
         self.running = False

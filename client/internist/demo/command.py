@@ -39,9 +39,11 @@ def command(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     receiver = Receiver(_print_body)
     try:
-        with tempfile.TemporaryDirectory(prefix="internist-demo-") as folder:
-            with serving(Path(folder), options.port, receiver.url) as (address, server):
-                return _run(address, Path(folder), receiver, server, headless=options.headless)
+        with (
+            tempfile.TemporaryDirectory(prefix="internist-demo-") as folder,
+            serving(Path(folder), options.port, receiver.url) as (address, server),
+        ):
+            return _run(address, Path(folder), receiver, server, headless=options.headless)
     except KeyboardInterrupt:
         _say("stopped")
         return 130
@@ -53,11 +55,9 @@ def _run(address: str, folder: Path, receiver: Receiver, server: "subprocess.Pop
     api = Api(address)
     _say(f"board:    {address}")
     _say(f"webhook:  {receiver.url} (bodies are printed here)")
+    _say(f"training: a 4-layer byte GPT on CPython's manual pages, {STEPS} steps, twice; one of the two trains")
     _say(
-        f"training: a 4-layer byte GPT on CPython's manual pages, {STEPS} steps, twice; one of the two trains blocks.{SICK_BLOCK} with"
-    )
-    _say(
-        f"          {FACTOR:.0f} times its learning rate from step {MISTAKE_FROM} to {MISTAKE_UNTIL - 1}, and tells nobody\n"
+        f"          blocks.{SICK_BLOCK} with {FACTOR:.0f} times its rate from step {MISTAKE_FROM} to {MISTAKE_UNTIL - 1}\n"
     )
     if not headless:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -119,5 +119,5 @@ def _others(alerts: Sequence[Alert]) -> Finding:
 
 
 def _names(alerts: Sequence[Alert]) -> str:
-    names = [f"{a['condition']} {a['subject']} {a['metric']}".strip() for a in alerts]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    names = [f"{a['condition']} {a['subject']}" for a in alerts]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -25,7 +25,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
+        return out
 
 
 class MLP(nn.Module):
@@ -39,7 +40,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
-        return self.dropout(self.fc2(functional.gelu(self.fc1(x))))
+        out: Tensor = self.dropout(self.fc2(functional.gelu(self.fc1(x))))
+        return out
 
 
 class Block(nn.Module):
@@ -55,7 +57,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to the same."""
         x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+        out: Tensor = x + self.mlp(self.ln2(x))
+        return out
 
 
 class Output(NamedTuple):
@@ -91,7 +94,8 @@ class ByteGPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor | Output:
-        """(batch, tokens) int64 bytes to (batch, tokens, 256) logits; with targets of the same shape, to an `Output`."""
+        """(batch, tokens) int64 bytes to (batch, tokens, 256) logits; with targets of the same shape, to an
+        `Output`."""
         x = self.embed(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)

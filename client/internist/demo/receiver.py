@@ -17,7 +17,7 @@ class Receiver:
         bodies = self.bodies
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 """Take one notification."""
                 length = min(int(self.headers.get("Content-Length", 0)), MAX_BODY_BYTES)
                 try:

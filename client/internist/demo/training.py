@@ -1,6 +1,7 @@
 """The demo's training script: an ordinary loop, with two lines added.
 
-`--mistake` makes one: from step 400 to 459 the learning rate of block 2 is thirty times too high. The script tells nobody; only what
+`--mistake` makes one: from step 400 to 459 the learning rate of block 2 is thirty times too high. The script tells
+nobody; only what
 the model does can give it away.
 """
 
@@ -58,7 +59,8 @@ def groups(model: ByteGPT) -> list[dict[str, object]]:
 
 
 def make_mistake(optimizer: torch.optim.Optimizer) -> None:
-    """Let one block's updates be made with 30 times the rate for 60 steps, while the group goes on saying the right one."""
+    """Let one block's updates be made with 30 times the rate for 60 steps, while the group goes on saying the right
+    one."""
     steps = iter(range(1 << 60))
     honest: list[float] = []
 

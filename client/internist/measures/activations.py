@@ -47,6 +47,30 @@ def token_rms(x: Tensor, *, channel_dim: int = -1) -> Tensor:
     return norm.div_(math.sqrt(features)).flatten()
 
 
+def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+    """`token_rms`, `abs_max` and `nonfinite` of an activation, in one pass over its memory where that is faster.
+
+    Args:
+        x: an activation of at least one dimension, floating.
+        channel_dim: the feature dimension.
+
+    Returns:
+        (tokens,), () and () float32, as those three give them.
+
+    Raises:
+        ValueError: x is empty, has no dimension, or is not floating.
+    """
+    _require_activation(x)
+    rows = CHUNK_CPU // x.shape[-1]
+    if x.device.type != "cpu" or channel_dim not in (-1, x.ndim - 1) or x.numel() <= 2 * CHUNK_CPU or rows == 0:
+        norms = token_rms(x, channel_dim=channel_dim)
+        return norms, abs_max(x), nonfinite(x, norms)
+    pieces = x.reshape(-1, x.shape[-1]).split(rows)  # a piece is read twice, the second time from the cache
+    found = [(token_rms(piece), abs_max(piece)) for piece in pieces]
+    norms = torch.cat([norms for norms, _ in found])
+    return norms, torch.stack([largest for _, largest in found]).amax(), nonfinite(x, norms)
+
+
 def rms_summary(token_rms: Tensor) -> Tensor:
     """What is kept of the tokens' RMS: the mean of squares, the maximum and the 99 % quantile.
 
@@ -101,12 +125,12 @@ def nonfinite(x: Tensor, token_rms: Tensor) -> Tensor:
         ValueError: x is empty or not floating.
     """
     _require_floating(x)
-    if x.device.type == "cpu" and bool(token_rms.isfinite().all()):
+    if x.device.type == "cpu" and math.isfinite(float(token_rms.sum())):
         return torch.zeros((), dtype=torch.float32)
     return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
 
 
-def contribution(output: Tensor, input: Tensor) -> Tensor:
+def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None) -> Tensor:
     """What a residual block adds to its stream: mean square of (output - input) over mean square of the input.
 
     The square is what ranks can average; its root is the metric.
@@ -114,6 +138,7 @@ def contribution(output: Tensor, input: Tensor) -> Tensor:
     Args:
         output: what left the block.
         input: what entered it, of the same shape.
+        input_rms: the input's `token_rms` if it is known, which saves reading the input once more.
 
     Returns:
         () float32. NaN in, NaN out; `NOT_MEASURED` if the input is all zeros.
@@ -125,7 +150,10 @@ def contribution(output: Tensor, input: Tensor) -> Tensor:
     if output.shape != input.shape:
         raise ValueError(f"expected output and input of one shape, got {tuple(output.shape)} and {tuple(input.shape)}")
     added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
-    stream = linalg.vector_norm(_narrow(input), dtype=torch.float32)
+    if input_rms is None:
+        stream = linalg.vector_norm(_narrow(input), dtype=torch.float32)
+    else:
+        stream = linalg.vector_norm(input_rms) * math.sqrt(input.numel() / input_rms.numel())
     return torch.where(stream == 0, NOT_MEASURED, (added / stream).square())
 
 

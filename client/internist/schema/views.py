@@ -180,7 +180,8 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A window of one series. Where points outnumber the pixel budget, each bucket keeps its low, high and last value."""
+    """A window of one series. Where points outnumber the pixel budget, each bucket keeps its low, high and last
+    value."""
 
     series: SeriesView
     steps: tuple[int, ...]
@@ -214,7 +215,8 @@ class HeatmapRow:
     order: int
     series: tuple[int, ...]
     ratios: tuple[Number, ...]
-    """log2 of value over the band's centre at each step (the largest in magnitude where steps were thinned); null: not judged."""
+    """log2 of value over the band's centre at each step (the largest in magnitude where steps were thinned); null:
+    not judged."""
     values: tuple[Number, ...]
 
 

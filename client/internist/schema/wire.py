@@ -52,7 +52,8 @@ class Facts:
     group: int | None = None
     """Index of the parameter group."""
     parameters: int | None = None
-    """Number of entries: for a group, of all its parameters (the weight of its learning rate in the schedule factor)."""
+    """Number of entries: for a group, of all its parameters (the weight of its learning rate in the schedule
+    factor)."""
     view: str | None = None
     """Matrix view, e.g. `(fan_out, fan_in)`, `transposed`, `heads`."""
     probe: int | None = None
@@ -63,7 +64,8 @@ class Facts:
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
     update_scale: float | None = None
-    """Spectral norm of an update over learning rate that the optimizer promises (Muon's alpha); None where it promises none."""
+    """Spectral norm of an update over learning rate that the optimizer promises (Muon's alpha); None where it
+    promises none."""
     update_band: tuple[float, float] | None = None
     """Singular values its orthogonalisation leaves, lowest and highest."""
 
@@ -94,7 +96,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What one rank measured at one step. `values` is little-endian float32, aligned with the plan; NaN means measured NaN."""
+    """What one rank measured at one step. `values` is little-endian float32, aligned with the plan; NaN means
+    measured NaN."""
 
     plan: int
     step: int
@@ -175,7 +178,8 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of the spool. Exactly one of its contents is present. Sequence numbers rise by one per attempt and rank."""
+    """One record of the spool. Exactly one of its contents is present. Sequence numbers rise by one per attempt and
+    rank."""
 
     sequence: int
     start: RunStart | None = None

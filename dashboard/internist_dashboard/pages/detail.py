@@ -153,7 +153,8 @@ def coverage_list(coverage: Coverage, text: str | None) -> Node:
     entries.sort(key=lambda entry: rank.get(entry.state, len(rank)))
     parts: list[Node] = [
         html.P(
-            f"{words.share(coverage.share)} of watched modules and parameters are measured. No alert never means no data.",
+            f"{words.share(coverage.share)} of watched modules and parameters are measured. "
+            "No alert never means no data.",
             className="quiet",
         )
     ]

@@ -9,9 +9,9 @@ Logs = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 TOLERANCE = 0.5
-"""Growth of log value per log step that is no drift: of a random walk, and of weights under a constant step size."""
+"""Growth of log value per log age that is no drift: of a random walk, and of weights under a constant step size."""
 MEMORY_OCTAVES = 0.15
-"""Points that are this many doublings of the step older weigh half as much,"""
+"""Points that are this many doublings of the age older weigh half as much,"""
 MEMORY_POINTS = 4.0
 """but never less than points that are this many points newer."""
 THRESHOLD = 0.25
@@ -21,21 +21,21 @@ MINIMUM_WEIGHT = 5.0
 Z = 1.96
 """Half-width of intervals in standard errors (95 %)."""
 HORIZON = 4.0
-"""A crossing later than this many times the present step is no news."""
+"""A crossing later than at this many times the present age is no news."""
 _NEVER = 1e15
 
 
 @dataclass(slots=True)
 class Trends:
-    """Regression of log2 value on log2 step for each check, older points fading, and its Page-Hinkley extremes.
+    """Regression of log2 value on log2 age for each check, older points fading, and its Page-Hinkley extremes.
 
     The sums are kept about the weighted means, so that float32 is enough. `lowest` is the least value of
-    level - TOLERANCE * log2 step since the slope last was not positive; `highest` likewise for falls.
+    level - TOLERANCE * log2 age since the slope last was not positive; `highest` likewise for falls.
     """
 
     last: Logs
     weight: Logs
-    mean_step: Logs
+    mean_age: Logs
     mean_value: Logs
     steps: Logs
     products: Logs
@@ -55,36 +55,36 @@ class Trends:
         return Trends(**{name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in FIELDS})
 
 
-FIELDS = ("last", "weight", "mean_step", "mean_value", "steps", "products", "values", "lowest", "highest")
+FIELDS = ("last", "weight", "mean_age", "mean_value", "steps", "products", "values", "lowest", "highest")
 
 
-def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
-    """Takes in log2 of the values of one step, in place, where `measured`.
+def observe(trends: Trends, *, age: int, logs: Logs, measured: Flags) -> None:
+    """Takes in log2 of the values of one step, in place, where `measured`; `age` is in steps since the first judged.
 
-    Page-Hinkley on increments d log value - TOLERANCE * d log step telescopes: its sum since any point is a difference
+    Page-Hinkley on increments d log value - TOLERANCE * d log age telescopes: its sum since any point is a difference
     of two levels, so that the largest sum is the level less the lowest one. The level here is that of the fitted line.
     """
-    now = np.float32(np.log2(max(step, 1)))
+    now = np.float32(np.log2(max(age, 1)))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        age = (now - trends.last) * np.float32(1 / MEMORY_OCTAVES)
-        fade = np.exp2(-np.minimum(age, np.float32(1 / MEMORY_POINTS)))
+        older = (now - trends.last) * np.float32(1 / MEMORY_OCTAVES)
+        fade = np.exp2(-np.minimum(older, np.float32(1 / MEMORY_POINTS)))
         kept = trends.weight * fade
         weight = kept + np.float32(1)
-        by_step = now - trends.mean_step
+        by_step = now - trends.mean_age
         by_value = logs - trends.mean_value
         share = kept / weight
-        mean_step = trends.mean_step + by_step / weight
+        mean_age = trends.mean_age + by_step / weight
         mean_value = trends.mean_value + by_value / weight
         by_step_shared = share * by_step
         steps = trends.steps * fade + by_step_shared * by_step
         products = trends.products * fade + by_step_shared * by_value
         values = trends.values * fade + share * by_value * by_value
-        level = mean_value + _slope(steps, products) * (now - mean_step)
+        level = mean_value + _slope(steps, products) * (now - mean_age)
         tolerated = np.float32(TOLERANCE) * now
         up, down = level - tolerated, level + tolerated
         lowest = np.where(products <= 0, up, np.minimum(trends.lowest, up))
         highest = np.where(products >= 0, down, np.maximum(trends.highest, down))
-    new = (weight, mean_step, mean_value, steps, products, values, lowest, highest)
+    new = (weight, mean_age, mean_value, steps, products, values, lowest, highest)
     trends.last[measured] = now
     for name, array in zip(FIELDS[1:], new, strict=True):
         np.copyto(getattr(trends, name), array, where=measured)
@@ -92,16 +92,16 @@ def observe(trends: Trends, *, step: int, logs: Logs, measured: Flags) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Crossings:
-    """Which checks drift, and the step at which each leaves its band, with its interval; NaN where none does."""
+    """Which checks drift, and the age at which each leaves its band, with its interval; NaN where none does."""
 
     drifts: Flags
-    step: NDArray[np.float64]
+    age: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
 
 def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
-    """Checks whose trend is surely beyond tolerance and leaves the band within HORIZON times the present step.
+    """Checks whose trend is surely beyond tolerance and leaves the band within HORIZON times the present age.
 
     Args:
         trends: of all checks.
@@ -115,7 +115,7 @@ def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
         error = Z * np.sqrt(residual / spread)
         known = (trends.weight >= MINIMUM_WEIGHT) & (spread > 0)
         tolerated = TOLERANCE * trends.last
-        level = trends.mean_value + slope * (trends.last - trends.mean_step)
+        level = trends.mean_value + slope * (trends.last - trends.mean_age)
         rises = known & (slope - error > TOLERANCE) & (level - tolerated - trends.lowest > THRESHOLD)
         falls = known & (slope + error < -TOLERANCE) & (trends.highest - level - tolerated > THRESHOLD)
         distance = np.where(rises, high, low) - level

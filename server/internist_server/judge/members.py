@@ -117,7 +117,7 @@ class Members:
         drifts = state == "drifting" and bool(self._crossings.drifts[check])
         crossing = self._crossings
         if drifts:
-            reason += f", leaves its band near step {crossing.step[check]:.0f} if this goes on"
+            reason += f", leaves its band near step {memory.origin + crossing.age[check]:.0f} if this goes on"
         return self._verdict(
             column,
             condition=CRITERIA[int(checks.criterion[check])].condition,
@@ -126,7 +126,9 @@ class Members:
             reason=reason,
             ratio=None if ratio is None else number(ratio),
             since=int(life.started[check]),
-            crossing=tuple(int(x[check]) for x in (crossing.step, crossing.low, crossing.high)) if drifts else None,
+            crossing=tuple(memory.origin + int(x[check]) for x in (crossing.age, crossing.low, crossing.high))
+            if drifts
+            else None,
         )
 
     def _state_of_check(self, check: int, *, is_known: bool) -> State:

@@ -156,7 +156,7 @@ class Judge:
         bad = present & ((checks.finite & ~finite) | (checks.counts_nonfinite & (values > 0)))
         if skipped:
             bad &= ~checks.is_gradient
-        changes += self._advance_finite(bad, present)
+        changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
 
         found = self._evaluator.evaluate(
             values,
@@ -169,7 +169,7 @@ class Judge:
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
         np.copyto(memory.basis, found.basis, where=shown)
-        drift.observe(memory.trends, step=step, logs=found.levels, measured=found.measured)
+        drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
 
         ratios = np.full(len(self._series), np.nan, np.float32)

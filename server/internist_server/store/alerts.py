@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, case, delete, func, select, update
+from sqlalchemy import Row, Select, case, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import Severity
@@ -19,32 +19,26 @@ OPEN = ("pending", "firing")
 _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
 
 
-def apply_transition(
-    session: Session, attempt: Attempt, transition: Transition, *, at_ms: int, is_quiet: bool
-) -> int | None:
-    """Move the one open alert of a series and rule; the id of an alert that fires now and did not before."""
-    row = session.scalar(
-        select(AlertRow)
-        .where(AlertRow.attempt_id == attempt.id, AlertRow.series_id == transition.series)
-        .where(AlertRow.rule == transition.rule, AlertRow.state.in_(OPEN))
-    )
-    if transition.state in ("resolved", "superseded"):
-        if row is not None:
-            _close(session, row, state=transition.state, step=transition.step, at_ms=at_ms)
-        return None
-    was_firing = row is not None and row.state == "firing"
-    if row is None:
-        row = AlertRow(run_id=attempt.run, attempt_id=attempt.id, series_id=transition.series, rule=transition.rule)
-        row.pending_step, row.quiet, row.notified = transition.pending_step, is_quiet, False
-        session.add(row)
-    for name in ("condition", "severity", "state", "cause", "value", "ratio", "basis", "band_low", "band_high"):
-        setattr(row, name, getattr(transition, name))
-    row.message, row.advice = transition.message, transition.advice
-    row.worst_ratio = max(transition.worst_ratio, row.worst_ratio or 0.0)
-    if transition.state == "firing" and not was_firing:
-        row.opened_step, row.opened_at_ms, row.quiet = transition.step, at_ms, is_quiet
+def apply_transitions(
+    session: Session, attempt: Attempt, transitions: Sequence[Transition], *, at_ms: int, is_quiet: bool
+) -> None:
+    """Move alerts as the judge says. There is one open alert per series and rule."""
+    query = select(AlertRow).where(AlertRow.attempt_id == attempt.id, AlertRow.state.in_(OPEN))
+    rows = {(row.series_id, row.rule): row for row in session.scalars(query)}
+    for transition in transitions:
+        key = (transition.series, transition.rule)
+        row = rows.get(key)
+        if transition.state in ("resolved", "superseded"):
+            if row is not None:
+                _close(session, rows.pop(key), state=transition.state, step=transition.step, at_ms=at_ms)
+            continue
+        if row is None:
+            row = AlertRow(run_id=attempt.run, attempt_id=attempt.id, series_id=key[0], rule=key[1], state="new")
+            row.pending_step, row.quiet, row.notified = transition.pending_step, is_quiet, False
+            rows[key] = row
+            session.add(row)
+        _move(row, transition, at_ms=at_ms, is_quiet=is_quiet)
     session.flush()
-    return row.id if transition.state == "firing" and not was_firing else None
 
 
 def open_run_alert(
@@ -181,12 +175,20 @@ def mark_notified(session: Session, ids: Sequence[int]) -> None:
     session.execute(update(AlertRow).where(AlertRow.id.in_(ids)).values(notified=True))
 
 
+def _move(row: AlertRow, transition: Transition, *, at_ms: int, is_quiet: bool) -> None:
+    if transition.state == "firing" and row.state != "firing":
+        row.opened_step, row.opened_at_ms, row.quiet = transition.step, at_ms, is_quiet
+    for name in ("condition", "severity", "state", "cause", "value", "ratio", "basis", "band_low", "band_high"):
+        setattr(row, name, getattr(transition, name))
+    row.message, row.advice = transition.message, transition.advice
+    row.worst_ratio = max(transition.worst_ratio, row.worst_ratio or 0.0)
+
+
 def _close(session: Session, row: AlertRow, *, state: str, step: int | None, at_ms: int) -> None:
     if row.state == "pending":  # it never fired: there is nothing to tell of it
-        session.execute(delete(AlertRow).where(AlertRow.id == row.id))
-        return
-    row.state, row.closed_step, row.closed_at_ms = state, step, at_ms
-    session.flush()
+        session.delete(row)
+    else:
+        row.state, row.closed_step, row.closed_at_ms = state, step, at_ms
 
 
 def _add_plain(

@@ -22,12 +22,15 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
         self._is_sqlite = self.engine.dialect.name == "sqlite"
+        self._reader = self.engine  # SQLite reads are snapshots as they are
+        if not self._is_sqlite:
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = threading.RLock()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent state and writes nothing."""
-        with Session(self.engine) as session:
+        with Session(self._reader) as session:
             yield session
 
     @contextmanager

@@ -22,12 +22,13 @@ Collapse = Literal["blocks", "modules"]
 BASES: Final[tuple[Basis | None, ...]] = (None, "target", "reference", "baseline", "sanity")
 """A basis' number in stored judgements is its place here."""
 _WEAKEST_FIRST: Final[tuple[int, ...]] = (3, 4, 2, 1)
+_CALMEST: Final = np.float32(-1e30)
 _PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Rows over some steps: of each row the ratio that is largest in magnitude, and its value."""
+    """Rows over some steps: of each row the ratio that is most severe, and its value."""
 
     steps: Ids
     ratios: Floats
@@ -51,14 +52,16 @@ def read_heatmap(
     found = search_series(session, attempt.run, metrics=[chosen])
     columns = columns_of(session, np.array([one.id for one in found], dtype=np.int64))
     members = _members(found, collapse)
+    is_two_sided = any(criterion.two_sided for criterion in CRITERIA if criterion.metric == chosen)
     pieces: list[_Piece] = []
     bases = np.zeros(len(BASES), dtype=np.int64)
     for segment in reversed(lineage(session, attempt)):
         places = places_in(load_state(session, segment.attempt_id).order, columns.ids)
         for window in read_judged(session, segment, places, first=first, last=last):
             bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
-            pieces += _collapse(session, segment, window, columns, list(members.values()))
-    steps, ratios, values = _thinned(pieces, len(members), pixels)
+            of_rows = list(members.values())
+            pieces += _collapse(session, segment, window, columns, of_rows, is_two_sided=is_two_sided)
+    steps, ratios, values = _thinned(pieces, len(members), pixels, is_two_sided=is_two_sided)
     rows = tuple(
         _row(name, [found[place] for place in places], ratios[:, row], values[:, row])
         for row, (name, places) in enumerate(members.items())
@@ -78,7 +81,13 @@ def _members(found: Sequence[StoredSeries], collapse: Collapse) -> dict[str, lis
 
 
 def _collapse(
-    session: Session, segment: Segment, window: JudgedWindow, columns: Columns, members: Sequence[Sequence[int]]
+    session: Session,
+    segment: Segment,
+    window: JudgedWindow,
+    columns: Columns,
+    members: Sequence[Sequence[int]],
+    *,
+    is_two_sided: bool,
 ) -> list[_Piece]:
     """Rows of a window, without the steps at which the metric was not judged."""
     judged = ~np.isnan(window.ratios).all(axis=1)
@@ -93,15 +102,15 @@ def _collapse(
         lines = np.arange(len(ratios))
         for row, places in enumerate(members):
             of_row = ratios[:, places]
-            worst = np.where(np.isnan(of_row), -1, np.abs(of_row)).argmax(axis=1)
+            worst = _severity(of_row, is_two_sided=is_two_sided).argmax(axis=1)
             row_ratios[:, row] = of_row[lines, worst]
             row_values[:, row] = matrix.values[:, places][lines, worst]
         pieces.append(_Piece(matrix.steps, row_ratios, row_values))
     return pieces
 
 
-def _thinned(pieces: Sequence[_Piece], rows: int, pixels: int) -> tuple[Ids, Floats, Floats]:
-    """All pieces as one, at most `pixels` steps wide; a bucket shows what was largest in magnitude in it."""
+def _thinned(pieces: Sequence[_Piece], rows: int, pixels: int, *, is_two_sided: bool) -> tuple[Ids, Floats, Floats]:
+    """All pieces as one, at most `pixels` steps wide; a bucket shows the most severe of it."""
     if not pieces:
         return np.empty(0, np.int64), np.empty((0, rows), np.float32), np.empty((0, rows), np.float32)
     steps = np.concatenate([piece.steps for piece in pieces])
@@ -110,10 +119,16 @@ def _thinned(pieces: Sequence[_Piece], rows: int, pixels: int) -> tuple[Ids, Flo
     starts = bucket_starts(steps, pixels)
     if len(starts) == len(steps):
         return steps, ratios, values
-    picks = strongest(np.where(np.isnan(ratios), -1, np.abs(ratios)), starts)
+    picks = strongest(_severity(ratios, is_two_sided=is_two_sided), starts)
     lasts = np.append(starts[1:], len(steps)) - 1
     columns = np.arange(ratios.shape[1])
     return steps[lasts], ratios[picks, columns], values[picks, columns]
+
+
+def _severity(ratios: Floats, *, is_two_sided: bool) -> Floats:
+    """How much a ratio says. Where only large values are wrong, small ones are the calm ones, however small."""
+    severity = np.abs(ratios) if is_two_sided else np.maximum(ratios, _CALMEST)
+    return np.where(np.isnan(ratios), np.float32(-np.inf), severity)
 
 
 def _row(name: str, series: Sequence[StoredSeries], ratios: Floats, values: Floats) -> HeatmapRow:

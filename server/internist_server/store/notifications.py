@@ -38,6 +38,12 @@ class Queued:
     attempts: int
 
 
+def queue_news(session: Session, run: str, *, now_ms: int) -> bool:
+    """Queue what the alerts of a run give cause to, after any of them has moved; whether anything was queued."""
+    began = queue_firing(session, run, now_ms=now_ms)
+    return queue_resolved(session, run, now_ms=now_ms) or began
+
+
 def queue_firing(session: Session, run: str, *, now_ms: int) -> bool:
     """Queue a message for each condition that fires audibly and has no open group; whether any was queued."""
     current = alerts.firing(session, run, quiet=False)

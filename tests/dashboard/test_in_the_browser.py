@@ -1,0 +1,242 @@
+"""The board in a real browser, over the real server, fed through its HTTP API."""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dashboard.serving import served
+
+pytestmark = pytest.mark.browser
+HEAT = "#heat-graph .heatmaplayer .hm image"
+
+
+def wait_for_charts(page: Any) -> None:
+    page.wait_for_selector(HEAT, state="attached")
+    page.wait_for_selector(".card")
+
+
+def wait_for_address(page: Any, pattern: str) -> None:
+    page.wait_for_url(re.compile(pattern))
+
+
+def heat_labels(page: Any) -> list[str]:
+    return page.locator("#heat-graph .ytick text").all_text_contents()
+
+
+def click_row(page: Any, label: str, *, at: float = 0.9) -> None:
+    """Click a cell of the row with this label."""
+    row = page.locator("#heat-graph .ytick text", has_text=label).first.bounding_box()
+    plot = page.locator("#heat-graph .nsewdrag").first.bounding_box()
+    page.mouse.move(plot["x"] + at * plot["width"] - 3, row["y"] + row["height"] / 2)
+    page.wait_for_selector("#heat-graph .hoverlayer .hovertext")
+    page.mouse.click(plot["x"] + at * plot["width"], row["y"] + row["height"] / 2)
+
+
+def overflow(page: Any) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_the_run_page_says_the_worst_thing_and_shows_where(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+
+    assert "blocks.1.mlp.down" in page.locator(".sentence").inner_text()
+    assert page.locator(".card").count() == 6
+    assert page.locator(".card", has_text="Update").locator(".mark").inner_text() == "■"
+    assert "not measured" in page.locator(".card", has_text="Dependency").inner_text()
+    assert page.locator("#board tbody tr").first.inner_text().startswith("blocks.1")
+    assert "live" in page.locator("#live-badge").inner_text()
+    assert "▸ blocks.2" in heat_labels(page)
+
+
+def test_with_96_layers_labels_do_not_overlap_and_every_block_is_on_the_board(visit, house):
+    page = visit("/runs/deep", scheme="dark")
+    wait_for_charts(page)
+
+    boxes = sorted(box["y"] for box in (t.bounding_box() for t in page.locator("#heat-graph .ytick text").all()))
+    assert min(b - a for a, b in pairwise(boxes)) >= 12
+    assert page.locator("#board tr").count() == 1 + 98
+    assert page.locator("#board tbody tr").first.inner_text().startswith("blocks.40")
+
+
+def test_news_arrive_without_a_reload(visit, house):
+    page = visit("/runs/calm")
+    wait_for_charts(page)
+    page.evaluate("window.stays = true")
+    assert "400" in page.locator(".facts").inner_text()
+
+    house.calm.train(until=450)
+
+    page.wait_for_function("document.querySelector('.facts').innerText.includes('450')")
+    assert page.evaluate("window.stays")
+
+
+def test_ages_tick_by_themselves(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+    before = page.locator("#live-badge .age").inner_text()
+
+    page.wait_for_function("old => document.querySelector('#live-badge .age').innerText !== old", arg=before)
+
+
+def test_the_theme_button_repaints_everything_and_the_link_keeps_it(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+    assert page.evaluate("document.documentElement.dataset.mantineColorScheme") == "light"
+
+    page.click("#theme-button")
+
+    wait_for_address(page, "theme=dark")
+    page.wait_for_function("document.documentElement.dataset.mantineColorScheme === 'dark'")
+    page.wait_for_function(
+        "document.querySelector('#heat-graph .js-plotly-plot').layout.template.layout.font.color === '#e3e6ea'"
+    )
+
+
+def test_a_first_visit_honours_the_preferred_scheme(visit, house):
+    page = visit("/", scheme="dark")
+    page.wait_for_selector(".runs")
+
+    assert page.evaluate("document.documentElement.dataset.mantineColorScheme") == "dark"
+
+
+def test_a_link_reproduces_the_view(visit, house):
+    page = visit("/runs/sick?metric=weight.operator_norm&steps=200-390&filter=attn&theme=dark")
+    wait_for_charts(page)
+
+    assert page.locator("#metric").input_value() == "weight.operator_norm"
+    assert page.locator("#filter-box").input_value() == "attn"
+    assert heat_labels(page) and all("attn" in label for label in heat_labels(page))
+    low, high = page.evaluate("document.querySelector('#loss-graph .js-plotly-plot').layout.xaxis.range")
+    assert 190 < low < 200 and 390 < high < 400
+
+
+def test_brushing_one_chart_zooms_all_and_a_double_click_resets(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+    page.wait_for_selector("#loss-graph .scatterlayer .trace")
+    plot = page.locator("#loss-graph .nsewdrag").first.bounding_box()
+    middle = plot["y"] + plot["height"] / 2
+
+    page.mouse.move(plot["x"] + plot["width"] * 0.3, middle)
+    page.mouse.down()
+    page.mouse.move(plot["x"] + plot["width"] * 0.6, middle, steps=6)
+    page.mouse.up()
+
+    wait_for_address(page, r"steps=\d+-\d+")
+    zoomed = "document.querySelector('#heat-graph .js-plotly-plot').layout.xaxis.range[1] < 300"
+    page.wait_for_function(zoomed)
+    page.locator("#heat-graph .nsewdrag").first.dblclick()
+    page.wait_for_function(f"!({zoomed})")
+    assert "steps=" not in page.url
+
+
+def test_a_click_opens_a_block_and_another_draws_the_series_with_its_band(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+
+    click_row(page, "blocks.2")
+    wait_for_address(page, "open=blocks.2")
+    page.locator("#heat-graph .ytick text", has_text="mlp.up").wait_for()
+    click_row(page, "mlp.up")
+
+    wait_for_address(page, r"series=\d+")
+    page.wait_for_selector("#series-graph .scatterlayer .trace", state="attached")
+    assert "blocks.2.mlp.up" in page.locator(".mantine-Drawer-title").inner_text()
+    assert "own baseline" in page.locator("#detail-facts").inner_text()
+
+
+def test_a_row_label_opens_its_block_too(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+    label = page.locator("#heat-graph .ytick text", has_text="blocks.0").first.bounding_box()
+
+    page.mouse.click(label["x"] + label["width"] / 2, label["y"] + label["height"] / 2)
+
+    wait_for_address(page, "open=blocks.0")
+
+
+def test_a_card_leads_to_its_worst_member_and_escape_leads_back(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+
+    page.locator(".card", has_text="Attention").locator("button").click()
+
+    page.wait_for_selector("#series-graph .scatterlayer .trace", state="attached")
+    assert "blocks.2.attn · head 0" in page.locator(".mantine-Drawer-title").inner_text()
+    page.keyboard.press("Escape")
+    page.wait_for_function("!location.search.includes('series')")
+
+
+def test_coverage_names_what_is_silent(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+
+    page.click("#coverage-button")
+
+    page.wait_for_selector(".coverage")
+    assert "blocks.0.aux" in page.locator(".coverage").inner_text()
+    assert "panel=coverage" in page.url
+
+
+def test_the_runs_table_leads_to_a_run_and_can_be_filtered(visit, house):
+    page = visit("/")
+    page.wait_for_selector(".runs tbody tr")
+    assert page.locator(".runs tbody tr").count() == 3
+
+    page.keyboard.press("/")
+    page.keyboard.type("30x")
+    page.wait_for_function("document.querySelectorAll('.runs tbody tr').length === 1")
+    page.locator(".runs tbody tr td").nth(3).click()
+
+    wait_for_address(page, "/runs/sick")
+    wait_for_charts(page)
+
+
+def test_open_alerts_can_be_acknowledged(visit, house):
+    page = visit("/alerts?filter=max_logit|attention")
+    page.wait_for_selector(".alert-item")
+    item = page.locator(".alert-item", has_text="blocks.2.attn").first
+    assert "Try:" in item.inner_text() and "lr-30x" in item.inner_text()
+
+    item.get_by_role("button", name="Acknowledge").click()
+
+    page.wait_for_selector("text=acknowledged by")
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/sick", "/runs/deep", "/alerts"])
+def test_a_phone_never_scrolls_sideways(visit, house, path):
+    page = visit(path, width=390, height=844)
+    if path.startswith("/runs/"):
+        wait_for_charts(page)
+    else:
+        page.wait_for_selector(".runs, .alerts")
+
+    assert overflow(page) <= 0
+    if path.startswith("/runs/"):
+        lefts = {round(card.bounding_box()["x"]) for card in page.locator(".card").all()}
+        assert len(lefts) == 1
+
+
+def test_an_unknown_run_says_what_to_do(visit, house):
+    page = visit("/runs/nope")
+
+    page.wait_for_selector("text=Not found")
+    assert page.get_by_text("All runs").is_visible()
+
+
+def test_a_token_opens_the_board_and_an_empty_one_shows_the_lines_to_copy(visit, directory):
+    with served(directory, token="s3cret") as address:
+        page = visit("/alerts", address=address)
+        page.fill("#token", "s3cret")
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_selector("text=All quiet")
+
+        page.goto(address)
+        page.wait_for_selector("#two-lines")
+        assert f'server="{address}"' in page.locator("#two-lines").inner_text()
+        assert httpx.get(f"{address}/api/v1/runs").status_code == 401
+        page.close()
