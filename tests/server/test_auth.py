@@ -99,6 +99,12 @@ def test_without_a_configured_token_everyone_on_loopback_may_read(open_server):
     assert open_server.get("/api/v1/runs").status_code == 200
 
 
+def test_requests_are_timed_by_route(open_server):
+    open_server.get("/api/v1/runs/some-run")
+
+    assert 'method="GET",route="/api/v1/runs/{run_id}",status="404"' in open_server.get("/metrics").text
+
+
 def test_an_unknown_path_of_the_api_is_json_404(open_server):
     answer = open_server.get("/api/v1/nope")
 

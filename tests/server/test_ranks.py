@@ -1,4 +1,5 @@
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -79,6 +80,23 @@ def test_ranks_may_come_in_any_interleaving(sqlite_url, serve):
 
     assert len(boards) == 6
     assert all(board == boards[0] for board in boards)
+
+
+def test_two_servers_on_one_database_take_ranks_at_the_same_time(database_url, serve):
+    senders = [Sender(serve(database_url), start_of(rank=rank, world_size=2)) for rank in (0, 1)]
+
+    def ship(sender):
+        sender.send(sender.declare(SERIES))
+        for begin in range(0, 400, 40):
+            sender.send([sender.frame(step, [1.0 + step / 1000, 2.0, 3.0]) for step in range(begin, begin + 40, 10)])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ship, senders))
+
+    for sender in senders:
+        assert judged_step(sender) == 390
+        assert sender.points("activation.rms_max") == dict.fromkeys(range(0, 400, 10), 2.0)
+        assert len(sender.get("/heatmap", metric="activation.rms")["rows"]) == 1
 
 
 def test_a_silent_rank_is_waited_for_30_s(api, clock):

@@ -56,9 +56,8 @@ def _run(address: str, folder: Path, receiver: Receiver, server: "subprocess.Pop
     _say(f"board:    {address}")
     _say(f"webhook:  {receiver.url} (bodies are printed here)")
     _say(f"training: a 4-layer byte GPT on CPython's manual pages, {STEPS} steps, twice; one of the two trains")
-    _say(
-        f"          blocks.{SICK_BLOCK} with {FACTOR:.0f} times its rate from step {MISTAKE_FROM} to {MISTAKE_UNTIL - 1}\n"
-    )
+    last = MISTAKE_UNTIL - 1
+    _say(f"          blocks.{SICK_BLOCK} with {FACTOR:.0f} times its rate from step {MISTAKE_FROM} to {last}\n")
     if not headless:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     runs = {name: _start_training(address, folder, name) for name in (SICK, WELL)}
