@@ -12,6 +12,7 @@ from internist.measures.activations import (
     NOT_MEASURED,
     abs_max,
     contribution,
+    extent,
     log_z,
     nonfinite,
     rms_summary,
@@ -162,7 +163,7 @@ def test_abs_max_of_nan_is_nan_and_of_infinity_infinity():
     assert abs_max(torch.tensor([1.0, -torch.inf])).item() == torch.inf
 
 
-@pytest.mark.parametrize("measure", [abs_max, lambda x: nonfinite(x, torch.zeros(1)), lambda x: contribution(x, x)])
+@pytest.mark.parametrize("measure", [abs_max, lambda x: nonfinite(x, torch.zeros(())), lambda x: contribution(x, x)])
 def test_an_empty_activation_is_refused(measure):
     with pytest.raises(ValueError, match="non-empty floating"):
         measure(torch.empty(0, 3))
@@ -171,18 +172,18 @@ def test_an_empty_activation_is_refused(measure):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nonfinite_counts_nan_and_both_infinities(dtype):
     x = random(8, 16).to(dtype)
-    assert nonfinite(x, token_rms(x)).item() == 0.0
+    assert nonfinite(x, abs_max(x)).item() == 0.0
 
     x[0, :3] = torch.nan
     x[5, 1], x[6, 2] = torch.inf, -torch.inf
-    assert nonfinite(x, token_rms(x)).item() == 5.0
+    assert nonfinite(x, abs_max(x)).item() == 5.0
 
 
 def test_finite_entries_whose_squares_overflow_are_not_counted():
     x = torch.full((2, 3), 3e38)
 
     assert token_rms(x).isinf().all()
-    assert nonfinite(x, token_rms(x)).item() == 0.0
+    assert nonfinite(x, abs_max(x)).item() == 0.0
 
 
 def test_contribution_by_hand_is_a_ratio_of_mean_squares():
@@ -350,3 +351,22 @@ def test_log_z_moves_with_its_logits(seed, shift):
     logits = random(4, 9, seed=seed)
 
     torch.testing.assert_close(log_z(logits + shift), log_z(logits) + shift, rtol=ROUNDING, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 700, 512), (1500, 1000)])
+@pytest.mark.parametrize("poison", [None, math.nan, math.inf])
+def test_extent_is_its_three_measures_also_where_it_works_in_pieces(shape, poison):
+    x = random(*shape)
+    if poison is not None:
+        x.view(-1)[[1, -1]] = poison
+
+    norms, largest, count = extent(x)
+    torch.testing.assert_close(norms, token_rms(x), equal_nan=True)
+    torch.testing.assert_close(largest, abs_max(x), equal_nan=True)
+    assert count.item() == (0 if poison is None else 2)
+
+
+def test_contribution_is_the_same_with_known_token_rms():
+    x, y = random(40, 16), random(40, 16, seed=1)
+
+    torch.testing.assert_close(contribution(y, x, token_rms(x)), contribution(y, x))

@@ -19,6 +19,7 @@ from internist.measures.updates import (
     own_embedding,
     own_gain,
     own_linear,
+    stored_,
     unchanged,
 )
 from internist.measures.weights import row_rms_max, vector_abs_max
@@ -288,3 +289,27 @@ def test_nan_in_a_change_or_a_probe_shows():
 def test_shapes_that_do_not_fit_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_updates_are_differences_and_their_statistics_whatever_the_sizes(dtype):
+    shapes = [(7,), (600, 500), (3, 5), (512, 1024)]  # two of them are worked through in pieces
+    before = [random(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
+    after = [b.clone() for b in before]
+    for tensor in after:
+        tensor.view(-1)[::3] += 0.25
+    expected = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
+
+    deltas, (weight, update, still) = stored_(after, [b.clone() for b in before])
+    for i, exact in enumerate(expected):
+        torch.testing.assert_close(deltas[i].double(), exact, rtol=0, atol=1e-6)
+        assert weight[i].item() == pytest.approx(after[i].double().square().mean().item(), rel=1e-4)
+        assert update[i].item() == pytest.approx(exact.square().mean().item(), rel=1e-4)
+        assert still[i].item() == pytest.approx((exact == 0).double().mean().item(), abs=1e-6)
+
+
+def test_stored_updates_refuse_pairs_that_do_not_match():
+    with pytest.raises(ValueError):
+        stored_([torch.ones(2)], [torch.ones(3)])
+    with pytest.raises(ValueError):
+        stored_([torch.ones(0)], [torch.ones(0)])

@@ -64,11 +64,13 @@ def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Tensor, Tensor]
     rows = CHUNK_CPU // x.shape[-1]
     if x.device.type != "cpu" or channel_dim not in (-1, x.ndim - 1) or x.numel() <= 2 * CHUNK_CPU or rows == 0:
         norms = token_rms(x, channel_dim=channel_dim)
-        return norms, abs_max(x), nonfinite(x, norms)
+        largest = abs_max(x)
+        return norms, largest, nonfinite(x, largest)
     pieces = x.reshape(-1, x.shape[-1]).split(rows)  # a piece is read twice, the second time from the cache
     found = [(token_rms(piece), abs_max(piece)) for piece in pieces]
     norms = torch.cat([norms for norms, _ in found])
-    return norms, torch.stack([largest for _, largest in found]).amax(), nonfinite(x, norms)
+    largest = torch.stack([largest for _, largest in found]).amax()
+    return norms, largest, nonfinite(x, largest)
 
 
 def rms_summary(token_rms: Tensor) -> Tensor:
@@ -108,15 +110,15 @@ def abs_max(x: Tensor) -> Tensor:
     return torch.maximum(largest, smallest.neg()).float()
 
 
-def nonfinite(x: Tensor, token_rms: Tensor) -> Tensor:
+def nonfinite(x: Tensor, abs_max: Tensor) -> Tensor:
     """Number of NaN and infinite entries.
 
-    On the CPU finite token RMS prove that there is none, and x is not read; elsewhere that shortcut would make the
-    host wait for the device.
+    On the CPU a finite largest entry proves that there is none, and x is not read; elsewhere that shortcut would make
+    the host wait for the device.
 
     Args:
         x: an activation.
-        token_rms: its `token_rms`.
+        abs_max: its `abs_max`.
 
     Returns:
         () float32, exact up to 2**24 and rounded above.
@@ -125,7 +127,7 @@ def nonfinite(x: Tensor, token_rms: Tensor) -> Tensor:
         ValueError: x is empty or not floating.
     """
     _require_floating(x)
-    if x.device.type == "cpu" and math.isfinite(float(token_rms.sum())):
+    if x.device.type == "cpu" and math.isfinite(float(abs_max)):
         return torch.zeros((), dtype=torch.float32)
     return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
 
