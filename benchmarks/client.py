@@ -83,7 +83,7 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[dict[str, list[floa
         recorder.release()
         monitor._sender.wake()  # type: ignore[union-attr]
         while recorder.busy or spool_file.acknowledged < spool_file.last_sequence:
-            time.sleep(0.002)
+            time.sleep(0.02)
         return time.process_time() - began
 
     for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series

@@ -459,6 +459,37 @@ def test_blocks_heads_and_roles_are_found():
     assert all(m.block == "blocks.1" for m in found.modules if m.name.startswith("blocks.1"))
 
 
+def test_large_weights_which_are_worked_through_in_pieces_give_the_same():
+    model = nn.Sequential(nn.Linear(300, 700), nn.Linear(700, 300, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer)
+    x = torch.randn(8, 300)
+    for _ in range(11):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not problems(monitor)
+    monitor._observer.arm(11, Due(light=True))  # the dense steps before it need differences for their spectra
+    before = [m.weight.detach().clone() for m in model], model[0].bias.detach().clone()
+    inputs = x, model[0](x).detach()
+    model(x).square().mean().backward()
+    optimizer.step()
+    points, _, _ = finish(monitor)
+
+    for i, module in enumerate(model):
+        delta = module.weight.detach() - before[0][i]
+        moved = inputs[i] @ delta.t() + (module.bias.detach() - before[1] if i == 0 else 0)
+        assert points["update.rms", f"{i}.weight", None][11] == pytest.approx(
+            delta.square().mean().sqrt().item(), rel=1e-4
+        )
+        assert points["update.own", str(i), None][11] == pytest.approx(
+            moved.square().mean(1).sqrt().max().item(), rel=1e-3
+        )
+        assert points["update.own_mean", str(i), None][11] == pytest.approx(
+            moved.square().mean().sqrt().item(), rel=1e-3
+        )
+
+
 def test_memory_does_not_grow_over_steps():
     import resource
 

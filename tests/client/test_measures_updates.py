@@ -20,6 +20,7 @@ from internist.measures.updates import (
     own_gain,
     own_linear,
     stored_,
+    streamed_linear,
     unchanged,
 )
 from internist.measures.weights import row_rms_max, vector_abs_max
@@ -313,3 +314,25 @@ def test_stored_updates_refuse_pairs_that_do_not_match():
         stored_([torch.ones(2)], [torch.ones(3)])
     with pytest.raises(ValueError):
         stored_([torch.ones(0)], [torch.ones(0)])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_streamed_weight_gives_what_the_two_measures_give(bias):
+    before, probe = random(700, 300), random(32, 300, seed=1)
+    after = before + 0.01 * random(700, 300, seed=2)
+    after[::7] = before[::7]
+    delta_bias = random(700, seed=3) if bias else None
+    kept = before.clone()
+
+    statistics, own = streamed_linear(after, before, probe, delta_bias)
+    deltas, expected = stored_([after], [before.clone()])
+    torch.testing.assert_close(statistics, expected[:, 0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(own, own_linear(probe, deltas[0], delta_bias), rtol=1e-4, atol=0)
+    assert torch.equal(before, kept)
+
+
+def test_streaming_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError):
+        streamed_linear(random(4, 3), random(4, 3), random(2, 4))
+    with pytest.raises(ValueError):
+        streamed_linear(random(4, 3), random(3, 4), random(2, 3))

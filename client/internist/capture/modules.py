@@ -24,6 +24,8 @@ from internist.schema.wire import Facts
 
 PROBE_TOKENS = 64
 """Tokens of a probe: first, last, the rest strided."""
+OWN_TOKENS = 32
+"""The same for `update.own`, which is measured ten times as often."""
 WIDE_OUTPUT = 16_384
 """Modules with more output features than this are measured on the probe tokens only."""
 
@@ -302,9 +304,9 @@ class ActivationCapture:
         if isinstance(module, nn.Embedding):
             ids = next((a for a in args if isinstance(a, Tensor)), None)
             if ids is not None and not ids.is_floating_point() and ids.numel():
-                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device)]
+                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device, OWN_TOKENS)]
         elif source is not None and (is_linear(module) or watched.role == "norm"):
-            self.probes[watched.order] = owned(at_positions(source.detach(), in_axis))
+            self.probes[watched.order] = owned(at_positions(source.detach(), in_axis, OWN_TOKENS))
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
@@ -504,21 +506,21 @@ def version_of(tensor: Tensor) -> int:
 
 
 @lru_cache(maxsize=256)
-def positions(tokens: int, device: torch.device) -> Tensor:
-    """(min(tokens, 64),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written
+def positions(tokens: int, device: torch.device, most: int = PROBE_TOKENS) -> Tensor:
+    """(min(tokens, most),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written
     to."""
-    count = min(tokens, PROBE_TOKENS)
+    count = min(tokens, most)
     if count == tokens:
         return torch.arange(tokens, device=device)
     return torch.arange(count, device=device) * (tokens - 1) // (count - 1)
 
 
-def at_positions(tensor: Tensor, axis: int = -1) -> Tensor:
-    """(at most 64, features) the tensor's probe tokens."""
+def at_positions(tensor: Tensor, axis: int = -1, most: int = PROBE_TOKENS) -> Tensor:
+    """(at most `most`, features) the tensor's probe tokens."""
     if axis not in (-1, tensor.dim() - 1):
         tensor = tensor.movedim(axis, -1)
     flat = tensor.reshape(-1, tensor.shape[-1])
-    return flat if flat.shape[0] <= PROBE_TOKENS else flat.index_select(0, positions(flat.shape[0], flat.device))
+    return flat if flat.shape[0] <= most else flat.index_select(0, positions(flat.shape[0], flat.device, most))
 
 
 def owned(tokens: Tensor) -> Tensor:

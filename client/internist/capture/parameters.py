@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from internist.capture.cadence import MATRIX_ROTATION, Due
 from internist.capture.clock import parameter_groups
-from internist.capture.modules import PROBE_TOKENS, ActivationCapture
+from internist.capture.modules import OWN_TOKENS, ActivationCapture
 from internist.capture.outline import Outline, WatchedParameter, fans, is_linear, matrix_view, resolve_view
 from internist.measures import spectral, updates, weights
 from internist.measures.activations import NOT_MEASURED
@@ -146,7 +146,9 @@ class ParameterCapture:
         chosen = [p for p in parameters if p.order in self._pending]
         if not chosen:
             return
-        for part in _cache_sized(chosen):
+        streamed = [p for p in chosen if self._can_stream(p, due)]
+        changes: dict[int, Tensor] = {}
+        for part in _cache_sized([p for p in chosen if p not in streamed]):
             after = [p.tensor.detach() for p in part]
             deltas, statistics = updates.stored_(after, [self._pending.pop(p.order) for p in part])
             by_order = dict(zip((p.order for p in part), deltas, strict=True))
@@ -157,8 +159,38 @@ class ParameterCapture:
                 self._own_updates(by_order, recorder)
             if self._reports and due.matrices is not None:
                 self._spectra([p for p in part if due.owns_matrix(p.order)], by_order, recorder)
+            changes.update((order, delta) for order, delta in by_order.items() if delta.dim() == 1)
+        if streamed:
+            self._stream(streamed, changes, recorder)
         if self._reports:
             self.measured.update(p.order for p in chosen)
+
+    def _can_stream(self, p: WatchedParameter, due: Due) -> bool:
+        """Whether nothing needs the difference of this weight but what one pass over it gives."""
+        bias = [other for other in p.owner.parameters if other is not p]
+        return (
+            isinstance(p.owner.module, nn.Linear)
+            and p.roles == {"matrix"}
+            and not due.owns_matrix(p.order)
+            and updates.can_stream(p.tensor.detach(), self._pending[p.order])
+            and p.owner.order in self._activations.probes
+            and (p.owner.order, "own") not in self._broken
+            and all(other.order in self._pending for other in bias)
+            and self._wanted("update.own")
+        )
+
+    def _stream(self, streamed: Sequence[WatchedParameter], changes: Mapping[int, Tensor], recorder: Recorder) -> None:
+        statistics, moved = [], []
+        for p in streamed:
+            bias = next((changes[other.order] for other in p.owner.parameters if other is not p), None)
+            probe = self._activations.probes[p.owner.order]
+            column, own = updates.streamed_linear(p.tensor.detach(), self._pending.pop(p.order), probe, bias)
+            statistics.append(column)
+            moved.append(own)
+        if self._reports:
+            self._stored_updates(streamed, torch.stack(statistics, dim=1), recorder)
+        for p, own in zip(streamed, moved, strict=True):
+            self._record_own(p.owner.order, own, recorder)
 
     def finish(self, recorder: Recorder) -> None:
         """Record what belongs to the whole round: the global gradient norm."""
@@ -299,12 +331,12 @@ class ParameterCapture:
                 continue
             if value is None:
                 continue
-            features = watched.module.weight.shape[-1] if isinstance(watched.module.weight, Tensor) else 1
-            recorder.add(
-                [self._module_spec(order, "update.own"), self._module_spec(order, "update.own_mean")],
-                value,
-                [1, probe.shape[0] * int(features)],
-            )
+            self._record_own(order, value, recorder)
+
+    def _record_own(self, order: int, value: Tensor, recorder: Recorder) -> None:
+        entries = self._activations.probes[order].shape[0] * (self._activations.widths[order][1] or 1)
+        layout = [self._module_spec(order, "update.own"), self._module_spec(order, "update.own_mean")]
+        recorder.add(layout, value, [1, entries])
 
     def note_groups(self, optimizers: Sequence[Any]) -> None:
         """Learn which parameter belongs to which group, and what its optimizer promises of its updates."""
@@ -361,7 +393,7 @@ class ParameterCapture:
         spec = self._specs.get((-1 - order, metric))
         if spec is None:
             watched = self._outline.modules[order]
-            facts = self._activations.facts(watched, probe=PROBE_TOKENS)
+            facts = self._activations.facts(watched, probe=OWN_TOKENS)
             spec = self._specs[-1 - order, metric] = Spec(metric, "module", watched.name, None, "exact", facts)
         return spec
 
@@ -387,7 +419,7 @@ class ParameterCapture:
 def _cache_sized(parameters: Sequence[WatchedParameter]) -> list[list[WatchedParameter]]:
     """On the CPU, runs of whole modules of about CACHE_BYTES, so that one pass over memory serves all measures;
     elsewhere all at once."""
-    if parameters[0].tensor.device.type != "cpu":
+    if parameters and parameters[0].tensor.device.type != "cpu":
         return [list(parameters)]
     parts: list[list[WatchedParameter]] = []
     filled = CACHE_BYTES

@@ -64,21 +64,62 @@ def stored_(after: Sequence[Tensor], before: Sequence[Tensor]) -> tuple[list[Ten
     """
     _require_pairs(after, before)
     _require_filled(*after)
-    large = [i for i, (a, b) in enumerate(zip(after, before, strict=True)) if _worth_cutting(a, b)]
+    large = [i for i, (a, b) in enumerate(zip(after, before, strict=True)) if can_stream(a, b)]
     small = sorted(set(range(len(after))) - set(large))
     deltas: dict[int, Tensor] = {}
     columns: dict[int, Tensor] = {}
     for i in large:
         columns[i] = _stored_in_pieces(after[i].view(-1), before[i].view(-1))
         deltas[i] = before[i]
-    if small:
-        chosen = [after[i] for i in small]
-        changes = differences_(chosen, [before[i] for i in small])
-        block = torch.stack((mean_squares(chosen), mean_squares(changes), unchanged(changes)))
-        deltas.update(zip(small, changes, strict=True))
-        columns.update(zip(small, block.unbind(1), strict=True))
+    for group in ([i for i in small if after[i].numel() <= SMALL], [i for i in small if after[i].numel() > SMALL]):
+        if group:
+            chosen = [after[i] for i in group]
+            changes = differences_(chosen, [before[i] for i in group])
+            block = torch.stack((mean_squares(chosen), mean_squares(changes), unchanged(changes)))
+            deltas.update(zip(group, changes, strict=True))
+            columns.update(zip(group, block.unbind(1), strict=True))
     order = range(len(after))
     return [deltas[i] for i in order], torch.stack([columns[i] for i in order], dim=1)
+
+
+def streamed_linear(
+    after: Tensor, before: Tensor, probe: Tensor, delta_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`stored_` and `own_linear` of one large weight on the CPU, in one pass over memory that keeps no difference.
+
+    Args:
+        after: (fan_out, fan_in) float32, contiguous: the weight after the step.
+        before: its copy from before the step; stays as it is.
+        probe: (tokens, fan_in), inputs of the layer.
+        delta_bias: (fan_out,), the bias's change, if there is a bias.
+
+    Returns:
+        (3,) as a column of `stored_`'s statistics, and (2,) as `own_linear`.
+
+    Raises:
+        ValueError: shapes do not fit or a tensor is empty.
+    """
+    _require_pairs([after], [before])
+    _require_filled(after, probe)
+    if after.ndim != 2 or probe.shape[-1] != after.shape[1]:
+        shapes = f"{tuple(after.shape)} and {tuple(probe.shape)}"
+        raise ValueError(f"expected (fan_out, fan_in) and (tokens, fan_in), got {shapes}")
+    rows = max(1, PIECE // after.shape[1])
+    scratch = torch.empty(2, rows, after.shape[1])
+    norms: list[Tensor] = []
+    still: list[Tensor] = []
+    moved: list[Tensor] = []
+    inputs = probe.float()
+    with full_precision(inputs):
+        for a, b in zip(torch.split(after, rows), torch.split(before, rows), strict=True):
+            delta = torch.sub(a, b, out=scratch[0, : len(a)])
+            norms += [linalg.vector_norm(a), linalg.vector_norm(delta)]
+            still.append(torch.eq(delta, 0, out=scratch[1, : len(a)]).sum())
+            moved.append(inputs @ delta.t())
+    squares = torch.stack(norms).square_().view(-1, 2).sum(0)
+    statistics = torch.cat((squares, torch.stack(still).sum(0, keepdim=True))).div_(after.numel())
+    change = torch.cat(moved, dim=1)
+    return statistics, _moved(change if delta_bias is None else change.add_(_vector(delta_bias, after.shape[0])))
 
 
 def unchanged(differences: Sequence[Tensor]) -> Tensor:
@@ -95,8 +136,12 @@ def unchanged(differences: Sequence[Tensor]) -> Tensor:
     """
     if not differences or any(difference.numel() == 0 for difference in differences):
         raise ValueError("expected non-empty differences")
+    sizes = [difference.numel() for difference in differences]
+    if differences[0].device.type == "cpu" and max(sizes) <= SMALL:
+        moved = torch.stack(torch._foreach_norm(list(differences), 0))  # the 0-norm counts what is not zero
+        return 1 - moved.float() / torch.tensor(sizes)
     zeros = [_zeros(difference) for difference in differences]
-    torch._foreach_div_(zeros, [difference.numel() for difference in differences])
+    torch._foreach_div_(zeros, sizes)
     return torch.stack(zeros)
 
 
@@ -233,7 +278,8 @@ def feature_change(after: Tensor, before: Tensor) -> Tensor:
     return _moved(torch.sub(after.float(), before.float()))
 
 
-def _worth_cutting(after: Tensor, before: Tensor) -> bool:
+def can_stream(after: Tensor, before: Tensor) -> bool:
+    """Whether a weight is worth working through in pieces: large, float32, contiguous, on the CPU."""
     return (
         after.device.type == "cpu"
         and after.dtype == before.dtype == torch.float32
@@ -248,7 +294,7 @@ def _stored_in_pieces(after: Tensor, before: Tensor) -> Tensor:
     equal = torch.empty(PIECE, dtype=torch.float32)
     norms: list[Tensor] = []
     still: list[Tensor] = []
-    for a, b in zip(after.split(PIECE), before.split(PIECE), strict=True):
+    for a, b in zip(torch.split(after, PIECE), torch.split(before, PIECE), strict=True):
         torch.sub(a, b, out=b)
         norms += [linalg.vector_norm(a), linalg.vector_norm(b)]
         still.append(torch.eq(b, 0, out=equal[: b.numel()]).sum())
@@ -260,8 +306,6 @@ def _zeros(difference: Tensor) -> Tensor:
     """() float32 number of exact zeros."""
     if difference.device.type != "cpu":
         return torch.count_nonzero(difference == 0).float()
-    if difference.numel() <= SMALL:
-        return (difference.numel() - torch.count_nonzero(difference)).float()
     pieces = torch.split(difference.reshape(-1), PIECE)
     equal = torch.empty(min(PIECE, difference.numel()), dtype=torch.float32)
     return torch.stack([torch.eq(piece, 0, out=equal[: piece.numel()]).sum() for piece in pieces]).sum()
