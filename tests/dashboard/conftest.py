@@ -1,7 +1,5 @@
 """One server with four runs for all browser tests, and a real browser whose console must stay empty."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,6 @@ import pytest
 from tests.dashboard.feeder import Feeder
 from tests.dashboard.serving import served
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 TIMEOUT_MS = 20_000
 
 
@@ -42,22 +35,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             feeder.start()
             feeder.train(until=400)
         yield House(address, sick, deep, calm)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The system's Chromium; without one the tests are skipped, except where CI is set."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no browser: CI must have one (apt-get install chromium)")
-        pytest.skip("no browser found: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        instance = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
-        yield instance
-        instance.close()
 
 
 @pytest.fixture

@@ -23,9 +23,11 @@ class Due:
     matrices: int | None = None
     """Which quarter of the matrices; -1: all; None: none."""
 
-    def owns_matrix(self, order: int) -> bool:
-        """Whether the matrix at this place of the order is due."""
-        return self.matrices is not None and (self.matrices < 0 or order % MATRIX_ROTATION == self.matrices)
+    def owns_matrix(self, turn: int) -> bool:
+        """Whether the matrix of this turn is due. Turns are shifted by one every four, so that no quarter gets all
+        the large ones."""
+        quarter = (turn + turn // MATRIX_ROTATION) % MATRIX_ROTATION
+        return self.matrices is not None and (self.matrices < 0 or quarter == self.matrices)
 
 
 NOTHING = Due()

@@ -153,6 +153,8 @@ class ActivationCapture:
         self.normalized: dict[int, bool] = {}
         self.widths: dict[int, tuple[int | None, int | None]] = {}
         """By module order: features of input and output, once seen."""
+        self._light_inputs: dict[int, bool] = {}
+        """By module order: whether its input is another watched module's output, whose token RMS is known."""
         self.measured: set[int] = set()
         self.probes: dict[int, Tensor] = {}
         """By module order: what the module received at the probe tokens of the step's first micro-batch."""
@@ -253,13 +255,18 @@ class ActivationCapture:
             spread=None,
         )
         if source is not None and source.numel() and source.dim() and not isinstance(module, nn.Embedding):
-            call.input_norms = self._token_rms(source, in_axis)
+            known = self._known.get(id(source))
+            free = known is not None and known.of() is source and known.version == version_of(source)
+            self._light_inputs.setdefault(watched.order, free or watched.role == "block")
+            if self._gate.heavy or free:
+                call.input_norms = self._token_rms(source, in_axis)  # on light steps only where it costs nothing
             if watched.order not in self.normalized:
-                known = self._norm_outputs.get(id(source))
-                self.normalized[watched.order] = known is not None and known() is source
+                normed = self._norm_outputs.get(id(source))
+                self.normalized[watched.order] = normed is not None and normed() is source
         if watched.role == "norm":
             self._norm_outputs[id(out)] = weakref.ref(out)
         if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
+            call.input_norms = self._token_rms(source, in_axis)
             call.contribution = measure.contribution(out.detach(), source.detach(), call.input_norms)
         if watched is self._outline.head:
             call.log_z = measure.log_z(tokens)
@@ -457,10 +464,10 @@ class ActivationCapture:
         spec = self._specs.get(key)
         if spec is None:
             watched = self._outline.modules[order]
-            heavy = metric.startswith(("activation.spread", "activation.lipschitz"))
-            spec = self._specs[key] = Spec(
-                metric, "module", watched.name, None, bound, self.facts(watched, heavy=heavy)
-            )
+            pairs = metric.startswith(("activation.spread", "activation.lipschitz"))
+            heavy = pairs or (metric == "activation.input_rms_max" and not self._light_inputs.get(order, True))
+            facts = self.facts(watched, heavy=heavy, probe=PROBE_TOKENS if pairs else None)
+            spec = self._specs[key] = Spec(metric, "module", watched.name, None, bound, facts)
         return spec
 
     def facts(
@@ -477,7 +484,7 @@ class ActivationCapture:
             input_normalized=self.normalized.get(watched.order, False),
             fan_in=width_in,
             fan_out=width_out,
-            probe=PROBE_TOKENS if heavy and probe is None else probe,
+            probe=probe,
             cadence=self._heavy_every if heavy else self._every,
             placement="data_parallel",
         )

@@ -47,6 +47,8 @@ class WatchedParameter:
     aliases: list[str] = field(default_factory=list)
     unsupported: str = ""
     excluded: bool = False
+    turn: int = 0
+    """Its place among parameters of more than one dimension: matrices are measured in rotation."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,8 @@ def outline(
                 known.aliases.append(full)
             watched.parameters.append(known)
             _classify(known, watched, attribute)
+    for turn, parameter in enumerate(p for p in parameters.values() if "matrix" in p.roles or p.view == "unknown"):
+        parameter.turn = turn
     return Outline(root, modules, list(parameters.values()), next((m for m in modules if m.role == "head"), None))
 
 

@@ -94,7 +94,7 @@ class ParameterCapture:
     def _in_turn(self, parameter: WatchedParameter, step: int, due: Due) -> bool:
         if self._rotation is None:
             return True
-        if due.matrices is not None and "matrix" in parameter.roles and due.owns_matrix(parameter.order):
+        if due.matrices is not None and "matrix" in parameter.roles and due.owns_matrix(parameter.turn):
             return True
         return parameter.order in self._rotation[(step // self._every) % len(self._rotation)]
 
@@ -158,7 +158,7 @@ class ParameterCapture:
             if self._wanted("update.own") or self._wanted("update.own_mean"):
                 self._own_updates(by_order, recorder)
             if self._reports and due.matrices is not None:
-                self._spectra([p for p in part if due.owns_matrix(p.order)], by_order, recorder)
+                self._spectra([p for p in part if due.owns_matrix(p.turn)], by_order, recorder)
             changes.update((order, delta) for order, delta in by_order.items() if delta.dim() == 1)
         if streamed:
             self._stream(streamed, changes, recorder)
@@ -171,7 +171,7 @@ class ParameterCapture:
         return (
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
-            and not due.owns_matrix(p.order)
+            and not due.owns_matrix(p.turn)
             and updates.can_stream(p.tensor.detach(), self._pending[p.order])
             and p.owner.order in self._activations.probes
             and (p.owner.order, "own") not in self._broken

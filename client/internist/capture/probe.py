@@ -157,7 +157,7 @@ class ProbeReplay:
         spec = self._specs.get(key)
         if spec is None:
             watched = self._outline.modules[order]
-            facts: Facts = self._activations.facts(watched, heavy=True, method="probe replay")
+            facts: Facts = self._activations.facts(watched, heavy=True, probe=PROBE_TOKENS, method="probe replay")
             spec = self._specs[key] = Spec(metric, "module", watched.name, None, "exact", facts)
         return spec
 

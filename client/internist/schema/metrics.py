@@ -44,7 +44,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("activation.rms", "activation", "RMS over all tokens and features of the module's output.", "mean_square", "light", "module"),
     Metric("activation.rms_max", "activation", "Largest token RMS of the module's output.", "max", "light", "module", _SU_3),
     Metric("activation.rms_q99", "activation", "99 % quantile over tokens of the token's RMS.", "max", "light", "module"),
-    Metric("activation.input_rms_max", "activation", "Largest token RMS of the module's input.", "max", "light", "module"),
+    Metric("activation.input_rms_max", "activation", "Largest token RMS of the module's input; on light steps only where the input is another watched module's output.", "max", "light", "module"),
     Metric("activation.abs_max", "activation", "Largest absolute entry of the module's output.", "max", "light", "module"),
     Metric("activation.nonfinite", "entries", "Number of NaN and infinite entries of the module's output.", "sum", "light", "module"),
     Metric("activation.spread", "activation", "Dependency: largest RMS distance between the outputs of two probe tokens.", "max", "model_heavy", "module", _SU_3),
