@@ -83,8 +83,9 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int
         observer.arm(step, wish)
         began = time.process_time()
         watched_step()
-        recorder.release()
-        monitor._sender.wake()  # type: ignore[union-attr]
+        if recorder.busy:  # what the next forward would do
+            recorder.release()
+            monitor._sender.wake()  # type: ignore[union-attr]
         while recorder.busy or spool_file.acknowledged < spool_file.last_sequence:
             time.sleep(0.02)
         return time.process_time() - began

@@ -58,7 +58,9 @@ class Observer:
         self._reasons: dict[tuple[str, str], str] = {}
         self._seconds = 0.0
         self._round_began = time.perf_counter()
-        self._last_coverage: tuple[CoverageEntry, ...] | None = None
+        self._coverage_key: tuple[int, ...] = ()
+        """What coverage depends on, as it was when it was last worked out."""
+        self._coverage_share: float | None = None
         self._forward_seen = False
         self._auto_loss: Tensor | None = None
         self._auto_losses = 0
@@ -301,14 +303,14 @@ class Observer:
         self.parameters.finish(self._recorder)
         self.activations.collect(self._recorder, sampled=self._compiled)
         self.attention.collect(self._recorder, sampled=self._compiled)
-        entries = self.coverage()
-        if entries != self._last_coverage:
-            self._last_coverage = entries
+        known = len(self.activations.measured), len(self.parameters.measured), len(self.parameters.stepped)
+        if (*known, len(self._reasons), self._compiled, self._root.seen) != self._coverage_key:
+            self._coverage_key = (*known, len(self._reasons), self._compiled, self._root.seen)
+            entries = self.coverage()
+            self._coverage_share = coverage_share(entries)
             self._on_coverage(entries)
-        if self._rank == 0:
-            share = coverage_share(entries)
-            if share is not None:
-                self._add_host("monitor.coverage", share)
+        if self._rank == 0 and self._coverage_share is not None:
+            self._add_host("monitor.coverage", self._coverage_share)
         self._add_host("monitor.dropped", float(self._recorder.dropped))
         spent = self._seconds + self.activations.seconds + (time.perf_counter() - began)
         self._add_host("monitor.overhead_ms", spent * 1e3)
