@@ -21,7 +21,10 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     """
     _require_tensors(tensors)
     norms = torch._foreach_norm(_narrow(tensors), 2, dtype=torch.float32)
-    torch._foreach_mul_(norms, [tensor.numel() ** -0.5 for tensor in tensors])
+    scales = [tensor.numel() ** -0.5 for tensor in tensors]
+    if norms[0].device.type == "cpu":
+        return torch.stack(norms).mul_(torch.tensor(scales)).square_()
+    torch._foreach_mul_(norms, scales)  # elsewhere a copy of the scales to the device would wait
     return torch.stack(norms).square_()
 
 
