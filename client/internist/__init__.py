@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.errors import InternistError
-    from internist.monitor import Monitor, alert, finish, log, unwatch, watch
+    from internist.monitor import Monitor
+    from internist.watching import alert, finish, log, unwatch, watch
 
 __version__ = "0.1.0"
 __all__ = ["InternistError", "Monitor", "alert", "finish", "log", "unwatch", "watch"]
@@ -19,11 +20,11 @@ __all__ = ["InternistError", "Monitor", "alert", "finish", "log", "unwatch", "wa
 _HOMES = {
     "InternistError": "internist.errors",
     "Monitor": "internist.monitor",
-    "alert": "internist.monitor",
-    "finish": "internist.monitor",
-    "log": "internist.monitor",
-    "unwatch": "internist.monitor",
-    "watch": "internist.monitor",
+    "alert": "internist.watching",
+    "finish": "internist.watching",
+    "log": "internist.watching",
+    "unwatch": "internist.watching",
+    "watch": "internist.watching",
 }
 
 

@@ -1,14 +1,11 @@
 """The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`. Only these calls raise, never the
 training loop."""
 
-import atexit
 import logging
 import math
 import os
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import internist
-from internist.capture.clock import parameter_groups, step_of_state
+from internist.capture.clock import step_of_state
 from internist.capture.outline import outline, unwrap
 from internist.connection import Connection
-from internist.errors import ConfigurationError, NothingToWatch
+from internist.errors import ConfigurationError
 from internist.identity import identify
 from internist.observer import Observer, host_or_device
-from internist.options import Options, settle
+from internist.options import Options
 from internist.recorder import Recorder
 from internist.schema.wire import MAX_NAME_LENGTH, MAX_TEXT_LENGTH, VERSION, CoverageEntry, Finish, Note, RunStart
 from internist.sender import Sender
@@ -53,13 +50,15 @@ class Monitor:
     ) -> None:
         self._options = options
         self._root = unwrap(model)
-        self._finished = False
+        self.is_finished = False
         self._lock = threading.Lock()
         self._complained: set[str] = set()
         self._observer: Observer | None = None
         self._spool: Spool | None = None
         self._sender: Sender | None = None
         self._recorder: Recorder | None = None
+        self.on_finish: Callable[[Monitor], None] = _nothing
+        """Called once, when the monitor is finished."""
         self.run = ""
         """The run's id; empty if disabled."""
         if options.mode == "disabled":
@@ -132,7 +131,7 @@ class Monitor:
         the one
         just made if no forward has begun since. A value that is no number is reported once and left out.
         """
-        if self._observer is None or self._recorder is None or self._finished:
+        if self._observer is None or self._recorder is None or self.is_finished:
             return
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
             self._complain(f"log(step={step!r}): expected a whole number, 0 or more; nothing was recorded")
@@ -150,7 +149,7 @@ class Monitor:
 
     def step(self, n: int | None = None) -> None:
         """The step is over: for loops without a torch optimizer. With a number, that step's number."""
-        if self._observer is not None and not self._finished:
+        if self._observer is not None and not self.is_finished:
             self._observer.manual_step(n)
 
     def alert(self, title: str, text: str = "", level: str = "warning") -> None:
@@ -161,7 +160,7 @@ class Monitor:
         """
         if level not in _LEVELS:
             raise ConfigurationError(f"level={level!r}: expected info, warning or error")
-        if self._spool is None or self._observer is None or self._finished:
+        if self._spool is None or self._observer is None or self.is_finished:
             return
         note = Note(
             str(title)[:MAX_NAME_LENGTH],
@@ -195,10 +194,10 @@ class Monitor:
     def finish(self, outcome: Literal["finished", "failed"] = "finished", *, timeout: float = FINISH_TIMEOUT_S) -> None:
         """Remove every hook, ship what is left, and say that the run ended. A second call does nothing."""
         with self._lock:
-            if self._finished:
+            if self.is_finished:
                 return
-            self._finished = True
-        _forget(self)
+            self.is_finished = True
+        self.on_finish(self)
         if self._observer is None or self._recorder is None or self._spool is None or self._sender is None:
             return
         self._observer.close()
@@ -247,163 +246,6 @@ class Monitor:
     _rank = 0
 
 
-_watched: "weakref.WeakKeyDictionary[nn.Module, Monitor]" = weakref.WeakKeyDictionary()
-_current: list[Monitor] = []
-
-
-def watch(
-    model: nn.Module,
-    optimizer: Any = None,
-    *,
-    project: str | None = None,
-    name: str | None = None,
-    config: Any = None,
-    every: int = 10,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    metrics: str | Sequence[str] | None = None,
-    output: str | None = None,
-    rename: Callable[[str], str] | Mapping[str, str] | None = None,
-    reference: str | None = None,
-    id: str | None = None,
-    resume: str = "auto",
-    step: int | None = None,
-    server: str | None = None,
-    token: str | None = None,
-    mode: str = "auto",
-    directory: str | os.PathLike[str] | None = None,
-    compile: str | None = None,
-    distributed: str = "merge",
-    max_overhead: float = 0.01,
-) -> Monitor:
-    """Watch a model while it trains. No other call is needed: the optimizer's steps are the clock.
-
-    Args:
-        model: the module that is trained; inside DistributedDataParallel or torch.compile if it is trained so.
-        optimizer: its optimizer, or a list of them; None: any torch optimizer that steps parameters of the model.
-        project: groups runs; default: INTERNIST_PROJECT, else the working directory's name.
-        name: the run's name for people; default: INTERNIST_NAME, else the model's class and the run's id.
-        config: hyper-parameters to keep with the run: a mapping, a dataclass instance or a namespace.
-            `parametrization` in it
-            (`standard`, `mup`, `spectral`) tells the judge which targets apply.
-        every: steps between light samples; heavy ones are ten times rarer.
-        include: regular expressions of module names to watch; default: all.
-        exclude: regular expressions of module names to leave out.
-        metrics: names or families of the catalogue to measure; default: all.
-        output: name of the module whose output is the model's f; default: the output head.
-        rename: how module names are shown: a function or a table.
-        reference: a run to be judged against. Not built yet: refused.
-        id: the run's id, to continue it; default: INTERNIST_RUN_ID, torchelastic's, or a new one.
-        resume: `auto` continues an earlier attempt of that id if there is one, `never` does not, `must` insists.
-        step: optimizer steps already made; default: INTERNIST_STEP, else what the optimizer's state says, else 0.
-        server: address of the server; default: INTERNIST_SERVER, else http://127.0.0.1:8237.
-        token: the server's token; default: INTERNIST_TOKEN.
-        mode: `auto` ships when the server can be reached, `online` insists on it at the start, `offline` only keeps
-            the spool,
-            `disabled` does nothing at all. INTERNIST_MODE where this is `auto`.
-        directory: where frames wait and are kept; default: INTERNIST_DIR, else ./internist-runs.
-        compile: how compiled models are measured. Only None (replay of a probe) is built.
-        distributed: how ranks are combined. Only `merge` (parts are shipped, the server merges) is built.
-        max_overhead: share of the run's time the monitor may take before it samples more rarely; 0: no limit.
-
-    Returns:
-        The monitor. Watching a model again returns the monitor it has.
-
-    Raises:
-        ConfigurationError: an argument or environment variable is wrong, or asks for what is not built yet.
-        NothingToWatch: the model has no parameters.
-        SpoolError: the directory cannot be written.
-        ServerError: `mode="online"` and the server cannot be used.
-    """
-    arguments = dict(locals())
-    _check_model(model)
-    optimizers = _optimizers(optimizer)
-    known = _watched.get(unwrap(model))
-    if known is not None and not known._finished:
-        _LOG.warning(
-            "internist: this model is watched already; the monitor it has stays, other arguments were not used"
-        )
-        return known
-    options = settle(arguments, os.environ)
-    if options.mode != "disabled":
-        _check_ownership(model, optimizers)
-    monitor = Monitor(model, optimizers, options, rename, output, id)
-    _watched[unwrap(model)] = monitor
-    _current.append(monitor)
-    return monitor
-
-
-def unwatch(model: nn.Module | None = None) -> None:
-    """Stop watching a model (default: the current one): every hook is removed and the run is finished."""
-    monitor = _watched.get(unwrap(model)) if model is not None else (_current[-1] if _current else None)
-    if monitor is not None:
-        monitor.finish()
-
-
-def log(values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **named: Any) -> None:
-    """Record scalars on the current monitor; does nothing if no model is watched. See `Monitor.log`."""
-    if _current:
-        _current[-1].log(values, step=step, **named)
-
-
-def alert(title: str, text: str = "", level: str = "warning") -> None:
-    """Raise an alert on the current monitor. See `Monitor.alert`."""
-    if _current:
-        _current[-1].alert(title, text, level)
-
-
-def finish() -> None:
-    """Finish the current monitor. See `Monitor.finish`."""
-    if _current:
-        _current[-1].finish()
-
-
-def _forget(monitor: Monitor) -> None:
-    if monitor in _current:
-        _current.remove(monitor)
-    for root, known in list(_watched.items()):
-        if known is monitor:
-            del _watched[root]
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"watch(model): expected a torch.nn.Module, got {type(model).__name__}")
-    if next(model.parameters(), None) is None:
-        raise NothingToWatch(
-            f"watch(model): {type(model).__name__} has no parameters; build its layers before watching it"
-        )
-
-
-def _optimizers(optimizer: Any) -> list[Any]:
-    if optimizer is None:
-        return []
-    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    for each in given:
-        if not callable(getattr(each, "step", None)):
-            raise ConfigurationError(
-                f"watch(model, optimizer): expected an optimizer with a step() method, got {type(each).__name__}"
-            )
-    return given
-
-
-def _check_ownership(model: nn.Module, optimizers: Sequence[Any]) -> None:
-    """An optimizer of other tensors (master copies) is a good clock, but its updates cannot be seen: say so once."""
-    if not optimizers:
-        return
-    mine = {id(parameter) for parameter in model.parameters()}
-    owned = any(id(t) in mine for o in optimizers for group in parameter_groups(o) for t in group["params"])
-    if not owned and any(parameter_groups(o) for o in optimizers):
-        names = ", ".join(type(o).__name__ for o in optimizers)
-        _LOG.warning(
-            "internist: %s owns none of %s's %d parameters (another model's optimizer, or master copies?); it is used "
-            "as the clock, but updates and gradients cannot be measured",
-            names,
-            type(model).__name__,
-            len(mine),
-        )
-
-
 def _name_problem(name: Any) -> str:
     if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         return f"expected a name of 1 to {MAX_NAME_LENGTH} printable characters"
@@ -421,11 +263,5 @@ def _scalar(value: Any) -> float | Tensor | None:
         return None
 
 
-@atexit.register
-def _finish_all() -> None:
-    failed = getattr(sys, "last_value", None) is not None or getattr(sys, "last_exc", None) is not None
-    for monitor in list(_current):
-        monitor.finish("failed" if failed else "finished")
-
-
-__all__ = ["Monitor", "alert", "finish", "log", "unwatch", "watch"]
+def _nothing(_: Monitor) -> None:
+    """Nobody keeps a list."""

@@ -14,11 +14,12 @@ from internist.capture.cadence import HEAVY_EVERY, NOTHING, Due, Governor, due
 from internist.capture.clipping import ClippingCapture
 from internist.capture.clock import Clock
 from internist.capture.coverage import coverage, coverage_share
-from internist.capture.modules import ActivationCapture, Gate
+from internist.capture.modules import ActivationCapture
 from internist.capture.outline import Outline, WatchedParameter
 from internist.capture.parameters import ParameterCapture
 from internist.capture.probe import ProbeReplay, replay_obstacle
 from internist.capture.root import RootHooks, is_compiled
+from internist.capture.taps import Gate
 from internist.recorder import Recorder, Spec
 from internist.schema.wire import CoverageEntry, Directive, Facts
 

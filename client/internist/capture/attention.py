@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from internist.capture.modules import Gate, _outside_modes
 from internist.capture.outline import WatchedModule
+from internist.capture.taps import Gate
+from internist.capture.tokens import outside_modes
 from internist.measures import attention as measure
 from internist.recorder import Recorder, Spec
 from internist.schema.metrics import Bound
@@ -111,7 +112,7 @@ class AttentionCapture:
         if not self._gate.replay and not self._gate.in_root and not torch.is_grad_enabled():
             return
         try:
-            with torch.no_grad(), _outside_modes(), torch.autocast(query.device.type, enabled=False):
+            with torch.no_grad(), outside_modes(), torch.autocast(query.device.type, enabled=False):
                 values = measure.max_logits(
                     query.detach(),
                     key.detach(),

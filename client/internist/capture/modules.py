@@ -7,44 +7,32 @@ the user's graph does not contain it. No hook keeps an activation alive past its
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from internist.capture.outline import Outline, WatchedModule, is_linear
+from internist.capture.taps import EnterTap, Gate, Tap
+from internist.capture.tokens import (
+    OWN_TOKENS,
+    PROBE_TOKENS,
+    at_positions,
+    first_tensor,
+    outside_modes,
+    owned,
+    positions,
+    version_of,
+)
 from internist.measures import activations as measure
 from internist.recorder import Recorder, Spec
 from internist.schema.metrics import Bound
 from internist.schema.wire import Facts
 
-PROBE_TOKENS = 64
-"""Tokens of a probe: first, last, the rest strided."""
-OWN_TOKENS = 32
-"""The same for `update.own`, which is measured ten times as often."""
 WIDE_OUTPUT = 16_384
 """Modules with more output features than this are measured on the probe tokens only."""
-
-
-@dataclass(slots=True)
-class Gate:
-    """What the hooks may do now. One object per monitor, read by every hook."""
-
-    on: bool = False
-    """Measure: a sampled step's training forward, or a replay."""
-    heavy: bool = False
-    """Also the model-heavy class."""
-    replay: bool = False
-    """The forward under way is ours."""
-    in_root: bool = False
-    """A forward of the root is under way."""
-    wants_activations: bool = True
-    stack: list[WatchedModule] = field(default_factory=list)
-    """Containers being called, innermost last; kept on measured forwards only."""
 
 
 @dataclass(slots=True)
@@ -71,60 +59,6 @@ class _Known:
     norms: Tensor
     rest: tuple[Tensor, Tensor] | None = None
     """Largest entry, number of non-finite ones."""
-
-
-class Tap:
-    """The forward hook of one module. Copies and pickles of the model carry an inert one."""
-
-    __slots__ = ("_observe", "gate", "owner", "watched")
-
-    def __init__(self, gate: Gate, watched: WatchedModule, observe: Callable[..., None]) -> None:
-        self.gate = gate
-        self.watched = watched
-        self.owner = weakref.ref(watched.module)
-        self._observe = observe
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Take one call of the module."""
-        if torch.compiler.is_compiling():
-            return
-        if not self.gate.on:
-            return
-        if self.owner() is module:
-            self._observe(self.watched, module, args, kwargs, output)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return inert_hook, ()
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return inert_hook()
-
-
-class EnterTap(Tap):
-    """The forward pre-hook of a container: notes that it is being called."""
-
-    __slots__ = ()
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:  # noqa: ARG002
-        """Take the beginning of one call."""
-        if torch.compiler.is_compiling():
-            return
-        if not self.gate.on:
-            return
-        if self.owner() is module:
-            self._observe(self.watched, args, kwargs)
-
-
-class _Inert:
-    """A hook that does nothing: what a copy of a watched model carries."""
-
-    def __call__(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-
-def inert_hook() -> _Inert:
-    """A hook that does nothing."""
-    return _Inert()
 
 
 class ActivationCapture:
@@ -221,7 +155,7 @@ class ActivationCapture:
             return  # the model's f is its head's output; what the root returns may be a loss
         began = time.perf_counter()
         try:
-            with torch.no_grad(), _outside_modes():
+            with torch.no_grad(), outside_modes():
                 if self._gate.replay and not self._records:
                     self._keep_output(watched, output)
                 else:
@@ -488,62 +422,6 @@ class ActivationCapture:
             cadence=self._heavy_every if heavy else self._every,
             placement="data_parallel",
         )
-
-
-def first_tensor(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The first floating-point tensor of a call or of a structured output; None without one."""
-    for value in [*args, *kwargs.values()]:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                return value
-        elif isinstance(value, Mapping):
-            found = first_tensor((), value)
-            if found is not None:
-                return found
-        elif isinstance(value, tuple | list):
-            found = first_tensor(value, {})
-            if found is not None:
-                return found
-    return None
-
-
-def version_of(tensor: Tensor) -> int:
-    """The tensor's modification counter; inference tensors have none."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-@lru_cache(maxsize=256)
-def positions(tokens: int, device: torch.device, most: int = PROBE_TOKENS) -> Tensor:
-    """(min(tokens, most),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written
-    to."""
-    count = min(tokens, most)
-    if count == tokens:
-        return torch.arange(tokens, device=device)
-    return torch.arange(count, device=device) * (tokens - 1) // (count - 1)
-
-
-def at_positions(tensor: Tensor, axis: int = -1, most: int = PROBE_TOKENS) -> Tensor:
-    """(at most `most`, features) the tensor's probe tokens."""
-    if axis not in (-1, tensor.dim() - 1):
-        tensor = tensor.movedim(axis, -1)
-    flat = tensor.reshape(-1, tensor.shape[-1])
-    return flat if flat.shape[0] <= most else flat.index_select(0, positions(flat.shape[0], flat.device, most))
-
-
-def owned(tokens: Tensor) -> Tensor:
-    """Probe tokens in memory of their own; where they were gathered they are already."""
-    return tokens.clone() if tokens._is_view() else tokens
-
-
-def _outside_modes() -> AbstractContextManager[Any]:
-    """Leaves dispatch modes that are active around a module (selective checkpointing would hand our tensors to the
-    model)."""
-    if torch._C._len_torch_dispatch_stack() == 0:
-        return nullcontext()
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    context: AbstractContextManager[Any] = _disable_current_modes()
-    return context
 
 
 def _grouped(calls: Mapping[int, Sequence[_Call]], size: Callable[[_Call], int]) -> dict[tuple[int, ...], list[int]]:

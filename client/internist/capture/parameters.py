@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from internist.capture.cadence import MATRIX_ROTATION, Due
 from internist.capture.clock import parameter_groups
-from internist.capture.modules import OWN_TOKENS, ActivationCapture
-from internist.capture.outline import Outline, WatchedParameter, fans, is_linear, matrix_view, resolve_view
+from internist.capture.modules import ActivationCapture
+from internist.capture.outline import Outline, WatchedParameter, fans, matrix_view, resolve_view
+from internist.capture.own import own_update
+from internist.capture.tokens import OWN_TOKENS
 from internist.measures import spectral, updates, weights
 from internist.measures.activations import NOT_MEASURED
 from internist.recorder import Recorder, Spec
@@ -324,7 +326,7 @@ class ParameterCapture:
             if not changed or len(changed) < sum(p.tensor.requires_grad for p in watched.parameters):
                 continue  # another optimizer steps the rest, or rotation left it out
             try:
-                value = _own(watched.module, probe, changed)
+                value = own_update(watched.module, probe, changed)
             except Exception as error:
                 self._broken.add((order, "own"))
                 self._fault("module", watched.name, error)
@@ -430,46 +432,6 @@ def _cache_sized(parameters: Sequence[WatchedParameter]) -> list[list[WatchedPar
         parts[-1].append(p)
         filled += p.tensor.numel() * p.tensor.element_size()
     return parts
-
-
-def _own(module: nn.Module, probe: Tensor, deltas: Mapping[str, Tensor]) -> Tensor | None:
-    """(2,) largest and mean square of the change of a module's output on its probe, from its own parameters only."""
-    weight, bias = deltas.get("weight"), deltas.get("bias")
-    if isinstance(module, nn.Embedding):
-        return None if weight is None else updates.own_embedding(probe, weight)
-    if is_linear(module):
-        if weight is None and bias is None:
-            return None
-        if weight is None:
-            weight = torch.zeros_like(_parameter(module, "weight"))
-        return updates.own_linear(probe, weight if isinstance(module, nn.Linear) else weight.t(), bias)
-    normalized = _normalized(module, probe)
-    return None if normalized is None or weight is None else updates.own_gain(normalized, weight, bias)
-
-
-def _normalized(module: nn.Module, probe: Tensor) -> Tensor | None:
-    """What a normalisation layer multiplies by its gain; None for layers whose rule is not known."""
-    x = probe.float()
-    if isinstance(module, nn.LayerNorm):
-        return (
-            nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-            if len(module.normalized_shape) == 1
-            else None
-        )
-    if isinstance(module, nn.RMSNorm) or type(module).__name__.endswith("RMSNorm"):
-        eps = next(
-            (v for name in ("eps", "variance_epsilon") if isinstance(v := getattr(module, name, None), float)), None
-        )
-        return x * torch.rsqrt(
-            x.square().mean(-1, keepdim=True) + (torch.finfo(torch.float32).eps if eps is None else eps)
-        )
-    return None
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor:
-    value = getattr(module, name)
-    assert isinstance(value, Tensor)
-    return value.detach()
 
 
 def _dense(grad: Tensor | None) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from internist.capture.modules import PROBE_TOKENS, ActivationCapture, Gate
+from internist.capture.modules import ActivationCapture
 from internist.capture.outline import Outline
+from internist.capture.taps import Gate
+from internist.capture.tokens import PROBE_TOKENS
 from internist.measures.updates import feature_change
 from internist.recorder import Recorder, Spec
 from internist.schema.wire import Facts

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from internist.capture.modules import inert_hook
 from internist.capture.outline import unwrap
+from internist.capture.taps import inert_hook
 
 
 class _RootHook:
