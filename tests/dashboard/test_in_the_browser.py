@@ -12,6 +12,8 @@ from tests.dashboard.serving import served
 
 pytestmark = pytest.mark.browser
 CLICKS, CLICK_MS = 5, 4_000
+STILL_READS, STILL_MS = 20, 400
+"""A chart is at rest when two readings this far apart agree: rows that are opened push the others down."""
 HEAT = "#heat-graph .heatmaplayer .hm image"
 
 
@@ -28,10 +30,22 @@ def heat_labels(page: Any) -> list[str]:
     return page.locator("#heat-graph .ytick text").all_text_contents()
 
 
+def places(page: Any, label: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Where the row with this label and the plot are, once the chart has come to rest."""
+    before = None
+    for _ in range(STILL_READS):
+        row = page.locator("#heat-graph .ytick text", has_text=label).first.bounding_box()
+        plot = page.locator("#heat-graph .nsewdrag").first.bounding_box()
+        if (row, plot) == before:
+            break
+        before = row, plot
+        page.wait_for_timeout(STILL_MS)
+    return row, plot
+
+
 def click_row(page: Any, label: str, *, at: float = 0.9) -> None:
     """Click a cell of the row with this label."""
-    row = page.locator("#heat-graph .ytick text", has_text=label).first.bounding_box()
-    plot = page.locator("#heat-graph .nsewdrag").first.bounding_box()
+    row, plot = places(page, label)
     page.mouse.move(plot["x"] + at * plot["width"] - 3, row["y"] + row["height"] / 2)
     page.wait_for_selector("#heat-graph .hoverlayer .hovertext")
     page.mouse.click(plot["x"] + at * plot["width"], row["y"] + row["height"] / 2)
