@@ -1,0 +1,413 @@
+"""The core that every matrix optimizer here shares: momentum, direction, scale, decay, write.
+
+Each step, for each bucket of equal-shaped matrices:
+
+    _direction        momentum <- mu momentum + (1 - mu) gradient; N = (1 - mu) gradient + mu momentum
+    _project          what a subclass does to N before Newton-Schulz
+    newton_schulz     D = U f(S) V' of N, by the group's coefficient set
+    _finish           what a subclass does to D
+    _write            W <- (1 - lr weight_decay) W - lr alpha D
+
+A subclass overrides `_project`, `_finish` and `_write`. Who computes which bucket is the exchange's matter: it is
+given the groups and calls `_direction`, `_orthogonalized` (the middle three) and `_write` (see `Exchange`). On the
+CPU a bucket is a few matrices that stay in the cache, on other devices all that are of one shape in a group.
+
+The momentum is torch.optim.Muon's moving average: the direction is the same as that of the sum `mu M + G`, which is
+1 / (1 - mu) times as long, and its checkpoints load here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from internist.optim.adamw import step_adamw
+from internist.optim.bucket import Bucket, Group, cached_parts, fits
+from internist.optim.matrices import check_matrices, matrix_views
+from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART, newton_schulz
+from internist.optim.orthogonalize import coefficients, norm_band
+from internist.optim.promise import update_promise
+from internist.optim.scaling import known_scale, scale
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Alone", "Bucket", "Exchange", "Group", "MatrixOptimizer", "fits", "is_shared", "learning_rate"]
+
+ALGORITHMS = ("muon", "adamw")
+ADAMW_DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
+LIKE_PARAMETER = {"momentum_buffer", "exp_avg", "exp_avg_sq"}
+"""What of a parameter's state has its shape."""
+
+
+class Exchange(Protocol):
+    """Who orthogonalises what. With one process: everyone their own (`Alone`); else owners (`distributed.Ranks`)."""
+
+    def run(self, optimizer: "MatrixOptimizer", groups: Sequence[Group]) -> None:
+        """Step the matrices of the groups: `_direction` and `_write` everywhere, `_orthogonalized` on whole ones."""
+
+
+class Alone:
+    """One process: bucket after bucket, so that only one bucket's temporaries live at a time."""
+
+    def run(self, optimizer: "MatrixOptimizer", groups: Sequence[Group]) -> None:
+        """Step each bucket to its end before the next."""
+        for bucket in optimizer._buckets(groups):
+            optimizer._write(bucket, optimizer._orthogonalized(bucket, optimizer._direction(bucket)))
+
+
+class MatrixOptimizer(torch.optim.Optimizer):
+    """Steps matrices by their orthogonalised momentum, and groups with `algorithm="adamw"` by AdamW."""
+
+    exchange: Exchange = Alone()
+
+    writes_whole = False
+    """Whether `_orthogonalized` or `_write` looks at the weight: then the owner of a matrix needs all of it, and what
+    it puts into the parameter's state (but "step" and "momentum_buffer") is copied to all ranks."""
+
+    def __init__(self, params: Any, defaults: Group, *, process_group: "ProcessGroup | None" = None) -> None:
+        self._process_group = process_group
+        self._wants_diagnostics = False
+        self._diagnostics: dict[Tensor, dict[str, Tensor]] = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # of a copy or a pickle, which hold groups and state alone
+        for name, value in (("_process_group", None), ("_wants_diagnostics", False), ("_diagnostics", {})):
+            self.__dict__.setdefault(name, value)
+
+    # -- groups
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, as torch's optimizers do; its own keys win over the constructor's.
+
+        Raises:
+            ValueError: a value out of range, a key near a known one, a parameter already here, or one that is no
+                matrix in a group whose algorithm is not "adamw".
+            TypeError: a parameter that is complex or not floating.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        if isinstance(self.exchange, Alone) and (self._process_group or any(map(is_shared, group["params"]))):
+            from internist.optim.distributed import Ranks
+
+            self.exchange = Ranks(self._process_group)
+
+    def _check_group(self, group: Group) -> None:
+        """Refuse bad values. A subclass checks its own keys and calls this one first."""
+        algorithm = group.setdefault("algorithm", "muon")
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"expected an algorithm of {ALGORITHMS}, got {algorithm!r}")
+        group.setdefault("row_blocks", None)
+        group.setdefault("layout", "out_in")
+        if algorithm == "adamw":
+            for key, value in ADAMW_DEFAULTS.items():
+                group.setdefault(key, value)
+            if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
+                raise ValueError(f"expected betas in [0, 1), got {group['betas']}")
+            _check_at_least_zero(group, "eps")
+        self._check_keys(group)
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"expected a learning rate of one element, got shape {tuple(lr.shape)}")
+        for key in ("lr", "weight_decay"):
+            _check_at_least_zero(group, key)
+        names = group.get("param_names") or [None] * len(group["params"])
+        for name, parameter in zip(names, group["params"], strict=True):
+            _check_floating(parameter, name)
+            if algorithm == "muon":
+                try:
+                    check_matrices(parameter, group)
+                except ValueError as error:
+                    what = f"parameter {name!r}" if name else "a parameter"
+                    raise ValueError(f'{what}: {error}; use a group with algorithm="adamw" for it') from None
+        if algorithm == "muon":
+            if not 0.0 <= group["momentum"] < 1.0:
+                raise ValueError(f"expected a momentum in [0, 1), got {group['momentum']}")
+            if group["dtype"] not in (None, *GROWTH_BEFORE_RESTART):
+                raise ValueError(f"expected a dtype of {list(GROWTH_BEFORE_RESTART)} or None, got {group['dtype']!r}")
+            known_scale(group["scale"])
+            coefficients(group["coefficients"]).of_length(group["steps"])
+
+    def _check_keys(self, group: Group) -> None:
+        known = {*self.defaults, *ADAMW_DEFAULTS, "params", "param_names", "algorithm", "row_blocks", "layout", "name"}
+        for key in group:
+            near = get_close_matches(key, known, n=1, cutoff=0.8)
+            if key not in known and near and near[0] not in ("lr",):
+                raise ValueError(f"no group key {key!r}; did you mean {near[0]!r}?")
+
+    # -- the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            TypeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._diagnostics = {}
+        matrices = [group for group in self.param_groups if group["algorithm"] != "adamw"]
+        self.exchange.run(self, matrices)
+        for group in self.param_groups:
+            if group["algorithm"] == "adamw":
+                step_adamw(list(self._with_gradient(group)), self.state, group)
+        self._wants_diagnostics = False
+        return loss
+
+    def _buckets(self, groups: Iterable[Group]) -> Iterator[Bucket]:
+        """The buckets of this step, of parameters with a gradient, in the order of groups and parameters."""
+        for group in groups:
+            stepped = list(self._with_gradient(group))
+            counts = [self._state_of(parameter, group)["step"] for parameter in stepped]
+            if counts:
+                torch._foreach_add_(counts, 1.0)
+            open_buckets: dict[Any, Bucket] = {}
+            for parameter in stepped:
+                gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
+                assert gradient is not None
+                offset = 0
+                for weight, grad, buffer in zip(
+                    matrix_views(parameter, parameter, group),
+                    matrix_views(gradient, parameter, group),
+                    matrix_views(momentum, parameter, group),
+                    strict=True,
+                ):
+                    key = (weight.shape[1:], weight.dtype, grad.dtype, weight.device)
+                    bucket = open_buckets.get(key)
+                    if bucket is not None and not fits(bucket, weight):
+                        yield open_buckets.pop(key)
+                        bucket = None
+                    if bucket is None:
+                        bucket = open_buckets[key] = Bucket(group, [], [], [], [], [])
+                    bucket.params.append(parameter)
+                    bucket.weights.append(weight)
+                    bucket.gradients.append(grad)
+                    bucket.momenta.append(buffer)
+                    bucket.offsets.append(offset)
+                    offset += weight.shape[0]
+            yield from open_buckets.values()
+
+    def _with_gradient(self, group: Group) -> Iterator[Tensor]:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                raise TypeError(f"sparse gradients are not supported, got one of shape {tuple(parameter.shape)}")
+            yield parameter
+
+    def _state_of(self, parameter: Tensor, group: Group) -> dict[str, Any]:  # noqa: ARG002
+        """A matrix parameter's state, made when it is first stepped. A subclass adds its own to what this returns."""
+        state: dict[str, Any] = self.state[parameter]
+        if "step" not in state:  # torch.optim.Muon counts none
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    def _forget(self) -> None:
+        """Drop what the host remembers of the state: matrices have new owners, who have not seen it change."""
+
+    def _accumulate(self, bucket: Bucket) -> None:
+        """Update the momenta alone, as `_direction` does: for matrices whose direction another rank makes."""
+        sign = -1.0 if bucket.group["maximize"] else 1.0
+        for gradient, momentum in zip(bucket.gradients, bucket.momenta, strict=True):
+            signed = gradient if sign > 0 else -gradient
+            momentum.lerp_(signed.to(momentum.dtype), 1.0 - bucket.group["momentum"])
+
+    def _direction(self, bucket: Bucket) -> Tensor:
+        """Update the momenta and return the directions, (matrices, fan_out, fan_in) in the arithmetic's dtype.
+
+        They lie in memory of their own. Entry by entry: also called with shards, of any shape.
+        """
+        group = bucket.group
+        gradients, momenta, mu = bucket.gradients, bucket.momenta, group["momentum"]
+        if group["maximize"]:
+            gradients = [-gradient for gradient in gradients]
+        # a checkpoint's momentum may be wider than the gradient
+        gradients = [gradient.to(momentum.dtype) for gradient, momentum in zip(gradients, momenta, strict=True)]
+        if bucket.device.type != "cpu":
+            torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
+            blended = torch._foreach_lerp(gradients, momenta, mu) if group["nesterov"] else momenta
+            return torch.cat([matrices.to(bucket.dtype) for matrices in blended])
+        direction = torch.empty(sum(bucket.counts), *momenta[0].shape[1:], dtype=bucket.dtype)
+        for piece in zip(gradients, momenta, bucket.pieces(direction), strict=True):
+            for gradient, momentum, part in cached_parts(*piece):
+                momentum.lerp_(gradient, 1.0 - mu)
+                if group["nesterov"]:
+                    torch.lerp(gradient, momentum, mu, out=part)
+                else:
+                    part.copy_(momentum)
+        return direction
+
+    def _orthogonalized(self, bucket: Bucket, direction: Tensor) -> Tensor:
+        """D of the directions, same shape: project, Newton-Schulz, finish."""
+        known = coefficients(bucket.group["coefficients"])
+        projected = self._project(bucket, direction)
+        d = newton_schulz(projected, known.of_length(bucket.group["steps"]), known.shrink)
+        return self._finish(bucket, d)
+
+    def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:  # noqa: ARG002
+        """Before Newton-Schulz: (matrices, fan_out, fan_in) to the same. May change `direction` in place."""
+        return direction
+
+    def _finish(self, bucket: Bucket, d: Tensor) -> Tensor:  # noqa: ARG002
+        """After Newton-Schulz: (matrices, fan_out, fan_in) to the same. May change `d` in place."""
+        return d
+
+    def _write(self, bucket: Bucket, d: Tensor) -> None:
+        """W <- (1 - lr weight_decay) W - lr alpha D, for every piece. Entry by entry, unless `writes_whole`."""
+        weight_decay, alpha = bucket.group["weight_decay"], self._scale(bucket)
+        lr = learning_rate(bucket.group)
+        parts = list(bucket.pieces(d))
+        if isinstance(lr, Tensor):
+            for weight, part in zip(bucket.weights, parts, strict=True):
+                rate = lr.to(weight.device, weight.dtype)
+                weight.mul_(1.0 - rate * weight_decay).addcmul_(part.to(weight.dtype), rate, value=-alpha)
+        elif bucket.device.type != "cpu":
+            torch._foreach_mul_(bucket.weights, 1.0 - lr * weight_decay)
+            torch._foreach_add_(bucket.weights, parts, alpha=-lr * alpha)
+        else:
+            for piece in zip(bucket.weights, parts, strict=True):
+                for weight, part in cached_parts(*piece):
+                    weight.mul_(1.0 - lr * weight_decay).add_(part.to(weight.dtype), alpha=-lr * alpha)
+        if self._wants_diagnostics:
+            self._diagnose(bucket, d)
+
+    def _scale(self, bucket: Bucket) -> float:
+        """alpha of the bucket's shape."""
+        return scale(bucket.group["scale"], bucket.fan_out, bucket.fan_in, tau=bucket.group.get("tau", 1.0))
+
+    # -- checkpoints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state that `state_dict` gave; torch.optim.Muon's will do, with its group keys added to ours.
+
+        Every tensor keeps the dtype it was saved in, where torch would turn it into its parameter's.
+
+        Raises:
+            ValueError: the groups hold other numbers of parameters, or a state is of another shape than its parameter.
+        """
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved, own, strict=False):
+            for key in LIKE_PARAMETER & state_dict["state"].get(index, {}).keys():
+                shape = state_dict["state"][index][key].shape
+                if shape != parameter.shape:
+                    what = f"{tuple(shape)} for a parameter of {tuple(parameter.shape)}"
+                    raise ValueError(f"the saved {key!r} is of another shape: {what}")
+        before = self.param_groups
+        super().load_state_dict(state_dict)
+        for group, known in zip(self.param_groups, before, strict=True):
+            group.update({key: value for key, value in known.items() if key not in group})
+        for index, parameter in zip(saved, own, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[parameter][key].dtype:
+                    self.state[parameter][key] = value.detach().clone().to(self.state[parameter][key].device)
+
+    # -- what it knows
+
+    def request_diagnostics(self) -> None:
+        """Ask the next step to note down what costs a little to know."""
+        self._wants_diagnostics = True
+
+    def diagnostics(self) -> dict[Tensor, dict[str, Tensor]]:
+        """What the last step noted: parameter -> metric -> 0-d tensor. Empty if it was not asked to."""
+        return self._diagnostics
+
+    def _diagnose(self, bucket: Bucket, d: Tensor) -> None:
+        """Note what is known of a bucket after its write. A subclass notes its own and calls this one."""
+        group = bucket.group
+        rate = torch.as_tensor(group["lr"] * self._scale(bucket), dtype=torch.float32, device=bucket.device)
+        image = norm_band(group["coefficients"], group["steps"], side=min(bucket.fan_out, bucket.fan_in))
+        count = d.shape[0]
+        self._note(bucket, "optimizer.effective_lr", rate.expand(count))
+        self._note(bucket, "optimizer.update_norm_low", (rate * image.low).expand(count), worst=torch.minimum)
+        self._note(bucket, "optimizer.update_norm_high", (rate * image.high).expand(count))
+        self._note(bucket, "optimizer.orthogonality", orthogonality_residual(d))
+
+    def _note(
+        self,
+        bucket: Bucket,
+        metric: str,
+        values: Tensor,
+        *,
+        worst: Callable[[Tensor, Tensor], Tensor] = torch.maximum,
+    ) -> None:
+        """Note one value per matrix, (matrices,); a parameter of several keeps the worst. NaN is the worst of all."""
+        start = 0
+        for parameter, count in zip(bucket.params, bucket.counts, strict=True):
+            noted = self._diagnostics.setdefault(parameter, {})
+            value = values[start : start + count]
+            value = value.amin() if worst is torch.minimum else value.amax()
+            noted[metric] = worst(noted[metric], value) if metric in noted else value
+            start += count
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row per parameter: how it is stepped. JSON-able."""
+        rows = []
+        for index, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for name, parameter in zip(names, group["params"], strict=True):
+                row = {
+                    "parameter": name,
+                    "shape": list(parameter.shape),
+                    "role": group.get("role"),
+                    "algorithm": group["algorithm"],
+                    "group": group.get("name", index),
+                }
+                if group["algorithm"] != "adamw":
+                    row |= {"scale": group["scale"], "coefficients": group["coefficients"]}
+                    row["policy"] = group.get("policy")
+                    row |= update_promise(parameter, group)
+                rows.append(row)
+        return rows
+
+
+def orthogonality_residual(d: Tensor) -> Tensor:
+    """||D D' - I||_F / sqrt(min(fan_out, fan_in)) of each, (matrices, fan_out, fan_in) to (matrices,) float32."""
+    wide = (d if d.shape[1] <= d.shape[2] else d.mT).float()
+    gram = wide @ wide.mT
+    gram.diagonal(dim1=1, dim2=2).sub_(1.0)
+    residual: Tensor = torch.linalg.vector_norm(gram, dim=(1, 2)) / gram.shape[1] ** 0.5
+    return residual
+
+
+def is_shared(parameter: Tensor) -> bool:
+    """Whether it is a DTensor, told without importing what makes them."""
+    return hasattr(parameter, "placements")
+
+
+def learning_rate(group: Group) -> float | Tensor:
+    """A group's rate: a number, or the 0-d tensor it was given as where reading it would wait for a device."""
+    lr: float | Tensor = group["lr"]
+    if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(lr)
+    return lr
+
+
+def _check_at_least_zero(group: Group, key: str) -> None:
+    if not float(group[key]) >= 0.0:
+        raise ValueError(f"expected {key} of at least 0, got {group[key]}")
+
+
+def _check_floating(parameter: Tensor, name: str | None) -> None:
+    what = f"parameter {name!r}" if name else "a parameter"
+    if not parameter.is_floating_point():
+        raise TypeError(f"{what} of shape {tuple(parameter.shape)} is {parameter.dtype}, expected a real floating type")

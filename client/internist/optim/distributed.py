@@ -1,0 +1,277 @@
+"""Stepping matrices together with other ranks: whole matrices only, each orthogonalised by one rank, its owner.
+
+    replicas   (`process_group=`, DistributedDataParallel) every rank has every matrix; owners share what they made
+    shards     (DTensor: FSDP2, hybrid, tensor parallel, both) shards of the direction go to their owners in one
+               all-to-all and shards of the result come back in another; momenta stay where they are
+
+Every rank takes part in every collective of its group, whatever it owns or holds. Before anything else the ranks of a
+group agree which matrices step: those that have a gradient on every rank. Where only some ranks have one, none steps
+that matrix (part of a gradient is another gradient), and a warning names it once. Agreement costs one all-reduce of
+four bytes per matrix that the host reads: over a CPU backend where the group has one ("cpu:gloo,cuda:nccl", torch's
+default), else on the device, which then waits for it.
+
+Ranks must have in common what torch's own tools demand: the same parameters in the same groups in the same order, and
+the same hyperparameters. Plain tensors that are shards without saying so (Megatron-LM's) look like small matrices of
+their own and are out of scope: wrap them with `DTensor.from_local`.
+
+`diagnostics()` tells of what this rank owns: orthogonality is measured where whole matrices are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+from internist.optim.bucket import Bucket, Group, fits
+from internist.optim.core import Alone, MatrixOptimizer
+from internist.optim.matrices import matrix_views
+from internist.optim.ownership import Region, held_regions, replicated_region
+from internist.optim.team import Job, Owners, Team
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+RANKS_OWN = ("step", "momentum_buffer")
+"""State that every rank keeps for itself; the rest of a parameter's state is what its owner says."""
+
+Regions = dict[Any, dict[int, Region]]
+"""What every rank holds, by global rank, of parameters of one shape, mesh and placement."""
+
+ROUND = 2**26
+"""Entries per rank that are on their way at once: what bounds the memory of the buffers."""
+
+
+@dataclass(slots=True, eq=False)
+class Shard(Bucket):
+    """This rank's part of one parameter, of any shape: for what is done entry by entry."""
+
+    matrix_shape: tuple[int, int]
+
+    @property
+    def fan_out(self) -> int:
+        """Of the whole matrix."""
+        return self.matrix_shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Of the whole matrix."""
+        return self.matrix_shape[1]
+
+
+class Ranks:
+    """The exchange among ranks: see the module."""
+
+    def __init__(self, process_group: "ProcessGroup | None") -> None:
+        self._replicas = process_group
+        self._alone = Alone()
+        self._mesh_groups: dict[tuple[int, ...], ProcessGroup | None] = {}
+        self._teams: list[Team] = []
+        self._known: list[tuple[Any, ...]] = []
+
+    def run(self, optimizer: MatrixOptimizer, groups: Sequence[Group]) -> None:
+        """Step with every team what it shares, then what this rank has to itself."""
+        for team in self._teams_of(optimizer, groups):
+            agreed = team.agreed()
+            for owners in team.rounds:
+                _step(team, optimizer, {job: owner for job, owner in owners.items() if job in agreed})
+        if self._replicas is None:
+            own = [group | {"params": [p for p in group["params"] if not isinstance(p, DTensor)]} for group in groups]
+            self._alone.run(optimizer, own)
+
+    def _teams_of(self, optimizer: MatrixOptimizer, groups: Sequence[Group]) -> list[Team]:
+        """The teams of the groups as they are now, in the order of their first parameter, which all ranks share."""
+        shared = [
+            (parameter, group)
+            for group in groups
+            for parameter in group["params"]
+            if self._replicas is not None or isinstance(parameter, DTensor)
+        ]
+        known = [(id(parameter), id(group), group["layout"], group["row_blocks"]) for parameter, group in shared]
+        if known != self._known:
+            teams: dict[tuple[int, ...], Team] = {}
+            regions: Regions = {}
+            for parameter, group in shared:
+                ranks = self._ranks_of(parameter)
+                if ranks not in teams:
+                    teams[ranks] = Team(self._group_of(parameter, ranks), list(ranks))
+                teams[ranks].jobs.append(_job(optimizer, parameter, group, ranks, regions))
+            for team in teams.values():
+                team.assign(ROUND)
+            self._known, self._teams = known, list(teams.values())
+            optimizer._forget()
+        return self._teams
+
+    def _ranks_of(self, parameter: Tensor) -> tuple[int, ...]:
+        if isinstance(parameter, DTensor):
+            return tuple(sorted(parameter.device_mesh.mesh.flatten().tolist()))
+        return tuple(distributed.get_process_group_ranks(self._replicas))
+
+    def _group_of(self, parameter: Tensor, ranks: tuple[int, ...]) -> "ProcessGroup | None":
+        """The process group of a parameter's ranks; for a mesh of several dimensions, one made here if need be."""
+        if not isinstance(parameter, DTensor):
+            return self._replicas
+        mesh = parameter.device_mesh
+        if mesh.ndim == 1 and distributed.get_process_group_ranks(mesh.get_group()) == list(ranks):
+            return mesh.get_group()
+        if len(ranks) == distributed.get_world_size():
+            return distributed.group.WORLD
+        if ranks not in self._mesh_groups:
+            self._mesh_groups[ranks] = distributed.new_group(list(ranks), use_local_synchronization=True)
+        return self._mesh_groups[ranks]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """All of a parameter, on every rank of its mesh: a copy of a DTensor's (a collective), else the tensor itself."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def is_zero(parameter: Tensor) -> bool:
+    """Whether all of it is zero: the same answer on every rank of a DTensor's mesh (a collective)."""
+    found = _local(parameter.detach()).any().to(torch.int32)  # DTensor's own `any` answers for the local shard
+    if isinstance(parameter, DTensor):
+        for dimension in range(parameter.device_mesh.ndim):
+            group = parameter.device_mesh.get_group(dimension)
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
+    return not bool(found)
+
+
+def overwrite(parameter: Tensor, value: Tensor) -> None:
+    """Copy this rank's part of a value, which is whole on every rank, into the parameter. No communication."""
+    if isinstance(parameter, DTensor):
+        region = held_regions(parameter.shape, parameter.device_mesh, parameter.placements)[distributed.get_rank()]
+        parameter.to_local().copy_(region.cut(value))
+    else:
+        parameter.copy_(value)
+
+
+def _job(optimizer: MatrixOptimizer, parameter: Tensor, group: Group, ranks: Sequence[int], regions_of: Regions) -> Job:
+    is_local = False
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        key = (tuple(parameter.shape), mesh, placements)
+        if key not in regions_of:
+            regions_of[key] = held_regions(parameter.shape, mesh, placements)
+        held = regions_of[key]
+        regions = [held[rank] for rank in ranks]
+        places = product(*(range(size) for size in mesh.mesh.shape))
+        coordinates = dict(zip(mesh.mesh.flatten().tolist(), places, strict=True))
+        replicated = [dim for dim, placement in enumerate(placements) if placement.is_replicate()]
+        copies = [tuple(coordinates[rank][dim] for dim in replicated) for rank in ranks]
+        is_stack = parameter.ndim == 3 and group["layout"] != "conv"
+        is_local = is_stack and all(getattr(placement, "dim", None) == 0 for placement in placements)
+        here, local = held[distributed.get_rank()], parameter.to_local()
+        if here.shape != tuple(local.shape):
+            raise ValueError(f"expected {here.shape} here of {placements}, got {tuple(local.shape)}")
+    else:
+        regions = [replicated_region(parameter.shape)] * len(ranks)
+        copies = [(rank,) for rank in ranks]
+    like = torch.empty(parameter.shape, device="meta")
+    shapes = [(view.shape[0], view.shape[1], view.shape[2]) for view in matrix_views(like, like, group)]
+    # a shard is written with one scale: matrices of several shapes are written by their owner
+    writes_whole = optimizer.writes_whole or len({shape[1:] for shape in shapes}) > 1
+    names = dict(zip(map(id, group["params"]), group.get("param_names") or (), strict=False))
+    name = names.get(id(parameter))
+    return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local and not writes_whole)
+
+
+def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
+    """Step parameters that all ranks agreed on: every rank makes every collective here, in the same order."""
+    shards = {job: _shard(job, optimizer) for job in jobs}
+    shared = {job: owner for job, owner in jobs.items() if not job.is_local}
+    directions: dict[Job, Tensor] = {}
+    for job, shard in shards.items():
+        if job.is_replicated and jobs[job] != team.me:
+            optimizer._accumulate(shard)
+        else:
+            directions[job] = optimizer._direction(shard)
+    weights = {job: shards[job].weights[0] for job in shared if job.writes_whole}
+
+    whole_directions = team.gather(shared, {job: directions[job] for job in shared if job in directions})
+    whole_weights = team.gather(shared, weights)
+    local = {job: d for job, d in directions.items() if job.is_local and d.numel()}
+    _compute(optimizer, whole_directions | local, whole_weights)
+
+    dtypes = {job: shards[job].dtype for job in shared if not job.writes_whole}
+    made = team.scatter(shared, whole_directions, dtypes) | local
+    written = team.scatter(shared, whole_weights, {job: weight.dtype for job, weight in weights.items()})
+    for job, weight in written.items():
+        if weight is not weights[job]:
+            weights[job].copy_(weight)
+    _share_state(team, optimizer, {job: owner for job, owner in shared.items() if job.writes_whole})
+    wanted, optimizer._wants_diagnostics = optimizer._wants_diagnostics, False  # noted by owners, of whole matrices
+    for job, d in made.items():
+        if d.numel():
+            optimizer._write(shards[job], d)
+    optimizer._wants_diagnostics = wanted
+
+
+def _share_state(team: Team, optimizer: MatrixOptimizer, owner_of: Owners) -> None:
+    """Overwrite what owners decide of a parameter's state by what they decided."""
+    told = [
+        (owner, tensor)
+        for job, owner in owner_of.items()
+        for key, tensor in sorted(optimizer.state[job.parameter].items())
+        if key not in RANKS_OWN and isinstance(tensor, Tensor)
+    ]
+    for dtype in dict.fromkeys(tensor.dtype for _, tensor in told):
+        alike = [(owner, tensor) for owner, tensor in told if tensor.dtype == dtype]
+        values = team.share([(owner, tensor.shape, tensor) for owner, tensor in alike], dtype)
+        for (owner, tensor), value in zip(alike, values, strict=True):
+            if owner != team.me:
+                tensor.copy_(value)
+
+
+def _shard(job: Job, optimizer: MatrixOptimizer) -> Shard:
+    parameter, gradient = job.parameter, job.parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        raise TypeError(f"sparse gradients are not supported, got one of shape {tuple(parameter.shape)}")
+    if isinstance(parameter, DTensor):
+        if not isinstance(gradient, DTensor):
+            raise TypeError(f"expected the gradient of a DTensor to be one, got {type(gradient).__name__}")
+        if gradient.placements != parameter.placements:
+            gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)
+    state = optimizer._state_of(parameter, job.group)
+    state["step"] += 1
+    held = [_local(tensor) for tensor in (parameter, gradient, state["momentum_buffer"])]
+    weight, gradient, momentum = held
+    return Shard(job.group, [parameter], [weight], [gradient], [momentum], [0], job.matrix_shapes[0][1:])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _compute(optimizer: MatrixOptimizer, directions: Mapping[Job, Tensor], weights: Mapping[Job, Tensor]) -> None:
+    """Orthogonalise whole matrices, in buckets: over the directions, or where weights are given into those."""
+    buckets: list[tuple[Bucket, list[Tensor], bool]] = []
+    filling: dict[Any, tuple[Bucket, list[Tensor]]] = {}
+    for job, direction in directions.items():
+        weight = weights.get(job, direction)
+        offset = 0
+        for n, w in zip(
+            matrix_views(direction, weight, job.group), matrix_views(weight, weight, job.group), strict=True
+        ):
+            key = (id(job.group), w.shape[1:], n.dtype, w.dtype, job.writes_whole)
+            bucket, views = filling.get(key, (None, []))
+            if bucket is None or not fits(bucket, w):
+                bucket, views = filling[key] = Bucket(job.group, [], [], [], [], []), []
+                buckets.append((bucket, views, job.writes_whole))
+            bucket.params.append(job.parameter)
+            bucket.weights.append(w)
+            bucket.offsets.append(offset)
+            views.append(n)
+            offset += w.shape[0]
+    for bucket, views, writes_whole in buckets:
+        d = optimizer._orthogonalized(bucket, views[0] if len(views) == 1 else torch.cat(views))
+        if writes_whole:
+            optimizer._write(bucket, d)
+            continue
+        for view, part in zip(views, bucket.pieces(d), strict=True):
+            view.copy_(part)
+        if optimizer._wants_diagnostics:
+            optimizer._diagnose(bucket, d)

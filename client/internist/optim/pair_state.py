@@ -1,0 +1,140 @@
+"""What Muon++ keeps of each matrix beside its momentum: a top pair and a few numbers, by parameter and by bucket.
+
+A parameter of k matrices has, in float32 (float64 for a float64 parameter):
+
+    u        (rows of all k,)  left top vectors, one matrix after the other
+    v        (k, fan_in)       right top vectors
+    second   (k, fan_in)       right vectors of what lies beneath, where an estimate of σ₂ starts
+    radius   (k,)              S; 0 until the first step
+    found    (k,)              1 where the latest audit found the pair ill-defined
+    fallen   (k,)              1 from when that was acted on
+    firings  (k,)              how often the policy fired
+    factor   (k,)              adaptive factor of the learning rate
+    rate     (k,)              learning rate of the latest update, where it is adaptive
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from internist.optim.bucket import Bucket, Group
+from internist.optim.complement import Frozen, frozen
+from internist.optim.matrices import matrix_views
+
+NAMES = ("u", "v", "second", "radius", "found", "fallen", "firings", "factor", "rate")
+
+States = Mapping[Tensor, Mapping[str, Any]]
+
+
+class Pairs(NamedTuple):
+    """The pairs of a bucket's matrices, gathered."""
+
+    u: Tensor
+    """(B, fan_out) left top vectors."""
+    v: Tensor
+    """(B, fan_in) right top vectors."""
+    second: Tensor
+    """(B, fan_in) right vectors of what lies beneath."""
+    radius: Tensor
+    """(B,) S."""
+
+
+class News:
+    """Numbers on their way from a device to the host, asked for at one audit and read at the next."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._event: torch.Event | None = None
+        self._numbers = numbers.clone()
+        if numbers.device.type != "cpu":
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+            self._event = torch.Event(numbers.device)
+            self._event.record()
+
+    def arrived(self) -> Tensor:
+        """The numbers, on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers
+
+
+def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
+    """An empty state, by the parameter's (global) shape."""
+    shape = torch.empty(parameter.shape, device="meta")
+    views = matrix_views(shape, shape, group)
+    count, fan_in = sum(view.shape[0] for view in views), views[0].shape[2]
+    rows = sum(view.shape[0] * view.shape[1] for view in views)
+    sizes: dict[str, tuple[int, ...]] = {"u": (rows,), "v": (count, fan_in), "second": (count, fan_in)}
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    state = {name: torch.zeros(sizes.get(name, (count,)), dtype=dtype, device=parameter.device) for name in NAMES}
+    state["factor"].fill_(1.0)
+    return state
+
+
+def part(states: States, bucket: Bucket, index: int, name: str) -> Tensor:
+    """A piece's part of its parameter's state: a view of (count, ...)."""
+    value: Tensor = states[bucket.params[index]][name]
+    count, fan_out = bucket.weights[index].shape[:2]
+    offset = bucket.offsets[index]
+    if name != "u":
+        return value[offset : offset + count]
+    blocks = bucket.group["row_blocks"]
+    rows = offset * fan_out  # of the matrices before, which are of this shape unless the blocks are unequal
+    if blocks is not None and not isinstance(blocks, int):
+        rows = count * sum(blocks[: offset // count])
+    return value[rows : rows + count * fan_out].view(count, fan_out)
+
+
+def gather(states: States, bucket: Bucket, name: str) -> Tensor:
+    """(B, ...) of a bucket's matrices: a view where there is one piece, else a copy."""
+    parts = [part(states, bucket, index, name) for index in range(len(bucket.params))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def scatter(states: States, bucket: Bucket, name: str, values: Tensor) -> None:
+    """Write (B, ...) back to where `gather` took it from."""
+    for index, value in enumerate(values.split(bucket.counts)):  # type: ignore[no-untyped-call]
+        part(states, bucket, index, name).copy_(value)
+
+
+def gather_pairs(states: States, bucket: Bucket) -> Pairs:
+    """The pairs of a bucket."""
+    return Pairs(*(gather(states, bucket, name) for name in Pairs._fields))
+
+
+def stacked(bucket: Bucket) -> Tensor:
+    """(B, fan_out, fan_in) the weights of a bucket: themselves where there is one piece, else a copy."""
+    return bucket.weights[0] if len(bucket.weights) == 1 else torch.cat(bucket.weights)
+
+
+def step_of(states: States, bucket: Bucket) -> int:
+    """The step a bucket is at."""
+    return int(states[bucket.params[0]]["step"])
+
+
+class Ready:
+    """A bucket's pairs, gathered and made ready for its arithmetic."""
+
+    __slots__ = ("_made_of", "frozen", "length", "pairs", "shrink")
+
+    def __init__(self, states: States, bucket: Bucket, shrink: float) -> None:
+        self.pairs = gather_pairs(states, bucket)
+        self.frozen: Frozen = frozen(self.pairs.u, self.pairs.v, bucket.dtype)
+        self.shrink = shrink
+        self.length = (self.pairs.radius * shrink).view(-1, 1, 1)
+        """(B, 1, 1) what one unit of learning rate is of the orthogonalised direction."""
+        self._made_of = self._read(states, bucket, shrink)
+
+    def is_current(self, states: States, bucket: Bucket, shrink: float) -> bool:
+        """Whether no pair was written to since, and the arithmetic is the same."""
+        return self._made_of == self._read(states, bucket, shrink)
+
+    @staticmethod
+    def _read(states: States, bucket: Bucket, shrink: float) -> list[object]:
+        """Which tensors hold the pairs, how often they have been written to, and what they are made ready for."""
+        versions: list[object] = [shrink, bucket.dtype]
+        for parameter in bucket.params:
+            state = states[parameter]
+            versions.append((id(state["v"]), state["v"]._version, state["second"]._version))
+        return versions

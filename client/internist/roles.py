@@ -1,0 +1,162 @@
+"""What the parts of a model are: blocks, embeddings, the head, norms, linear layers, and the parameters in them.
+
+Read from the module tree alone. The monitor measures by these roles and the optimizer routes by them, so that the two
+never disagree.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from internist.schema.wire import Role
+
+Kind = Literal["embedding", "head", "matrix", "vector", "unknown", "none"]
+"""What a parameter is. `unknown` is a matrix of unknown orientation, `none` has no known matrix view."""
+
+_WRAPPER_PREFIXES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_ATTENTION_WORDS = re.compile(r"attn|attention", re.IGNORECASE)
+_NORM_WORDS = re.compile(r"norm(alization)?(\d+d)?$", re.IGNORECASE)
+_HEAD_WORDS = re.compile(r"(^|\.)(lm_head|head|output|classifier|score|unembed\w*|out_proj_vocab)$", re.IGNORECASE)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside wrappers of compilation and data parallelism."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def plain_name(name: str) -> str:
+    """A qualified name without the parts that wrappers put in it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PREFIXES) if name else name
+
+
+def block_names(root: nn.Module) -> set[str]:
+    """Names of the repeated blocks: children of a list of at least two modules of one class that have children of
+    their own."""
+    names: set[str] = set()
+    for raw, module in root.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        name = plain_name(raw)
+        if any(name == outer or name.startswith(outer + ".") for outer in names):
+            continue  # lists inside blocks (experts) are not the residual stream
+        children = list(module.named_children())
+        kinds = [type(unwrap(child)) for _, child in children]
+        for child_name, child in children:
+            child = unwrap(child)
+            deep = any(True for _ in child.children()) and any(True for _ in child.parameters())
+            if deep and kinds.count(type(child)) >= 2:
+                names.add(f"{name}.{child_name}" if name else child_name)
+    return names
+
+
+def block_of(name: str, blocks: set[str]) -> str | None:
+    """The block that a module of this name is in or is; None outside the blocks."""
+    while name:
+        if name in blocks:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A normalisation layer, by the name of its class."""
+    return bool(_NORM_WORDS.search(type(module).__name__))
+
+
+def is_attention(module: nn.Module) -> bool:
+    """A module whose class is named after attention."""
+    return bool(_ATTENTION_WORDS.search(type(module).__name__))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A module that computes x W^T + b with a 2-D `weight`: `nn.Linear` and its heirs, Hugging Face's `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_transposed_linear(module)
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Hugging Face's `Conv1D`, a linear layer whose weight is stored (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
+
+
+def module_role(name: str, module: nn.Module, blocks: set[str], head: str | None, *, is_root: bool) -> Role:
+    """The role of a module of this plain name, given the names of the blocks and of the head."""
+    if is_root:
+        return "root"
+    if head is not None and name == head:
+        return "head"
+    if name in blocks:
+        return "block"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if is_linear(module):
+        return "linear"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolution"
+    if is_norm(module):
+        return "norm"
+    if is_attention(module):
+        return "attention"
+    return "container" if any(True for _ in module.children()) else "other"
+
+
+def head_name(
+    root: nn.Module, tree: Sequence[tuple[str, nn.Module]], blocks: set[str], output: str | None = None
+) -> str | None:
+    """The plain name of the output head; None where the model has none.
+
+    The last linear layer outside the blocks that is named like a head, else the last that is tied to an embedding, else
+    the last.
+
+    Raises:
+        ValueError: `output` names no module.
+    """
+    if output is not None:
+        if output not in {name for name, _ in tree}:
+            near = [name for name, _ in tree if name.endswith(output.rpartition(".")[2])] or [name for name, _ in tree]
+            raise ValueError(f"output={output!r} names no module of the model; there are {', '.join(near[:8])}")
+        return output
+    linears = [name for name, module in tree if is_linear(module) and block_of(name, blocks) is None and name]
+    named = [name for name in linears if _HEAD_WORDS.search(name)]
+    if named:
+        return named[-1]
+    embeddings = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
+    tied = [name for name, module in tree if name in linears and id(getattr(module, "weight", None)) in embeddings]
+    return tied[-1] if tied else (linears[-1] if linears else None)
+
+
+def parameter_kind(owner: nn.Module, role: Role, attribute: str, shape: torch.Size) -> tuple[Kind, str]:
+    """What a parameter of a module is, and how it is a matrix.
+
+    Args:
+        owner: the module that holds it.
+        role: the module's role.
+        attribute: its name in the module.
+        shape: of the whole parameter.
+
+    Returns:
+        The kind, and of heads and matrices the view: `(fan_out, fan_in)`, `transposed` (stored the other way round),
+        `convolution` or `convolution, N groups`; else an empty string.
+    """
+    if len(shape) <= 1:
+        return "vector", ""
+    if attribute == "weight" and isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+        return "embedding", ""
+    if attribute == "weight" and (role == "head" or is_linear(owner)) and len(shape) == 2:
+        view = "transposed" if is_transposed_linear(owner) else "(fan_out, fan_in)"
+        return "head" if role == "head" else "matrix", view
+    if isinstance(owner, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+        return "matrix", "(fan_out, fan_in)"
+    if isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
+        if owner.transposed and owner.groups > 1:
+            return "none", ""
+        return "matrix", f"convolution, {owner.groups} groups" if owner.groups > 1 else "convolution"
+    return ("unknown" if len(shape) == 2 else "none"), ""
