@@ -43,6 +43,8 @@ PARTS = ("model-heavy", "matrix-heavy")
 """The two heavy classes alone (on top of a light step), for information."""
 BAR, BAR_UPPER = 1.02, 1.04
 
+Step = Callable[[], None]
+Trainer = tuple[ByteGPT, Step, torch.optim.Optimizer]
 Samples = dict[str, list[float]]
 Pairs = dict[str, list[tuple[float, float]]]
 
@@ -59,12 +61,29 @@ def main() -> int:
 
 
 def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int]:
-    """CPU seconds of steps by kind, the same beside the bare step next to each, and how many points were produced."""
+    """CPU seconds of steps by kind, the same beside the bare step next to each, and how many points were produced.
+
+    Two equal models lie at two places in memory; in the second half they change roles, so that neither place is
+    always the watched one.
+    """
     torch.set_num_threads(1)
     corpus, generator = text(), torch.Generator().manual_seed(0)
     data = [batch(corpus, BATCH, CONTEXT, generator) for _ in range(8)]
-    bare_step = trainer(0, data)[1]
-    model, watched_step, optimizer = trainer(0, data)
+    trainers = trainer(0, data), trainer(0, data)
+    samples: Samples = {kind: [] for kind in ("bare", *KINDS, *PARTS)}
+    pairs: Pairs = {kind: [] for kind in (*KINDS, *PARTS)}
+    points = 0
+    for half, watched in enumerate(trainers):
+        turns = range(half * rounds // 2, (half + 1) * rounds // 2)
+        points += measure_one(watched, trainers[1 - half][1], turns, address, spool / str(half), samples, pairs)
+    return samples, pairs, points
+
+
+def measure_one(
+    watched: Trainer, bare_step: Step, turns: range, address: str, spool: Path, samples: Samples, pairs: Pairs
+) -> int:
+    """Watch one model and add its steps, and the bare steps of the other, to the samples; the points it produced."""
+    model, watched_step, optimizer = watched
     monitor = internist.watch(
         model,
         optimizer,
@@ -93,9 +112,7 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int
     for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
         run_watched(step)
         bare_step()
-    samples: dict[str, list[float]] = {kind: [] for kind in ("bare", *KINDS, *PARTS)}
-    pairs: Pairs = {kind: [] for kind in (*KINDS, *PARTS)}
-    order = random.Random(0)
+    order = random.Random(turns.start)
     before = recorder.points
 
     def bare() -> float:
@@ -104,8 +121,8 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int
         samples["bare"].append(time.process_time() - began)
         return samples["bare"][-1]
 
-    for turn in range(rounds):
-        plan = ["dormant"] * 3 + ["light"] * 2 + ["model-heavy + matrix-heavy", *PARTS]
+    for turn in turns:
+        plan = ["dormant"] * 10 + ["light"] * 3 + ["model-heavy + matrix-heavy", *PARTS]
         order.shuffle(plan)
         for kind in plan:
             wish = None
@@ -123,7 +140,7 @@ def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int
                 raise AssertionError(f"{kind} step {step}: {recorder.points - count} points, planned {planned}")
     points = recorder.points - before
     monitor.finish()
-    return samples, pairs, points
+    return points
 
 
 def planned_points(monitor: Any, wish: Due) -> int:
@@ -152,7 +169,7 @@ def planned_points(monitor: Any, wish: Due) -> int:
     return count
 
 
-def trainer(seed: int, data: list[Any]) -> tuple[ByteGPT, Callable[[], None], torch.optim.Optimizer]:
+def trainer(seed: int, data: list[Any]) -> Trainer:
     """A model and a function that makes one training step of it."""
     torch.manual_seed(seed)
     model = ByteGPT(width=256, depth=6, heads=8, context=CONTEXT)

@@ -12,17 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from internist.errors import InternistError
     from internist.monitor import Monitor
+    from internist.optim.groups import split_parameters
+    from internist.optim.muon import Muon
+    from internist.optim.muon_clip import MuonClip
+    from internist.optim.muon_plus_plus import MuonPlusPlus
+    from internist.optim.qk_clip import QKClip
     from internist.watching import alert, finish, log, unwatch, watch
 
 __version__ = "0.1.0"
-__all__ = ["InternistError", "Monitor", "alert", "finish", "log", "unwatch", "watch"]
+__all__ = [
+    "InternistError",
+    "Monitor",
+    "Muon",
+    "MuonClip",
+    "MuonPlusPlus",
+    "QKClip",
+    "alert",
+    "finish",
+    "log",
+    "split_parameters",
+    "unwatch",
+    "watch",
+]
 
 _HOMES = {
     "InternistError": "internist.errors",
     "Monitor": "internist.monitor",
+    "Muon": "internist.optim.muon",
+    "MuonClip": "internist.optim.muon_clip",
+    "MuonPlusPlus": "internist.optim.muon_plus_plus",
+    "QKClip": "internist.optim.qk_clip",
     "alert": "internist.watching",
     "finish": "internist.watching",
     "log": "internist.watching",
+    "split_parameters": "internist.optim.groups",
     "unwatch": "internist.watching",
     "watch": "internist.watching",
 }

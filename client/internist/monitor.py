@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 import internist
 from internist.capture.clock import step_of_state
-from internist.capture.outline import outline, unwrap
+from internist.capture.outline import outline
+from internist.capture.routing import routing
 from internist.connection import Connection
 from internist.errors import ConfigurationError
 from internist.identity import identify
 from internist.observer import Observer, host_or_device
 from internist.options import Options
 from internist.recorder import Recorder
+from internist.roles import unwrap
 from internist.schema.wire import MAX_NAME_LENGTH, MAX_TEXT_LENGTH, VERSION, CoverageEntry, Finish, Note, RunStart
 from internist.sender import Sender
 from internist.spool import Spool
@@ -87,6 +89,7 @@ class Monitor:
             config=options.config,
             parametrization=options.parametrization,
             optimizers=tuple(type(optimizer).__name__ for optimizer in optimizers),
+            routing=routing(optimizers, plan),
             modules=plan.describe(),
             client=f"internist {internist.__version__}, torch {torch.__version__}",
         )

@@ -15,6 +15,7 @@ from internist.capture.clipping import ClippingCapture
 from internist.capture.clock import Clock
 from internist.capture.coverage import coverage, coverage_share
 from internist.capture.modules import ActivationCapture
+from internist.capture.optimizers import OptimizerCapture
 from internist.capture.outline import Outline, WatchedParameter
 from internist.capture.parameters import ParameterCapture
 from internist.capture.probe import ProbeReplay, replay_obstacle
@@ -96,6 +97,14 @@ class Observer:
             every=every,
             heavy_every=heavy_every,
             reports_parameters=rank == 0,
+        )
+        self.optimizers = OptimizerCapture(
+            outline,
+            fault=self.fault,
+            wanted=wanted,
+            every=every,
+            heavy_every=heavy_every,
+            reports_routing=rank == 0,
         )
         self.probe = ProbeReplay(outline, self.gate, self.activations, heavy_every=heavy_every)
         self.probe.unsupported = replay_obstacle(outline.root)
@@ -220,6 +229,8 @@ class Observer:
             if not closure:
                 self.parameters.gradients(owned, optimizer, self._recorder)
             self.parameters.snapshot(owned, self.clock.step, self._due)
+            if self._due.heavy:
+                self.optimizers.request(optimizer)
         self._seconds += time.perf_counter() - began
 
     def _after_update(self, optimizer: Any, closure: bool) -> None:
@@ -233,6 +244,7 @@ class Observer:
                 self.parameters.gradients(owned, optimizer, self._recorder)
             self.parameters.updates(owned, self._recorder, self._due)
             self.parameters.groups(self._recorder, optimizer, place)
+            self.optimizers.pull(optimizer, self._recorder, self._due)
         self._seconds += time.perf_counter() - began
 
     def _replay_before(self) -> None:
@@ -302,6 +314,7 @@ class Observer:
                 self.probe.unsupported = f"{type(error).__name__}: {error}"[:300]
                 self.fault("model", "probe replay", error)
         self.parameters.finish(self._recorder)
+        self.optimizers.finish(self._recorder, self._due)
         self.activations.collect(self._recorder, sampled=self._compiled)
         self.attention.collect(self._recorder, sampled=self._compiled)
         known = len(self.activations.measured), len(self.parameters.measured), len(self.parameters.stepped)

@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from internist.capture.clock import parameter_groups
-from internist.capture.outline import unwrap
 from internist.errors import ConfigurationError, NothingToWatch
 from internist.monitor import Monitor
 from internist.options import settle
+from internist.roles import unwrap
 
 _LOG = logging.getLogger("internist")
 

@@ -128,7 +128,7 @@ def test_an_exception_inside_the_monitor_never_reaches_training(tmp_path, monkey
         raise RuntimeError("provoked")
 
     bare = losses(compiled=False, watched=False, directory=tmp_path)
-    monkeypatch.setattr(activations, "token_rms", explode)
+    monkeypatch.setattr(activations, "extent", explode)
     monkeypatch.setattr(updates, "differences_", explode)
     torch.manual_seed(0)
     model = ByteGPT(width=32, depth=2, heads=2, context=16, dropout=0.2)

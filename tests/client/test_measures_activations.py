@@ -8,18 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from internist.measures import activations
 from internist.measures.activations import (
     NOT_MEASURED,
     abs_max,
-    contribution,
     extent,
     log_z,
     nonfinite,
     rms_summary,
-    spread,
     token_rms,
 )
 from internist.measures.spectral import operator_norm, spectral_norm
+
+
+def contribution(*args):
+    return torch.as_tensor(activations.contribution(*args))
+
+
+def spread(outputs, inputs=None):
+    apart = None if inputs is None else activations.pair_distances(inputs)
+    return activations.spread(activations.pair_distances(outputs), apart)
+
 
 ROUNDING = 1e-5
 """Float32 sums over a few thousand entries, and the float32 matrix product that made them."""
@@ -362,11 +371,23 @@ def test_extent_is_its_three_measures_also_where_it_works_in_pieces(shape, poiso
 
     norms, largest, count = extent(x)
     torch.testing.assert_close(norms, token_rms(x), equal_nan=True)
-    torch.testing.assert_close(largest, abs_max(x), equal_nan=True)
-    assert count.item() == (0 if poison is None else 2)
+    torch.testing.assert_close(torch.tensor(largest), abs_max(x), equal_nan=True)
+    assert count == (0 if poison is None else 2)
 
 
 def test_contribution_is_the_same_with_known_token_rms():
     x, y = random(40, 16), random(40, 16, seed=1)
 
     torch.testing.assert_close(contribution(y, x, token_rms(x)), contribution(y, x))
+
+
+def test_spreads_of_many_modules_are_those_of_each():
+    outputs = torch.stack([activations.pair_distances(random(9, 4, seed=seed)) for seed in range(3)])
+    inputs = torch.stack([activations.pair_distances(random(9, 6, seed=seed + 9)) for seed in range(3)])
+    inputs[1, :5] = 0.0  # other pairs are left out in each
+
+    together = activations.spread(outputs, inputs)
+    torch.testing.assert_close(
+        together, torch.stack([activations.spread(*row) for row in zip(outputs, inputs, strict=True)])
+    )
+    torch.testing.assert_close(activations.spread(outputs), torch.stack([activations.spread(row) for row in outputs]))

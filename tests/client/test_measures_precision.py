@@ -21,7 +21,7 @@ MEASURES: dict[str, Callable[[], Tensor]] = {
     "own_convolution": lambda: updates.own_convolution(random(2, 4, 9), random(6, 4, 3), None, **OPTIONS),
     "exact spectral norm": lambda: spectral.spectral_norm(random(40, 30)).norm,
     "Lanczos": lambda: spectral.spectral_norm(random(300, 300)).norm,
-    "spread": lambda: activations.spread(random(9, 30), random(9, 20)),
+    "pair_distances": lambda: activations.pair_distances(random(9, 30)),
     "log_z": lambda: activations.log_z(random(9, 30)),
 }
 

@@ -1,5 +1,4 @@
-"""The outline of a model: which modules and parameters are watched, what role each plays, and how a parameter is a
-matrix."""
+"""The outline of a model: which modules and parameters are watched, and how a parameter is a matrix."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from internist.schema.wire import Module, Role
-
-_WRAPPER_PREFIXES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_ATTENTION_WORDS = re.compile(r"attn|attention", re.IGNORECASE)
-_NORM_WORDS = re.compile(r"norm(alization)?(\d+d)?$", re.IGNORECASE)
-_HEAD_WORDS = re.compile(r"(^|\.)(lm_head|head|output|classifier|score|unembed\w*|out_proj_vocab)$", re.IGNORECASE)
+from internist.roles import block_names, block_of, head_name, is_attention, module_role, parameter_kind, plain_name
+from internist.schema.wire import Facts, Module, Role
 
 Rename = Callable[[str], str]
 
@@ -68,22 +63,6 @@ class Outline:
         )
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside wrappers of compilation and data parallelism."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def plain_name(name: str) -> str:
-    """A qualified name without the parts that wrappers put in it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PREFIXES) if name else name
-
-
 def outline(
     root: nn.Module,
     *,
@@ -99,9 +78,9 @@ def outline(
     """
     keep, drop = _compile("include", include), _compile("exclude", exclude)
     translate = _renamer(rename)
-    blocks = _block_names(root)
+    blocks = block_names(root)
     tree = [(plain_name(raw), module) for raw, module in root.named_modules()]
-    head_name = _head_name(root, tree, blocks, output)
+    head = head_name(root, tree, blocks, output)
 
     modules: list[WatchedModule] = []
     parameters: dict[int, WatchedParameter] = {}
@@ -110,8 +89,8 @@ def outline(
         if id(module) in seen or type(module).__name__ == "OptimizedModule":
             continue
         seen.add(id(module))
-        block = _block_of(name, blocks)
-        role = _role(name, module, blocks, head_name, is_root=module is root)
+        block = block_of(name, blocks)
+        role = module_role(name, module, blocks, head, is_root=module is root)
         own = list(module.named_parameters(recurse=False))
         if not own and role in ("other", "container") and not _worth_watching(name, module, block):
             continue
@@ -186,87 +165,11 @@ def _renamer(rename: Rename | Mapping[str, str] | None) -> Rename:
     return lambda name: str(rename(name))
 
 
-def _block_names(root: nn.Module) -> set[str]:
-    """Names of the repeated blocks: children of a list of at least two modules of one class that have children of
-    their own."""
-    names: set[str] = set()
-    for raw, module in root.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            continue
-        name = plain_name(raw)
-        if any(name == outer or name.startswith(outer + ".") for outer in names):
-            continue  # lists inside blocks (experts) are not the residual stream
-        children = list(module.named_children())
-        kinds = [type(unwrap(child)) for _, child in children]
-        for child_name, child in children:
-            child = unwrap(child)
-            deep = any(True for _ in child.children()) and any(True for _ in child.parameters())
-            if deep and kinds.count(type(child)) >= 2:
-                names.add(f"{name}.{child_name}" if name else child_name)
-    return names
-
-
-def _block_of(name: str, blocks: set[str]) -> str | None:
-    while name:
-        if name in blocks:
-            return name
-        name = name.rpartition(".")[0]
-    return None
-
-
 def _worth_watching(name: str, module: nn.Module, block: str | None) -> bool:
     """Modules without parameters of their own are watched where they are branches of a block or attention."""
     if block is None or not any(True for _ in module.children()):
         return False
-    return name.rpartition(".")[0] == block or bool(_ATTENTION_WORDS.search(type(module).__name__))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return bool(_NORM_WORDS.search(type(module).__name__))
-
-
-def is_linear(module: nn.Module) -> bool:
-    """A module that computes x W^T + b with a 2-D `weight`: `nn.Linear` and its heirs, Hugging Face's `Conv1D`."""
-    return isinstance(module, nn.Linear) or _is_transposed_linear(module)
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
-
-
-def _role(name: str, module: nn.Module, blocks: set[str], head: str | None, *, is_root: bool) -> Role:
-    if is_root:
-        return "root"
-    if head is not None and name == head:
-        return "head"
-    if name in blocks:
-        return "block"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "embedding"
-    if is_linear(module):
-        return "linear"
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "convolution"
-    if _is_norm(module):
-        return "norm"
-    if _ATTENTION_WORDS.search(type(module).__name__):
-        return "attention"
-    return "container" if any(True for _ in module.children()) else "other"
-
-
-def _head_name(root: nn.Module, tree: list[tuple[str, nn.Module]], blocks: set[str], output: str | None) -> str | None:
-    if output is not None:
-        if output not in {name for name, _ in tree}:
-            near = [name for name, _ in tree if name.endswith(output.rpartition(".")[2])] or [name for name, _ in tree]
-            raise ValueError(f"output={output!r} names no module of the model; there are {', '.join(near[:8])}")
-        return output
-    linears = [name for name, module in tree if is_linear(module) and _block_of(name, blocks) is None and name]
-    named = [name for name in linears if _HEAD_WORDS.search(name)]
-    if named:
-        return named[-1]
-    embeddings = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
-    tied = [name for name, module in tree if name in linears and id(getattr(module, "weight", None)) in embeddings]
-    return tied[-1] if tied else (linears[-1] if linears else None)
+    return name.rpartition(".")[0] == block or is_attention(module)
 
 
 def _classify(parameter: WatchedParameter, module: WatchedModule, attribute: str) -> None:
@@ -280,30 +183,14 @@ def _classify(parameter: WatchedParameter, module: WatchedModule, attribute: str
     if tensor.is_complex() or not tensor.is_floating_point():
         parameter.unsupported = f"dtype {tensor.dtype} is not a real floating-point type"
         return
-    if tensor.dim() <= 1:
-        parameter.roles.add("vector")
-    elif isinstance(owner, nn.Embedding | nn.EmbeddingBag) and attribute == "weight":
-        parameter.roles.add("embedding")
-    elif module.role == "head" and attribute == "weight" and tensor.dim() == 2:
-        parameter.roles.add("head")
-        parameter.view = parameter.view or ("transposed" if _is_transposed_linear(owner) else "(fan_out, fan_in)")
-    elif isinstance(owner, nn.Linear) and attribute == "weight":
-        parameter.roles.add("matrix")
-        parameter.view = "(fan_out, fan_in)"
-    elif _is_transposed_linear(owner) and attribute == "weight":
-        parameter.roles.add("matrix")
-        parameter.view = "transposed"
-    elif isinstance(owner, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
-        parameter.roles.add("matrix")
-        parameter.view = "(fan_out, fan_in)"
-    elif isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
-        if owner.transposed and owner.groups > 1:
-            parameter.unsupported = "a grouped transposed convolution has no stated matrix view"
-            return
-        parameter.roles.add("matrix")
-        parameter.view = f"convolution, {owner.groups} groups" if owner.groups > 1 else "convolution"
-    elif tensor.dim() == 2:
+    kind, view = parameter_kind(owner, module.role, attribute, tensor.shape)
+    if kind == "unknown":
         parameter.view = "unknown"
+    elif kind != "none":
+        parameter.roles.add(kind)
+        parameter.view = (parameter.view or view) if kind == "head" else (view or parameter.view)
+    elif isinstance(owner, nn.modules.conv._ConvNd) and owner.transposed:
+        parameter.unsupported = "a grouped transposed convolution has no stated matrix view"
     elif not parameter.roles:
         parameter.unsupported = f"no matrix view is known for shape {tuple(tensor.shape)} of {type(owner).__name__}"
 
@@ -328,3 +215,28 @@ def fans(parameter: WatchedParameter) -> tuple[int, int]:
             return int(shape[1]), int(shape[0]) * int(shape[2:].numel())
         return int(shape[0]) // groups, int(shape[1:].numel())
     return int(shape[0]), int(shape[1:].numel()) if len(shape) > 1 else int(shape[0])
+
+
+def facts_of(parameter: WatchedParameter) -> Facts:
+    """What is known of every series of a parameter, whatever its metric."""
+    fan_out, fan_in = fans(parameter)
+    return Facts(
+        role=parameter.owner.role,
+        block=parameter.owner.block,
+        module=parameter.owner.name,
+        order=parameter.owner.order,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        dtype=str(parameter.tensor.dtype).removeprefix("torch."),
+        parameters=parameter.tensor.numel(),
+        view=parameter.view or None,
+        aliases=tuple(parameter.aliases),
+    )
+
+
+def hidden_matrices(outline: Outline) -> list[WatchedParameter]:
+    """The matrices that an optimizer for matrices is made for: those of residual blocks, or all where there is no
+    block."""
+    matrices = [p for p in outline.parameters if p.roles == {"matrix"} and not p.excluded and not p.unsupported]
+    inside = [p for p in matrices if p.owner.block is not None]
+    return inside or matrices

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from internist.capture.outline import is_linear
 from internist.measures import updates
+from internist.roles import is_linear
 
 
 def own_update(module: nn.Module, probe: Tensor, deltas: Mapping[str, Tensor]) -> Tensor | None:
-    """(2,) largest and mean square of the change of a module's output on its probe, from its own parameters only."""
+    """(tokens,) RMS of the change of a module's output on its probe, from its own parameters; None: unknown rule."""
     weight, bias = deltas.get("weight"), deltas.get("bias")
     if isinstance(module, nn.Embedding):
         return None if weight is None else updates.own_embedding(probe, weight)

@@ -1,7 +1,6 @@
 """Parameters around an optimizer step: gradients as the optimizer receives them, weights, updates as stored,
 spectra."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 from internist.capture.cadence import MATRIX_ROTATION, Due
 from internist.capture.clock import parameter_groups
 from internist.capture.modules import ActivationCapture
-from internist.capture.outline import Outline, WatchedParameter, fans, matrix_view, resolve_view
+from internist.capture.outline import Outline, WatchedParameter, fans
 from internist.capture.own import own_update
+from internist.capture.routing import Promise, promises
+from internist.capture.spectra import SpectraCapture
 from internist.capture.tokens import OWN_TOKENS
-from internist.measures import spectral, updates, weights
+from internist.measures import updates, weights
 from internist.measures.activations import NOT_MEASURED
 from internist.recorder import Recorder, Spec
 from internist.schema.wire import Facts
@@ -24,8 +25,6 @@ SNAPSHOT_BYTES = 256 << 20
 SNAPSHOT_SHARE = 0.05
 CACHE_BYTES = 1 << 20
 """Bytes of parameters whose updates are measured together on the CPU."""
-_MUON_BAND = (0.68, 1.134)
-"""Singular values that five Newton-Schulz steps with torch.optim.Muon's default coefficients leave."""
 
 
 class ParameterCapture:
@@ -48,14 +47,16 @@ class ParameterCapture:
         self._group_of: dict[int, int] = {}
         self._snapshots: dict[int, Tensor] = {}
         self._pending: dict[int, Tensor] = {}
+        self._moved: dict[int, Tensor] = {}
+        """By module order: how far its own update moved each of its probe tokens."""
         self._gradient_squares: list[Tensor] = []
-        self._starts: dict[tuple[int, str], Tensor] = {}
         self._specs: dict[tuple[int, str], Spec] = {}
         self._host_specs: dict[tuple[str, str], Spec] = {}
         self._count_tensors: dict[tuple[int, ...], Tensor] = {}
         self._broken: set[tuple[int, str]] = set()
-        self._update_promise: dict[int, tuple[float, tuple[float, float]]] = {}
+        self._update_promise: dict[int, Promise] = {}
         self._rotation = self._rotation_groups()
+        self._spectra = SpectraCapture(widths=activations.series.widths, spec=self._spec, fault=fault)
         self.measured: set[int] = set()
         self.stepped: set[int] = set()
         """Ids of parameters that some optimizer has stepped."""
@@ -158,12 +159,13 @@ class ParameterCapture:
                 self._stored_updates(part, statistics, recorder)
                 self._by_role(part, after, deltas, recorder)
             if self._wanted("update.own") or self._wanted("update.own_mean"):
-                self._own_updates(by_order, recorder)
+                self._own_updates(by_order)
             if self._reports and due.matrices is not None:
-                self._spectra([p for p in part if due.owns_matrix(p.turn)], by_order, recorder)
+                self._spectra.record([p for p in part if due.owns_matrix(p.turn)], by_order, recorder)
             changes.update((order, delta) for order, delta in by_order.items() if delta.dim() == 1)
         if streamed:
             self._stream(streamed, changes, recorder)
+        self._record_moved(recorder)
         if self._reports:
             self.measured.update(p.order for p in chosen)
 
@@ -182,17 +184,16 @@ class ParameterCapture:
         )
 
     def _stream(self, streamed: Sequence[WatchedParameter], changes: Mapping[int, Tensor], recorder: Recorder) -> None:
-        statistics, moved = [], []
+        statistics = []
         for p in streamed:
             bias = next((changes[other.order] for other in p.owner.parameters if other is not p), None)
             probe = self._activations.probes[p.owner.order]
-            column, own = updates.streamed_linear(p.tensor.detach(), self._pending.pop(p.order), probe, bias)
+            column, self._moved[p.owner.order] = updates.streamed_linear(
+                p.tensor.detach(), self._pending.pop(p.order), probe, bias
+            )
             statistics.append(column)
-            moved.append(own)
         if self._reports:
-            self._stored_updates(streamed, torch.stack(statistics, dim=1), recorder)
-        for p, own in zip(streamed, moved, strict=True):
-            self._record_own(p.owner.order, own, recorder)
+            self._stored_updates(streamed, torch.tensor(statistics).t(), recorder)
 
     def finish(self, recorder: Recorder) -> None:
         """Record what belongs to the whole round: the global gradient norm."""
@@ -207,6 +208,7 @@ class ParameterCapture:
         """Forget the step."""
         self._gradient_squares.clear()
         self._pending.clear()
+        self._moved.clear()
 
     def groups(self, recorder: Recorder, optimizer: Any, place: int) -> None:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them.
@@ -270,53 +272,7 @@ class ParameterCapture:
                         turned = value.t() if p.view == "transposed" else value
                         recorder.add([self._spec(p, f"{kind}.{name}")], statistic(turned))
 
-    def _spectra(self, chosen: Sequence[WatchedParameter], deltas: Mapping[int, Tensor], recorder: Recorder) -> None:
-        for p in chosen:
-            if p.view == "unknown":
-                resolve_view(p, *self._activations.widths.get(p.owner.order, (None, None)))
-            if "matrix" not in p.roles or p.unsupported or (p.order, "spectrum") in self._broken:
-                continue
-            try:
-                self._spectrum(p, deltas[p.order], recorder)
-            except Exception as error:
-                self._broken.add((p.order, "spectrum"))
-                self._fault("parameter", p.name, error)
-
-    def _spectrum(self, p: WatchedParameter, delta: Tensor, recorder: Recorder) -> None:
-        weight = matrix_view(p, p.tensor.detach())
-        sigma, method = self._spectral_norm(p, "weight", weight)
-        change, change_method = self._spectral_norm(p, "update", matrix_view(p, delta))
-        fan_out, fan_in = fans(p)
-        shape = torch.Size((fan_out, fan_in))
-        groups = weight.shape[0] if weight.dim() == 3 else 1
-        frobenius = weights.mean_squares([weight])[0] * (weight.numel() / groups)
-        operator, change_operator = spectral.operator_norm(sigma, shape), spectral.operator_norm(change, shape)
-        layout: list[Spec | None] = [
-            self._spec(p, "weight.spectral_norm", method),
-            self._spec(p, "weight.operator_norm", method),
-            self._spec(p, "weight.stable_rank", method),
-            self._spec(p, "update.spectral_norm", change_method),
-            self._spec(p, "update.operator_norm", change_method),
-            self._spec(p, "update.relative", change_method),
-        ]
-        relative = torch.where(operator == 0, NOT_MEASURED, change_operator / operator)
-        rank = spectral.stable_rank(frobenius, sigma)
-        recorder.add(
-            layout, torch.stack([v.float() for v in (sigma, operator, rank, change, change_operator, relative)])
-        )
-
-    def _spectral_norm(self, p: WatchedParameter, kind: str, matrix: Tensor) -> tuple[Tensor, str]:
-        """The largest singular value of a matrix, or the largest over the groups of a convolution."""
-        if matrix.dim() == 3:
-            found = [spectral.spectral_norm(part) for part in matrix]
-            return torch.stack([f.norm for f in found]).amax(), found[0].method
-        key = p.order, kind
-        found_one = spectral.spectral_norm(matrix, start=self._starts.get(key))
-        if found_one.right is not None and kind == "weight":
-            self._starts[key] = found_one.right
-        return found_one.norm, found_one.method
-
-    def _own_updates(self, deltas: Mapping[int, Tensor], recorder: Recorder) -> None:
+    def _own_updates(self, deltas: Mapping[int, Tensor]) -> None:
         owners = {self._outline.parameters[order].owner.order for order in deltas}
         for order in sorted(owners & self._activations.probes.keys()):
             probe, watched = self._activations.probes[order], self._outline.modules[order]
@@ -326,22 +282,33 @@ class ParameterCapture:
             if not changed or len(changed) < sum(p.tensor.requires_grad for p in watched.parameters):
                 continue  # another optimizer steps the rest, or rotation left it out
             try:
-                value = own_update(watched.module, probe, changed)
+                change = own_update(watched.module, probe, changed)
             except Exception as error:
                 self._broken.add((order, "own"))
                 self._fault("module", watched.name, error)
                 continue
-            if value is None:
-                continue
-            self._record_own(order, value, recorder)
+            if change is not None:
+                self._moved[order] = change
 
-    def _record_own(self, order: int, value: Tensor, recorder: Recorder) -> None:
-        entries = self._activations.probes[order].shape[0] * (self._activations.widths[order][1] or 1)
-        layout = [self._module_spec(order, "update.own"), self._module_spec(order, "update.own_mean")]
-        recorder.add(layout, value, [1, entries])
+    def _record_moved(self, recorder: Recorder) -> None:
+        """Record what each module's own update did to its probe, in one reduction for all probes of one size."""
+        by_size: dict[int, list[int]] = {}
+        for order, change in self._moved.items():
+            by_size.setdefault(change.numel(), []).append(order)
+        for members in by_size.values():
+            values = updates.moved(torch.stack([self._moved[order] for order in members]))
+            layout: list[Spec | None] = []
+            counts: list[int] = []
+            for order in members:
+                layout += [self._module_spec(order, "update.own"), self._module_spec(order, "update.own_mean")]
+                tokens = self._activations.probes[order].shape[0]
+                counts += [1, tokens * (self._activations.series.widths[order][1] or 1)]
+            recorder.add(layout, values, counts)
+        self._moved.clear()
 
     def note_groups(self, optimizers: Sequence[Any]) -> None:
         """Learn which parameter belongs to which group, and what its optimizer promises of its updates."""
+        self._update_promise = promises(optimizers, self._outline)
         place = 0
         for optimizer in optimizers:
             for group in parameter_groups(optimizer):
@@ -350,10 +317,6 @@ class ParameterCapture:
                     if parameter is None:
                         continue
                     self._group_of[parameter.order] = place
-                    if "matrix" in parameter.roles and type(optimizer).__name__ == "Muon":
-                        scale = _muon_scale(group, *fans(parameter))
-                        if scale is not None:
-                            self._update_promise[parameter.order] = scale, _MUON_BAND
                 place += 1
 
     def _spec(self, p: WatchedParameter, metric: str, method: str = "") -> Spec | None:
@@ -395,7 +358,7 @@ class ParameterCapture:
         spec = self._specs.get((-1 - order, metric))
         if spec is None:
             watched = self._outline.modules[order]
-            facts = self._activations.facts(watched, probe=OWN_TOKENS)
+            facts = self._activations.series.facts(watched, probe=OWN_TOKENS)
             spec = self._specs[-1 - order, metric] = Spec(metric, "module", watched.name, None, "exact", facts)
         return spec
 
@@ -438,13 +401,3 @@ def _dense(grad: Tensor | None) -> Tensor:
     assert grad is not None
     grad = grad.detach()
     return grad.coalesce().values() if grad.is_sparse else grad
-
-
-def _muon_scale(group: Mapping[str, Any], fan_out: int, fan_in: int) -> float | None:
-    """Spectral norm of torch.optim.Muon's update over its learning rate, by its `adjust_lr_fn`."""
-    rule = group.get("adjust_lr_fn", "absent")
-    if rule in (None, "original"):
-        return math.sqrt(max(1.0, fan_out / fan_in))
-    if rule == "match_rms_adamw":
-        return 0.2 * math.sqrt(max(fan_out, fan_in))
-    return None

@@ -14,7 +14,7 @@ from internist.capture.modules import ActivationCapture
 from internist.capture.outline import Outline
 from internist.capture.taps import Gate
 from internist.capture.tokens import PROBE_TOKENS
-from internist.measures.updates import feature_change
+from internist.measures.updates import feature_change, moved
 from internist.recorder import Recorder, Spec
 from internist.schema.wire import Facts
 
@@ -95,14 +95,18 @@ class ProbeReplay:
         self._activations.keep = set(self._before)
         self._run(activations=False)
         after, self._activations.kept, self._activations.keep = self._activations.kept, {}, set()
+        changes: dict[int, list[tuple[int, int, Tensor]]] = {}
         for order, old in self._before.items():
             new = after.get(order)
-            if new is None or new.shape != old.shape:
-                continue
-            layout = [
-                self._spec(order, name) if wanted(name) else None for name in ("update.feature", "update.feature_mean")
-            ]
-            recorder.add(layout, feature_change(new, old), [1, new.numel()])
+            if new is not None and new.shape == old.shape:
+                change = feature_change(new, old)
+                changes.setdefault(change.numel(), []).append((order, new.numel(), change))
+        for members in changes.values():
+            values = moved(torch.stack([change for _, _, change in members]))
+            for (order, entries, _), value in zip(members, values.unbind(), strict=True):
+                names = "update.feature", "update.feature_mean"
+                layout = [self._spec(order, name) if wanted(name) else None for name in names]
+                recorder.add(layout, value, [1, entries])
 
     def reset(self) -> None:
         """Forget the step's probe and kept outputs."""
@@ -117,7 +121,7 @@ class ProbeReplay:
         blocks = [m.order for m in modules if m.role == "block"] or [
             m.order for m in modules if m.parameters and m is not output
         ]
-        size = 4 * PROBE_TOKENS * max((w or 0 for _, w in self._activations.widths.values()), default=0)
+        size = 4 * PROBE_TOKENS * max((w or 0 for _, w in self._activations.series.widths.values()), default=0)
         room = max(1, KEPT_BYTES // max(size, 1) - 1)
         if len(blocks) > room:
             start = self._turn * room % len(blocks)
@@ -159,7 +163,9 @@ class ProbeReplay:
         spec = self._specs.get(key)
         if spec is None:
             watched = self._outline.modules[order]
-            facts: Facts = self._activations.facts(watched, heavy=True, probe=PROBE_TOKENS, method="probe replay")
+            facts: Facts = self._activations.series.facts(
+                watched, heavy=True, probe=PROBE_TOKENS, method="probe replay"
+            )
             spec = self._specs[key] = Spec(metric, "module", watched.name, None, "exact", facts)
         return spec
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from internist.capture.outline import unwrap
 from internist.capture.taps import inert_hook
+from internist.roles import unwrap
 
 
 class _RootHook:

@@ -13,6 +13,9 @@ from torch.nn import functional
 NOT_MEASURED = -torch.inf
 """The maximum over nothing. Where a docstring names it, it says that there was nothing to measure, and is no value."""
 
+Value = Tensor | float
+"""A 0-d tensor, or a float where the host has the number already."""
+
 LEFT_OUT = 1e-3
 """Pairs of tokens closer than this share of the largest distance say more about rounding than about the module."""
 
@@ -47,30 +50,39 @@ def token_rms(x: Tensor, *, channel_dim: int = -1) -> Tensor:
     return norm.div_(math.sqrt(features)).flatten()
 
 
-def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
-    """`token_rms`, `abs_max` and `nonfinite` of an activation, in one pass over its memory where that is faster.
+def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Value, Value]:
+    """`token_rms`, `abs_max` and `nonfinite` of an activation, with as few passes over its memory and as few operators
+    as the device allows: a module's output is small, and on the CPU each operator costs as much as 100 kB read.
 
     Args:
         x: an activation of at least one dimension, floating.
         channel_dim: the feature dimension.
 
     Returns:
-        (tokens,), () and () float32, as those three give them.
+        (tokens,) float32, and two numbers, as those three give them; on the CPU, which has computed them when the
+        call returns, the two are floats.
 
     Raises:
         ValueError: x is empty, has no dimension, or is not floating.
     """
     _require_activation(x)
     rows = CHUNK_CPU // x.shape[-1]
-    if x.device.type != "cpu" or channel_dim not in (-1, x.ndim - 1) or x.numel() <= 2 * CHUNK_CPU or rows == 0:
+    if x.device.type != "cpu" or channel_dim not in (-1, x.ndim - 1) or rows == 0:
         norms = token_rms(x, channel_dim=channel_dim)
-        largest = abs_max(x)
-        return norms, largest, nonfinite(x, largest)
-    pieces = torch.split(x.reshape(-1, x.shape[-1]), rows)  # a piece is read twice, the second time from the cache
-    found = [(token_rms(piece), abs_max(piece)) for piece in pieces]
-    norms = torch.cat([norms for norms, _ in found])
-    largest = torch.stack([largest for _, largest in found]).amax()
-    return norms, largest, nonfinite(x, largest)
+        top = abs_max(x)
+        return norms, top, nonfinite(x, top)
+    tokens = _narrow(x).reshape(-1, x.shape[-1])
+    pieces = torch.split(tokens, rows) if x.numel() > 2 * CHUNK_CPU else (tokens,)
+    norms_of, ends = [], []
+    for piece in pieces:  # a piece is read three times, twice from the cache
+        norms_of.append(linalg.vector_norm(piece, dim=-1, dtype=torch.float32))
+        ends += [piece.amax().item(), -piece.amin().item()]
+    norms = torch.cat(norms_of) if len(pieces) > 1 else norms_of[0]
+    norms.div_(math.sqrt(x.shape[-1]))
+    if all(map(math.isfinite, ends)):
+        return norms, max(ends), 0.0
+    largest = math.nan if any(map(math.isnan, ends)) else math.inf
+    return norms, largest, float(nonfinite(x, torch.tensor(largest)))
 
 
 def rms_summary(token_rms: Tensor) -> Tensor:
@@ -131,7 +143,7 @@ def nonfinite(x: Tensor, abs_max: Tensor) -> Tensor:
     return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
 
 
-def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None) -> Tensor:
+def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None) -> Value:
     """What a residual block adds to its stream: mean square of (output - input) over mean square of the input.
 
     The square is what ranks can average; its root is the metric.
@@ -142,7 +154,7 @@ def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None)
         input_rms: the input's `token_rms` if it is known, which saves reading the input once more.
 
     Returns:
-        () float32. NaN in, NaN out; `NOT_MEASURED` if the input is all zeros.
+        One number, on the CPU a float. NaN in, NaN out; `NOT_MEASURED` if the input is all zeros.
 
     Raises:
         ValueError: the tensors are empty, not floating, or differ in shape.
@@ -151,52 +163,68 @@ def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None)
     if output.shape != input.shape:
         raise ValueError(f"expected output and input of one shape, got {tuple(output.shape)} and {tuple(input.shape)}")
     added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
-    if input_rms is None:
-        stream = linalg.vector_norm(_narrow(input), dtype=torch.float32)
-    else:
-        stream = linalg.vector_norm(input_rms) * math.sqrt(input.numel() / input_rms.numel())
-    return torch.where(stream == 0, NOT_MEASURED, (added / stream).square())
+    known = _narrow(input) if input_rms is None else input_rms
+    stream = linalg.vector_norm(known, dtype=torch.float32)
+    entries = input.numel() / known.numel()
+    if added.device.type == "cpu":
+        base = stream.item()
+        return NOT_MEASURED if base == 0 else (added.item() / base) ** 2 / entries
+    return torch.where(stream == 0, NOT_MEASURED, (added / stream).square() / entries)
 
 
-def spread(outputs: Tensor, inputs: Tensor | None = None) -> Tensor:
-    """How far apart the module puts different tokens, and how much it stretches the distance between two.
-
-    Over all pairs of the tokens given, distances from explicit differences in float32 (the Gram route loses
-    near-equal tokens). Pairs whose inputs are equal, or closer than `LEFT_OUT` of the largest input distance, are
-    left out of all three values.
+def pair_distances(tokens: Tensor) -> Tensor:
+    """RMS distances of all pairs of tokens, from explicit differences in float32: the Gram route loses near-equal ones.
 
     Args:
-        outputs: (tokens, features) of the probe, at most 64 tokens by design: the work grows with their square.
-        inputs: (tokens, features) that made them; None where a distance has no meaning (token ids). Then every
+        tokens: (tokens, features) of the probe, at most 64 tokens by design: the work grows with their square.
+
+    Returns:
+        (pairs,) float32 in the order (0, 1), (0, 2), ..., (1, 2), ...
+
+    Raises:
+        ValueError: tokens is empty, not floating, or no matrix.
+    """
+    _require_floating(tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"expected (tokens, features), got {tuple(tokens.shape)}")
+    return functional.pdist(tokens.float().contiguous()).div_(math.sqrt(tokens.shape[1]))
+
+
+def spread(between: Tensor, apart: Tensor | None = None) -> Tensor:
+    """How far apart modules put different tokens, and how much they stretch the distance between two.
+
+    Pairs whose inputs are equal, or closer than `LEFT_OUT` of the largest input distance, are left out of all three
+    values.
+
+    Args:
+        between: (..., pairs) `pair_distances` of outputs, one row a module.
+        apart: the same of the inputs that made them; None where a distance has no meaning (token ids). Then every
             pair counts and the ratio is not measured.
 
     Returns:
-        (3,) float32: largest RMS distance of two outputs, their mean RMS distance, largest ratio of RMS output
+        (..., 3) float32: largest RMS distance of two outputs, their mean RMS distance, largest ratio of RMS output
         distance to RMS input distance. NaN in, NaN out; `NOT_MEASURED` where no pair is left.
 
     Raises:
-        ValueError: the tensors are empty, not floating, no matrices, or differ in their number of tokens.
+        ValueError: the two differ in shape.
     """
-    between = _distances(outputs)
-    unmeasured = torch.full((), NOT_MEASURED, dtype=torch.float32, device=outputs.device)
-    if inputs is None:
-        if between.numel() == 0:
-            return unmeasured.expand(3).clone()
-        return torch.stack((between.amax(), between.mean(), unmeasured))
-    if len(inputs) != len(outputs):
-        raise ValueError(f"expected as many inputs as outputs, got {len(inputs)} and {len(outputs)}")
-    apart = _distances(inputs)
-    if between.numel() == 0:
-        return unmeasured.expand(3).clone()
-    left_out = (apart < LEFT_OUT * apart.amax()).logical_or_(apart == 0)  # a NaN distance is not left out
-    kept = left_out.numel() - torch.count_nonzero(left_out)
-    mean = between.masked_fill(left_out, 0.0).sum() / kept
+    if apart is not None and apart.shape != between.shape:
+        raise ValueError(f"expected as many inputs as outputs, got {tuple(apart.shape)} and {tuple(between.shape)}")
+    unmeasured = between.new_full(between.shape[:-1], NOT_MEASURED)
+    if between.shape[-1] == 0:
+        return torch.stack((unmeasured, unmeasured, unmeasured), dim=-1)
+    if apart is None:
+        return torch.stack((between.amax(dim=-1), between.mean(dim=-1), unmeasured), dim=-1)
+    left_out = (apart < LEFT_OUT * apart.amax(dim=-1, keepdim=True)).logical_or_(apart == 0)  # NaN is not left out
+    kept = left_out.logical_not().sum(dim=-1)
+    mean = between.masked_fill(left_out, 0.0).sum(dim=-1) / kept
     return torch.stack(
         (
-            between.masked_fill(left_out, NOT_MEASURED).amax(),
+            between.masked_fill(left_out, NOT_MEASURED).amax(dim=-1),
             torch.where(kept == 0, unmeasured, mean),
-            (between / apart).masked_fill_(left_out, NOT_MEASURED).amax(),
-        )
+            (between / apart).masked_fill_(left_out, NOT_MEASURED).amax(dim=-1),
+        ),
+        dim=-1,
     )
 
 
@@ -218,14 +246,6 @@ def log_z(logits: Tensor) -> Tensor:
     pieces = torch.split(rows, max(1, entries // rows.shape[-1]))
     log_zs = torch.cat([piece.float().logsumexp(dim=-1) for piece in pieces])
     return torch.stack((log_zs.mean(), log_zs.amax()))
-
-
-def _distances(tokens: Tensor) -> Tensor:
-    """RMS distances of all pairs of rows, in the order (0, 1), (0, 2), ..., (1, 2), ...; shape (pairs,)."""
-    _require_floating(tokens)
-    if tokens.ndim != 2:
-        raise ValueError(f"expected (tokens, features), got {tuple(tokens.shape)}")
-    return functional.pdist(tokens.float().contiguous()).div_(math.sqrt(tokens.shape[1]))
 
 
 def _narrow(x: Tensor) -> Tensor:

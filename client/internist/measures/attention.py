@@ -102,20 +102,23 @@ def _extremes(
         keys = min(stop, S) if is_causal else S
         q_NRD = q_BKGTD[:, :, :, start:stop].reshape(B * K, G * (stop - start), D)
         logits = torch.bmm(q_NRD, k_NDS[:, :, :keys]).view(B, K, G, stop - start, keys)
-        floor = ceiling = logits
-        if mask_BKGTS is not None:
+        triangle = later[: stop - start, : keys - start] if later is not None and start < keys else None
+        if mask_BKGTS is None:
+            if triangle is not None:  # what lies after a query gives way to its first key, which it always sees
+                late = logits[..., start:]
+                torch.where(triangle, logits[..., :1], late, out=late)
+            floor = ceiling = logits
+        else:
             part = mask_BKGTS[:, :, :, start:stop, :keys]
             is_bias = part.is_floating_point()
             hidden = part <= HIDDEN_BELOW if is_bias else ~part
             bias = part.float() if is_bias else torch.zeros_like(part, dtype=torch.float32)
             floor = logits + bias.masked_fill(hidden, NOT_MEASURED)
             ceiling = logits.add_(bias.masked_fill(hidden, -NOT_MEASURED))
-        triangle = later[: stop - start, : keys - start] if later is not None and start < keys else None
-        if triangle is not None:
-            floor[..., start:].masked_fill_(triangle, NOT_MEASURED)
+            if triangle is not None:
+                floor[..., start:].masked_fill_(triangle, NOT_MEASURED)
+                ceiling[..., start:].masked_fill_(triangle, -NOT_MEASURED)
         largest.append(floor.amax(dim=(3, 4)))
-        if triangle is not None:
-            ceiling[..., start:].masked_fill_(triangle, -NOT_MEASURED)
         smallest.append(ceiling.amin(dim=(3, 4)))
     return torch.stack(largest).amax(dim=(0, 1)).flatten(), torch.stack(smallest).amin(dim=(0, 1)).flatten()
 

@@ -13,4 +13,5 @@ from torch import Tensor
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Autocast off on the device of x: hooks run inside a forward, where it would turn our products to bfloat16."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()

@@ -20,6 +20,9 @@ EXACT_UP_TO = 256
 EXACT_ENTRIES = 2**21
 """And entries up to which it is: Lanczos reads a longer matrix in place, where the exact way copies it to float64."""
 
+SAFE_TRACE = 1e-20, 1e30
+"""Sums of squares between which float32 products neither underflow nor overflow to any effect."""
+
 COLD_STEPS = 32
 WARM_STEPS = 20
 RANDOM_SHARE = 0.1
@@ -108,15 +111,26 @@ def stable_rank(frobenius_squared: Tensor, spectral_norm: Tensor) -> Tensor:
 
 
 def _exact(tall: Tensor) -> Tensor:
-    """From the Gram matrix of the columns: in float64 its squared condition costs the largest value nothing."""
-    wide = tall.double()
-    gram = wide.t() @ wide
-    if gram.device.type != "cpu":
-        return _top_by_squaring(gram)[0].sqrt().float()
-    trace = gram.trace()
-    if not bool(trace.isfinite()):  # eigvalsh raises on these
-        return trace.float()
-    eigenvalues: Tensor = linalg.eigvalsh(gram)  # ascending
+    """From the eigenvalues of the Gram matrix of the columns: its squared condition costs the largest one nothing.
+
+    On the CPU the products are made in float32 where that is float32, and added up far from its ends: half the time,
+    and the largest value then differs by some 1e-8. The eigenvalues are always taken in float64.
+    """
+    if tall.device.type != "cpu":
+        wide = tall.double()
+        return _top_by_squaring(wide.t() @ wide)[0].sqrt().float()
+    gram = trace = None
+    if torch.get_float32_matmul_precision() == "highest":
+        narrow = tall.float()
+        gram = narrow.t() @ narrow
+        trace = gram.trace().item()
+    if gram is None or trace is None or not SAFE_TRACE[0] < trace < SAFE_TRACE[1]:
+        wide = tall.double()
+        gram = wide.t() @ wide
+        trace = gram.trace().item()
+    if not math.isfinite(trace):  # eigvalsh raises on these
+        return torch.tensor(trace)
+    eigenvalues: Tensor = linalg.eigvalsh(gram.double())  # ascending
     return eigenvalues[-1].clamp(min=0.0).sqrt().float()
 
 

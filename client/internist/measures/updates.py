@@ -5,7 +5,7 @@ that are linear in their parameters this is exact and needs no second forward.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, linalg
@@ -16,9 +16,11 @@ from internist.measures.weights import mean_squares
 
 SMALL = 2**15
 """Up to this many entries one call costs less than any care for how it runs."""
-PIECE = 2**17
-"""Entries compared at a time on the CPU, in a float32 buffer that fits its cache: `count_nonzero` branches on every
-entry, and took 21 ms where this took 2 (4.7 M entries, half of them zero, one core)."""
+PIECE = 2**18
+"""Entries compared at a time on the CPU, in a float32 buffer of 1 MB that fits its cache. `count_nonzero` branches on
+every entry, and took 21 ms where this took 2 (4.7 M entries, half of them zero, one core)."""
+LARGE = 2**16
+"""Above this many entries a weight on the CPU is worked through in pieces."""
 
 
 def differences(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
@@ -84,7 +86,7 @@ def stored_(after: Sequence[Tensor], before: Sequence[Tensor]) -> tuple[list[Ten
 
 def streamed_linear(
     after: Tensor, before: Tensor, probe: Tensor, delta_bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[tuple[float, float, float], Tensor]:
     """`stored_` and `own_linear` of one large weight on the CPU, in one pass over memory that keeps no difference.
 
     Args:
@@ -94,7 +96,7 @@ def streamed_linear(
         delta_bias: (fan_out,), the bias's change, if there is a bias.
 
     Returns:
-        (3,) as a column of `stored_`'s statistics, and (2,) as `own_linear`.
+        Three numbers as a column of `stored_`'s statistics, and (tokens,) float32 as `own_linear`.
 
     Raises:
         ValueError: shapes do not fit or a tensor is empty.
@@ -104,22 +106,26 @@ def streamed_linear(
     if after.ndim != 2 or probe.shape[-1] != after.shape[1]:
         shapes = f"{tuple(after.shape)} and {tuple(probe.shape)}"
         raise ValueError(f"expected (fan_out, fan_in) and (tokens, fan_in), got {shapes}")
-    rows = max(1, PIECE // after.shape[1])
-    scratch = torch.empty(2, rows, after.shape[1])
-    norms: list[Tensor] = []
-    still: list[Tensor] = []
+    fan_out, fan_in = after.shape
+    rows = min(fan_out, max(1, PIECE // fan_in))
+    scratch = torch.empty(rows, fan_in)
+    inputs = probe.reshape(-1, fan_in).float().t()
+    shift = None if delta_bias is None else _vector(delta_bias, fan_out).unsqueeze(1)
+    weight = update = still = 0.0
     moved: list[Tensor] = []
-    inputs = probe.float()
     with full_precision(inputs):
-        for a, b in zip(torch.split(after, rows), torch.split(before, rows), strict=True):
-            delta = torch.sub(a, b, out=scratch[0, : len(a)])
-            norms += [linalg.vector_norm(a), linalg.vector_norm(delta)]
-            still.append(torch.eq(delta, 0, out=scratch[1, : len(a)]).sum())
-            moved.append(inputs @ delta.t())
-    squares = torch.stack(norms).square_().view(-1, 2).sum(0)
-    statistics = torch.cat((squares, torch.stack(still).sum(0, keepdim=True))).div_(after.numel())
-    change = torch.cat(moved, dim=1)
-    return statistics, _moved(change if delta_bias is None else change.add_(_vector(delta_bias, after.shape[0])))
+        for start, (a, b) in zip(range(0, fan_out, rows), _paired(after, before, rows), strict=True):
+            delta = torch.sub(a, b, out=scratch if len(a) == rows else scratch[: len(a)])
+            change = delta @ inputs
+            if shift is not None:
+                change += shift[start : start + rows]
+            moved.append(change.square_().sum(0))
+            weight += linalg.vector_norm(a).item() ** 2
+            update += linalg.vector_norm(delta).item() ** 2
+            still += delta.eq_(0).sum().item()
+    squares = torch.stack(moved).sum(0) if len(moved) > 1 else moved[0]
+    size = after.numel()
+    return (weight / size, update / size, still / size), squares.div_(fan_out).sqrt_()
 
 
 def unchanged(differences: Sequence[Tensor]) -> Tensor:
@@ -154,9 +160,8 @@ def own_linear(probe: Tensor, delta: Tensor, delta_bias: Tensor | None = None) -
         delta_bias: (fan_out,), the bias's change.
 
     Returns:
-        (2,) float32: the maximum over tokens of the RMS of `probe @ delta.T + delta_bias`, and the mean of its
-        squares over tokens and features. Never above R(delta) times the largest token RMS of the probe plus the
-        RMS of delta_bias. NaN in, NaN out.
+        (tokens,) float32: each token's RMS of `probe @ delta.T + delta_bias`. Never above R(delta) times the largest
+        token RMS of the probe plus the RMS of delta_bias. NaN in, NaN out.
 
     Raises:
         ValueError: shapes do not fit or a tensor is empty.
@@ -168,7 +173,7 @@ def own_linear(probe: Tensor, delta: Tensor, delta_bias: Tensor | None = None) -
     _require_filled(probe, delta)
     bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
     with full_precision(probe):
-        return _moved(functional.linear(probe.float(), delta.float(), bias))
+        return _rms(functional.linear(probe.float(), delta.float(), bias))
 
 
 def own_embedding(ids: Tensor, delta: Tensor) -> Tensor:
@@ -179,7 +184,7 @@ def own_embedding(ids: Tensor, delta: Tensor) -> Tensor:
         delta: (rows, features), the weight's change.
 
     Returns:
-        (2,) float32: maximum over tokens of the RMS of the change, mean of its squares. NaN in, NaN out.
+        (tokens,) float32: each token's RMS of the change. NaN in, NaN out.
 
     Raises:
         ValueError: delta is not a matrix, ids are not integers, or a tensor is empty.
@@ -189,7 +194,7 @@ def own_embedding(ids: Tensor, delta: Tensor) -> Tensor:
             f"expected integer ids and a (rows, features) matrix, got {ids.dtype} and {tuple(delta.shape)}"
         )
     _require_filled(ids, delta)
-    return _moved(delta[ids.flatten()].float())
+    return _rms(delta[ids.flatten()].float())
 
 
 def own_gain(normalized: Tensor, delta_gain: Tensor | None, delta_bias: Tensor | None = None) -> Tensor:
@@ -201,8 +206,8 @@ def own_gain(normalized: Tensor, delta_gain: Tensor | None, delta_bias: Tensor |
         delta_bias: (features,), the bias's change; None for a layer without one.
 
     Returns:
-        (2,) float32: maximum over tokens of the RMS of the change, mean of its squares. Never above the largest
-        absolute change of the gain times the largest token RMS plus the RMS of delta_bias. NaN in, NaN out.
+        (tokens,) float32: each token's RMS of the change. Never above the largest absolute change of the gain times
+        the largest token RMS plus the RMS of delta_bias. NaN in, NaN out.
 
     Raises:
         ValueError: shapes do not fit, a tensor is empty, or neither change is given.
@@ -216,7 +221,7 @@ def own_gain(normalized: Tensor, delta_gain: Tensor | None, delta_bias: Tensor |
         change = normalized.float() * _vector(delta_gain, features)
     if delta_bias is not None:
         change = change + _vector(delta_bias, features)
-    return _moved(change)
+    return _rms(change)
 
 
 def own_convolution(
@@ -242,8 +247,7 @@ def own_convolution(
         groups: as the module's.
 
     Returns:
-        (2,) float32: maximum over pixels of the RMS over channels of the change, mean of its squares. NaN in,
-        NaN out.
+        (pixels,) float32: each pixel's RMS over channels of the change. NaN in, NaN out.
 
     Raises:
         ValueError: shapes do not fit or a tensor is empty.
@@ -255,7 +259,7 @@ def own_convolution(
     bias = None if delta_bias is None else _vector(delta_bias, delta.shape[0])
     with full_precision(probe):
         change = convolutions[probe.ndim](probe.float(), delta.float(), bias, stride, padding, dilation, groups)
-    return _moved(change.movedim(1, -1))
+    return _rms(change.movedim(1, -1))
 
 
 def feature_change(after: Tensor, before: Tensor) -> Tensor:
@@ -266,8 +270,7 @@ def feature_change(after: Tensor, before: Tensor) -> Tensor:
         before: the same tokens with the old weights.
 
     Returns:
-        (2,) float32: maximum over tokens of the RMS of the difference, mean of its squares over tokens and
-        features. NaN in, NaN out.
+        (tokens,) float32: each token's RMS of the difference. NaN in, NaN out.
 
     Raises:
         ValueError: shapes differ or the tensors are empty.
@@ -275,7 +278,20 @@ def feature_change(after: Tensor, before: Tensor) -> Tensor:
     if after.shape != before.shape or after.ndim == 0:
         raise ValueError(f"expected two tensors of one shape, got {tuple(after.shape)} and {tuple(before.shape)}")
     _require_filled(after)
-    return _moved(torch.sub(after.float(), before.float()))
+    return _rms(torch.sub(after.float(), before.float()))
+
+
+def moved(token_rms: Tensor) -> Tensor:
+    """What is kept of how far a probe's tokens moved.
+
+    Args:
+        token_rms: (..., tokens) float32, as the `own_*` functions and `feature_change` give them; leading dimensions
+            are summarised each on its own.
+
+    Returns:
+        (..., 2) float32: maximum over tokens, mean of squares. NaN in, NaN out.
+    """
+    return torch.stack((token_rms.amax(dim=-1), token_rms.square().mean(dim=-1)), dim=-1)
 
 
 def can_stream(after: Tensor, before: Tensor) -> bool:
@@ -283,7 +299,7 @@ def can_stream(after: Tensor, before: Tensor) -> bool:
     return (
         after.device.type == "cpu"
         and after.dtype == before.dtype == torch.float32
-        and after.numel() > PIECE
+        and after.numel() > LARGE
         and after.is_contiguous()
         and before.is_contiguous()
     )
@@ -291,15 +307,18 @@ def can_stream(after: Tensor, before: Tensor) -> bool:
 
 def _stored_in_pieces(after: Tensor, before: Tensor) -> Tensor:
     """(3,) as `stored_`; `before` becomes the difference."""
-    equal = torch.empty(PIECE, dtype=torch.float32)
-    norms: list[Tensor] = []
-    still: list[Tensor] = []
-    for a, b in zip(torch.split(after, PIECE), torch.split(before, PIECE), strict=True):
+    equal = torch.empty(min(PIECE, after.numel()), dtype=torch.float32)
+    weight = update = still = 0.0
+    for a, b in _paired(after, before, PIECE):
         torch.sub(a, b, out=b)
-        norms += [linalg.vector_norm(a), linalg.vector_norm(b)]
-        still.append(torch.eq(b, 0, out=equal[: b.numel()]).sum())
-    squares = torch.stack(norms).square_().view(-1, 2).sum(0)
-    return torch.cat((squares, torch.stack(still).sum(0, keepdim=True))).div_(after.numel())
+        weight += linalg.vector_norm(a).item() ** 2
+        update += linalg.vector_norm(b).item() ** 2
+        still += torch.eq(b, 0, out=equal[: b.numel()]).sum().item()
+    return torch.tensor((weight, update, still)).div_(after.numel())
+
+
+def _paired(after: Tensor, before: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(after, rows), torch.split(before, rows), strict=True)
 
 
 def _zeros(difference: Tensor) -> Tensor:
@@ -311,10 +330,10 @@ def _zeros(difference: Tensor) -> Tensor:
     return torch.stack([torch.eq(piece, 0, out=equal[: piece.numel()]).sum() for piece in pieces]).sum()
 
 
-def _moved(change: Tensor) -> Tensor:
-    """(2,): maximum over tokens of the RMS over the last dimension, mean of squares."""
-    token_rms = linalg.vector_norm(change, dim=-1).div_(math.sqrt(change.shape[-1]))
-    return torch.stack((token_rms.amax(), token_rms.square().mean()))
+def _rms(change: Tensor) -> Tensor:
+    """(tokens,): RMS over the last dimension."""
+    norms: Tensor = linalg.vector_norm(change, dim=-1)
+    return norms.div_(math.sqrt(change.shape[-1])).flatten()
 
 
 def _vector(vector: Tensor, length: int) -> Tensor:

@@ -43,6 +43,10 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("update", "update", "Update stability", "One step moves the output by the same amount at every width and depth: neither lazy nor explosive.", "its learning rate"),
     Condition("spectral_weight", "spectral", "Spectral condition on weights", "The operator norm R(W) of each weight stays of order one.", "its weight decay, then its learning rate"),
     Condition("spectral_update", "spectral", "Spectral condition on updates", "The operator norm R(dW) of each update stays of order one times the learning rate.", "its learning rate and the optimizer's shape scaling"),
+    Condition("invariance", "spectral", "The frozen pair stays", "Muon++ steps around a singular pair (u, v) of each weight: W v stays S u.", "what else writes to this weight (decay, clipping, another optimizer), then float32 weights"),
+    Condition("gap", "spectral", "Room in the spectral gap", "Where nothing but the gap keeps the operator norm (policies cap and none), one step uses at most half of it.", "a smaller learning rate, the policy decay, or an opened gap at initialisation"),
+    Condition("frozen_share", "spectral", "The frozen directions matter little", "Little of the momentum lies in the directions that Muon++ does not train.", "a fresh singular pair (initialize), or Muon for this weight"),
+    Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
     Condition("attention", "attention", "Attention logits", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
     Condition("numeric", "numeric", "Numbers are finite", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
     Condition("learning_rate_jump", "update", "Learning rate jump", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
@@ -57,7 +61,8 @@ class Target:
     """A band from theory. It is judged only where `applies_when` holds; elsewhere the value is only shown."""
 
     warn_above: float
-    critical_above: float
+    critical_above: float | None
+    """None: it warns, however far it goes."""
     applies_when: Literal["always", "mup", "muon"]
     """`mup`: the run declares a spectral or muP parametrisation, or uses a spectral optimizer. `muon`: the series carries `update_scale`."""
     source: str
@@ -82,6 +87,10 @@ class Criterion:
 
 
 _SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
+_INVARIANCE = "derived: a top pair off by this much is no longer the invariant one"
+_GAP = "derived: ||W||_2 stays S while lr <= 1 - sigma_2 / S"
+_SHARE = "derived: no published evidence of what freezing a pair costs"
+_ROUTING = "a claim: 0 or 1"
 _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -100,6 +109,10 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("spectral_update", "update.row_rms_max", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.head_norm", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
+    Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE)),
+    Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP)),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE)),
+    Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own"),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),

@@ -9,7 +9,7 @@ from typing import Literal
 from internist.schema.conditions import Basis, State
 from internist.schema.metrics import Bound, Kind
 from internist.schema.rules import Severity
-from internist.schema.wire import CoverageEntry, Facts, Module, Scalar
+from internist.schema.wire import CoverageEntry, Facts, Module, Route, Scalar
 
 Number = float | Literal["nan", "inf", "-inf"] | None
 RunState = Literal["live", "finished", "failed", "lost", "stalled"]
@@ -244,6 +244,15 @@ class Coverage:
     counts: dict[str, int]
     entries: tuple[CoverageEntry, ...]
     modules: tuple[Module, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How each parameter of an attempt is stepped, as its optimizers said at its start."""
+
+    run: str
+    attempt: str
+    routes: tuple[Route, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,26 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the routing table: how one parameter is stepped."""
+
+    parameter: str
+    optimizer: str
+    """The optimizer's class."""
+    algorithm: str
+    """What steps it: `muon`, `adamw`, ..."""
+    group: str
+    """Name of the parameter group, or its index."""
+    shape: tuple[int, ...] = ()
+    role: str = ""
+    """Why it is there, in the words of whoever made the groups: `hidden`, `embedding`, `head`, ..."""
+    scale: str = ""
+    coefficients: str = ""
+    policy: str = ""
+    """Names of the scale rule, of the coefficient set and of the gap policy, where the algorithm has them."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Who is speaking: the body of `POST /runs`, and the first record of every spool segment."""
 
@@ -170,6 +190,8 @@ class RunStart:
     parametrization: str = "standard"
     """`standard`, `mup` or `spectral`, as the run declares."""
     optimizers: tuple[str, ...] = ()
+    routing: tuple[Route, ...] = ()
+    """How each parameter is stepped, in the order of the optimizers' groups; empty where no optimizer was named."""
     modules: tuple[Module, ...] = ()
     reference: str | None = None
     client: str = ""
