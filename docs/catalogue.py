@@ -15,6 +15,7 @@ SUBJECTS = {
     "Gradients": ("gradient",),
     "Attention": ("attention",),
     "Output": ("output",),
+    "Optimizers, of themselves": ("optimizer",),
     "As the run gives them": ("loss", "learning_rate", "weight_decay"),
     "The monitor itself": ("monitor",),
 }
@@ -142,11 +143,10 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     of = {"all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input"}
     applies = {"always": "always", "mup": "spectral or μP runs", "muon": "orthogonalised updates"}
     target = criterion.target
-    bands = (
-        f"{target.warn_above:g}, {target.critical_above:g} ({applies[target.applies_when]}; {target.source})"
-        if target
-        else ""
-    )
+    bands = ""
+    if target:
+        critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
+        bands = f"{target.warn_above:g}, {critical} ({applies[target.applies_when]}; {target.source})"
     if criterion.sanity_relative_to:
         bands += f"sanity, against `{criterion.sanity_relative_to}`"
     return (

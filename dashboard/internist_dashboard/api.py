@@ -13,6 +13,7 @@ from internist.schema.views import (
     Coverage,
     Heatmap,
     PointsPage,
+    Routing,
     Run,
     SeriesPage,
     SeriesView,
@@ -26,7 +27,7 @@ TIMEOUT_S = 20.0
 PAGE = 1_000
 """Series of one answer."""
 Collapse = Literal["blocks", "modules"]
-Query = Mapping[str, str | int | Sequence[int]]
+Query = Mapping[str, str | int | Sequence[int] | Sequence[str]]
 
 
 class Api:
@@ -49,8 +50,8 @@ class Api:
         """The verdict board of a run, with at most `limit` members."""
         return await self._get(f"/runs/{quote(run, safe='')}/verdicts", Verdicts, limit=limit)
 
-    async def series(self, run: str, *, metric: str, limit: int) -> tuple[SeriesView, ...]:
-        """Series of one metric, in forward order, at most `limit`; asked for in pages where they are many."""
+    async def series(self, run: str, *, metric: str | Sequence[str], limit: int) -> tuple[SeriesView, ...]:
+        """Series of one metric or of several, in forward order, at most `limit`; where they are many, in pages."""
         found: list[SeriesView] = []
         while len(found) < limit:
             size = min(PAGE, limit - len(found))
@@ -86,6 +87,10 @@ class Api:
         """What of the model is measured, and what is not and why."""
         return await self._get(f"/runs/{quote(run, safe='')}/coverage", Coverage)
 
+    async def routing(self, run: str) -> Routing:
+        """How each parameter is stepped."""
+        return await self._get(f"/runs/{quote(run, safe='')}/routing", Routing)
+
     async def alerts(self, *, run: str | None = None, limit: int) -> AlertsPage:
         """Alerts of one run or of all: open ones first, then newest first."""
         return await self._get("/alerts", AlertsPage, run=run, limit=limit)
@@ -95,7 +100,7 @@ class Api:
         response = await self._send("POST", f"/alerts/{alert}/acknowledge", json={"by": by})
         return _decoded(response, Alert)
 
-    async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | None) -> T:
+    async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | Sequence[str] | None) -> T:
         params = {name: value for name, value in query.items() if value is not None}
         return _decoded(await self._send("GET", path, params=params), kind)
 

@@ -17,7 +17,7 @@ from internist_dashboard import browser, components, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
-from internist_dashboard.pages import alerts, detail, run, runs
+from internist_dashboard.pages import alerts, detail, optimizer, run, runs
 from internist_dashboard.statics import CompressedStatics
 from internist_dashboard.viewer import VIEWER, viewer_of
 
@@ -80,7 +80,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     app.backend.websocket_capability = False  # else every page opens a socket that nothing uses
     app.layout = shell()
     _route(app, api)
-    for page in (runs, run, detail, alerts):
+    for page in (runs, run, optimizer, detail, alerts):
         page.register(app, api)
     browser.wire(app)
     return Board(server)

@@ -45,6 +45,7 @@ def wire(app: dash.Dash) -> None:
         Input("loss-graph", "relayoutData"),
         Input("heat-graph", "relayoutData"),
         Input("logit-graph", "relayoutData"),
+        Input("optimizer-graph", "relayoutData"),
         Input("reset-zoom", "n_clicks"),
     )
     connect("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ HEAT_BODY = 460
 LABEL_PX = 14
 """Least distance between two row labels."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
+STRIP_HEIGHT, STRIP_GAP = 84, 18
 GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False}
 """Every chart: no tool bar; drag to zoom, double click to reset."""
 
@@ -142,6 +144,60 @@ def series(points: Points, alerts: Sequence[Alert], frame: Frame) -> go.Figure:
     figure.update_layout(
         yaxis={"title": {"text": title}, "fixedrange": True, "nticks": 6, **_scale(points)},
     )
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """One of the small charts of what optimizers tell of themselves."""
+
+    title: str
+    is_low_bad: bool = False
+
+
+STRIPS = {
+    "optimizer.gap": Strip("gap", is_low_bad=True),
+    "optimizer.audit": Strip("audit"),
+    "optimizer.removed_share": Strip("removed"),
+    "optimizer.firings": Strip("firings"),
+    "optimizer.clip_gamma": Strip("clip γ", is_low_bad=True),
+    "optimizer.orthogonality": Strip("residual"),
+}
+
+
+def strips(windows: Sequence[Points], frame: Frame) -> go.Figure:
+    """What optimizers tell of themselves: a strip for each metric, one under the other, a line for each parameter."""
+    p = palette(frame.scheme)
+    shown = [metric for metric in STRIPS if any(points.series.metric == metric for points in windows)]
+    height = len(shown) * (STRIP_HEIGHT + STRIP_GAP) + 26
+    body = max(1, len(shown) * (STRIP_HEIGHT + STRIP_GAP) - STRIP_GAP)
+    figure = _figure(frame, height=height)
+    for place, metric in enumerate(shown):
+        top = 1 - place * (STRIP_HEIGHT + STRIP_GAP) / body
+        axis = "y" if place == 0 else f"y{place + 1}"
+        lines = [points for points in windows if points.series.metric == metric]
+        for points in lines:
+            figure.add_scatter(
+                x=points.steps, y=_reals(points.values), yaxis=axis, mode="lines", name=points.series.subject,
+                line={"color": p.blue, "width": 1.25}, opacity=1.0 if len(lines) == 1 else 0.6,
+                hovertemplate=f"{metric} %{{y:.3~g}}<br>step %{{x:,d}}<extra>{points.series.subject}</extra>",
+            )  # fmt: skip
+        lost = [s for points in lines for s, n in zip(points.steps, points.nonfinite, strict=True) if n]
+        if lost:
+            highest = max((x for points in lines for x in _reals(points.values) if x is not None), default=1.0)
+            figure.add_scatter(
+                x=lost, y=[highest] * len(lost), yaxis=axis, mode="markers", cliponaxis=False,
+                marker={"symbol": "circle", "size": 7, "color": p.dot, "line": {"color": p.dot_ring, "width": 1}},
+                hovertemplate="NaN or infinite<br>step %{x:,d}<extra></extra>",
+            )  # fmt: skip
+        figure.update_layout({
+            f"yaxis{axis[1:]}": {
+                "domain": [max(0.0, top - STRIP_HEIGHT / body), top], "nticks": 4, "fixedrange": True,
+                "title": {"text": STRIPS[metric].title}, "anchor": "x", "rangemode": "tozero",
+                "exponentformat": "power",
+            }
+        })  # fmt: skip
+    figure.update_layout(xaxis={"anchor": f"y{len(shown)}" if len(shown) > 1 else "y"})
     return figure
 
 

@@ -18,6 +18,7 @@ from internist.schema.wire import (
     Note,
     Plan,
     Record,
+    Route,
     RunStart,
     Scalar,
     Series,
@@ -33,6 +34,7 @@ LAST_COUNT: Final = (1 << 53) - 1
 LAST_INDEX: Final = (1 << 31) - 1
 MAX_CONFIG_ENTRIES: Final = 10_000
 MAX_MODULES: Final = 200_000
+MAX_ROUTES: Final = 200_000
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
 _CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish")
@@ -67,6 +69,7 @@ def require_start(start: RunStart) -> None:
         or _mesh(start.mesh)
         or _config(start.config)
         or _outline(start)
+        or _routing(start.routing)
     )
 
 
@@ -255,6 +258,20 @@ def _outline(start: RunStart) -> str | None:
         )
         if reason is None and not 0 <= module.parameters <= LAST_COUNT:
             reason = f"module {_shown(module.name)} has {module.parameters} parameters"
+        if reason is not None:
+            return reason
+    return None
+
+
+def _routing(routes: Sequence[Route]) -> str | None:
+    if len(routes) > MAX_ROUTES:
+        return f"a routing table has at most {MAX_ROUTES} lines, got {len(routes)}"
+    for route in routes:
+        texts = (route.parameter, route.optimizer, route.algorithm, route.group, route.role, route.scale)
+        reasons = (_short("route", text) for text in (*texts, route.coefficients, route.policy))
+        reason = next((reason for reason in reasons if reason), None)
+        if reason is None and (len(route.shape) > 16 or any(not 0 <= size <= LAST_COUNT for size in route.shape)):
+            reason = f"the shape of {_shown(route.parameter)} is none"
         if reason is not None:
             return reason
     return None

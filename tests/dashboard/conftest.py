@@ -16,7 +16,8 @@ TIMEOUT_MS = 20_000
 
 @dataclass(frozen=True)
 class House:
-    """A server that has runs: `sick` with 4 layers, `deep` with 96, `calm` that stays well."""
+    """A server that has runs: `sick` with 4 layers and an optimizer that tells of itself, `deep` with 96, `calm` that
+    stays well."""
 
     address: str
     sick: Feeder
@@ -28,7 +29,7 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The real server, fed through its HTTP API."""
     with served(tmp_path_factory.mktemp("board")) as address, httpx.Client(base_url=address, timeout=60) as client:
-        sick = Feeder(client, "sick", "lr-30x", sick=("blocks.2",), nonfinite_from=380)
+        sick = Feeder(client, "sick", "lr-30x", sick=("blocks.2",), nonfinite_from=380, tells=True)
         deep = Feeder(client, "deep", "deep-96", layers=96, heads=1, sick=("blocks.40",))
         calm = Feeder(client, "calm", "baseline")
         for feeder in (calm, deep, sick):

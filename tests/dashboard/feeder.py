@@ -21,6 +21,7 @@ from internist.schema.wire import (
     Module,
     Plan,
     Record,
+    Route,
     RunStart,
     RunStarted,
     Series,
@@ -30,6 +31,7 @@ EVERY = 10
 FRAMES_A_REQUEST = 32
 LAYERS = ("attn.qkv", "attn.proj", "mlp.up", "mlp.down")
 RATE = 3e-4
+TOLD = ("optimizer.gap", "optimizer.audit", "optimizer.firings")
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Feeder:
     sick: tuple[str, ...] = ()
     sick_from: int = 300
     nonfinite_from: int | None = None
+    tells: bool = False
+    """Whether its optimizer tells of itself."""
     sequence: int = 0
     step: int = 0
     series: list[Series] = field(default_factory=list)
@@ -53,7 +57,7 @@ class Feeder:
         outline = tuple(Module(name, "Linear", "linear", _block(name), 1_000) for name in self.modules())
         body = RunStart(
             VERSION, self.run, f"{self.run}-a", 0, 1, "gpt-small", self.name, EVERY, _now_ms(),
-            modules=outline, optimizers=("AdamW",), client="tests",
+            modules=outline, optimizers=("AdamW",), client="tests", routing=self._routing(),
         )  # fmt: skip
         answer = self.client.post("/api/v1/runs", content=msgspec.msgpack.encode(body), headers=_HEADERS)
         answer.raise_for_status()
@@ -95,6 +99,13 @@ class Feeder:
         blocks = [f"blocks.{i}{part}" for i in range(self.layers) for part in ("", *(f".{name}" for name in LAYERS))]
         return ["embed", *blocks, "head"]
 
+    def _routing(self) -> tuple[Route, ...]:
+        linears = [name for name in self.modules() if name.count(".") > 1] if self.tells else []
+        return tuple(
+            Route(f"{name}.weight", "MuonPlusPlus", "muon", "hidden", (64, 64), "hidden", "", "jordan", "decay")
+            for name in linears
+        )
+
     def _declared(self) -> Iterable[Series]:
         number = 0
         for order, name in enumerate(self.modules()):
@@ -114,6 +125,12 @@ class Feeder:
             about = Facts(role="attention", block=f"blocks.{layer}", module=f"blocks.{layer}.attn", order=2 + 5 * layer)
             for head in range(self.heads):
                 yield Series(number, "attention.max_logit", "module", f"blocks.{layer}.attn", head, facts=about)
+                number += 1
+        for order, route in enumerate(self._routing()):
+            name = route.parameter.removesuffix(".weight")
+            about = Facts(role="linear", block=_block(name), module=name, order=order, cadence=EVERY)
+            for metric in TOLD:
+                yield Series(number, metric, "parameter", route.parameter, facts=about)
                 number += 1
         for metric in ("loss", "monitor.coverage"):
             yield Series(number, metric, "model", "", facts=Facts())
@@ -140,6 +157,12 @@ class Feeder:
                 return 0.012 * wave * (31 if is_sick else 1)
             case "attention.max_logit":
                 return 6 * wave + (160 if is_sick and series.index == 0 else 0)
+            case "optimizer.audit":
+                return 2e-5 * wave
+            case "optimizer.gap":
+                return 0.01 * wave
+            case "optimizer.firings":
+                return float(step // 100)
             case "weight.operator_norm":
                 return 1.1 * wave * (1.4 if is_sick else 1)
             case _:

@@ -208,6 +208,30 @@ def test_coverage_names_what_is_silent(visit, house):
     assert "panel=coverage" in page.url
 
 
+def test_the_optimizer_s_panel_draws_what_it_tells_and_a_value_of_its_table_leads_to_the_series(visit, house):
+    page = visit("/runs/sick")
+    wait_for_charts(page)
+    page.wait_for_selector("#optimizer-graph .scatterlayer .trace", state="attached")
+    assert page.locator("#optimizer-graph .ytitle, #optimizer-graph .y2title, #optimizer-graph .y3title").count() == 3
+    assert "16 muon" in page.locator("#routing-summary").inner_text()
+
+    page.click("#routing-summary")
+    row = page.locator(".routing tbody tr", has_text="blocks.2.mlp.up.weight")
+    assert "decay" in row.inner_text()
+    row.get_by_role("button").nth(1).click()
+
+    page.wait_for_selector("#series-graph .scatterlayer .trace", state="attached")
+    assert "optimizer.audit" in page.locator("#detail").inner_text()
+    assert "blocks.2.mlp.up.weight" in page.locator(".mantine-Drawer-title").inner_text()
+
+
+def test_without_anything_known_of_an_optimizer_its_panel_is_not_shown(visit, house):
+    page = visit("/runs/calm")
+    wait_for_charts(page)
+
+    assert not page.locator("#optimizer").is_visible()
+
+
 def test_the_runs_table_leads_to_a_run_and_can_be_filtered(visit, house):
     page = visit("/")
     page.wait_for_selector(".runs tbody tr")

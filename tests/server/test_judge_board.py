@@ -148,7 +148,7 @@ def test_a_jump_of_the_learning_rate_is_said_in_words():
     ],
 )
 def test_distances_from_a_baseline_in_words(ratio, said):
-    assert wording.standing(basis="baseline", ratio=ratio, value=1.0, low=None, high=None) == said
+    assert wording.standing(metric="update.own", basis="baseline", ratio=ratio, value=1.0, low=None, high=None) == said
 
 
 def test_a_verdict_waits_for_its_points_as_its_alert_does():

@@ -1,5 +1,6 @@
 """Guards of prose and packaging: what the pages promise is what the code does."""
 
+import math
 import re
 import subprocess
 import sys
@@ -197,6 +198,28 @@ def test_every_relative_link_of_a_page_leads_somewhere(page):
     broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
 
     assert broken == []
+
+
+def test_the_page_of_optimizers_names_every_public_one_and_every_rule():
+    from internist import optim
+    from internist.optim.orthogonalize import COEFFICIENTS
+    from internist.optim.scaling import SCALES
+
+    words = set(re.findall(r"\w+", (ROOT / "docs/optimizers.md").read_text()))
+
+    assert {*optim.__all__, *COEFFICIENTS, *SCALES} - words == set()
+
+
+def test_the_page_of_optimizers_states_the_thresholds_that_are_judged():
+    page = (ROOT / "docs/optimizers.md").read_text()
+    for criterion in CRITERIA:
+        if criterion.metric.startswith("optimizer.") and criterion.condition != "routing":
+            (line,) = [line for line in page.splitlines() if line.startswith(f"| `{criterion.metric}`")]
+            warns, violated = (cell.strip() for cell in line.split("|")[2:4])
+            target = criterion.target
+            assert target is not None and float(warns) == target.warn_above
+            critical = math.inf if violated == "never" else float(violated)
+            assert critical == (math.inf if target.critical_above is None else target.critical_above)
 
 
 def test_every_room_stands_on_the_page_of_the_architecture():

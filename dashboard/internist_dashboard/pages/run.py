@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.views import Alert, Run, SeriesView
-from internist_dashboard import alert_items, cards, components, figures, words
+from internist_dashboard import alert_items, cards, components, figures, routing, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
@@ -66,6 +66,7 @@ def layout(run: Run) -> Node:
                                 aside=html.Span(id="logit-note", className="quiet"),
                                 class_name="area-logit",
                             ),
+                            routing.panel(),
                         ],
                         className="area-charts",
                     ),

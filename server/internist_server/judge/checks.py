@@ -15,6 +15,7 @@ from internist.schema.conditions import (
     CRITERIA,
     RECOVERY,
     Criterion,
+    Target,
 )
 from internist.schema.metrics import METRICS
 from internist.schema.rules import FOR_POINTS_HEAVY, FOR_POINTS_LIGHT, RULE_OF_CONDITION
@@ -290,6 +291,13 @@ def _must_be_finite(metric: str) -> bool:
     return not metric.startswith("monitor.") and metric not in QUOTIENTS
 
 
+def _target_edges(target: Target | None) -> tuple[float, float]:
+    """Where a target warns and where it is violated; infinite where it never is."""
+    if target is None:
+        return np.nan, np.nan
+    return target.warn_above, np.inf if target.critical_above is None else target.critical_above
+
+
 # What is the same for all series of a metric, by its number; the last entry stands for metrics outside the catalogue.
 _METRIC_NUMBER = {metric: number for number, metric in enumerate(METRICS)}
 _MUST_BE_FINITE = np.array([_must_be_finite(metric) for metric in METRICS] + [False])
@@ -302,6 +310,4 @@ _SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
 _CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
 _POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])
 _ALARMS_ON_WARNING = np.array([RULE_OF_CONDITION[criterion.condition].drifting is not None for criterion in CRITERIA])
-_TARGET_EDGES = np.array(
-    [(c.target.warn_above, c.target.critical_above) if c.target else (np.nan, np.nan) for c in CRITERIA]
-)
+_TARGET_EDGES = np.array([_target_edges(criterion.target) for criterion in CRITERIA])

@@ -109,7 +109,8 @@ class Members:
         seen = int(memory.seen[column])
         if is_known and ratio is not None and basis is not None:
             low, high = self._edges.of(check)
-            reason = wording.standing(basis=basis, ratio=ratio, value=float(memory.last[column]), low=low, high=high)
+            metric, value = self._series[column].metric, float(memory.last[column])
+            reason = wording.standing(metric=metric, basis=basis, ratio=ratio, value=value, low=low, high=high)
         else:
             reason = self._why_not(check, seen)
         if is_known and self._silent[check]:

@@ -97,7 +97,7 @@ def of_checks(
         basis, ratio = BASES[int(memory.basis[check])] or "baseline", float(np.exp2(memory.ratio[check]))
         value = float(memory.last[checks.column[check]])
         started = int(times.started[check])
-        phrase = wording.standing(basis=basis, ratio=ratio, value=value, low=low, high=high)
+        phrase = wording.standing(metric=one.metric, basis=basis, ratio=ratio, value=value, low=low, high=high)
         is_critical = bool(times.is_critical[check] or not checks.alarms_on_warning[check])
         found.append(
             Transition(

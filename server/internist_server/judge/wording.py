@@ -11,8 +11,14 @@ _SUBJECT_OF_CONDITION = {
     "spectral_weight": "weight is",
     "spectral_update": "update is",
     "attention": "largest logit is",
+    "invariance": "is off its frozen pair by",
+    "gap": "one step's share of the gap is",
+    "frozen_share": "removed share of the momentum is",
+    "routing": "is",
 }
 """What stands between a module's name and how far it is out."""
+_CLAIMS = {"optimizer.misrouted": ("on the matrix optimizer", "a hidden matrix that another algorithm steps")}
+"""Metrics that are 0 or 1, in words."""
 
 
 def figure(value: float) -> str:
@@ -33,16 +39,19 @@ def place(subject: str, index: int | None) -> str:
     return name if index is None else f"{name} [{index}]"
 
 
-def standing(*, basis: Basis, ratio: float, value: float, low: float | None, high: float | None) -> str:
+def standing(*, metric: str, basis: Basis, ratio: float, value: float, low: float | None, high: float | None) -> str:
     """Where a value is, such as `31x its baseline`, `1/12 of its baseline`, `150, over 100`.
 
     Args:
+        metric: whose value it is.
         basis: what the band rests on.
         ratio: value over the band's centre; for targets and sanity over the edge.
         value: as measured.
         low: the band's lower edge, or None.
         high: its upper edge, or None.
     """
+    if metric in _CLAIMS:
+        return _CLAIMS[metric][value > 0]
     if basis == "sanity":
         return f"{ratio * SANITY_RELATIVE_UPDATE:.0%} of itself in one step, over {SANITY_RELATIVE_UPDATE:.0%}"
     if basis == "target":
@@ -87,6 +96,8 @@ def message(
     *, metric: str, where: str, phrase: str, low: float | None, high: float | None, since: int, basis: Basis
 ) -> str:
     """One alert in words, for a message that stands alone."""
+    if metric in _CLAIMS:
+        return f"{where}: {phrase}, since step {since}"
     if basis == "sanity":
         return f"{where}: moved its output by {phrase}, since step {since}"
     if low is not None and high is not None:

@@ -21,6 +21,7 @@ from internist.schema.views import (
     HeatmapRow,
     Points,
     PointsPage,
+    Routing,
     Run,
     SeriesPage,
     SeriesView,
@@ -40,6 +41,7 @@ from internist.schema.wire import (
     Plan,
     Record,
     Refused,
+    Route,
     RunStart,
     RunStarted,
     Series,
@@ -64,6 +66,7 @@ _START = RunStart(
     started_at_ms=_NOW,
     config={"lr": 0.0003, "layers": 6},
     optimizers=("AdamW",),
+    routing=(Route("blocks.2.mlp.up.weight", "AdamW", "adamw", "0", (1024, 256), "hidden"),),
     modules=(Module("blocks.2.mlp.up", "Linear", "linear", "blocks.2", 262_144),),
 )
 _REQUEST = FramesRequest(
@@ -196,6 +199,7 @@ _EXAMPLES: dict[str, object] = {
         (CoverageEntry("module", "blocks.5.unused", "silent", "never called"),),
         _START.modules,
     ),
+    "Routing": Routing(_RUN, _ATTEMPT, _START.routing),
     "SeriesPage": SeriesPage((_SERIES,), 412),
     "PointsPage": PointsPage(
         _RUN,

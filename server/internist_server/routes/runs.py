@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from internist.schema.views import Coverage, Run, Verdicts
+from internist.schema.views import Coverage, Routing, Run, Verdicts
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
 from internist_server.store.coverage import read_coverage
+from internist_server.store.routing import read_routing
 
 router = APIRouter(prefix="/api/v1/runs", route_class=ViewRoute, tags=["runs"])
 
@@ -56,3 +57,9 @@ def read_verdicts(
 def coverage(run_id: str, session: SessionDep, attempt: AttemptQuery = None) -> Coverage:
     """What of the model is measured, and what is not and why."""
     return read_coverage(session, attempts.choose_attempt(session, run_id, attempt))
+
+
+@router.get("/{run_id}/routing", responses={**NOT_FOUND, 200: examples.of("Routing")})
+def routing(run_id: str, session: SessionDep, attempt: AttemptQuery = None) -> Routing:
+    """How each parameter is stepped: its optimizer, algorithm and group, as they were at the start."""
+    return read_routing(session, attempts.choose_attempt(session, run_id, attempt))

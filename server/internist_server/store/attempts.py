@@ -114,12 +114,16 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
             start_step=start.start_step,
             client=start.client,
             modules=[asdict(module) for module in start.modules],
+            routing=[asdict(route) for route in start.routing],
         )
         session.add(row)
     elif row.world_size != start.world_size:
         raise Conflict(f"attempt {start.attempt!r} has a world size of {row.world_size}, not {start.world_size}")
-    elif start.modules and not row.modules:
-        row.modules = [asdict(module) for module in start.modules]
+    else:
+        if start.modules and not row.modules:
+            row.modules = [asdict(module) for module in start.modules]
+        if start.routing and not row.routing:
+            row.routing = [asdict(route) for route in start.routing]
     session.flush()
     rank = find_rank(session, row.id, start.rank)
     if rank is None:

@@ -45,7 +45,7 @@ def _baseline_band(criterion: Criterion, centre: Floats) -> Band:
 def _target_band(target: Target, judged: NDArray[np.bool_]) -> Band:
     nowhere: tuple[Number, ...] = (None,) * len(judged)
 
-    def edge(value: float) -> tuple[Number, ...]:
+    def edge(value: float | None) -> tuple[Number, ...]:
         return tuple(value if here else None for here in judged.tolist())
 
     return Band("target", nowhere, nowhere, edge(target.warn_above), nowhere, edge(target.critical_above))

@@ -97,6 +97,8 @@ class AttemptRow(Base):
     client: Mapped[str]
     modules: Mapped[list[Any]]
     """The model's outline."""
+    routing: Mapped[list[Any] | None]
+    """How each parameter is stepped; None in rows older than this column."""
     finished_at_ms: Mapped[int | None]
     outcome: Mapped[str | None]
 
