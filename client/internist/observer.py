@@ -343,6 +343,11 @@ class Observer:
         if self._due.light:
             self._compiled = is_compiled(self._model, self._outline.root)
             self._root.refresh()
+        if self._root.seen and not self._compiled:
+            if self._due.light:
+                self.activations.install()
+            else:
+                self.activations.remove()
         self.gate.heavy = self._due.heavy
         self.gate.on = self._due.light and not self._compiled
         self.gate.in_root = False

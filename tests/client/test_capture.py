@@ -133,6 +133,29 @@ def test_two_optimizers_make_one_round():
     assert points["learning_rate", "1.0", None][5] == pytest.approx(0.01)
 
 
+class Outer(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_that_calls_the_step_of_its_base_class_is_one():
+    model = nn.Linear(3, 2)
+    torch.optim.SGD(model.parameters())  # from here on torch calls hooks for the base class's step as well
+    optimizer = Outer(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    points, _, _ = finish(monitor)
+
+    assert monitor._observer.clock.step == 4
+    assert sorted(points["update.rms", "weight", None]) == [0, 1, 2]
+
+
 def test_an_optimizer_per_parameter_stepped_in_backward_is_one_round_per_backward():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
@@ -511,3 +534,20 @@ def test_memory_does_not_grow_over_steps():
 
     assert grown < 20_000, f"{grown} KiB over 300 steps"
     assert sum(r.plan is not None for r in records(monitor.directory)) < 12
+
+
+def test_an_eager_model_carries_hooks_on_sampled_steps_only():
+    model = ByteGPT(width=16, depth=2, heads=2, context=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer)
+    bare = {}
+    for step in range(12):
+        bare[step] = not model.blocks[0]._forward_hooks
+        ids = torch.randint(0, 256, (2, 8))
+        functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+    points, _, _ = finish(monitor)
+
+    assert [step for step in bare if not bare[step]] == [0, 1, 2, 5, 10]
+    assert sorted(points["activation.rms", "blocks.0", None]) == [0, 1, 2, 5, 10]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

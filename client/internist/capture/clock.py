@@ -1,5 +1,6 @@
 """The step clock: optimizer hooks tell when a round of updates begins and ends. No step call is needed."""
 
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,9 @@ _LEARNING_ROUNDS = 2
 class Clock:
     """Counts optimizer rounds.
 
-    `step` is the number of rounds completed. A round ends when every optimizer that takes part has stepped, or when
-    the next
-    training forward begins after at least one has. Callbacks run outside any compiled graph and must not raise.
+    `step` is the number of rounds completed. A round ends when every optimizer that takes part has stepped, or when the
+    next training forward begins after at least one has. A `step` that calls its base class's is one step, though torch
+    may call hooks for both. Callbacks run outside any compiled graph and must not raise.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Clock:
         self._learned = 0 if not self._explicit else _LEARNING_ROUNDS
         self._stepped: set[int] = set()
         self._outer = 0
+        self._open: dict[int, int] = {}
+        """By optimizer: how many of its `step` calls, one within the other, have begun and not ended."""
         self._restore: list[Callable[[], None]] = []
         if any(not isinstance(optimizer, Optimizer) for optimizer in self._explicit):
             for optimizer in self._explicit:
@@ -90,12 +93,21 @@ class Clock:
     def _pre_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._outer or not self._takes_part(optimizer):
             return
-        self._begin(optimizer, has_closure(args, kwargs))
+        depth = self._open.get(id(optimizer), 0) + 1
+        if depth > 1:
+            depth = _depth(optimizer)  # one step within another, or an earlier one has raised
+        self._open[id(optimizer)] = depth
+        if depth == 1:
+            self._begin(optimizer, has_closure(args, kwargs))
 
     def _post_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._outer or not self._takes_part(optimizer):
             return
-        self._finish(optimizer, has_closure(args, kwargs))
+        depth = self._open.pop(id(optimizer), 1) - 1
+        if depth > 0:
+            self._open[id(optimizer)] = depth
+        else:
+            self._finish(optimizer, has_closure(args, kwargs))
 
     def _begin(self, optimizer: Any, closure: bool) -> None:
         if id(optimizer) in self._stepped:
@@ -143,6 +155,18 @@ class Clock:
                     del optimizer.step
 
         self._restore.append(restore)
+
+
+def _depth(optimizer: Optimizer) -> int:
+    """How many of an optimizer's `step` calls are under way, at least one: read from the stack, for the rare case."""
+    count = 0
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == Optimizer.__module__:
+            args = frame.f_locals.get("args")
+            count += int(args is not None and len(args) > 0 and args[0] is optimizer)
+    return max(1, count)
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:

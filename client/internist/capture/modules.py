@@ -1,8 +1,8 @@
 """Forward hooks: what every watched module's output and input look like on a sampled step.
 
-Hooks are installed once. On other steps a hook returns after one comparison; while a compiler traces it returns at
-once, so
-the user's graph does not contain it. No hook keeps an activation alive past its own call.
+Hooks lie on the modules of an eager model on sampled steps only: a module with hooks takes a slower way through its
+call, whatever they do. While a compiler traces a hook returns at once, so the user's graph does not contain it. No hook
+keeps an activation alive past its own call.
 """
 
 import time
@@ -80,26 +80,42 @@ class ActivationCapture:
         self.seconds = 0.0
         """Host time spent in measuring calls since it was last set to zero."""
         self._records = True
-        self.handles: list[Any] = []
-        self._install()
+        self._hooks = self._taps()
+        self._handles: list[Any] = []
+        self.install()
 
-    def _install(self) -> None:
+    def _taps(self) -> list[tuple[nn.Module, Tap]]:
+        taps: list[tuple[nn.Module, Tap]] = []
         for watched in self._outline.modules:
             if watched.excluded and watched.role != "block":
                 continue
-            tap = Tap(self._gate, watched, self._observe)
-            self.handles.append(watched.module.register_forward_hook(tap, with_kwargs=True))
+            taps.append((watched.module, Tap(self._gate, watched, self._observe)))
             if watched.role in ("block", "attention", "container", "root") or any(
                 True for _ in watched.module.children()
             ):
-                enter = EnterTap(self._gate, watched, self._enter)
-                self.handles.append(watched.module.register_forward_pre_hook(enter, with_kwargs=True))
+                taps.append((watched.module, EnterTap(self._gate, watched, self._enter)))
+        return taps
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hooks are on their modules now."""
+        return bool(self._handles)
+
+    def install(self) -> None:
+        """Put the hooks on their modules, after those that are there."""
+        if self._handles:
+            return
+        for module, tap in self._hooks:
+            if isinstance(tap, EnterTap):
+                self._handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(tap, with_kwargs=True))
 
     def remove(self) -> None:
-        """Remove every hook."""
-        for handle in self.handles:
+        """Take every hook off."""
+        for handle in self._handles:
             handle.remove()
-        self.handles.clear()
+        self._handles.clear()
 
     def reset(self) -> None:
         """Forget the step's measurements."""
@@ -128,6 +144,8 @@ class ActivationCapture:
         if stack and stack[-1] is watched:
             stack.pop()
         if watched.excluded or watched.order in self._broken or not self._gate.wants_activations:
+            return
+        if self._gate.replay and not self._records and watched.order not in self.keep:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # a recomputation in backward (activation checkpointing): the first pass was measured

@@ -142,6 +142,9 @@ class ProbeReplay:
                 stack.enter_context(torch.autocast(probe.autocast[0], dtype=probe.autocast[1]))
             self.running = True
             stack.callback(self._stop)
+            if not self._activations.installed:
+                self._activations.install()
+                stack.callback(self._activations.remove)
             gate.on, gate.replay, gate.in_root = True, True, True
             gate.heavy = saved[1] and activations
             gate.wants_activations = True

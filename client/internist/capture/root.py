@@ -102,6 +102,8 @@ def is_compiled(model: nn.Module, root: nn.Module) -> bool:
     """Whether any of the model's forward runs in compiled code, as far as can be seen from here."""
     wrapped = any(type(m).__name__ == "OptimizedModule" for m in chain(model))
     return wrapped or any(
-        getattr(m, "_compiled_call_impl", None) is not None or type(m).__name__ == "OptimizedModule"
+        getattr(m, "_compiled_call_impl", None) is not None
+        or type(m).__name__ == "OptimizedModule"
+        or hasattr(vars(m).get("forward"), "_torchdynamo_orig_callable")  # m.forward = torch.compile(m.forward)
         for m in root.modules()
     )

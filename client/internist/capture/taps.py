@@ -1,8 +1,7 @@
-"""Taps: the hooks that are installed once on every watched module, and the gate that opens them.
+"""Taps: the hooks on every watched module, and the gate that opens them.
 
 Behind a shut gate a tap returns after one comparison; while a compiler traces it returns at once, so that the user's
-graph
-does not contain it.
+graph does not contain it.
 """
 
 import weakref

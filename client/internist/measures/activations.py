@@ -162,13 +162,13 @@ def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None)
     _require_floating(output)
     if output.shape != input.shape:
         raise ValueError(f"expected output and input of one shape, got {tuple(output.shape)} and {tuple(input.shape)}")
-    added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
     known = _narrow(input) if input_rms is None else input_rms
     stream = linalg.vector_norm(known, dtype=torch.float32)
     entries = input.numel() / known.numel()
-    if added.device.type == "cpu":
+    if stream.device.type == "cpu":
         base = stream.item()
-        return NOT_MEASURED if base == 0 else (added.item() / base) ** 2 / entries
+        return NOT_MEASURED if base == 0 else _distance_squared(output, input) / base**2 / entries
+    added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
     return torch.where(stream == 0, NOT_MEASURED, (added / stream).square() / entries)
 
 
@@ -246,6 +246,15 @@ def log_z(logits: Tensor) -> Tensor:
     pieces = torch.split(rows, max(1, entries // rows.shape[-1]))
     log_zs = torch.cat([piece.float().logsumexp(dim=-1) for piece in pieces])
     return torch.stack((log_zs.mean(), log_zs.amax()))
+
+
+def _distance_squared(a: Tensor, b: Tensor) -> float:
+    """Sum of squares of (a - b), in pieces that stay in a CPU's cache."""
+    if a.numel() <= CHUNK_CPU // 2 or a.ndim < 2:
+        return float(linalg.vector_norm(_narrow(a - b), dtype=torch.float32)) ** 2
+    rows = max(1, CHUNK_CPU // 2 // a.shape[-1])
+    pieces = zip(torch.split(a.flatten(0, -2), rows), torch.split(b.flatten(0, -2), rows), strict=True)
+    return sum(float(linalg.vector_norm(_narrow(p - q), dtype=torch.float32)) ** 2 for p, q in pieces)
 
 
 def _narrow(x: Tensor) -> Tensor:

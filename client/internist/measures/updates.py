@@ -19,7 +19,7 @@ SMALL = 2**15
 PIECE = 2**18
 """Entries compared at a time on the CPU, in a float32 buffer of 1 MB that fits its cache. `count_nonzero` branches on
 every entry, and took 21 ms where this took 2 (4.7 M entries, half of them zero, one core)."""
-LARGE = 2**16
+LARGE = 2**15
 """Above this many entries a weight on the CPU is worked through in pieces."""
 
 
