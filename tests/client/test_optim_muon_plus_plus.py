@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internist.demo.model import ByteGPT, batch, text
+from internist.optim import frozen_step
 from internist.optim.complement import CAP_SHARE, CAP_SLACK
 from internist.optim.constraints import spectral_radius
 from internist.optim.muon import Muon
@@ -119,7 +120,76 @@ def test_the_fast_step_is_the_slow_one(double, policy, shape, options):
     torch.testing.assert_close(weight.detach(), slow.W, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("policy", ["decay", "none"])  # what the others do hangs on estimates of σ₂ and ‖W‖₂
+@pytest.mark.parametrize("shape", [(160, 104), (104, 160)])
+@pytest.mark.parametrize("options", [{}, {"nesterov": False, "momentum": 0.8, "coefficients": "deepseek"}])
+def test_large_matrices_take_the_slow_step_too(double, policy, shape, options, monkeypatch):
+    monkeypatch.setattr(frozen_step, "PART", 40 * 104)  # several parts, the last one shorter
+    known = {"momentum": 0.95, "nesterov": True, "coefficients": "jordan", "decay": 1.5, "lr": 0.02, **options}
+    weight = matrix(*shape, dtype=torch.float64, norm=1.7)
+    slow = Slow(weight, policy=policy, **known)
+    optimizer = MuonPlusPlus([weight], policy=policy, **known)
+
+    for step in range(12):
+        weight.grad = gaussian(*shape, seed=step + 1, dtype=torch.float64)
+        slow.step(weight.grad)
+        optimizer.step()
+
+    torch.testing.assert_close(weight.detach(), slow.W, rtol=0, atol=1e-7)  # the pair is Lanczos's
+
+
+def test_a_large_stack_takes_the_steps_of_its_matrices():
+    stack = matrix(2, 160, 104)
+    alone = [torch.nn.Parameter(one.clone()) for one in stack.detach()]
+    optimizers = [MuonPlusPlus(params, lr=LR, maximize=True, dtype=torch.float32) for params in ([stack], alone)]
+    for step in range(8):
+        stack.grad = gaussian(2, 160, 104, seed=step)
+        for weight, gradient in zip(alone, stack.grad, strict=True):
+            weight.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+
+    for weight, one in zip(alone, stack.detach(), strict=True):
+        torch.testing.assert_close(weight.detach(), one, rtol=0, atol=1e-5)
+
+
 # -- what the policies hold
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousand_steps_of_a_large_matrix_leave_the_pair_where_it_was(dtype):
+    weight = matrix(104, 160)
+    optimizer = MuonPlusPlus([weight], lr=LR, dtype=dtype)
+    norms, audits = [], []
+
+    def look(step):
+        if step % 25 == 0:
+            norms.append(abs(singular_values(weight)[0].item() - 1))
+        if step % 5 == 0:
+            state = optimizer.state[weight]
+            u, v, radius = state["u"], state["v"][0], state["radius"]
+            W = weight.detach()
+            audits.append(max((W @ v - radius * u).norm().item(), (W.T @ u - radius * v).norm().item()))
+
+    train(weight, optimizer, 1000, each=look)
+
+    assert max(norms) < 5e-5
+    assert max(audits) < 5e-5
+
+
+def test_a_large_update_in_bfloat16_leaves_the_pair_alone():
+    weight = matrix(160, 104)
+    optimizer = MuonPlusPlus([weight], lr=0.05, policy="none", dtype=torch.bfloat16)
+    train(weight, optimizer, 1)
+    state = optimizer.state[weight]
+    u, v, before = state["u"].clone(), state["v"][0].clone(), weight.detach().clone()
+    weight.grad = gaussian(160, 104, seed=3) + 60 * torch.outer(u, v)
+    optimizer.step()
+    change = weight.detach() - before
+
+    assert (u @ change).norm() < 1e-4 * torch.linalg.matrix_norm(change, 2)
+    assert (change @ v).norm() < 1e-4 * torch.linalg.matrix_norm(change, 2)
+    assert torch.linalg.matrix_norm(change, 2) <= 0.05 * (1 + ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -296,13 +366,25 @@ def test_no_gradient_of_its_own_still_decays_the_complement():
     torch.testing.assert_close(after[1:], 0.9 * before[1:], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(12, 10), (160, 104)])
+def test_nothing_is_a_share_of_no_momentum(shape):
+    weight = matrix(*shape)
+    weight.grad = torch.zeros_like(weight)
+    optimizer = MuonPlusPlus([weight], lr=LR)
+    optimizer.request_diagnostics()
+    optimizer.step()
+
+    assert optimizer.diagnostics()[weight]["optimizer.removed_share"] == 0
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (160, 104)])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_step_of_no_length_changes_no_bit(policy):
-    weight = matrix(12, 10)
+def test_a_step_of_no_length_changes_no_bit(policy, shape):
+    weight = matrix(*shape)
     before = weight.detach().clone()
     optimizer = MuonPlusPlus([weight], lr=0.0, policy=policy)
-    for step in range(3):
-        weight.grad = gaussian(12, 10, seed=step)
+    for step in range(9):
+        weight.grad = gaussian(*shape, seed=step)
         optimizer.step()
 
     assert torch.equal(weight.detach(), before)
@@ -459,8 +541,9 @@ def test_a_state_of_other_blocks_is_refused():
 # -- what it knows of itself
 
 
-def test_diagnostics_say_what_is_so():
-    weight = matrix(24, 20, norm=1.5)
+@pytest.mark.parametrize("shape", [(24, 20), (160, 104)])
+def test_diagnostics_say_what_is_so(shape):
+    weight = matrix(*shape, norm=1.5)
     optimizer = MuonPlusPlus([weight], lr=0.02, dtype=torch.float32)
     train(weight, optimizer, 5)
     before, state = weight.detach().clone(), optimizer.state[weight]

@@ -1,7 +1,7 @@
 """The precision that measures compute in, whatever autocast the training code around them has asked for.
 
 Only `torch.set_float32_matmul_precision` reaches in: a run that allows TF32 or bfloat16 products gets them here too,
-at a relative error of about 1e-3. The exact spectral norm is computed in float64 and is spared.
+at a relative error of about 1e-3. The exact spectral norm is then computed in float64 and is spared.
 """
 
 from contextlib import AbstractContextManager, nullcontext

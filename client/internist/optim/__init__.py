@@ -13,23 +13,30 @@ if TYPE_CHECKING:
     from internist.optim.muon_plus_plus import MuonPlusPlus
     from internist.optim.muon_sphere import MuonSphere
     from internist.optim.orthogonalize import COEFFICIENTS, orthogonalize
+    from internist.optim.projections import Fused, Latent, Separate
     from internist.optim.qk_clip import QKClip
     from internist.optim.scaling import SCALES
 
 __all__ = [
     "COEFFICIENTS",
     "SCALES",
+    "Fused",
+    "Latent",
     "Muon",
     "MuonClip",
     "MuonPlusPlus",
     "MuonSphere",
     "QKClip",
+    "Separate",
     "orthogonalize",
     "split_parameters",
 ]
 
 _HOMES = {
     "COEFFICIENTS": "internist.optim.orthogonalize",
+    "Fused": "internist.optim.projections",
+    "Latent": "internist.optim.projections",
+    "Separate": "internist.optim.projections",
     "Muon": "internist.optim.muon",
     "MuonClip": "internist.optim.muon_clip",
     "MuonPlusPlus": "internist.optim.muon_plus_plus",

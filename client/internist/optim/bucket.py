@@ -14,10 +14,6 @@ Group = dict[str, Any]
 CACHED_ENTRIES = 2**16
 """Entries that a CPU works on at once: four float32 tensors of them stay in a cache of 1 MiB."""
 
-BUCKET_ENTRIES = 2**21
-"""Entries of the matrices that one bucket holds on a CPU, unless one parameter has more. Products of a few matrices
-at once cost a fifth less in bfloat16 than one by one, at width 384."""
-
 
 @dataclass(slots=True, eq=False)
 class Bucket:
@@ -69,7 +65,7 @@ def fits(bucket: Bucket, weight: Tensor) -> bool:
     """Whether a bucket has room for more matrices: on a CPU, while they stay in its cache; elsewhere always."""
     if weight.device.type != "cpu":
         return True
-    return sum(held.numel() for held in bucket.weights) + weight.numel() <= BUCKET_ENTRIES
+    return sum(held.numel() for held in bucket.weights) + weight.numel() <= CACHED_ENTRIES
 
 
 def cached_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -84,3 +80,11 @@ def cached_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return
     for slices in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
         yield from cached_parts(*slices)
+
+
+def learning_rate(group: Group) -> float | Tensor:
+    """A group's rate: a number, or the 0-d tensor it was given as where reading it would wait for a device."""
+    lr: float | Tensor = group["lr"]
+    if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(lr)
+    return lr

@@ -108,10 +108,10 @@ def add_step(weights: Tensor, left: Tensor, right: Tensor, step: Tensor, length:
 
 
 def removed_norm(left: Tensor, right: Tensor) -> Tensor:
-    """‖LR‖_F of two factors, (B,) float32 or float64: how much a projection takes away."""
+    """‖LR‖_F of (..., m, k) and (..., k, n) factors, (...) float32 or float64: how much a projection takes away."""
     wide = torch.promote_types(left.dtype, torch.float32)
     left, right = left.to(wide), right.to(wide)
-    return ((left.mT @ left) * (right @ right.mT)).sum((1, 2)).clamp(min=0.0).sqrt()  # ‖LR‖_F² = ⟨LᵀL, RRᵀ⟩
+    return ((left.mT @ left) * (right @ right.mT)).sum((-2, -1)).clamp(min=0.0).sqrt()  # ‖LR‖_F² = ⟨LᵀL, RRᵀ⟩
 
 
 def capped_rate(lr: float | Tensor, sigma2: Tensor, radius: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ def complement_residual(d: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """‖DDᵀ − P_u‖_F / √(m − 1) (on the shorter side of length m): how far D is from orthonormal on the complement.
 
     Args:
-        d: (B, fan_out, fan_in), with uᵀD = 0 and Dv = 0.
+        d: (B, fan_out, fan_in), with uᵀD = 0 and Dv = 0 up to the rounding of its dtype, in which DDᵀ is made.
         u, v: the pair.
 
     Returns:
-        (B,) in the dtype of d; NaN for a matrix with one row or column, which has no complement.
+        (B,) in the dtype of u; NaN for a matrix with one row or column, which has no complement.
     """
     wide, unit = (d, u) if d.shape[1] <= d.shape[2] else (d.mT, v)
-    miss = wide @ wide.mT + unit.unsqueeze(2) * unit.unsqueeze(1)
+    miss = (wide @ wide.mT).to(unit.dtype) + unit.unsqueeze(2) * unit.unsqueeze(1)
     miss.diagonal(dim1=1, dim2=2).sub_(1.0)
     norm: Tensor = torch.linalg.vector_norm(miss, dim=(1, 2))
     return norm / (miss.shape[1] - 1.0) ** 0.5 if miss.shape[1] > 1 else torch.full_like(norm, torch.nan)

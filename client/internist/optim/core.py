@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from internist.optim.adamw import step_adamw
-from internist.optim.bucket import Bucket, Group, cached_parts, fits
+from internist.optim.bucket import Bucket, Group, cached_parts, fits, learning_rate
 from internist.optim.matrices import check_matrices, matrix_views
 from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART, newton_schulz
-from internist.optim.orthogonalize import coefficients, norm_band
+from internist.optim.orthogonalize import coefficients, norm_band, orthogonality_residual
 from internist.optim.promise import update_promise
 from internist.optim.scaling import known_scale, scale
 
@@ -380,26 +380,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return rows
 
 
-def orthogonality_residual(d: Tensor) -> Tensor:
-    """||D D' - I||_F / sqrt(min(fan_out, fan_in)) of each, (matrices, fan_out, fan_in) to (matrices,) float32."""
-    wide = (d if d.shape[1] <= d.shape[2] else d.mT).float()
-    gram = wide @ wide.mT
-    gram.diagonal(dim1=1, dim2=2).sub_(1.0)
-    residual: Tensor = torch.linalg.vector_norm(gram, dim=(1, 2)) / gram.shape[1] ** 0.5
-    return residual
-
-
 def is_shared(parameter: Tensor) -> bool:
     """Whether it is a DTensor, told without importing what makes them."""
     return hasattr(parameter, "placements")
-
-
-def learning_rate(group: Group) -> float | Tensor:
-    """A group's rate: a number, or the 0-d tensor it was given as where reading it would wait for a device."""
-    lr: float | Tensor = group["lr"]
-    if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
-        return float(lr)
-    return lr
 
 
 def _check_at_least_zero(group: Group, key: str) -> None:

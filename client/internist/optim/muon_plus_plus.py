@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, linalg
 
+from internist.optim import frozen_step
 from internist.optim.bucket import Bucket, Group
 from internist.optim.complement import (
     adaptive_factor,
@@ -18,11 +19,12 @@ from internist.optim.complement import (
 )
 from internist.optim.constraints import spectral_radius
 from internist.optim.core import MatrixOptimizer, is_shared, learning_rate
+from internist.optim.frozen_step import is_large
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import greatest_singular_value, norm_band
+from internist.optim.orthogonalize import longest, norm_band
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, stacked, step_of
-from internist.optim.spectral_init import open_gap_init, spectral_init
+from internist.optim.spectral_init import is_zero, open_gap_init, spectral_init
 from internist.optim.top_pair import pair_residual, warm_pair
 
 if TYPE_CHECKING:
@@ -30,12 +32,8 @@ if TYPE_CHECKING:
 
 Policy = Literal["decay", "cap", "retract", "none"]
 
-ROUNDING = 1.01
-"""How far below-float32 arithmetic may carry a singular value over the set's greatest: 1.009 was the most seen, over
-six sets and five shapes."""
-
 CAP_ROUNDS = 4
-NET_ROUNDS = 8
+NET_ROUNDS = 5
 """Krylov rounds of what is estimated; each reads the matrices twice."""
 
 
@@ -187,7 +185,7 @@ class MuonPlusPlus(MatrixOptimizer):
         names = group.get("param_names") or [None] * len(group["params"])
         for name, parameter in zip(names, group["params"], strict=True):
             spectral_radius(parameter.shape, group["radius"])
-            if not parameter.is_meta and _is_zero(parameter):
+            if not parameter.is_meta and is_zero(parameter):
                 what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
                 raise ValueError(f"{what} is all zeros and has no top singular pair to keep; initialise it first")
 
@@ -202,6 +200,7 @@ class MuonPlusPlus(MatrixOptimizer):
     def _forget(self) -> None:
         """Drop what the host knows of the state: it is read again where it is needed."""
         self._known: PairKeeper | None = None
+        self._stepped: tuple[Bucket | None, Ready | None] = (None, None)
 
     @property
     def _keeper(self) -> PairKeeper:
@@ -232,25 +231,67 @@ class MuonPlusPlus(MatrixOptimizer):
 
     # -- the step
 
-    def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:
-        d, left, right = projected(direction, self._keeper.ready(bucket, _shrink(bucket)).frozen)
+    def _single(self, bucket: Bucket) -> Ready | None:
+        """The pairs of a bucket whose matrices `frozen_step` steps; None for any other. The same throughout a step."""
+        if self._stepped[0] is not bucket:
+            ready = None
+            if is_large(bucket) and bucket.group["policy"] != "retract":
+                ready = self._keeper.ready(bucket, _shrink(bucket))
+                if self._keeper.has_fallen(bucket):
+                    ready = None
+            self._stepped = bucket, ready
+        return self._stepped[1]
+
+    def _direction(self, bucket: Bucket) -> Tensor:
+        ready = self._single(bucket)
+        if ready is None:
+            return super()._direction(bucket)
+        group, gradient, momentum = bucket.group, bucket.gradients[0], bucket.momenta[0]
+        if group["maximize"]:
+            gradient = -gradient
+        n = torch.empty(momentum.shape, dtype=bucket.dtype)
+        removed = [
+            frozen_step.projected_direction(*matrix, mu=group["momentum"], nesterov=group["nesterov"])
+            for matrix in zip(gradient.unbind(0), momentum.unbind(0), ready.single, n.unbind(0), strict=True)
+        ]
         if self._wants_diagnostics:
-            removed = removed_norm(left, right)
-            kept = linalg.vector_norm(d, dim=(1, 2), dtype=removed.dtype)
-            self._note(bucket, "optimizer.removed_share", removed / torch.hypot(removed, kept))
-        return d
+            self._note_removed(bucket, torch.stack([removed_norm(*factors) for factors in removed]), n)
+        return n
+
+    def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:
+        if self._single(bucket) is not None:
+            return direction
+        n, left, right = projected(direction, self._keeper.ready(bucket, _shrink(bucket)).frozen)
+        if self._wants_diagnostics:
+            self._note_removed(bucket, removed_norm(left, right), n)
+        return n
 
     def _write(self, bucket: Bucket, d: Tensor) -> None:
         """W <- W − ηλW⊥ − ηS P_u D P_v, then what the policy asks for after a step."""
-        group, ready = bucket.group, self._keeper.ready(bucket, _shrink(bucket))
+        group, single = bucket.group, self._single(bucket)
+        ready = single or self._keeper.ready(bucket, _shrink(bucket))
         before = stacked(bucket).clone() if self._wants_diagnostics else None
         decay = group["decay"] if group["policy"] == "decay" else 0.0
         rate = self._rate(bucket, ready.pairs)
-        length = ready.length * rate
         if before is not None:
-            self._diagnose_direction(bucket, d, ready, length)
+            self._diagnose_direction(bucket, d, ready, ready.length * rate)
+        if single is None:
+            self._write_stacks(bucket, d, ready, rate, decay)
+        else:
+            rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
+            spare = frozen_step.part_like(bucket.weights[0][0])
+            for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
+                length = own * pair.radius * ready.shrink
+                frozen_step.write(weight, step, pair, length=length, decay=own * decay, spare=spare)
+        self._stepped = None, None
+        self._after(bucket, ready.pairs)
+        if before is not None:
+            self._diagnose_weights(bucket, before)
+
+    def _write_stacks(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, decay: float) -> None:
         # with the same product: the decay takes from S uvᵀ what is put back here
         left, right = complement_factors(d, ready.frozen, extra=decay / ready.shrink)
+        length = ready.length * rate
         left = left * length
         keep = 1.0 - rate * decay
         cut = 0
@@ -258,9 +299,6 @@ class MuonPlusPlus(MatrixOptimizer):
             own = slice(cut, cut + weight.shape[0])
             cut = own.stop
             add_step(weight, left[own], right[own], step, length[own], keep if isinstance(keep, float) else keep[own])
-        self._after(bucket, ready.pairs)
-        if before is not None:
-            self._diagnose_weights(bucket, before)
 
     def _rate(self, bucket: Bucket, pairs: Pairs) -> float | Tensor:
         """η: one number for all matrices of the bucket, or (B, 1, 1)."""
@@ -320,11 +358,16 @@ class MuonPlusPlus(MatrixOptimizer):
 
     # -- what it knows
 
+    def _note_removed(self, bucket: Bucket, removed: Tensor, kept: Tensor) -> None:
+        """Note the share of directions that a projection took away, (B,) norms of it, and left, (B, m, n)."""
+        rest = linalg.vector_norm(kept, dim=(1, 2), dtype=removed.dtype)
+        whole = torch.hypot(removed, rest)
+        share = torch.where(whole == 0, whole, removed / whole)
+        self._note(bucket, "optimizer.removed_share", share.to(torch.float32))
+
     def _diagnose_direction(self, bucket: Bucket, d: Tensor, ready: Ready, length: Tensor) -> None:
-        """Note what is known of P_u D P_v, and of the update it makes at that length."""
-        left, right = complement_factors(d, ready.frozen)
-        kept = torch.baddbmm(d.to(left.dtype), left, right, alpha=-1)
-        residual = complement_residual(kept, ready.pairs.u, ready.pairs.v).to(torch.float32)
+        """Note what is known of D, and of the update it makes at that length."""
+        residual = complement_residual(d, ready.pairs.u, ready.pairs.v).to(torch.float32)
         length = length.flatten().to(torch.float32)
         side = min(bucket.fan_out, bucket.fan_in)
         image = norm_band(bucket.group["coefficients"], bucket.group["steps"], side=side)
@@ -337,7 +380,7 @@ class MuonPlusPlus(MatrixOptimizer):
         """Note what the step did to the weights. Nothing that later steps read is changed."""
         pairs, weights = gather_pairs(self.state, bucket), stacked(bucket)
         change = weights - before
-        net = warm_pair(change, torch.zeros_like(pairs.v), rounds=NET_ROUNDS, seed=step_of(self.state, bucket)).sigma
+        net = warm_pair(change, pairs.second, rounds=NET_ROUNDS, seed=step_of(self.state, bucket)).sigma
         gap = 1.0 - self._keeper.below(bucket, pairs).sigma / pairs.radius
         audit = pair_residual(weights, pairs.u, pairs.v, pairs.radius)
         self._note(bucket, "optimizer.gap", gap.to(torch.float32), worst=torch.minimum)
@@ -358,16 +401,6 @@ class MuonPlusPlus(MatrixOptimizer):
         return rows
 
 
-def _is_zero(parameter: Tensor) -> bool:
-    if not is_shared(parameter):
-        return not bool(parameter.detach().any())
-    from internist.optim.distributed import is_zero
-
-    return is_zero(parameter)
-
-
 def _shrink(bucket: Bucket) -> float:
     """What D is multiplied by so that its norm is at most one."""
-    group = bucket.group
-    greatest = greatest_singular_value(group["coefficients"], group["steps"])
-    return 1.0 / (greatest if bucket.dtype in (torch.float32, torch.float64) else greatest * ROUNDING)
+    return 1.0 / longest(bucket.group["coefficients"], bucket.group["steps"], bucket.dtype)

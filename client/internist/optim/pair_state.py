@@ -21,9 +21,11 @@ from torch import Tensor
 
 from internist.optim.bucket import Bucket, Group
 from internist.optim.complement import Frozen, frozen
+from internist.optim.frozen_step import FrozenPair, is_large
 from internist.optim.matrices import matrix_views
 
-NAMES = ("u", "v", "second", "radius", "found", "fallen", "firings", "factor", "rate")
+OF_COLUMNS = ("v", "second")
+NUMBERS = ("radius", "found", "fallen", "firings", "factor", "rate")
 
 States = Mapping[Tensor, Mapping[str, Any]]
 
@@ -65,9 +67,9 @@ def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
     views = matrix_views(shape, shape, group)
     count, fan_in = sum(view.shape[0] for view in views), views[0].shape[2]
     rows = sum(view.shape[0] * view.shape[1] for view in views)
-    sizes: dict[str, tuple[int, ...]] = {"u": (rows,), "v": (count, fan_in), "second": (count, fan_in)}
+    sizes = {"u": (rows,)} | dict.fromkeys(OF_COLUMNS, (count, fan_in)) | dict.fromkeys(NUMBERS, (count,))
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    state = {name: torch.zeros(sizes.get(name, (count,)), dtype=dtype, device=parameter.device) for name in NAMES}
+    state = {name: torch.zeros(size, dtype=dtype, device=parameter.device) for name, size in sizes.items()}
     state["factor"].fill_(1.0)
     return state
 
@@ -116,7 +118,7 @@ def step_of(states: States, bucket: Bucket) -> int:
 class Ready:
     """A bucket's pairs, gathered and made ready for its arithmetic."""
 
-    __slots__ = ("_made_of", "frozen", "length", "pairs", "shrink")
+    __slots__ = ("_made_of", "frozen", "length", "pairs", "shrink", "single")
 
     def __init__(self, states: States, bucket: Bucket, shrink: float) -> None:
         self.pairs = gather_pairs(states, bucket)
@@ -124,6 +126,13 @@ class Ready:
         self.shrink = shrink
         self.length = (self.pairs.radius * shrink).view(-1, 1, 1)
         """(B, 1, 1) what one unit of learning rate is of the orthogonalised direction."""
+        self.single: list[FrozenPair] = []
+        """What `frozen_step` knows of each matrix, where it steps them."""
+        if is_large(bucket):
+            names = ("u", "v")
+            views = [part(states, bucket, 0, name) for name in names]
+            radii = self.pairs.radius.tolist()
+            self.single = [FrozenPair(*matrix) for matrix in zip(*views, radii, strict=True)]
         self._made_of = self._read(states, bucket, shrink)
 
     def is_current(self, states: States, bucket: Bucket, shrink: float) -> bool:

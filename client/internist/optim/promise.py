@@ -7,11 +7,8 @@ from torch import Tensor
 
 from internist.optim.constraints import spectral_radius
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import greatest_singular_value, norm_band
+from internist.optim.orthogonalize import longest, norm_band
 from internist.optim.scaling import scale
-
-ARITHMETIC = 1.01
-"""By how much more than needed Muon++ may shorten a direction, to be sure of its norm in low precision."""
 
 
 def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     if not group["initialize"] or group["policy"] not in ("decay", "none") or group["adaptive"]:
         return {}
     decayed = group["decay"] if group["policy"] == "decay" else 0.0
-    low = image.low / (ARITHMETIC * greatest_singular_value(group["coefficients"], group["steps"]))
+    low = image.low / longest(group["coefficients"], group["steps"], torch.bfloat16)
     return {
         "update_scale": spectral_radius((fan_out, fan_in), group["radius"]),
         "update_band": [max(0.0, low - decayed), 1.0 + decayed],

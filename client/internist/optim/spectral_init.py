@@ -79,3 +79,12 @@ def _checked_pair(matrices: Tensor, radius: float) -> TopPair:
     if wrong:
         raise ValueError(f"expected a matrix with a positive, finite spectral norm to rescale, got {wrong[0]}")
     return pair
+
+
+def is_zero(parameter: Tensor) -> bool:
+    """Whether a parameter is zero everywhere: all of it, where it is sharded over ranks."""
+    if not hasattr(parameter, "placements"):
+        return not bool(parameter.detach().any())
+    from internist.optim import distributed
+
+    return distributed.is_zero(parameter)
