@@ -99,8 +99,8 @@ def measure_one(
 
     def run_watched(step: int, wish: Due | None = None) -> float:
         observer.clock.step = step
-        observer.arm(step, wish)
         began = time.process_time()
+        observer.arm(step, wish)  # puts the hooks on; the end of the step before does this in training
         watched_step()
         if recorder.busy:  # what the next forward would do
             recorder.release()
