@@ -34,6 +34,7 @@ check: $(VENV)/.installed-dev ## Check format, lint, types and imports
 bench: $(VENV)/.installed-dev ## Measure the client's overhead and the server's ingest (ARGS=--json: one object a line)
 	$(BIN)/python -m benchmarks.client $(ARGS)
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
+	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left

@@ -12,6 +12,9 @@ from internist.optim.bucket import CACHED_ENTRIES, cached_parts
 from internist.optim.matrices import matrix_views
 from internist.optim.orthogonalize import orthogonalize
 
+COMPILED = 2e-5
+"""A compiled step adds in another order, and small singular values grow by up to 3.4 in each of five steps."""
+
 ROUNDING = 2e-5
 """Of a step of 0.1 in float32."""
 
@@ -476,4 +479,4 @@ def test_a_compiled_step_does_the_same():
         compiled()
 
     for ours, expected in zip(model.parameters(), train(other, plain, 2), strict=True):
-        assert torch.allclose(ours, expected, atol=1e-6)
+        assert torch.allclose(ours, expected, atol=COMPILED)
