@@ -31,9 +31,10 @@ check: $(VENV)/.installed-dev ## Check format, lint, types and imports
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure the client's overhead and the server's ingest (ARGS=--json: one object a line)
+bench: $(VENV)/.installed-dev ## Measure the client, the server and the optimizers (ARGS=--json: one object a line)
 	$(BIN)/python -m benchmarks.client $(ARGS)
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
+	$(BIN)/python -m benchmarks.optimizer --quick $(ARGS)
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
 
 .PHONY: clean
