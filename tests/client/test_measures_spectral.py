@@ -12,7 +12,7 @@ from internist.measures import spectral
 from internist.measures.activations import NOT_MEASURED
 from internist.measures.spectral import operator_norm, spectral_norm, stable_rank
 
-EXACT = 2e-6
+EXACT = 1e-6
 """The documented error of `gram`: float32 products and eigenvalues."""
 
 ESTIMATE = 0.01

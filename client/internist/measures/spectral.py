@@ -41,7 +41,7 @@ class Spectral(NamedTuple):
     norm: Tensor
     """() float32, the largest singular value."""
     method: str
-    """`gram` is exact to 2e-6; `lanczos-32` (cold) and `lanczos-20` (warm) are estimates from below, within 1 %."""
+    """`gram` is exact to 1e-6; `lanczos-32` (cold) and `lanczos-20` (warm) are estimates from below, within 1 %."""
     right: Tensor | None
     """(fan_in,) or (fan_out,) float32, whichever side is smaller; None where the method needs no start."""
 
