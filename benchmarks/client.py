@@ -2,12 +2,11 @@
 
     python -m benchmarks.client [--json] [--rounds N]
 
-A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order.
-Time is the CPU time
-of the whole process, the monitor's threads included, from a step's start until its frame is acknowledged by a real
-server in another
-process. overhead = sum over kinds of frequency x median time, over the median bare step, minus one; its interval is a
-bootstrap over steps.
+A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order, a
+bare step beside each. Time is the CPU time of the whole process, the monitor's threads included, from a step's start
+until its frame is acknowledged by a real server in another process. overhead = sum over kinds of frequency x median
+time, over the median bare step, minus one. Its interval is a bootstrap over rounds: the steps of a round are neighbours
+and share the machine's speed, which drifts by a third in minutes.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,47 +41,47 @@ model- and matrix-heavy."""
 PARTS = ("model-heavy", "matrix-heavy")
 """The two heavy classes alone (on top of a light step), for information."""
 BAR, BAR_UPPER = 1.02, 1.04
+PARTS_OF_THE_RUN = 4
+"""The two models change roles between these."""
 
 Step = Callable[[], None]
 Trainer = tuple[ByteGPT, Step, torch.optim.Optimizer]
-Samples = dict[str, list[float]]
 Pairs = dict[str, list[tuple[float, float]]]
+"""Of one round, by kind: CPU seconds of a watched step and of the bare step beside it."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--rounds", type=int, default=20, help="times each kind is measured (default 20, at least 15)")
+    parser.add_argument("--rounds", type=int, default=40, help="times each kind is measured (default 40, at least 15)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as address:
-        samples, pairs, points = measure(max(15, options.rounds), address, Path(folder) / "spool")
-    report(samples, pairs, points, as_json=options.json)
+        rounds, points = measure(max(15, options.rounds), address, Path(folder) / "spool")
+    report(rounds, points, as_json=options.json)
     return 0
 
 
-def measure(rounds: int, address: str, spool: Path) -> tuple[Samples, Pairs, int]:
-    """CPU seconds of steps by kind, the same beside the bare step next to each, and how many points were produced.
+def measure(rounds: int, address: str, spool: Path) -> tuple[list[Pairs], int]:
+    """CPU seconds of the steps of each round, and how many points were produced.
 
-    Two equal models lie at two places in memory; in the second half they change roles, so that neither place is
-    always the watched one.
+    Two equal models lie at two places in memory; they change roles several times, so that neither place is always the
+    watched one.
     """
     torch.set_num_threads(1)
     corpus, generator = text(), torch.Generator().manual_seed(0)
     data = [batch(corpus, BATCH, CONTEXT, generator) for _ in range(8)]
     trainers = trainer(0, data), trainer(0, data)
-    samples: Samples = {kind: [] for kind in ("bare", *KINDS, *PARTS)}
-    pairs: Pairs = {kind: [] for kind in (*KINDS, *PARTS)}
+    found: list[Pairs] = []
     points = 0
-    for half, watched in enumerate(trainers):
-        turns = range(half * rounds // 2, (half + 1) * rounds // 2)
-        points += measure_one(watched, trainers[1 - half][1], turns, address, spool / str(half), samples, pairs)
-    return samples, pairs, points
+    for part in range(PARTS_OF_THE_RUN):
+        turns = range(part * rounds // PARTS_OF_THE_RUN, (part + 1) * rounds // PARTS_OF_THE_RUN)
+        watched, bare = trainers[part % 2], trainers[1 - part % 2]
+        points += measure_one(watched, bare[1], turns, address, spool / str(part), found)
+    return found, points
 
 
-def measure_one(
-    watched: Trainer, bare_step: Step, turns: range, address: str, spool: Path, samples: Samples, pairs: Pairs
-) -> int:
-    """Watch one model and add its steps, and the bare steps of the other, to the samples; the points it produced."""
+def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, spool: Path, found: list[Pairs]) -> int:
+    """Watch one model and add rounds of its steps, with bare steps of the other beside them; the points it produced."""
     model, watched_step, optimizer = watched
     monitor = internist.watch(
         model,
@@ -109,21 +108,20 @@ def measure_one(
             time.sleep(0.02)
         return time.process_time() - began
 
-    for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
-        run_watched(step)
-        bare_step()
-    order = random.Random(turns.start)
-    before = recorder.points
-
-    def bare() -> float:
+    def run_bare() -> float:
         began = time.process_time()
         bare_step()
-        samples["bare"].append(time.process_time() - began)
-        return samples["bare"][-1]
+        return time.process_time() - began
 
+    for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
+        run_watched(step)
+        run_bare()
+    order = random.Random(turns.start)
+    before = recorder.points
     for turn in turns:
-        plan = ["dormant"] * 10 + ["light"] * 3 + ["model-heavy + matrix-heavy", *PARTS]
+        plan = ["dormant"] * 12 + ["light"] * 3 + ["model-heavy + matrix-heavy", *PARTS]
         order.shuffle(plan)
+        pairs: Pairs = {kind: [] for kind in (*KINDS, *PARTS)}
         for kind in plan:
             wish = None
             step = KINDS.get(kind, (0, 1_010))[1] + 1_000 * turn
@@ -132,12 +130,15 @@ def measure_one(
             if kind in PARTS:
                 wish = Due(True, kind == "model-heavy", turn % 4 if kind == "matrix-heavy" else None)
             count = recorder.points
-            first = bare() if order.random() < 0.5 else None
-            samples[kind].append(run_watched(step, wish))
-            pairs[kind].append((samples[kind][-1], bare() if first is None else first))
+            if order.random() < 0.5:
+                bare = run_bare()
+                pairs[kind].append((run_watched(step, wish), bare))
+            else:
+                pairs[kind].append((run_watched(step, wish), run_bare()))
             planned = planned_points(monitor, wish or due(step, EVERY))
             if recorder.points - count != planned:
                 raise AssertionError(f"{kind} step {step}: {recorder.points - count} points, planned {planned}")
+        found.append(pairs)
     points = recorder.points - before
     monitor.finish()
     return points
@@ -186,32 +187,50 @@ def trainer(seed: int, data: list[Any]) -> Trainer:
     return model, step, optimizer
 
 
-def overhead(samples: Samples) -> float:
+def watched_of(rounds: Sequence[Pairs], kind: str) -> list[float]:
+    """CPU seconds of the watched steps of a kind."""
+    return [watched for pairs in rounds for watched, _ in pairs[kind]]
+
+
+def bare_of(rounds: Sequence[Pairs]) -> list[float]:
+    """CPU seconds of all bare steps."""
+    return [bare for pairs in rounds for kind in pairs for _, bare in pairs[kind]]
+
+
+def paired_ratio(rounds: Sequence[Pairs], kind: str) -> float:
+    """Median over the steps of a kind of watched over the bare step beside it."""
+    return statistics.median(watched / bare for pairs in rounds for watched, bare in pairs[kind])
+
+
+def overhead(rounds: Sequence[Pairs]) -> float:
     """Watched over bare, minus one: medians of each kind over the median bare step."""
-    bare = statistics.median(samples["bare"])
-    return sum(share * statistics.median(samples[kind]) for kind, (share, _) in KINDS.items()) / bare - 1
+    weighted = sum(share * statistics.median(watched_of(rounds, kind)) for kind, (share, _) in KINDS.items())
+    return weighted / statistics.median(bare_of(rounds)) - 1
 
 
-def paired_overhead(pairs: Pairs) -> float:
+def paired_overhead(rounds: Sequence[Pairs]) -> float:
     """The same from the ratios of neighbouring steps, which a machine that slows down for seconds disturbs less."""
-    return sum(share * statistics.median(w / b for w, b in pairs[kind]) for kind, (share, _) in KINDS.items()) - 1
+    return sum(share * paired_ratio(rounds, kind) for kind, (share, _) in KINDS.items()) - 1
 
 
-def interval(value: Callable[[Any], float], data: dict[str, list[Any]], draws: int = 2_000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of an overhead."""
+def interval(
+    value: Callable[[Sequence[Pairs]], float], rounds: Sequence[Pairs], draws: int = 2_000
+) -> tuple[float, float]:
+    """Bootstrap 95 % interval of an overhead, rounds drawn whole."""
     chance = random.Random(1)
-    found = sorted(value({k: chance.choices(v, k=len(v)) for k, v in data.items()}) for _ in range(draws))
+    found = sorted(value(chance.choices(rounds, k=len(rounds))) for _ in range(draws))
     return found[int(0.025 * draws)], found[int(0.975 * draws) - 1]
 
 
-def report(samples: Samples, pairs: Pairs, points: int, *, as_json: bool) -> None:
+def report(rounds: Sequence[Pairs], points: int, *, as_json: bool) -> None:
     """Print the table, or one object a line."""
-    bare = statistics.median(samples["bare"])
-    plain, paired = overhead(samples), paired_overhead(pairs)
-    low, high = interval(overhead, samples)
-    paired_low, paired_high = interval(paired_overhead, pairs)
+    bare = statistics.median(bare_of(rounds))
+    ratios = {kind: statistics.median(watched_of(rounds, kind)) / bare for kind in (*KINDS, *PARTS)}
+    plain, paired = overhead(rounds), paired_overhead(rounds)
+    low, high = interval(overhead, rounds)
+    paired_low, paired_high = interval(paired_overhead, rounds)
     if as_json:
-        rows = [(f"ratio.{kind}", statistics.median(times) / bare) for kind, times in samples.items()]
+        rows = [(f"ratio.{kind}", ratio) for kind, ratio in ratios.items()]
         rows += [("overhead", 1 + plain), ("overhead.low", 1 + low), ("overhead.high", 1 + high)]
         rows += [("paired", 1 + paired), ("paired.low", 1 + paired_low), ("paired.high", 1 + paired_high)]
         for name, value in rows:
@@ -219,10 +238,11 @@ def report(samples: Samples, pairs: Pairs, points: int, *, as_json: bool) -> Non
         print(json.dumps({"name": "client.points", "value": points, "unit": "points"}))
         return
     print(f"{'step kind':<28} {'frequency':>9} {'n':>4} {'median / bare':>14} {'paired':>8}")
-    for kind, times in samples.items():
-        share = f"{KINDS[kind][0]:.2f}" if kind in KINDS else ("" if kind == "bare" else "(part)")
-        ratio = f"{statistics.median(w / b for w, b in pairs[kind]):.4f}" if kind in pairs else ""
-        print(f"{kind:<28} {share:>9} {len(times):>4} {statistics.median(times) / bare:>14.4f} {ratio:>8}")
+    print(f"{'bare':<28} {'':>9} {len(bare_of(rounds)):>4} {1:>14.4f}")
+    for kind, ratio in ratios.items():
+        share = f"{KINDS[kind][0]:.2f}" if kind in KINDS else "(part)"
+        n = len(watched_of(rounds, kind))
+        print(f"{kind:<28} {share:>9} {n:>4} {ratio:>14.4f} {paired_ratio(rounds, kind):>8.4f}")
     print(f"\n{points} points, as planned.")
     for name, value, ends in (("medians", plain, (low, high)), ("paired", paired, (paired_low, paired_high))):
         verdict = "holds" if 1 + value <= BAR and 1 + ends[1] <= BAR_UPPER else "DOES NOT HOLD"

@@ -228,7 +228,7 @@ def test_own_updates_match_a_second_forward_with_only_that_module_changed(traine
                 if not into[name].is_floating_point()
                 else into[name].reshape(-1, into[name].shape[-1])
             )
-            x = x[strided(len(x), 32)]
+            x = x[strided(len(x), 16)]
             with torch.no_grad():
                 moved = copy.deepcopy(new[name]).double()(x.double() if x.is_floating_point() else x)
                 moved -= copy.deepcopy(old[name]).double()(x.double() if x.is_floating_point() else x)

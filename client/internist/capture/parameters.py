@@ -150,8 +150,9 @@ class ParameterCapture:
         if not chosen:
             return
         streamed = [p for p in chosen if self._can_stream(p, due)]
+        apart = {p.order for p in streamed}
         changes: dict[int, Tensor] = {}
-        for part in _cache_sized([p for p in chosen if p not in streamed]):
+        for part in _cache_sized([p for p in chosen if p.order not in apart]):
             after = [p.tensor.detach() for p in part]
             deltas, statistics = updates.stored_(after, [self._pending.pop(p.order) for p in part])
             by_order = dict(zip((p.order for p in part), deltas, strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 PROBE_TOKENS = 64
 """Tokens of a probe: first, last, the rest strided."""
-OWN_TOKENS = 32
+OWN_TOKENS = 16
 """The same for `update.own`, which is measured ten times as often."""
 
 

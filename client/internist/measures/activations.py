@@ -19,8 +19,8 @@ Value = Tensor | float
 LEFT_OUT = 1e-3
 """Pairs of tokens closer than this share of the largest distance say more about rounding than about the module."""
 
-CHUNK_CPU = 2**18
-"""Entries per piece of a reduction on the CPU: 1 MB of float32, so that a piece stays in the cache."""
+CHUNK_CPU = 2**17
+"""Entries per piece of a reduction on the CPU: 512 kB of float32, so that a piece stays in the cache."""
 
 CHUNK_ACCELERATOR = 2**26
 """The same elsewhere: 256 MB of float32 bounds the temporary memory, and few launches do the work."""
@@ -250,9 +250,9 @@ def log_z(logits: Tensor) -> Tensor:
 
 def _distance_squared(a: Tensor, b: Tensor) -> float:
     """Sum of squares of (a - b), in pieces that stay in a CPU's cache."""
-    if a.numel() <= CHUNK_CPU // 2 or a.ndim < 2:
+    if a.numel() <= CHUNK_CPU or a.ndim < 2:
         return float(linalg.vector_norm(_narrow(a - b), dtype=torch.float32)) ** 2
-    rows = max(1, CHUNK_CPU // 2 // a.shape[-1])
+    rows = max(1, CHUNK_CPU // a.shape[-1])
     pieces = zip(torch.split(a.flatten(0, -2), rows), torch.split(b.flatten(0, -2), rows), strict=True)
     return sum(float(linalg.vector_norm(_narrow(p - q), dtype=torch.float32)) ** 2 for p, q in pieces)
 

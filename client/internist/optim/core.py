@@ -250,7 +250,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for piece in zip(gradients, momenta, bucket.pieces(direction), strict=True):
             for gradient, momentum, part in cached_parts(*piece):
                 momentum.lerp_(gradient, 1.0 - mu)
-                if group["nesterov"]:
+                if group["nesterov"] and mu > 0.5:  # N / mu: its length does not matter, and this takes half the time
+                    torch.add(momentum, gradient, alpha=(1.0 - mu) / mu, out=part)
+                elif group["nesterov"]:
                     torch.lerp(gradient, momentum, mu, out=part)
                 else:
                     part.copy_(momentum)
@@ -286,7 +288,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         else:
             for piece in zip(bucket.weights, parts, strict=True):
                 for weight, part in cached_parts(*piece):
-                    weight.mul_(1.0 - lr * weight_decay).add_(part.to(weight.dtype), alpha=-lr * alpha)
+                    weight.mul_(1.0 - lr * weight_decay).add_(part, alpha=-lr * alpha)
         if self._wants_diagnostics:
             self._diagnose(bucket, d)
 

@@ -27,7 +27,11 @@ SMALLEST_NORM = 1e-15
 """A matrix of a smaller Frobenius norm is divided by this, not by its norm: zeros stay zeros."""
 
 STRIP = 128
-"""Rows of a symmetric product that a CPU computes at once in float32; smaller bfloat16 products do not pay there."""
+"""Rows of a symmetric product that a CPU computes at once in float32,"""
+LONG_STRIP = 256
+"""and in bfloat16, where only strips of long products pay:"""
+LONG = 2**20
+"""those of matrices of at least so many entries, three times as long as wide."""
 
 GOLDEN = 0.6180339887
 """Multiples of it fall evenly between whole numbers."""
@@ -47,7 +51,9 @@ def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float) -> Tens
     Returns:
         (count, fan_out, fan_in), contiguous, in x's dtype. NaN or infinity anywhere in a matrix makes all of it NaN.
     """
-    plan = _plan(triples, x.dtype, min(x.shape[-2:]), max(x.shape[-2:]))
+    plan = (_plan if torch.compiler.is_compiling() else _known_plan)(
+        triples, x.dtype, min(x.shape[-2:]), max(x.shape[-2:])
+    )
     if x.device.type != "cpu":
         return _iterate(x, plan, shrink)
     # one after another, so that each stays in the cache; batches of one, as bmm is faster than mm in bfloat16
@@ -86,26 +92,24 @@ def _iterate(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> 
     tall = x.shape[-2] > x.shape[-1]
     side = min(x.shape[-2:])
     gram, polynomial, product, spare = (x.new_empty(*x.shape[:-2], side, side) for _ in range(4))
-    spread = None
-    if x.dtype == torch.bfloat16:
-        spread = (_spread if torch.compiler.is_compiling() else _known_spread)(side, x.device)
+    multiply = torch.mm if x.ndim == 2 else torch.bmm
     for index, run in enumerate(plan):
         _symmetric_product(x.mT if tall else x, x if tall else x.mT, out=gram)
         inverse = _normalize(gram, shrink) if index == 0 else None
         for step, (a, b, c) in enumerate(run):
             _symmetric_product(gram, gram, out=polynomial, alpha=c, plus=gram, beta=b)
-            _add_identity(polynomial, a, spread)
+            _add_identity(polynomial, a)
+            more = step + 1 < len(run)
+            if more:
+                _symmetric_product(polynomial, gram, out=spare)
+                _symmetric_product(spare, polynomial, out=gram)
             if step == 0:
-                product.copy_(polynomial)
+                product, polynomial = polynomial, product
             else:
                 _symmetric_product(polynomial, product, out=spare)
                 product, spare = spare, product
-            if step + 1 < len(run):
-                _symmetric_product(polynomial, gram, out=spare)
-                _symmetric_product(spare, polynomial, out=gram)
         if inverse is not None:
             product.mul_(inverse)
-        multiply = torch.mm if x.ndim == 2 else torch.bmm
         x = multiply(x, product) if tall else multiply(product, x)
     return x
 
@@ -133,14 +137,17 @@ def _symmetric_product(
     Polynomials of one Gram matrix commute, so their products are symmetric. Where multiplying is slow, what lies
     below the diagonal strips is mirrored, not computed.
     """
-    if out.ndim > 2:
-        if plus is None:
-            torch.bmm(a, b, out=out)
-        else:
-            torch.baddbmm(plus, a, b, beta=beta, alpha=alpha, out=out)
+    strip = STRIP
+    if out.ndim > 2 and plus is not None:
+        torch.baddbmm(plus, a, b, beta=beta, alpha=alpha, out=out)
         return
-    for start in range(0, out.shape[0], STRIP):
-        rows, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+    if out.ndim > 2:
+        if len(out) > 1 or not out.is_cpu or a.numel() < LONG or a.shape[-1] < 3 * a.shape[-2]:
+            torch.bmm(a, b, out=out)
+            return
+        a, b, out, strip = a[0], b[0], out[0], LONG_STRIP
+    for start in range(0, out.shape[0], strip):
+        rows, rest = slice(start, start + strip), slice(start + strip, None)
         part = out[rows, start:]
         if plus is None:
             torch.mm(a[rows], b[:, start:], out=part)
@@ -149,23 +156,26 @@ def _symmetric_product(
         out[rest, rows].copy_(out[rows, rest].mT)
 
 
-def _add_identity(matrix: Tensor, a: float, spread: Tensor | None) -> None:
+def _add_identity(matrix: Tensor, a: float) -> None:
     """Add a I in place."""
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    if spread is None:
+    if matrix.dtype != torch.bfloat16:
         diagonal.add_(a)
-    else:
-        diagonal.copy_(diagonal.float().add_(a).mul_(spread))
+        return
+    spread, shift = (_spread if torch.compiler.is_compiling() else _known_spread)(matrix.shape[-1], a, matrix.device)
+    diagonal.copy_(torch.addcmul(shift, diagonal, spread))
 
 
-def _spread(side: int, device: torch.device) -> Tensor:
-    """What the diagonal of aI + U is multiplied by before it is rounded to bfloat16.
+def _spread(side: int, a: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the diagonal of aI + U is multiplied by before it is rounded to bfloat16, and a times that.
 
     The diagonal is one number near a, nearly, and would be rounded the same way in every row: a bias of up to 0.2 % a
     step. Factors spread evenly over one unit of rounding make it noise that averages out.
     """
     spread = torch.arange(side, dtype=torch.float32, device=device).mul_(GOLDEN).frac_().sub_(0.5)
-    return spread.mul_(UNIT_OF_ROUNDING).add_(1.0)
+    spread.mul_(UNIT_OF_ROUNDING).add_(1.0)
+    return spread, a * spread
 
 
 _known_spread = lru_cache(maxsize=64)(_spread)
+_known_plan = lru_cache(maxsize=256)(_plan)
