@@ -8,19 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from internist.optim.constraints import retraction_factor, spectral_radius
 from internist.optim.groups import split_parameters
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
-from internist.optim.spectral_init import spectral_init
-from internist.optim.top_pair import warm_pair
+from internist.optim.muon_sphere import MuonSphere
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 OPEN_GAP = 0.25
 """What lies beneath the top pair at the start, as a share of it, where the gap is opened."""
-RETRACT_ROUNDS = 8
-"""Krylov rounds of MuonSphere's estimate of the norm, as many as MuonPlusPlus takes under `retract`."""
 
 
 @dataclass(frozen=True)
@@ -78,45 +74,8 @@ class Arm:
         if self.kind == "MuonPlusPlus":
             return [MuonPlusPlus(routing, initialize=True, **options)]
         if self.kind == "MuonSphere":
-            return [MuonSphere(routing, model, **options)]
+            return [MuonSphere(routing, **options)]
         raise ValueError(f"no optimizer of kind {self.kind!r}")
-
-
-class MuonSphere(Muon):
-    """Muon whose matrices start at spectral norm c √(fan_out / fan_in) and are rescaled to it after each step.
-
-    The update is lr c √(fan_out / fan_in) D. Source: Spectral Sphere Optimizer, arXiv:2601.08393, with lambda = 0.
-    """
-
-    def __init__(self, params: Any, model: nn.Module, *, radius: float) -> None:
-        super().__init__(params, weight_decay=0.0, scale="spectral_mup")
-        self.radius = radius
-        self.hidden = list(hidden_matrices(model).values())
-        self.starts: dict[torch.Size, Tensor] = {}
-        for shape in {weight.shape for weight in self.hidden}:
-            weights = self._of(shape)
-            start = spectral_init(torch.stack([w.detach() for w in weights]), spectral_radius(shape, radius))
-            self.starts[shape] = start.pair.v
-            for weight, value in zip(weights, start.matrices, strict=True):
-                weight.data.copy_(value)
-
-    def _of(self, shape: torch.Size) -> list[Tensor]:
-        return [weight for weight in self.hidden if weight.shape == shape]
-
-    def _scale(self, bucket: Any) -> float:
-        return self.radius * super()._scale(bucket)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take Muon's step and rescale."""
-        loss = super().step(closure)
-        for shape, start in self.starts.items():
-            weights = self._of(shape)
-            pair = warm_pair(torch.stack(weights), start, rounds=RETRACT_ROUNDS)
-            self.starts[shape] = pair.v
-            factors = retraction_factor(pair.sigma, spectral_radius(shape, self.radius))
-            torch._foreach_mul_(weights, list(factors.unbind()))
-        return loss
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -134,7 +93,7 @@ def arms(radius: float) -> list[Arm]:
         spectral_arm("decay", radius),
         spectral_arm("decay", radius, open_gap=OPEN_GAP),
         spectral_arm("retract", radius),
-        Arm("MuonSphere", "MuonSphere", 2.0**-6, {"radius": radius}),
+        Arm("MuonSphere", "MuonSphere", 2.0**-6, {"radius": radius, "momentum": 0.95, "coefficients": "jordan"}),
         spectral_arm("cap", radius, open_gap=OPEN_GAP),
         spectral_arm("none", radius, open_gap=OPEN_GAP),
     ]

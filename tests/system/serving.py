@@ -33,9 +33,10 @@ class Server:
         page = self.get("/api/v1/runs")
         return page["runs"] if isinstance(page, dict) else page
 
-    def values(self, run: str, metric: str, subject: str) -> dict[int, Any]:
+    def values(self, run: str, metric: str, subject: str, *, index: int | None = None) -> dict[int, Any]:
         """Values of one series by step."""
-        window = self.get(f"/api/v1/runs/{run}/points", metric=metric, subject=subject, pixels=10_000)["windows"][0]
+        asked = {"metric": metric, "subject": subject, "pixels": 10_000} | ({} if index is None else {"index": index})
+        window = self.get(f"/api/v1/runs/{run}/points", **asked)["windows"][0]
         return dict(zip(window["steps"], window["values"], strict=True))
 
 

@@ -9,7 +9,7 @@ import torch
 
 import internist
 from internist.demo.model import batch, text
-from internist.optim import MuonPlusPlus, split_parameters
+from internist.optim import MuonClip, MuonPlusPlus, split_parameters
 from tests.client.points import read
 from tests.system.serving import served, wait_for
 from tests.system.training import small_model
@@ -78,6 +78,30 @@ def test_a_hidden_matrix_left_on_another_optimizer_is_alarmed_by_name(tmp_path):
 
         assert (alert["subject"], alert["severity"], alert["opened_step"]) == ("blocks.1.mlp.fc1.weight", "warning", 0)
         assert "split_parameters" in alert["advice"]
+
+
+def test_a_clip_and_the_logits_that_asked_for_it_are_stored_side_by_side(tmp_path):
+    model = small_model()
+    attention = model.blocks[1].attn
+    with torch.no_grad():
+        attention.qkv.weight[: 2 * attention.qkv.in_features] *= 60.0  # queries and keys: logits 3,600 times as large
+    optimizer = MuonClip(model, lr=0.001, clip_tau=30.0)
+    with served(tmp_path) as server:
+        monitor = train(model, optimizer, every=2, server=server.address, directory=tmp_path / "spool")
+        monitor.finish(timeout=30)
+        wait_for(lambda: server.runs()[0]["state"] == "finished", "the end of the run")
+        weight = "blocks.1.attn.qkv.weight"
+        gamma = server.values(monitor.run, "optimizer.clip_gamma", weight)
+        heads = server.values(monitor.run, "optimizer.clip_heads", weight)
+        logits = [server.values(monitor.run, "attention.max_logit", "blocks.1.attn", index=head) for head in range(2)]
+        calm = server.values(monitor.run, "optimizer.clip_gamma", "blocks.0.attn.qkv.weight")
+
+    largest = {step: max(head[step] for head in logits) for step in logits[0]}
+    assert largest[0] > 30.0
+    assert gamma[0] == pytest.approx(30.0 / largest[0], rel=1e-3), "by as much as the step's own logits were over"
+    assert heads[0] >= 1.0
+    assert largest[20] < 1.2 * 30.0 < largest[0]
+    assert set(calm.values()) == {1.0}
 
 
 def test_the_example_trains(tmp_path, monkeypatch, capsys):
