@@ -1,4 +1,5 @@
 import copy
+import gc
 import logging
 import math
 
@@ -706,3 +707,47 @@ def test_a_thousand_steps_of_a_byte_gpt_keep_every_norm_and_muon_drifts():
     assert ends["muon++"][0] < 1e-3
     assert ends["muon"][0] > 0.1
     assert ends["muon++"][1] < 3.0  # it learns: bytes at random cost 5.5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("policy", ["decay", "cap", "retract", "none"])
+def test_a_compiled_step_does_the_same(policy):
+    compiled, plain = two_matrices(policy), two_matrices(policy)
+    step = torch.compile(compiled.step, backend="aot_eager")
+    for seed in range(4):
+        give_gradients(compiled, seed)
+        give_gradients(plain, seed)
+        step()
+        plain.step()
+
+    for ours, expected in zip(matrices_of(compiled), matrices_of(plain), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("policy", ["decay", "cap", "retract"])
+def test_no_tensor_is_kept_from_one_step_to_the_next(policy):
+    optimizer = two_matrices(policy)
+    held = []
+    for seed in range(12):
+        give_gradients(optimizer, seed)
+        optimizer.step()
+        gc.collect()
+        held.append(sum(t.numel() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)))
+
+    assert len(set(held[2:])) == 1, held
+
+
+def two_matrices(policy):
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(24, 16)), torch.nn.Parameter(torch.randn(160, 160))]
+    return MuonPlusPlus(weights, lr=torch.tensor(0.01), policy=policy, dtype=torch.float32, audit_every=2)
+
+
+def matrices_of(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def give_gradients(optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in matrices_of(optimizer):
+        parameter.grad = torch.randn(parameter.shape, generator=generator)

@@ -63,6 +63,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     exchange: Exchange = Alone()
 
+    traceable = True
+    """Whether a compiler may trace the step of the matrices; else a compiled `step` calls it as it is."""
+
     writes_whole = False
     """Whether `_orthogonalized` or `_write` looks at the weight: then the owner of a matrix needs all of it, and what
     it puts into the parameter's state (but "step" and "momentum_buffer") is copied to all ranks."""
@@ -164,7 +167,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 loss = closure()
         self._diagnostics = {}
         matrices = [group for group in self.param_groups if group["algorithm"] != "adamw"]
-        self.exchange.run(self, matrices)
+        if self.traceable:
+            self.exchange.run(self, matrices)
+        else:
+            _run_untraced(self, matrices)
         for group in self.param_groups:
             if group["algorithm"] == "adamw":
                 step_adamw(list(self._with_gradient(group)), self.state, group)
@@ -380,6 +386,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     row |= update_promise(parameter, group)
                 rows.append(row)
         return rows
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _run_untraced(optimizer: MatrixOptimizer, groups: Sequence[Group]) -> None:
+    optimizer.exchange.run(optimizer, groups)
 
 
 def is_shared(parameter: Tensor) -> bool:

@@ -87,6 +87,7 @@ class MuonPlusPlus(MatrixOptimizer):
     Momentum and Newton-Schulz are Muon's. The paper's own algorithm box, initialisation and weight decay were not seen.
     """
 
+    traceable = False  # audits and policies ask the host
     writes_whole = True
     """A step reads the whole weight: with sharded weights the owner of a matrix writes it too."""
 

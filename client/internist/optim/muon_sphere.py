@@ -44,6 +44,7 @@ class MuonSphere(MatrixOptimizer):
     the defaults of its public code (momentum 0.9, Nesterov, 8 matrix-sign steps, dynamic rate 0.05).
     """
 
+    traceable = False  # the estimate of the norm is seeded by the step
     writes_whole = True
 
     def __init__(
