@@ -49,9 +49,13 @@ _HOMES = {
     "unwatch": "internist.watching",
     "watch": "internist.watching",
 }
+_ROOMS = ("mup", "optim")
+"""Packages with public names of their own."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"internist.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'internist' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

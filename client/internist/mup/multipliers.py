@@ -1,0 +1,58 @@
+"""Multipliers: forward hooks that multiply what a branch or a head adds, and leave classes and state as they are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplier:
+    """A forward hook that returns the module's output times a factor.
+
+    A module may answer with a tensor or a tuple that begins with one, as attention modules do.
+    """
+
+    factor: float
+    after_bias: bool = True
+    """False: the module is linear, and its bias is not multiplied: factor · W x + b."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG002 - a forward hook's arguments
+        """The output multiplied.
+
+        Raises:
+            TypeError: the output does not begin with a tensor.
+        """
+        if isinstance(output, Tensor):
+            return self._of(module, output)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            parts = (self._of(module, output[0]), *output[1:])
+            return type(output)(*parts) if hasattr(output, "_fields") else parts
+        raise TypeError(
+            f"a {type(module).__name__} has a multiplier and answered with a {type(output).__name__}: expected a "
+            "tensor, or a tuple that begins with one. Name another module whose output the stream gets: "
+            "roles={...: 'branch'}"
+        )
+
+    def _of(self, module: nn.Module, output: Tensor) -> Tensor:
+        bias = None if self.after_bias else getattr(module, "bias", None)
+        scaled = output * self.factor
+        return scaled if bias is None else scaled + bias * (1.0 - self.factor)
+
+
+def multiply(module: nn.Module, factor: float, *, after_bias: bool = True) -> None:
+    """Give a module this multiplier in place of any that it has. A factor of one takes it away."""
+    forward_hooks = module._forward_hooks
+    for key in [key for key, hook in forward_hooks.items() if isinstance(hook, Multiplier)]:
+        del forward_hooks[key]
+    if factor != 1.0:
+        module.register_forward_hook(Multiplier(factor, after_bias))
+
+
+def multiplier_of(module: nn.Module) -> float:
+    """The product of a module's multipliers, one where it has none."""
+    product = 1.0
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, Multiplier):
+            product *= hook.factor
+    return product
