@@ -31,11 +31,17 @@ check: $(VENV)/.installed-dev ## Check format, lint, types and imports
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure the client, the server and the optimizers (ARGS=--json: one object a line)
+bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scaling rules (ARGS=--json: one object a line)
 	$(BIN)/python -m benchmarks.client $(ARGS)
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
 	$(BIN)/python -m benchmarks.optimizer --quick $(ARGS)
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
+	$(BIN)/python -m benchmarks.mup_stability --quick $(ARGS)
+	$(BIN)/python -m benchmarks.mup_transfer --quick $(ARGS)
+	$(BIN)/python -m benchmarks.mup_depth --quick $(ARGS)
+	$(BIN)/python -m benchmarks.mup_peers --quick $(ARGS)
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+	$(BIN)/python -m benchmarks.scaling_confusion --quick $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left
@@ -52,6 +58,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	echo "Installing Internist and its development tools into $(VENV): the first time takes minutes."
 	$(PIP) install -c constraints.txt -e '.[all,dev]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	echo "Installing what the benchmarks compare with."
+	$(PIP) install -c constraints.txt -e '.[all,dev,bench]'
+	touch $@
 
 # A virtual environment without pip is none: it is taken away again.
 $(BIN)/python:

@@ -53,7 +53,7 @@ Pairs = dict[str, list[tuple[float, float]]]
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--rounds", type=int, default=40, help="times each kind is measured (default 40, at least 15)")
+    parser.add_argument("--rounds", type=int, default=32, help="times each kind is measured (default 32, at least 15)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as address:
         rounds, points = measure(max(15, options.rounds), address, Path(folder) / "spool")
