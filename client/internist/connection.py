@@ -1,7 +1,8 @@
-"""Connection to the server: three calls over one kept-alive socket, each of which ends in a reply or a named error."""
+"""Connection to the server: calls over one kept-alive socket, each of which ends in a reply or a named error."""
 
 import http.client
 import time
+from collections.abc import Sequence
 from typing import Final, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -19,6 +20,7 @@ from internist.errors import (
     ServerUnreachable,
     TokenRefused,
 )
+from internist.schema.scaling import Scaling
 from internist.schema.wire import SPOOL_CONTENT_TYPE, FramesReply, Heartbeat, HeartbeatReply, RunStart, RunStarted
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
@@ -30,7 +32,7 @@ _CHUNK = 64 << 10
 _SHOWN = 80
 _JSON = "application/json"
 
-_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply)
+_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling)
 
 
 class _Detail(msgspec.Struct):
@@ -96,6 +98,12 @@ class Connection:
         path = f"/api/v1/runs/{quote(run, safe='')}/heartbeat"
         return self._post(path, msgspec.json.encode(beat), _JSON, HeartbeatReply)
 
+    def scaling(self, runs: Sequence[str] = (), *, family: str | None = None, project: str | None = None) -> Scaling:
+        """The scaling check of these runs, by id or name, or of a family; without either, the families there are."""
+        asked = [("runs", run) for run in runs] + [("family", family), ("project", project)]
+        query = urlencode([(name, value) for name, value in asked if value is not None])
+        return self._get(f"/api/v1/scaling?{query}" if query else "/api/v1/scaling", Scaling)
+
     def close(self) -> None:
         """Let go of the socket."""
         self._pool.close()
@@ -104,7 +112,14 @@ class Connection:
         self, path: str, body: bytes, content_type: str, reply: type[_Reply], extra: dict[str, str] | None = None
     ) -> _Reply:
         headers = self._headers | {"Content-Type": content_type} | (extra or {})
-        status, kind, data = self._exchange(path, body, headers)
+        return self._understood(path, self._exchange("POST", path, body, headers), reply)
+
+    def _get(self, path: str, reply: type[_Reply]) -> _Reply:
+        return self._understood(path, self._exchange("GET", path, None, self._headers), reply)
+
+    def _understood(self, path: str, answer: tuple[int, str, bytes], reply: type[_Reply]) -> _Reply:
+        """What an answer says, or the error that it stands for."""
+        status, kind, data = answer
         if status in (200, 201, 202):
             try:
                 return msgspec.json.decode(data, type=reply)
@@ -112,11 +127,11 @@ class Connection:
                 raise self._stranger(status, kind, data) from error
         raise self._refusal(path, status, kind, data)
 
-    def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+    def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str, bytes]:
         """Status, content type and body of the answer."""
         for attempt in (1, 2):
             try:
-                return self._ask(path, body, headers)
+                return self._ask(method, path, body, headers)
             except ProtocolError as error:
                 if any(type(cause) is http.client.BadStatusLine for cause in error.args):
                     raise NotInternist(f"what answers at {self.server} does not speak HTTP") from error
@@ -126,10 +141,10 @@ class Connection:
                 raise self._unreachable(error) from error
         raise AssertionError("the second attempt returns or raises")
 
-    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str, bytes]:
         deadline = time.monotonic() + self._patience + CONNECT_S
         response = self._pool.urlopen(
-            "POST",
+            method,
             self._base + path,
             body=body,
             headers=headers,

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from internist.schema.scaling import Scaling
 from internist.schema.views import (
     Alert,
     AlertsPage,
@@ -19,7 +20,7 @@ from internist.schema.views import (
     SeriesView,
     Verdicts,
 )
-from internist_dashboard.errors import NotFound, NotSignedIn, ServerUnwell
+from internist_dashboard.errors import NotFound, NotSignedIn, Refused, ServerUnwell
 from internist_dashboard.viewer import VIEWER
 
 T = TypeVar("T")
@@ -91,6 +92,10 @@ class Api:
         """How each parameter is stepped."""
         return await self._get(f"/runs/{quote(run, safe='')}/routing", Routing)
 
+    async def scaling(self, *, runs: Sequence[str] = (), family: str | None = None) -> Scaling:
+        """The scaling check of these runs or of a family; without either, the families there are."""
+        return await self._get("/scaling", Scaling, runs=list(runs) or None, family=family)
+
     async def alerts(self, *, run: str | None = None, limit: int) -> AlertsPage:
         """Alerts of one run or of all: open ones first, then newest first."""
         return await self._get("/alerts", AlertsPage, run=run, limit=limit)
@@ -115,6 +120,8 @@ class Api:
             raise NotSignedIn(_reason(response))
         if response.status_code == 404:
             raise NotFound(_reason(response))
+        if response.status_code == 422:
+            raise Refused(_reason(response))
         if response.is_error:
             raise ServerUnwell(f"The server answered {response.status_code} to {path}: {_reason(response)}")
         return response

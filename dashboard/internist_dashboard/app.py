@@ -17,7 +17,7 @@ from internist_dashboard import browser, components, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
-from internist_dashboard.pages import alerts, detail, optimizer, run, runs
+from internist_dashboard.pages import alerts, detail, optimizer, run, runs, scaling
 from internist_dashboard.statics import CompressedStatics
 from internist_dashboard.viewer import VIEWER, viewer_of
 
@@ -58,7 +58,8 @@ class Board:
 def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = "http://internist") -> Board:
     """The board over a server's API, in process (an ASGI transport) or over HTTP (None and a base URL).
 
-    It serves every path; `/` is the table of runs, `/runs/<id>` one run, `/alerts` the alerts.
+    It serves every path; `/` is the table of runs, `/runs/<id>` one run, `/scaling` families of runs, `/alerts` the
+    alerts.
     """
     api = Api(transport, base_url=base_url)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -80,7 +81,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     app.backend.websocket_capability = False  # else every page opens a socket that nothing uses
     app.layout = shell()
     _route(app, api)
-    for page in (runs, run, optimizer, detail, alerts):
+    for page in (runs, run, optimizer, detail, scaling, alerts):
         page.register(app, api)
     browser.wire(app)
     return Board(server)
@@ -90,7 +91,18 @@ def shell() -> Node:
     """What all pages share: the theme, the state of the view, the drawer."""
     stores = [
         dcc.Store(id=name)
-        for name in ("page", "tick", "scheme", "narrow", "window", "heat", "filter", "panel", "detail-tick")
+        for name in (
+            "page",
+            "tick",
+            "scheme",
+            "narrow",
+            "window",
+            "heat",
+            "filter",
+            "panel",
+            "detail-tick",
+            "scaling-view",
+        )
     ]
     return dmc.MantineProvider(
         [
@@ -116,6 +128,8 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
             case ["runs", name]:
                 found = await api.run(unquote(name))
                 return run.layout(found), {"kind": "run", "run": found.id, "cursor": found.cursor}
+            case ["scaling"]:
+                return scaling.layout(), {"kind": "scaling"}
             case ["alerts"]:
                 return alerts.layout(await api.alerts(limit=alerts.LIMIT)), {"kind": "alerts"}
             case _:

@@ -70,6 +70,13 @@ def wire(app: dash.Dash) -> None:
         "closeDrawer", Output("panel", "data", allow_duplicate=True), Input("drawer", "opened"), State("panel", "data")
     )
     connect("detailTick", Output("detail-tick", "data"), Input("tick", "data"), State("panel", "data"))
+    connect("openScaling", Output("scaling-view", "data"), Input("page", "data"))
+    connect(
+        "pickFamily",
+        Output("scaling-view", "data", allow_duplicate=True),
+        Input("family", "value"),
+        State("scaling-shown", "data"),
+    )
     connect("fallback", Output("poll", "data"), Input("fallback-clock", "n_intervals"))
     connect("beat", Output("runs-tick", "data"), Input("runs-clock", "n_intervals"))
     connect("beat", Output("alerts-tick", "data"), Input("alerts-clock", "n_intervals"))

@@ -15,7 +15,7 @@ Node = Any
 
 
 def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, filter_hint: str | None = None) -> Node:
-    """The page's head: where we are, how the run lives, a filter, the alerts and the theme."""
+    """The page's head: where we are, how the run lives, a filter, scaling, the alerts and the theme."""
     trail: list[Node] = [dcc.Link("Internist", href="/", className="brand")]
     for name, href in crumbs:
         trail.append(html.Span("›", className="crumb-gap"))
@@ -43,7 +43,13 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
             html.Nav(trail, className="crumbs", **{"aria-label": "Breadcrumb"}),
             html.Div(middle, className="head-middle"),
             html.Div(
-                [box, dcc.Link("Alerts", href="/alerts", className="crumb"), theme_button], className="head-tools"
+                [
+                    box,
+                    dcc.Link("Scaling", href="/scaling", className="crumb"),
+                    dcc.Link("Alerts", href="/alerts", className="crumb"),
+                    theme_button,
+                ],
+                className="head-tools",
             ),
         ],
         className="head",

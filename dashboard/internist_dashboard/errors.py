@@ -3,6 +3,7 @@
 BoardError
 ├── NotSignedIn      the API asks for a token that the viewer did not show
 ├── NotFound         the API knows no such run, series or alert
+├── Refused          the API understood the question and says why it has no answer
 └── ServerUnwell     the API did not answer, or not as agreed
 """
 
@@ -17,6 +18,10 @@ class NotSignedIn(BoardError):  # noqa: N818 - it is a state of the viewer, met 
 
 class NotFound(BoardError):  # noqa: N818 - named as the page says it
     """The API knows no such run, series or alert."""
+
+
+class Refused(BoardError):  # noqa: N818 - named as the page says it
+    """The API understood the question and says why it has no answer."""
 
 
 class ServerUnwell(BoardError):  # noqa: N818 - named as the page says it

@@ -183,6 +183,8 @@ def _facts(facts: Facts) -> str | None:
     promised = (facts.update_scale, *(facts.update_band or ()))
     if any(number is not None and not math.isfinite(number) for number in promised):
         return "what its optimizer promises is not finite"
+    if facts.scale is not None and not math.isfinite(facts.scale):
+        return "the scale of its attention logits is not finite"
     texts = (facts.method, facts.block or "", facts.module or "", facts.dtype or "", facts.view or "", *facts.aliases)
     return next((reason for text in texts if (reason := _short("fact", text))), None)
 
@@ -258,6 +260,8 @@ def _outline(start: RunStart) -> str | None:
         )
         if reason is None and not 0 <= module.parameters <= LAST_COUNT:
             reason = f"module {_shown(module.name)} has {module.parameters} parameters"
+        if reason is None and not math.isfinite(module.multiplier):
+            reason = f"the multiplier of module {_shown(module.name)} is not finite"
         if reason is not None:
             return reason
     return None
@@ -272,6 +276,9 @@ def _routing(routes: Sequence[Route]) -> str | None:
         reason = next((reason for reason in reasons if reason), None)
         if reason is None and (len(route.shape) > 16 or any(not 0 <= size <= LAST_COUNT for size in route.shape)):
             reason = f"the shape of {_shown(route.parameter)} is none"
+        numbers = (route.lr, route.weight_decay, route.eps, route.init_rms)
+        if reason is None and any(number is not None and not math.isfinite(number) for number in numbers):
+            reason = f"a number of {_shown(route.parameter)} is not finite"
         if reason is not None:
             return reason
     return None

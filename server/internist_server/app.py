@@ -19,8 +19,21 @@ from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.ingest import Ingest, system_clock_ms
 from internist_server.receivers import has_receivers, make_notifier
-from internist_server.routes import alerts, catalogue, documents, frames, health, login, problems, runs, stream, windows
+from internist_server.routes import (
+    alerts,
+    catalogue,
+    documents,
+    frames,
+    health,
+    login,
+    problems,
+    runs,
+    scaling,
+    stream,
+    windows,
+)
 from internist_server.routes.services import Services
+from internist_server.scaling import Scalings
 from internist_server.settings import Settings, require_safe
 from internist_server.store.database import Database
 
@@ -87,8 +100,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
-    api.state.services = Services(settings, database, ingest, changes, Boards(), clock)
-    for module in (frames, runs, windows, stream, alerts, catalogue, health, login):
+    api.state.services = Services(settings, database, ingest, changes, Boards(), Scalings(), clock)
+    for module in (frames, runs, windows, stream, scaling, alerts, catalogue, health, login):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)

@@ -5,6 +5,7 @@ ServerError
 ├── NotFound               what was asked for is not here
 │   ├── RunNotFound
 │   ├── AttemptNotFound
+│   ├── FamilyNotFound
 │   └── AlertNotFound
 └── Refused                what was sent is not taken; nothing of it was stored
     ├── Malformed          it cannot be read at all
@@ -31,8 +32,9 @@ class NotFound(ServerError):  # noqa: N818
 class RunNotFound(NotFound):
     """No such run."""
 
-    def __init__(self, run: str) -> None:
-        super().__init__(f"there is no run {run!r} on this server")
+    def __init__(self, run: str, *, nearest: str | None = None) -> None:
+        meant = f"; did you mean {nearest!r}?" if nearest else ""
+        super().__init__(f"there is no run {run!r} on this server{meant}")
 
 
 class AttemptNotFound(NotFound):
@@ -40,6 +42,13 @@ class AttemptNotFound(NotFound):
 
     def __init__(self, run: str, attempt: str) -> None:
         super().__init__(f"run {run!r} has no attempt {attempt!r}; POST /api/v1/runs registers one")
+
+
+class FamilyNotFound(NotFound):
+    """No such family of runs."""
+
+    def __init__(self, family: str) -> None:
+        super().__init__(f"there is no family {family!r} on this server; GET /api/v1/scaling lists them")
 
 
 class AlertNotFound(NotFound):

@@ -3,6 +3,7 @@
 Nothing is installed on other steps, so dormant steps cost nothing and a compiler never sees it.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ class AttentionCapture:
         self._gate, self._fault, self._wanted, self._heavy_every = gate, fault, wanted, heavy_every
         self._values: dict[int, list[Tensor]] = {}
         self._subjects: dict[int, WatchedModule] = {}
+        self._scales: dict[int, float] = {}
         self._specs: dict[tuple[int, int, str, str], Spec] = {}
         self._places: list[tuple[Any, str]] | None = None
         self._original: Any = None
@@ -123,6 +125,9 @@ class AttentionCapture:
                 )
             self._values.setdefault(watched.order, []).append(values)
             self._subjects[watched.order] = watched
+            used = query.shape[-1] ** -0.5 if scale is None else float(scale)
+            if math.isfinite(used):
+                self._scales.setdefault(watched.order, used)
         except Exception as error:
             self._broken.add(watched.order)
             self._fault("attention", watched.name, error)
@@ -142,6 +147,7 @@ class AttentionCapture:
                 order=watched.order,
                 cadence=self._heavy_every,
                 placement="data_parallel",
+                scale=self._scales.get(order),
             )
             spec = self._specs[key] = Spec(metric, "module", watched.name, head, bound, facts)
         return spec

@@ -74,7 +74,9 @@ class OptimizerCapture:
     def finish(self, recorder: Recorder, due: Due) -> None:
         """When the round is over: record which hidden matrices are not on the matrix optimizer, if there is one."""
         self._told.clear()
-        if not due.heavy or not self._reports_routing or not any(map(is_matrix_algorithm, self._algorithms.values())):
+        if not due.heavy or not self._reports_routing or not self._wanted("optimizer.misrouted"):
+            return
+        if not any(map(is_matrix_algorithm, self._algorithms.values())):
             return
         astray = []
         for parameter in self._hidden:

@@ -1,5 +1,6 @@
 """The outline of a model: which modules and parameters are watched, and how a parameter is a matrix."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from internist.schema.wire import Facts, Module, Role
 Rename = Callable[[str], str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WatchedModule:
     """A module whose calls are measured."""
 
@@ -26,7 +27,7 @@ class WatchedModule:
     parameters: list["WatchedParameter"] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WatchedParameter:
     """A parameter whose weight, gradient and update are measured. Tied parameters are one, with all their roles."""
 
@@ -58,7 +59,14 @@ class Outline:
     def describe(self) -> tuple[Module, ...]:
         """The outline as it travels."""
         return tuple(
-            Module(m.name, type(m.module).__name__, m.role, m.block, sum(p.tensor.numel() for p in m.parameters))
+            Module(
+                m.name,
+                type(m.module).__name__,
+                m.role,
+                m.block,
+                sum(p.tensor.numel() for p in m.parameters),
+                _multiplier(m.module),
+            )
             for m in self.modules
         )
 
@@ -147,6 +155,13 @@ def resolve_view(parameter: WatchedParameter, input_width: int | None, output_wi
             f"shape {rows} x {columns} of {type(parameter.owner.module).__name__} fits its input width {input_width} "
             "in neither or in both orientations"
         )
+
+
+def _multiplier(module: nn.Module) -> float:
+    """What the module's forward hooks multiply its output by, as far as they say so by a number named `factor`."""
+    told = [getattr(hook, "factor", None) for hook in module._forward_hooks.values()]
+    product = math.prod(float(f) for f in told if isinstance(f, int | float) and not isinstance(f, bool))
+    return product if math.isfinite(product) else 1.0
 
 
 def _compile(what: str, expressions: Sequence[str]) -> list[re.Pattern[str]]:

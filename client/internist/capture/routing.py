@@ -9,8 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from internist.capture.clock import parameter_groups, unwrap_optimizer
 from internist.capture.outline import Outline, fans
+from internist.measures.weights import mean_squares
 from internist.schema.wire import MAX_NAME_LENGTH, Route
 
 log = logging.getLogger("internist")
@@ -43,9 +47,11 @@ def routing(optimizers: Sequence[Any], outline: Outline) -> tuple[Route, ...]:
     """The routing table of these optimizers, in the order of their groups.
 
     An optimizer's own `describe()` is the source of roles and of the names of rules, where it has one line for each
-    parameter, in the order of its groups; names of parameters are the outline's.
+    parameter, in the order of its groups; names of parameters are the outline's. Weights are read once, for the RMS
+    they begin with.
     """
     names = {id(p.tensor): p.name for p in outline.parameters}
+    begins = _initial_rms(outline)
     routes: list[Route] = []
     for optimizer in map(unwrap_optimizer, optimizers):
         lines = iter(_described(optimizer))
@@ -60,7 +66,14 @@ def routing(optimizers: Sequence[Any], outline: Outline) -> tuple[Route, ...]:
                         algorithm=_text(line.get("algorithm") or algorithm_of(optimizer, group)),
                         group=_text(group.get("name") or index),
                         shape=tuple(tensor.shape),
-                        **{key: _text(line.get(key)) for key in ("role", "scale", "coefficients", "policy")},
+                        role=_text(line.get("role")),
+                        scale=_text(line.get("scale")),
+                        coefficients=_text(line.get("coefficients")),
+                        policy=_text(line.get("policy")),
+                        lr=_number(group.get("initial_lr", group.get("lr"))),  # a scheduler keeps it there
+                        weight_decay=_number(group.get("weight_decay")),
+                        eps=_number(group.get("eps")),
+                        init_rms=begins.get(id(tensor)),
                     )
                 )
     return tuple(routes)
@@ -118,6 +131,29 @@ def _described(optimizer: Any) -> list[Mapping[str, Any]]:
         return []
     size = sum(len(group["params"]) for group in parameter_groups(optimizer))
     return lines if len(lines) == size and all(isinstance(line, Mapping) for line in lines) else []
+
+
+def _initial_rms(outline: Outline) -> dict[int, float]:
+    """RMS of the entries of every parameter as it is now, by the tensor's id, where it is finite: one pass over the
+    weights, and one wait for each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for p in outline.parameters:
+        if not p.unsupported and not p.excluded and not p.tensor.is_meta:
+            by_device.setdefault(p.tensor.device, []).append(p.tensor)
+    found: dict[int, float] = {}
+    for tensors in by_device.values():
+        squares = mean_squares([tensor.detach() for tensor in tensors]).tolist()
+        found.update((id(t), math.sqrt(s)) for t, s in zip(tensors, squares, strict=True) if math.isfinite(s))
+    return found
+
+
+def _number(value: object) -> float | None:
+    """A finite number of a group, also where it is a tensor; None otherwise."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _text(value: object) -> str:

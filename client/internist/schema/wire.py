@@ -68,6 +68,8 @@ class Facts:
     promises none."""
     update_band: tuple[float, float] | None = None
     """Singular values its orthogonalisation leaves, lowest and highest."""
+    scale: float | None = None
+    """Of attention logits: what the products of queries and keys are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class Module:
     role: Role
     block: str | None = None
     parameters: int = 0
+    multiplier: float = 1.0
+    """What forward hooks of the module multiply its output by, as far as they say so (`factor`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,12 @@ class Route:
     coefficients: str = ""
     policy: str = ""
     """Names of the scale rule, of the coefficient set and of the gap policy, where the algorithm has them."""
+    lr: float | None = None
+    weight_decay: float | None = None
+    eps: float | None = None
+    """Of its group, when the run began, the rate before any schedule; None where the optimizer has no such number."""
+    init_rms: float | None = None
+    """RMS of its entries when the run began."""
 
 
 @dataclass(frozen=True, slots=True)

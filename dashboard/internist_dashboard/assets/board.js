@@ -47,6 +47,16 @@
     return heat;
   }
 
+  function scalingOf(params) {
+    const runs = (params.get("runs") || "").split(",").filter(Boolean);
+    return { family: params.get("family"), runs, row: params.get("row") };
+  }
+
+  function showScaling(view) {
+    remember({ family: view.family, runs: view.runs.join(","), row: view.row });
+    return view;
+  }
+
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.internist = {
     /** First of all: the scheme and the screen. */
@@ -131,6 +141,16 @@
       return null;
     },
 
+    /** The scaling page appeared: what it shows comes from the URL. */
+    openScaling(page) {
+      return page && page.kind === "scaling" ? scalingOf(query()) : nothing();
+    },
+
+    /** Another family: the runs that the URL named and the open row are no longer meant. */
+    pickFamily(family, shown) {
+      return !family || family === shown ? nothing() : showScaling({ family, runs: [], row: null });
+    },
+
     openDrawer(panel) {
       return Boolean(panel);
     },
@@ -200,9 +220,9 @@
     return [changedHeat({ ...heat, opened }), nothing()];
   }
 
-  /* Clicks on anything that names a series, a panel or a page; and on the heat map's row labels. */
+  /* Clicks on anything that names a series, an exponent, a family, a panel or a page; and on the heat map's row labels. */
   document.addEventListener("click", (event) => {
-    const target = event.target.closest("[data-series], [data-panel], [data-href]");
+    const target = event.target.closest("[data-series], [data-exponent], [data-family], [data-panel], [data-href]");
     if (target && !event.target.closest("a") && !event.defaultPrevented) return act(target);
     const heat = event.target.closest && event.target.closest("#heat-graph .js-plotly-plot");
     if (heat) pressLabel(heat, event);
@@ -219,8 +239,17 @@
 
   function act(target) {
     if (target.dataset.series) window.dash_clientside.set_props("panel", { data: showPanel({ series: Number(target.dataset.series) }) });
+    else if (target.dataset.exponent) pressExponent(target.dataset.exponent);
+    else if (target.dataset.family) window.dash_clientside.set_props("scaling-view", { data: showScaling({ family: target.dataset.family, runs: [], row: null }) });
     else if (target.dataset.panel) window.dash_clientside.set_props("panel", { data: showPanel({ coverage: true }) });
     else if (target.dataset.href) target.querySelector("a").click();
+  }
+
+  /** A row of the scaling page draws its log-log plot; where that lies above the table, the page goes there. */
+  function pressExponent(row) {
+    window.dash_clientside.set_props("scaling-view", { data: showScaling({ ...scalingOf(query()), row }) });
+    const plot = document.querySelector(".area-loglog");
+    if (plot && (plot.getBoundingClientRect().bottom < 0 || plot.getBoundingClientRect().top > innerHeight)) plot.scrollIntoView({ block: "start" });
   }
 
   function pressLabel(graph, event) {

@@ -8,6 +8,16 @@ import msgspec
 from internist.schema.conditions import CONDITIONS, CRITERIA
 from internist.schema.metrics import METRICS
 from internist.schema.rules import RULES
+from internist.schema.scaling import (
+    Cause,
+    Diagnosis,
+    Excluded,
+    Exponent,
+    FamilyMember,
+    Scaling,
+    ScalingFamily,
+    ScalingReport,
+)
 from internist.schema.views import (
     Alert,
     AlertsPage,
@@ -172,6 +182,48 @@ _RUN_VIEW = Run(
     attempts=(Attempt(_ATTEMPT, 1, None, 1, 1, _NOW, 0, 420, None),),
     cursor=57,
 )
+_MEMBERS = tuple(
+    FamilyMember(f"{_RUN[:-2]}{width:02x}", f"mlp-{width}", width, 2, 0, "adamw") for width in (64, 128, 256)
+)
+_TOO_FAST: Final = (
+    "hidden matrices: +0.98 ± 0.03 in width under AdamW: the hidden learning rate is not divided by the width ratio"
+)
+_SCALING = Scaling(
+    families=(
+        ScalingFamily(
+            "3c1f5a0b9d27", "gpt-small · adamw", "gpt-small", _MEMBERS, (64, 128, 256), (2,), True, "",
+            "/api/v1/scaling?family=3c1f5a0b9d27",
+        ),
+    ),
+    excluded=(Excluded(_RUN, "lr-sweep-3", "its width cannot be read: it has no residual blocks and no embedding"),),
+    family="3c1f5a0b9d27",
+    report=ScalingReport(
+        family=_MEMBERS,
+        excluded=(),
+        exponents=(
+            Exponent(
+                metric="update.own_mean", role="hidden", axis="width", window="early", exponent=0.98,
+                standard_error=0.012, low95=0.95, high95=1.01, low90=0.955, high90=1.005, expected=0.0, verdict="FAIL",
+                reason="0.98 over what is expected", curvature=None, curvature_warning=False, sizes=(64, 128, 256),
+                values=(0.011, 0.0219, 0.0428), members=("mlp-64", "mlp-128", "mlp-256"), judged=True,
+            ),
+        ),
+        diagnoses=(
+            Diagnosis(
+                1, "width", _TOO_FAST,
+                (
+                    Cause(
+                        "hidden_rate_unscaled", "the hidden learning rate is not divided by the width ratio",
+                        "learning rate of the hidden group", "0.003 at every width",
+                    ),
+                ),
+                1.0, ("hidden matrices: update.own_mean",),
+            ),
+        ),
+        verdict="FAIL",
+        summary=_TOO_FAST,
+    ),
+)  # fmt: skip
 _BAND = Band("baseline", (0.01, 0.01), (0.005, 0.005), (0.02, 0.02), (0.0025, 0.0025), (0.04, 0.04))
 _EXAMPLES: dict[str, object] = {
     "RunStarted": RunStarted(_RUN, _ATTEMPT, 1, -1, f"/runs/{_RUN}"),
@@ -218,6 +270,7 @@ _EXAMPLES: dict[str, object] = {
         "baseline",
         ("activation.rms", "update.own"),
     ),
+    "Scaling": _SCALING,
     "AlertsPage": AlertsPage((_ALERT,), 1, 1),
     "Alert": _ALERT,
     "Catalogue": {

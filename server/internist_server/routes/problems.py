@@ -17,6 +17,7 @@ STATUS: Final[dict[type[errors.ServerError], int]] = {
     errors.NotFound: 404,
     errors.RunNotFound: 404,
     errors.AttemptNotFound: 404,
+    errors.FamilyNotFound: 404,
     errors.AlertNotFound: 404,
     errors.Refused: 400,
     errors.Malformed: 400,

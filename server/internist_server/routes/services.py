@@ -11,6 +11,7 @@ from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.errors import Invalid, TooLarge, UnsupportedContent
 from internist_server.ingest import Ingest
+from internist_server.scaling import Scalings
 from internist_server.settings import Settings
 from internist_server.store.database import Database
 
@@ -24,6 +25,7 @@ class Services:
     ingest: Ingest
     changes: Changes
     boards: Boards
+    scalings: Scalings
     clock: Callable[[], int]
 
 

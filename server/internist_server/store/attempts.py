@@ -176,14 +176,19 @@ def open_attempts(session: Session) -> list[Attempt]:
 
 def lineage(session: Session, attempt: Attempt) -> list[Segment]:
     """The history that an attempt continues, newest first: its own steps, and its forebears' up to where it resumed."""
+    return history(session, attempt.run, attempt.name)
+
+
+def history(session: Session, run: str, attempt: str) -> list[Segment]:
+    """The same by the names of run and attempt."""
     segments: list[Segment] = []
     seen: set[str] = set()
     last = LAST_STEP
-    name: str | None = attempt.name
+    name: str | None = attempt
     while name is not None and name not in seen:
         seen.add(name)
         query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step)
-        found = session.execute(query.where(AttemptRow.run_id == attempt.run, AttemptRow.name == name)).first()
+        found = session.execute(query.where(AttemptRow.run_id == run, AttemptRow.name == name)).first()
         if found is None:
             break
         first = found.start_step if found.parent is not None else 0

@@ -1,0 +1,140 @@
+"""One short training run of the scaling check, seen through the monitor's own capture, without a file or a network."""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from internist.capture.outline import outline
+from internist.capture.routing import routing
+from internist.observer import Observer
+from internist.recorder import Recorder
+from internist.roles import unwrap
+from internist.scaling.description import describe
+from internist.scaling.members import METRICS_USED, Member
+from internist.scaling.summary import needed_steps, summarise
+from internist.schema.metrics import combine_of
+from internist.schema.wire import Frame, Plan, Series
+from internist.spool import Spool
+
+Batch = tuple[Any, Any]
+"""What the model is called with (a tensor, or a tuple of arguments), and the targets its loss takes."""
+
+SAMPLES = 100
+"""Light samples of a long trial; short ones are measured at every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is trained, and how: everything but the model."""
+
+    optimizer: Callable[[nn.Module], Any]
+    """The model's optimizer, or a list of them."""
+    batch: Callable[[nn.Module], Batch]
+    loss: Callable[[Any, Any], Tensor]
+    steps: int
+    output: str | None = None
+    """The module whose output is the model's f; None: its head."""
+
+
+def train(trial: Trial, model: nn.Module, *, name: str, seed: int) -> Member:
+    """Train a model on one fixed batch and return what was measured.
+
+    Raises:
+        NotAFamily: the model's width cannot be read from its shapes.
+        ValueError: the loss is not one number.
+    """
+    made = trial.optimizer(model)
+    optimizers = list(made) if isinstance(made, list | tuple) else [made]
+    root = unwrap(model)
+    plan = outline(root, output=trial.output)
+    begun = routing(optimizers, plan)
+    kept = _Kept()
+    device = next(model.parameters()).device
+    recorder = Recorder(cast(Spool, kept), device)  # of a spool it uses `append` and `dropped`
+    observer = Observer(
+        model,
+        plan,
+        recorder,
+        optimizers=optimizers,
+        every=max(1, trial.steps // SAMPLES),
+        start_step=0,
+        wanted=frozenset(METRICS_USED).__contains__,
+        max_overhead=0.0,
+        rank=0,
+        world_size=1,
+        on_coverage=_nothing,
+    )
+    try:
+        torch.manual_seed(seed)
+        inputs, targets = trial.batch(model)
+        for _ in range(trial.steps):
+            loss = trial.loss(_call(model, inputs), targets)
+            if loss.numel() != 1:
+                raise ValueError(f"loss: expected one number, got a tensor of shape {tuple(loss.shape)}")
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+            recorder.drain()
+    finally:
+        observer.close()
+    recorder.flush_logs()
+    recorder.drain()
+    series = list(kept.series.values())
+    description = describe(series, plan.describe(), begun)
+    steps, values = kept.matrix([series[place].number for place in description.places])
+    chosen = needed_steps(steps.tolist(), 0)
+    rows = np.searchsorted(steps, chosen)
+    found = summarise(description.columns, steps[rows], values[rows], 0)
+    return Member(name, description.shape, seed, found, description.facts)
+
+
+class _Kept:
+    """Keeps what a recorder would write to a spool."""
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.series: dict[int, Series] = {}
+        self._plans: dict[int, Plan] = {}
+        self._frames: list[Frame] = []
+
+    def append(self, *, series: Sequence[Series] = (), plan: Plan | None = None, frame: Frame | None = None) -> bool:
+        """Keep what is given."""
+        self.series.update((one.number, one) for one in series)
+        if plan is not None:
+            self._plans[plan.number] = plan
+        if frame is not None:
+            self._frames.append(frame)
+        return True
+
+    def matrix(self, numbers: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Steps, and values as they are defined (roots taken), (steps x series): NaN where absent, infinite where
+        measured as not finite."""
+        steps = np.array(sorted({frame.step for frame in self._frames}), dtype=np.int64)
+        row = {int(step): place for place, step in enumerate(steps)}
+        column = {number: place for place, number in enumerate(numbers)}
+        is_square = {n: combine_of(one.metric) in ("mean_square", "sum_square") for n, one in self.series.items()}
+        values = np.full((len(steps), len(numbers)), np.nan, dtype=np.float32)
+        for frame in self._frames:
+            plan = self._plans[frame.plan].series
+            for number, value in zip(plan, struct.unpack(f"<{len(plan)}f", frame.values), strict=True):
+                if number in column:
+                    value = math.sqrt(value) if is_square[number] and value >= 0 else value
+                    values[row[frame.step], column[number]] = value if math.isfinite(value) else math.inf
+        return steps, values
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _nothing(_: Any) -> None:
+    """Coverage is not looked at."""
