@@ -8,7 +8,8 @@ import pytest
 
 from internist import scaling_command
 from internist.errors import TokenRefused
-from internist.scaling_command import FAILED, INCONCLUSIVE, PASSED, USAGE, WIDTH, command, describe
+from internist.scaling.words import WIDTH, table
+from internist.scaling_command import FAILED, INCONCLUSIVE, PASSED, USAGE, command
 from internist.schema.scaling import Cause, Diagnosis, Exponent, FamilyMember, Scaling, ScalingReport
 from tests.dashboard.serving import served
 from tests.server.families import hidden_too_fast, send_family, send_run
@@ -112,7 +113,7 @@ def test_every_verdict_has_its_exit_code():
 
 
 def test_the_exponent_stands_with_half_of_its_95_percent_interval():
-    (row,) = [line for line in describe(report_with(EXPONENT)) if line.startswith("hidden matrices")]
+    (row,) = [line for line in table(report_with(EXPONENT)).splitlines() if line.startswith("hidden matrices")]
 
     assert "+0.98 ± 0.03" in row and row.endswith("FAIL")
 
@@ -120,7 +121,7 @@ def test_the_exponent_stands_with_half_of_its_95_percent_interval():
 def test_an_unknown_interval_is_left_out_and_a_bend_is_told():
     unknown = replace(EXPONENT, low95="-inf", high95="inf", curvature=0.21, curvature_warning=True)
 
-    lines = describe(report_with(unknown))
+    lines = table(report_with(unknown)).splitlines()
 
     row = next(place for place, line in enumerate(lines) if line.startswith("hidden matrices"))
     assert "+0.98" in lines[row] and "±" not in lines[row]
@@ -128,7 +129,7 @@ def test_an_unknown_interval_is_left_out_and_a_bend_is_told():
 
 
 def test_what_is_not_judged_says_why():
-    lines = describe(report_with(replace(EXPONENT, judged=False, expected=None, reason="shown only")))
+    lines = table(report_with(replace(EXPONENT, judged=False, expected=None, reason="shown only"))).splitlines()
 
     row = next(place for place, line in enumerate(lines) if line.startswith("hidden matrices"))
     assert lines[row].endswith("not judged") and lines[row + 1].strip() == "shown only"
@@ -141,7 +142,7 @@ def test_causes_that_look_the_same_are_listed_with_the_fact_that_tells_them_apar
     )
     diagnosis = Diagnosis(1, "width", "logits' change: +1.00 ± 0.02 in width: one of two", causes, 1.0, ("logits",))
 
-    out = "\n".join(describe(report_with(EXPONENT, diagnoses=(diagnosis,))))
+    out = table(report_with(EXPONENT, diagnoses=(diagnosis,)))
 
     assert "1. logits' change" in out
     assert "the output multiplier is missing (not recorded: output multiplier at each size)" in out

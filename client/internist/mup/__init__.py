@@ -34,7 +34,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'internist.mup' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name == "numpy":
+            raise ImportError(f"internist.mup.{name} needs NumPy: pip install 'internist[mup]'") from error
+        raise
 
 
 class _Package(ModuleType):
