@@ -62,6 +62,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	echo "Installing what the benchmarks compare with."
 	$(PIP) install -c constraints.txt -e '.[all,dev,bench]'
+	$(PIP) install --no-deps mup==1.0.0 gram-newton-schulz==0.1.6 # they ask for what needs a GPU, and is not used here
 	touch $@
 
 # A virtual environment without pip is none: it is taken away again.
