@@ -201,20 +201,21 @@ class Laboratory:
             seconds += sum(loop.step(step))
             if looks:
                 watched.append(
-                    {"step": step, "rate": lr * _factor(step, size.steps), **_norms(before, loop.matrices())}
+                    {"step": step, "rate": lr * rate_factor(step, size.steps), **_norms(before, loop.matrices())}
                 )
             if not math.isfinite(loop.last_loss):
                 return {"loss": math.inf, "curve": curve, "cpu_s": seconds, "watched": watched, "diverged_at": step}
             if (step + 1) % TELL_EVERY == 0 and step + 1 < size.steps:
                 self.say(f"d={size.width} {arm.name}: {step + 1} of {size.steps} steps, loss {loop.last_loss:.3f}")
             if (step + 1) * points // size.steps > step * points // size.steps and step + 1 < size.steps:
-                curve.append([step + 1, self._evaluate(loop.model, EVALUATED // 8)])
-        loss = self._evaluate(loop.model, EVALUATED)
+                curve.append([step + 1, self.evaluate(loop.model, EVALUATED // 8)])
+        loss = self.evaluate(loop.model, EVALUATED)
         curve.append([size.steps, loss])
         return {"loss": loss, "curve": curve, "cpu_s": seconds, "watched": watched, "told": loop.told()}
 
     @torch.no_grad()
-    def _evaluate(self, model: ByteGPT, size: int) -> float:
+    def evaluate(self, model: ByteGPT, size: int) -> float:
+        """Mean loss in nats per byte over `size` of the held-out bytes; infinity if it is no number."""
         rows = size // model.context
         windows = self.test_text[: len(self.test_text) // (model.context + 1) * (model.context + 1)]
         windows = windows.view(-1, model.context + 1)
@@ -238,7 +239,7 @@ class _Loop:
     def step(self, step: int) -> tuple[float, float]:
         """Take step number `step`; CPU seconds of forward, backward and clipping, and of the optimizers."""
         inputs, targets = batch(self.corpus, self.size.batch, self.size.context, self.generator)
-        factor = _factor(step, self.size.steps)
+        factor = rate_factor(step, self.size.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -277,7 +278,7 @@ class _Loop:
         return {name: weight.detach().clone() for name, weight in self.hidden.items()}
 
 
-def _factor(step: int, steps: int) -> float:
+def rate_factor(step: int, steps: int) -> float:
     """Share of the learning rate at a step of a run, in (0, 1]."""
     return min(1.0, (step + 1) / max(1.0, WARMUP * steps), (steps - step) / max(1.0, DECAY * steps))
 
