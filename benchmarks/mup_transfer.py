@@ -185,7 +185,8 @@ def verdict_of(ours: Sequence[Outcome]) -> str:
 
 def _table(ours: Sequence[Outcome]) -> Iterator[str]:
     axis = ours[0].family.axis
-    yield f"| rule | {axis} | best log2 lr (90 %) | lowest loss | shift, √2 steps (90 %) | cost of the base's rate (90 %) |"
+    columns = ("rule", axis, "best log2 lr (90 %)", "lowest loss", "shift, √2 steps (90 %)")
+    yield f"| {' | '.join(columns)} | cost of the base's rate, nats (90 %) |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for number, outcome in enumerate(ours):
         shifts = outcome.shifts
