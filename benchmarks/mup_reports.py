@@ -6,7 +6,8 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,6 @@ def run(
     parser.add_argument("--docs", type=Path, nargs="?", const=Path("docs"), help="write tables and charts there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    logging.getLogger("internist").setLevel(logging.ERROR)  # Muon++ tells of every pair that is not unique
     began = time.monotonic()
 
     def say(line: str) -> None:
@@ -77,7 +77,8 @@ def run(
         if keeps_results and not options.only_report:
             say(f"results go to {state}; all of it takes {'a minute or two' if options.quick else duration}")
         laboratory = MupLaboratory(Trials(state), say, only_read=options.only_report)
-        report = study(laboratory, options.quick)
+        with _quiet(logging.getLogger("internist")):  # Muon++ tells of every pair that is not unique
+            report = study(laboratory, options.quick)
     if options.json:
         for record in report.records:
             print(json.dumps({key: _jsonable(value) for key, value in record.items()}))
@@ -88,6 +89,16 @@ def run(
         for file, chart in report.charts.items():
             (options.docs / "images" / file).write_text(chart, encoding="utf-8")
     return report.status
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_section(page: Path, name: str, markdown: str) -> None:

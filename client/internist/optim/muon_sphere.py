@@ -95,7 +95,10 @@ class MuonSphere(MatrixOptimizer):
 
             values = whole(parameter)
         for view in matrix_views(values, values, group):
-            view.copy_(spectral_init(view, spectral_radius(view.shape, group["radius"])).matrices)
+            start = spectral_init(view, spectral_radius(view.shape, group["radius"])).matrices
+            norms = (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) for matrices in (start, view))
+            factor = torch.div(*norms)  # of a resumed run it is one but for rounding, and the weights stay as they were
+            view.copy_(torch.where((factor - 1.0).abs() > AT_RADIUS, start, view))
         if is_shared(parameter):
             overwrite(parameter, values)
 
