@@ -5,8 +5,8 @@
 A 6-layer, d = 256 byte GPT, batch 8 x 128, AdamW (fused), one thread. Step kinds are interleaved in random order, a
 bare step beside each. Time is the CPU time of the whole process, the monitor's threads included, from a step's start
 until its frame is acknowledged by a real server in another process. overhead = sum over kinds of frequency x median
-time, over the median bare step, minus one. Its interval is a bootstrap over rounds, whose steps are neighbours and share
-the machine's speed. Where that drifts, the same from pairs of neighbouring steps, printed beside it, is steadier.
+time, over the median bare step, minus one. Its interval is a bootstrap over rounds, whose steps are neighbours and
+share the machine's speed. Where that drifts, the same from pairs of neighbouring steps, printed beside it, is steadier.
 """
 
 import argparse
