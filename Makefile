@@ -40,6 +40,7 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 	$(BIN)/python -m benchmarks.mup_transfer --quick $(ARGS)
 	$(BIN)/python -m benchmarks.mup_depth --quick $(ARGS)
 	$(BIN)/python -m benchmarks.mup_peers --quick $(ARGS)
+	$(BIN)/python -m benchmarks.mup_check $(ARGS)
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.scaling_confusion --quick $(ARGS)
 
