@@ -76,7 +76,8 @@ def cached_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return
     rows = CACHED_ENTRIES * first.shape[0] // first.numel()
     if rows > 1:
-        yield from zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+        parts = -(-len(first) // rows)
+        yield from zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
         return
     for slices in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
         yield from cached_parts(*slices)

@@ -28,6 +28,7 @@ from internist.optim.bucket import Bucket, Group, cached_parts, fits, learning_r
 from internist.optim.matrices import check_matrices, matrix_views
 from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART, newton_schulz
 from internist.optim.orthogonalize import coefficients, norm_band, orthogonality_residual
+from internist.optim.parallel import step_each
 from internist.optim.promise import update_promise
 from internist.optim.scaling import known_scale, scale
 
@@ -50,12 +51,17 @@ class Exchange(Protocol):
 
 
 class Alone:
-    """One process: bucket after bucket, so that only one bucket's temporaries live at a time."""
+    """One process: bucket after bucket, so that only one bucket's temporaries live at a time, or one per thread."""
 
     def run(self, optimizer: "MatrixOptimizer", groups: Sequence[Group]) -> None:
         """Step each bucket to its end before the next."""
-        for bucket in optimizer._buckets(groups):
+
+        def step(bucket: Bucket) -> None:
             optimizer._write(bucket, optimizer._orthogonalized(bucket, optimizer._direction(bucket)))
+
+        # what is noted of one parameter may come from two buckets
+        threads = 1 if optimizer._wants_diagnostics else torch.get_num_threads()
+        step_each(optimizer._buckets(groups), step, threads=threads)
 
 
 class MatrixOptimizer(torch.optim.Optimizer):

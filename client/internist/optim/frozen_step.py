@@ -127,5 +127,5 @@ def _tall(matrix: Tensor) -> int:
 
 def _cut(matrix: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of as many rows, cut alike, to parts of the matrix that a cache holds."""
-    tall = _tall(matrix)
-    return zip(*(torch.split(tensor, tall) for tensor in (matrix, *more)), strict=True)
+    parts = -(-len(matrix) // _tall(matrix))
+    return zip(*(tensor.chunk(parts) for tensor in (matrix, *more)), strict=True)

@@ -1,5 +1,6 @@
 """Muon++: Muon inside the two-sided complement of each weight's top singular pair, which it leaves where it is."""
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -201,7 +202,7 @@ class MuonPlusPlus(MatrixOptimizer):
     def _forget(self) -> None:
         """Drop what the host knows of the state: it is read again where it is needed."""
         self._known: PairKeeper | None = None
-        self._stepped: tuple[Bucket | None, Ready | None] = (None, None)
+        self._stepped = _Stepped()
 
     @property
     def _keeper(self) -> PairKeeper:
@@ -234,14 +235,10 @@ class MuonPlusPlus(MatrixOptimizer):
 
     def _single(self, bucket: Bucket) -> Ready | None:
         """The pairs of a bucket whose matrices `frozen_step` steps; None for any other. The same throughout a step."""
-        if self._stepped[0] is not bucket:
-            ready = None
-            if is_large(bucket) and bucket.group["policy"] != "retract":
-                ready = self._keeper.ready(bucket, _shrink(bucket))
-                if self._keeper.has_fallen(bucket):
-                    ready = None
-            self._stepped = bucket, ready
-        return self._stepped[1]
+        if self._stepped.bucket is not bucket:
+            ready = self._keeper.ready(bucket, _shrink(bucket)) if is_large(bucket) else None
+            self._stepped.bucket, self._stepped.ready = bucket, ready
+        return self._stepped.ready
 
     def _direction(self, bucket: Bucket) -> Tensor:
         ready = self._single(bucket)
@@ -284,7 +281,7 @@ class MuonPlusPlus(MatrixOptimizer):
             for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
                 length = own * pair.radius * ready.shrink
                 frozen_step.write(weight, step, pair, length=length, decay=own * decay, spare=spare)
-        self._stepped = None, None
+        self._stepped.bucket = self._stepped.ready = None
         self._after(bucket, ready.pairs)
         if before is not None:
             self._diagnose_weights(bucket, before)
@@ -400,6 +397,13 @@ class MuonPlusPlus(MatrixOptimizer):
                 per_c = (state["u"].numel() / count / fan_in) ** 0.5
                 row["radius"] = [round(radius / per_c, 6) for radius in state["radius"].tolist()]
         return rows
+
+
+class _Stepped(threading.local):
+    """The bucket that a thread steps, and its pairs if `frozen_step` steps it."""
+
+    bucket: Bucket | None = None
+    ready: Ready | None = None
 
 
 def _shrink(bucket: Bucket) -> float:

@@ -9,6 +9,7 @@ Source: the Gram form with restarts is Dao AI Lab's, "Gram Newton-Schulz". Where
 normalisation by the trace of G and the spread rounding of the diagonal are derived for this project.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -88,41 +89,52 @@ def _plan(triples: tuple[Triple, ...], dtype: torch.dtype, short: int, long: int
 
 
 def _iterate(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> Tensor:
-    """(fan_out, fan_in) or a batch of them. Tall matrices are multiplied from the right, and never transposed."""
+    """(fan_out, fan_in) or a batch of them. Tall matrices are multiplied from the right, and never transposed.
+
+    A step's polynomial is aI + U of the Gram matrix. The identity is multiplied as the number a, which is not rounded,
+    but where a run's polynomials are collected. A CPU prepares each product for its factors alpha and beta, so only
+    the coefficients may be those: the norm is multiplied apart.
+    """
     tall = x.shape[-2] > x.shape[-1]
     side = min(x.shape[-2:])
-    gram, polynomial, product, spare = (x.new_empty(*x.shape[:-2], side, side) for _ in range(4))
-    multiply = torch.mm if x.ndim == 2 else torch.bmm
+    gram, u, product, spare = (x.new_empty(*x.shape[:-2], side, side) for _ in range(4))
     for index, run in enumerate(plan):
         _symmetric_product(x.mT if tall else x, x if tall else x.mT, out=gram)
         inverse = _normalize(gram, shrink) if index == 0 else None
         for step, (a, b, c) in enumerate(run):
-            _symmetric_product(gram, gram, out=polynomial, alpha=c, plus=gram, beta=b)
-            _add_identity(polynomial, a)
-            more = step + 1 < len(run)
-            if more:
-                _symmetric_product(polynomial, gram, out=spare)
-                _symmetric_product(spare, polynomial, out=gram)
-            if step == 0:
-                product, polynomial = polynomial, product
-            else:
-                _symmetric_product(polynomial, product, out=spare)
+            _symmetric_product(gram, gram, out=u, alpha=c, plus=gram, beta=b)
+            if step + 1 < len(run):
+                _symmetric_product(u, gram, out=spare, plus=gram, beta=a)
+                _symmetric_product(spare, u, out=gram, plus=spare, beta=a)
+            if step > 0:
+                _symmetric_product(u, product, out=spare, plus=product, beta=a)
                 product, spare = spare, product
-        if inverse is not None:
-            product.mul_(inverse)
-        x = multiply(x, product) if tall else multiply(product, x)
+            elif inverse is not None or len(run) > 1:
+                u, product = product, u
+                _scale_sum(product, a, inverse)
+        if inverse is not None or len(run) > 1:
+            x = _product(x, product) if tall else _product(product, x)
+        else:
+            x = _product(x, u, plus=x, beta=run[0][0]) if tall else _product(u, x, plus=x, beta=run[0][0])
     return x
+
+
+def _product(a: Tensor, b: Tensor, *, plus: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """a b + beta plus: matrices or batches of them."""
+    if plus is None:
+        return torch.mm(a, b) if a.ndim == 2 else torch.bmm(a, b)
+    return torch.addmm(plus, a, b, beta=beta) if a.ndim == 2 else torch.baddbmm(plus, a, b, beta=beta)
 
 
 def _normalize(gram: Tensor, shrink: float) -> Tensor | float:
     """Scale XX' in place to that of X / (shrink ||X||_F), and return 1 / (shrink ||X||_F), broadcastable over X."""
     exact = torch.float64 if gram.dtype == torch.float64 else torch.float32
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)
-    inverse = trace.clamp(min=SMALLEST_NORM**2).rsqrt() / shrink
     if trace.numel() == 1 and gram.device.type == "cpu" and not torch.compiler.is_compiling():
-        number = float(inverse)  # a bfloat16 matrix times a number is several times faster than times a tensor
-        gram.mul_(number * number)
+        number = 1.0 / (math.sqrt(max(float(trace), SMALLEST_NORM**2)) * shrink)
+        gram.mul_(number * number)  # a bfloat16 matrix times a number is several times faster than times a tensor
         return number
+    inverse = trace.clamp(min=SMALLEST_NORM**2).rsqrt() / shrink
     if gram.ndim > 2:
         inverse = inverse[..., None, None]
     gram.mul_(inverse * inverse)
@@ -156,25 +168,29 @@ def _symmetric_product(
         out[rest, rows].copy_(out[rows, rest].mT)
 
 
-def _add_identity(matrix: Tensor, a: float) -> None:
-    """Add a I in place."""
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    if matrix.dtype != torch.bfloat16:
-        diagonal.add_(a)
-        return
-    spread, shift = (_spread if torch.compiler.is_compiling() else _known_spread)(matrix.shape[-1], a, matrix.device)
-    diagonal.copy_(torch.addcmul(shift, diagonal, spread))
+def _scale_sum(matrix: Tensor, a: float, factor: Tensor | float | None) -> None:
+    """factor (U + a I) in place of U; None is 1.
 
-
-def _spread(side: int, a: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What the diagonal of aI + U is multiplied by before it is rounded to bfloat16, and a times that.
-
-    The diagonal is one number near a, nearly, and would be rounded the same way in every row: a bias of up to 0.2 % a
-    step. Factors spread evenly over one unit of rounding make it noise that averages out.
+    The diagonal is one number, nearly, and would be rounded to bfloat16 the same way in every row: a bias of up to
+    0.2 % a step. Factors spread evenly over one unit of rounding make it noise that averages out.
     """
+    if factor is not None:
+        matrix.mul_(factor)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    shift = a if factor is None else factor * a
+    if isinstance(shift, Tensor) and shift.ndim > 1:
+        shift = shift.squeeze(-1)
+    if matrix.dtype != torch.bfloat16:
+        diagonal.add_(shift)
+        return
+    spread = (_spread if torch.compiler.is_compiling() else _known_spread)(matrix.shape[-1], matrix.device)
+    diagonal.copy_(diagonal.float().add_(shift).mul_(spread))
+
+
+def _spread(side: int, device: torch.device) -> Tensor:
+    """(side,) float32 numbers around 1, which fall evenly over one unit of rounding of bfloat16."""
     spread = torch.arange(side, dtype=torch.float32, device=device).mul_(GOLDEN).frac_().sub_(0.5)
-    spread.mul_(UNIT_OF_ROUNDING).add_(1.0)
-    return spread, a * spread
+    return spread.mul_(UNIT_OF_ROUNDING).add_(1.0)
 
 
 _known_spread = lru_cache(maxsize=64)(_spread)

@@ -167,28 +167,27 @@ class _Krylov:
         image = torch.bmm(block, self.matrices.mT)
         if self.frozen is not None:
             image = _without(image, self.frozen[0])
-        self.basis[:, self.known : end] = block
         self.images[:, self.known : end] = image
         self.known = end
         # squares of what a tiny matrix makes of its own image would underflow
         self.next = torch.bmm(functional.normalize(image, dim=2, eps=1e-30), self.matrices)
 
     def _orthonormal(self, block: Tensor) -> Tensor:
-        """The block's rows orthogonal to the frozen vector, the basis and one another, with unit length or zero."""
-        known = self.basis[:, : self.known]
-        rows: list[Tensor] = []
-        for index in range(block.shape[1]):
-            row = block[:, index : index + 1]
-            length = linalg.vector_norm(row, dim=2, keepdim=True)
-            against = torch.cat([known, *rows], dim=1) if rows else known
-            rest = row
+        """Add the block's rows to the basis, orthogonal to the frozen vector, to it and one another, of unit length or
+        zero; return them there."""
+        least = linalg.vector_norm(block, dim=2, keepdim=True) * BREAKDOWN
+        for index in range(self.width):
+            place = self.known + index
+            against, rest = self.basis[:, :place], block[:, index : index + 1]
             for _ in range(2):  # a second time: once leaves rounding in the basis
                 if self.frozen is not None:
                     rest = _without(rest, self.frozen[1])
-                rest = rest - torch.bmm(torch.bmm(rest, against.mT), against)
+                if place:
+                    rest = torch.baddbmm(rest, torch.bmm(rest, against.mT), against, alpha=-1.0)
             new = linalg.vector_norm(rest, dim=2, keepdim=True)
-            rows.append(torch.where(new > BREAKDOWN * length, rest / new, 0.0 * rest))
-        return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+            unit = torch.where(new > least[:, index : index + 1], rest / new, 0.0 * rest)
+            self.basis[:, place : place + 1] = unit
+        return self.basis[:, self.known : self.known + self.width]
 
     def image_of(self, rows: Tensor) -> Tensor:
         """(B, n) right vectors taken to unit left ones."""
