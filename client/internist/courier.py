@@ -80,9 +80,9 @@ class Courier(threading.Thread):
         """Ship until closed."""
         while not self._closing.is_set():
             pause = self._turn()
-            self._awake.wait(pause)
+            self._closing.wait(_GATHER_S)  # what follows a frame at once travels together
+            self._awake.wait(max(0.0, pause - _GATHER_S))
             self._awake.clear()
-            self._closing.wait(_GATHER_S)  # frames of a burst travel together
         was_down = self._failures > 0
         while not self._abandoned.is_set():
             self._retry_at = 0.0
@@ -114,6 +114,8 @@ class Courier(threading.Thread):
         while not self._abandoned.is_set():
             if not self._closing.is_set() and time.monotonic() >= self._beat_at:
                 self._heartbeat()
+            if self.delivery.acknowledged >= self._spool.last_sequence:
+                return
             body, last = self.delivery.read()
             if not body:
                 return

@@ -23,6 +23,8 @@ QUEUE_LENGTH = 8
 HOLD_S = 0.5
 """A sampled frame waits this long for scalars logged after the optimizer step, unless the next step begins sooner."""
 PLANS_KEPT = 64
+LAYOUTS_KEPT = 64
+"""Lists of series, each of as many as a step measures, that a capture keeps for steps to come."""
 _NOT_MEASURED_BYTES = struct.pack("<f", NOT_MEASURED)
 
 
@@ -259,7 +261,7 @@ class Recorder:
         raw = raw[4 * copy.flags :]
         extra = copy.host_values + [(self._log_spec(name), value) for name, value in logged.items()]
         layout, counts = copy.layout, copy.counts
-        if skipped or _NOT_MEASURED_BYTES in raw or any(spec is None for spec in layout):
+        if skipped or _NOT_MEASURED_BYTES in raw or None in layout:
             values = array("f", raw)
             keep = [
                 i
@@ -279,13 +281,15 @@ class Recorder:
     def _append(
         self, step: int, at_ms: int, specs: list[Spec], counts: tuple[int, ...], raw: bytes, *, skipped: bool = False
     ) -> None:
-        new = [spec for spec in dict.fromkeys(specs) if spec.number < 0]
-        if new:
+        numbers = [spec.number for spec in specs]
+        if -1 in numbers:
+            new = [spec for spec in dict.fromkeys(specs) if spec.number < 0]
             for spec in new:
                 spec.number = len(self._specs)
                 self._specs.append(spec)
             self._spool.append(series=tuple(_declaration(spec) for spec in new))
-        key = tuple(spec.number for spec in specs), counts
+            numbers = [spec.number for spec in specs]
+        key = tuple(numbers), counts
         plan = self._plans.get(key)
         if plan is None:
             plan, self._next_plan = self._next_plan, self._next_plan + 1

@@ -10,7 +10,7 @@ from internist.capture.outline import Outline, WatchedModule
 from internist.capture.tokens import PROBE_TOKENS
 from internist.measures import activations as measure
 from internist.measures.activations import Value
-from internist.recorder import Recorder, Spec
+from internist.recorder import LAYOUTS_KEPT, Layout, Recorder, Spec
 from internist.schema.metrics import Bound
 from internist.schema.wire import Facts
 
@@ -34,6 +34,8 @@ class Call:
 
 Calls = Mapping[int, Sequence[Call]]
 """The step's calls by module order."""
+Entries = Mapping[int, int]
+"""Entries of the outputs of all those calls, by module order."""
 
 
 class CallSeries:
@@ -45,6 +47,7 @@ class CallSeries:
         self._outline, self._wanted = outline, wanted
         self._every, self._heavy_every, self._world = every, heavy_every, world_size
         self._specs: dict[tuple[int, str, str], Spec] = {}
+        self._layouts: dict[tuple[tuple[int, ...], tuple[tuple[str, Bound], ...]], Layout] = {}
         self.widths: dict[int, tuple[int | None, int | None]] = {}
         """By module order: features of input and output, once seen."""
         self.normalized: dict[int, bool] = {}
@@ -59,9 +62,10 @@ class CallSeries:
             sampled: the values come from a replay of the probe, not from the training forward.
         """
         bound: Bound = "sampled" if sampled else "exact"
-        self._record_outputs(calls, recorder, bound)
-        self._record_inputs(calls, recorder, bound)
-        self._record_values(calls, recorder, bound)
+        entries = {order: sum(call.entries for call in own) for order, own in calls.items()}
+        self._record_outputs(calls, entries, recorder, bound)
+        self._record_inputs(calls, entries, recorder, bound)
+        self._record_values(calls, entries, recorder, bound)
         self._record_log_z(calls, recorder, bound)
         self._record_spreads(calls, recorder)
 
@@ -84,7 +88,7 @@ class CallSeries:
             placement="data_parallel",
         )
 
-    def _record_outputs(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
+    def _record_outputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         for shape, members in _grouped(calls, lambda call: call.norms.numel()).items():
             parts = [
                 measure.rms_summary(torch.stack([calls[order][j].norms for order in members]))
@@ -105,18 +109,15 @@ class CallSeries:
                     dim=1,
                 )
             quantile_bound: Bound = "lower" if bound == "exact" and (len(shape) > 1 or self._world > 1) else bound
-            layout: list[Spec | None] = []
-            counts: list[int] = []
-            for order in members:
-                layout += [
-                    self._spec(order, "activation.rms", bound),
-                    self._spec(order, "activation.rms_max", bound),
-                    self._spec(order, "activation.rms_q99", quantile_bound),
-                ]
-                counts += [sum(call.entries for call in calls[order]), 1, 1]
-            recorder.add(layout, summary, counts)
+            bounds: dict[str, Bound] = {
+                "activation.rms": bound,
+                "activation.rms_max": bound,
+                "activation.rms_q99": quantile_bound,
+            }
+            counts = [count for order in members for count in (entries[order], 1, 1)]
+            recorder.add(self._layout(members, bounds), summary, counts)
 
-    def _record_inputs(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
+    def _record_inputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         rows: dict[int, list[tuple[int, Tensor]]] = {}
         for order, own in calls.items():
             for call in own:
@@ -127,15 +128,15 @@ class CallSeries:
             top = torch.stack([norms for _, norms in members]).amax(dim=1).unbind()
             for (order, _), value in zip(members, top, strict=True):
                 largest.setdefault(order, []).append(value)
-        self._record_reduced(calls, recorder, "activation.input_rms_max", bound, largest, torch.amax)
+        self._record_reduced(entries, recorder, "activation.input_rms_max", bound, largest, torch.amax)
 
-    def _record_values(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
+    def _record_values(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         abs_max = {order: [call.abs_max for call in own] for order, own in calls.items()}
         nonfinite = {order: [call.nonfinite for call in own] for order, own in calls.items()}
         added = {o: [c.contribution for c in own if c.contribution is not None] for o, own in calls.items()}
-        self._record_reduced(calls, recorder, "activation.abs_max", bound, abs_max, torch.amax)
-        self._record_reduced(calls, recorder, "activation.nonfinite", bound, nonfinite, torch.sum)
-        self._record_reduced(calls, recorder, "block.contribution", bound, added, torch.mean)
+        self._record_reduced(entries, recorder, "activation.abs_max", bound, abs_max, torch.amax)
+        self._record_reduced(entries, recorder, "activation.nonfinite", bound, nonfinite, torch.sum)
+        self._record_reduced(entries, recorder, "block.contribution", bound, added, torch.mean)
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
@@ -176,7 +177,7 @@ class CallSeries:
 
     def _record_reduced(
         self,
-        calls: Calls,
+        entries: Entries,
         recorder: Recorder,
         metric: str,
         bound: Bound,
@@ -192,8 +193,16 @@ class CallSeries:
             flat = _stacked(value for order in members for value in values[order])
             if number > 1:
                 flat = reduce(flat.view(len(members), number), dim=1)
-            counts = [sum(call.entries for call in calls[order]) for order in members]
-            recorder.add([self._spec(order, metric, bound) for order in members], flat, counts)
+            recorder.add(self._layout(members, {metric: bound}), flat, [entries[order] for order in members])
+
+    def _layout(self, orders: Sequence[int], bounds: Mapping[str, Bound]) -> Layout:
+        """The series of these metrics of each module in turn."""
+        key = tuple(orders), tuple(bounds.items())
+        if key not in self._layouts:
+            if len(self._layouts) >= LAYOUTS_KEPT:  # modules that are called in ever other combinations
+                self._layouts.clear()
+            self._layouts[key] = [self._spec(order, *metric) for order in orders for metric in bounds.items()]
+        return self._layouts[key]
 
     def _spec(self, order: int, metric: str, bound: Bound) -> Spec | None:
         if not self._wanted(metric):

@@ -17,7 +17,7 @@ from internist.capture.spectra import SpectraCapture
 from internist.capture.tokens import OWN_TOKENS
 from internist.measures import updates, weights
 from internist.measures.activations import NOT_MEASURED
-from internist.recorder import Recorder, Spec
+from internist.recorder import LAYOUTS_KEPT, Layout, Recorder, Spec
 from internist.schema.wire import Facts
 
 SNAPSHOT_BYTES = 256 << 20
@@ -51,6 +51,7 @@ class ParameterCapture:
         """By module order: how far its own update moved each of its probe tokens."""
         self._gradient_squares: list[Tensor] = []
         self._specs: dict[tuple[int, str], Spec] = {}
+        self._layouts: dict[tuple[str, tuple[int, ...]], Layout] = {}
         self._host_specs: dict[tuple[str, str], Spec] = {}
         self._count_tensors: dict[tuple[int, ...], Tensor] = {}
         self._broken: set[tuple[int, str]] = set()
@@ -122,7 +123,7 @@ class ParameterCapture:
                 if reuse:
                     self._snapshots[p.order] = kept
             targets.append(kept)
-        torch._foreach_copy_(targets, [p.tensor.detach() for p in chosen])
+        torch._foreach_copy_(targets, [p.tensor for p in chosen])
         self._pending.update({p.order: kept for p, kept in zip(chosen, targets, strict=True)})
 
     def gradients(self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder) -> None:
@@ -141,7 +142,7 @@ class ParameterCapture:
             recorder.add_flag(found_inf.detach().float())
         self._gradient_squares.append((squares * self._counts(chosen, counts, squares.device)).sum())
         if self._reports:
-            recorder.add([self._spec(p, "gradient.rms") for p in chosen], squares, counts)
+            recorder.add(self._layout(chosen, "gradient.rms"), squares, counts)
 
     def updates(self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
         """Record weights and updates of parameters that were snapshot before the step just made."""
@@ -153,7 +154,7 @@ class ParameterCapture:
         apart = {p.order for p in streamed}
         changes: dict[int, Tensor] = {}
         for part in _cache_sized([p for p in chosen if p.order not in apart]):
-            after = [p.tensor.detach() for p in part]
+            after: list[Tensor] = [p.tensor for p in part]
             deltas, statistics = updates.stored_(after, [self._pending.pop(p.order) for p in part])
             by_order = dict(zip((p.order for p in part), deltas, strict=True))
             if self._reports:
@@ -177,7 +178,7 @@ class ParameterCapture:
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
             and not due.owns_matrix(p.turn)
-            and updates.can_stream(p.tensor.detach(), self._pending[p.order])
+            and updates.can_stream(p.tensor, self._pending[p.order])
             and p.owner.order in self._activations.probes
             and (p.owner.order, "own") not in self._broken
             and all(other.order in self._pending for other in bias)
@@ -190,7 +191,7 @@ class ParameterCapture:
             bias = next((changes[other.order] for other in p.owner.parameters if other is not p), None)
             probe = self._activations.probes[p.owner.order]
             column, self._moved[p.owner.order] = updates.streamed_linear(
-                p.tensor.detach(), self._pending.pop(p.order), probe, bias
+                p.tensor, self._pending.pop(p.order), probe, bias
             )
             statistics.append(column)
         if self._reports:
@@ -253,7 +254,7 @@ class ParameterCapture:
             ("update.relative_rms", relative),
             ("update.unchanged", unchanged),
         ):
-            recorder.add([self._spec(p, metric) for p in chosen], values, counts)
+            recorder.add(self._layout(chosen, metric), values, counts)
 
     def _by_role(
         self, chosen: Sequence[WatchedParameter], after: list[Tensor], deltas: list[Tensor], recorder: Recorder
@@ -262,7 +263,7 @@ class ParameterCapture:
         if vectors:
             for metric, tensors in (("weight.abs_max", after), ("update.abs_max", deltas)):
                 values = weights.vector_abs_max([tensors[i] for i in vectors])
-                recorder.add([self._spec(chosen[i], metric) for i in vectors], values)
+                recorder.add(self._layout([chosen[i] for i in vectors], metric), values)
         for p, tensor, delta in zip(chosen, after, deltas, strict=True):
             for role, statistic, name in (
                 ("embedding", weights.row_rms_max, "row_rms_max"),
@@ -319,6 +320,15 @@ class ParameterCapture:
                         continue
                     self._group_of[parameter.order] = place
                 place += 1
+
+    def _layout(self, chosen: Sequence[WatchedParameter], metric: str) -> Layout:
+        """The series of a metric of several parameters."""
+        key = metric, tuple(p.order for p in chosen)
+        if key not in self._layouts:
+            if len(self._layouts) >= LAYOUTS_KEPT:  # parameters that get gradients in ever other combinations
+                self._layouts.clear()
+            self._layouts[key] = [self._spec(p, metric) for p in chosen]
+        return self._layouts[key]
 
     def _spec(self, p: WatchedParameter, metric: str, method: str = "") -> Spec | None:
         if not self._wanted(metric):
@@ -400,5 +410,4 @@ def _cache_sized(parameters: Sequence[WatchedParameter]) -> list[list[WatchedPar
 
 def _dense(grad: Tensor | None) -> Tensor:
     assert grad is not None
-    grad = grad.detach()
     return grad.coalesce().values() if grad.is_sparse else grad

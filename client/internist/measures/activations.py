@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, linalg
 from torch.nn import functional
 
+from internist.measures import host
+
 NOT_MEASURED = -torch.inf
 """The maximum over nothing. Where a docstring names it, it says that there was nothing to measure, and is no value."""
 
@@ -72,17 +74,22 @@ def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Value, Value]:
         top = abs_max(x)
         return norms, top, nonfinite(x, top)
     tokens = _narrow(x).reshape(-1, x.shape[-1])
-    pieces = torch.split(tokens, rows) if x.numel() > 2 * CHUNK_CPU else (tokens,)
-    norms_of, ends = [], []
-    for piece in pieces:  # a piece is read three times, twice from the cache
-        norms_of.append(linalg.vector_norm(piece, dim=-1, dtype=torch.float32))
-        ends += [piece.amax().item(), -piece.amin().item()]
-    norms = torch.cat(norms_of) if len(pieces) > 1 else norms_of[0]
+    norms, ends = host.scan(tokens, rows) if host.can_scan(tokens) else _scan(tokens, rows)
     norms.div_(math.sqrt(x.shape[-1]))
     if all(map(math.isfinite, ends)):
         return norms, max(ends), 0.0
     largest = math.nan if any(map(math.isnan, ends)) else math.inf
     return norms, largest, float(nonfinite(x, torch.tensor(largest)))
+
+
+def _scan(tokens: Tensor, rows: int) -> tuple[Tensor, list[float]]:
+    """`host.scan`, of any dtype and by torch alone."""
+    pieces = torch.split(tokens, rows) if tokens.numel() > 2 * CHUNK_CPU else (tokens,)
+    norms, ends = [], []
+    for piece in pieces:
+        norms.append(linalg.vector_norm(piece, dim=-1, dtype=torch.float32))
+        ends += [piece.amax().item(), -piece.amin().item()]
+    return torch.cat(norms) if len(norms) > 1 else norms[0], ends
 
 
 def rms_summary(token_rms: Tensor) -> Tensor:

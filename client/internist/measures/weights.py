@@ -6,6 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, linalg
 
+from internist.measures import host
+
+LARGE = 2**15
+"""Above this many entries a tensor in a CPU's memory is summed by itself."""
+
 
 def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Mean of squares of each tensor, of any shape: weights, gradients or differences.
@@ -20,12 +25,22 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
         ValueError: there is no tensor, or one is empty or not floating.
     """
     _require_tensors(tensors)
+    if tensors[0].device.type == "cpu":
+        return _mean_squares_on_host(tensors)
     norms = torch._foreach_norm(_narrow(tensors), 2, dtype=torch.float32)
     scales = [tensor.numel() ** -0.5 for tensor in tensors]
-    if norms[0].device.type == "cpu":
-        return torch.stack(norms).mul_(torch.tensor(scales)).square_()
     torch._foreach_mul_(norms, scales)  # elsewhere a copy of the scales to the device would wait
     return torch.stack(norms).square_()
+
+
+def _mean_squares_on_host(tensors: Sequence[Tensor]) -> Tensor:
+    large = [i for i, x in enumerate(tensors) if x.numel() > LARGE and host.is_plain(x) and x.is_contiguous()]
+    sums = {i: host.square_sum(tensors[i]) for i in large}
+    rest = [i for i in range(len(tensors)) if i not in sums]
+    if rest:
+        norms = torch._foreach_norm(_narrow([tensors[i] for i in rest]), 2, dtype=torch.float32)
+        sums |= zip(rest, torch.stack(norms).square_().tolist(), strict=True)
+    return torch.tensor([sums[i] / tensor.numel() for i, tensor in enumerate(tensors)], dtype=torch.float32)
 
 
 def vector_abs_max(tensors: Sequence[Tensor]) -> Tensor:
