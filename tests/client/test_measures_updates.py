@@ -342,3 +342,8 @@ def test_streaming_refuses_shapes_that_do_not_fit():
         streamed_linear(random(4, 3), random(4, 3), random(2, 4))
     with pytest.raises(ValueError):
         streamed_linear(random(4, 3), random(3, 4), random(2, 3))
+
+
+def test_a_bias_alone_moves_an_output_whatever_the_input_holds():
+    normalized = torch.full((3, 4), torch.nan)
+    assert updates.own_gain(normalized, None, torch.full((4,), 0.5)).tolist() == [0.5] * 3

@@ -215,7 +215,10 @@ def own_gain(normalized: Tensor, delta_gain: Tensor | None, delta_bias: Tensor |
         raise ValueError(f"expected (tokens, features) and a change, got {tuple(normalized.shape)} and none")
     _require_filled(normalized)
     features = normalized.shape[-1]
-    gain = torch.zeros(features, device=normalized.device) if delta_gain is None else _vector(delta_gain, features)
+    if delta_gain is None:
+        assert delta_bias is not None
+        return _rms(_vector(delta_bias, features).expand(normalized.shape))
+    gain = _vector(delta_gain, features)
     if delta_bias is None:
         return _rms(normalized.float() * gain)
     return _rms(torch.addcmul(_vector(delta_bias, features), normalized.float(), gain))
