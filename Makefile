@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS
 	$(BIN)/internist demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev browser ## Run all tests (ARGS=tests/client: some of them)
+test: $(VENV)/.installed-dev browser compiler ## Run all tests (ARGS=tests/client: some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
@@ -88,5 +88,18 @@ browser:
 	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium > /dev/null && exit 0; \
 	fi; \
 	echo "No browser found ($(BROWSERS)): install Chromium to run the browser tests." >&2; \
+	if [ -n "$${CI:-}" ]; then exit 1; fi; \
+	echo "They are skipped this time." >&2
+
+# So it does for a C compiler, with which the optimizers' passes over a CPU's memory are tested.
+.PHONY: compiler
+compiler:
+	if command -v cc > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && command -v apt-get > /dev/null; then \
+	  echo "Installing a C compiler for the tests of compiled passes."; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends gcc libc6-dev > /dev/null && exit 0; \
+	fi; \
+	echo "No C compiler found (cc): install one to test the optimizers' compiled passes." >&2; \
 	if [ -n "$${CI:-}" ]; then exit 1; fi; \
 	echo "They are skipped this time." >&2

@@ -125,7 +125,7 @@ def test_a_forked_process_starts_threads_of_its_own():
 
 @pytest.mark.usefixtures("two_threads")
 def test_diagnostics_are_noted_by_one_thread(monkeypatch):
-    monkeypatch.setattr(parallel_module, "_threads", lambda _: pytest.fail("no threads are asked for here"))
+    monkeypatch.setattr(parallel_module, "side_by_side", lambda _: pytest.fail("no threads are asked for here"))
     parameters = [torch.nn.Parameter(torch.randn(512, 512)) for _ in range(4)]
     optimizer = Muon(parameters)
     for parameter in parameters:

@@ -83,6 +83,11 @@ def cached_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from cached_parts(*slices)
 
 
+def direction_shares(mu: float, *, nesterov: bool) -> tuple[float, float]:
+    """What a direction has of the gradient and of the momentum it just changed."""
+    return (1.0 - mu, mu) if nesterov else (0.0, 1.0)
+
+
 def learning_rate(group: Group) -> float | Tensor:
     """A group's rate: a number, or the 0-d tensor it was given as where reading it would wait for a device."""
     lr: float | Tensor = group["lr"]

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from internist.optim import passes
 from internist.optim.adamw import step_adamw
-from internist.optim.bucket import Bucket, Group, cached_parts, fits, learning_rate
+from internist.optim.bucket import Bucket, Group, cached_parts, direction_shares, fits, learning_rate
 from internist.optim.matrices import check_matrices, matrix_views
 from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART, newton_schulz
 from internist.optim.orthogonalize import coefficients, norm_band, orthogonality_residual
@@ -260,6 +261,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             return torch.cat([matrices.to(bucket.dtype) for matrices in blended])
         direction = torch.empty(sum(bucket.counts), *momenta[0].shape[1:], dtype=bucket.dtype)
         for piece in zip(gradients, momenta, bucket.pieces(direction), strict=True):
+            if passes.suits(piece[2], *piece[:2]):
+                passes.advance(*piece, rate=1.0 - mu, shares=direction_shares(mu, nesterov=group["nesterov"]))
+                continue
             for gradient, momentum, part in cached_parts(*piece):
                 momentum.lerp_(gradient, 1.0 - mu)
                 if group["nesterov"] and mu > 0.5:  # N / mu: its length does not matter, and this takes half the time
@@ -299,6 +303,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             torch._foreach_add_(bucket.weights, parts, alpha=-lr * alpha)
         else:
             for piece in zip(bucket.weights, parts, strict=True):
+                if passes.suits(piece[1], piece[0]):
+                    passes.write(*piece, keep=1.0 - lr * weight_decay, length=lr * alpha)
+                    continue
                 for weight, part in cached_parts(*piece):
                     weight.mul_(1.0 - lr * weight_decay).add_(part, alpha=-lr * alpha)
         if self._wants_diagnostics:

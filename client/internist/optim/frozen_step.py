@@ -1,23 +1,28 @@
 """A step of large matrices on a CPU whose top pairs stay as they are, with few passes over memory.
 
-Skinny products with bfloat16 matrices are slow on a CPU. So P_u N P_v is computed in float32 and rounded once, with
-uᵀN and Nv taken while N lies in the cache, and so is P_u D P_v, part by part on its way into the weight. Derived for
-this project.
+Compiled passes do what can be done in one (`passes`). Without them: skinny products with bfloat16 matrices are slow on
+a CPU, so P_u N P_v is computed in float32 and rounded once, with uᵀN and Nv taken while N lies in the cache, and so is
+P_u D P_v, part by part on its way into the weight. Derived for this project.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from ctypes import c_float
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from internist.optim.bucket import CACHED_ENTRIES, Bucket
+from internist.optim import passes
+from internist.optim.bucket import CACHED_ENTRIES, Bucket, direction_shares
 
 SMALLEST = 2**14
 """Entries of a matrix from which this pays; smaller ones are stepped in batches."""
 
 PART = 2 * CACHED_ENTRIES
 """Entries of a part. From half to four times as many took the same time."""
+
+
+Factors = Callable[[], tuple[Tensor, Tensor]]
 
 
 class FrozenPair(NamedTuple):
@@ -47,7 +52,7 @@ def is_large(bucket: Bucket) -> bool:
 
 def projected_direction(
     gradient: Tensor, momentum: Tensor, pair: FrozenPair, out: Tensor, *, mu: float, nesterov: bool
-) -> tuple[Tensor, Tensor]:
+) -> Factors:
     """Update one matrix's momentum, and write P_u N P_v of its direction N.
 
     Args:
@@ -58,8 +63,17 @@ def projected_direction(
         nesterov: whether N looks ahead.
 
     Returns:
-        (fan_out, 2) L and (2, fan_in) R with LR = N − P_u N P_v. NaN in, NaN out.
+        What gives (fan_out, 2) L and (2, fan_in) R with LR = N − P_u N P_v. NaN in, NaN out.
     """
+    if not passes.suits(out, gradient, momentum, pair.u, pair.v):
+        return _by_operators(gradient, momentum, pair, out, mu, nesterov)
+    shares = direction_shares(mu, nesterov=nesterov)
+    return passes.advance_projected(gradient, momentum, out, pair.u, pair.v, rate=1.0 - mu, shares=shares).factors
+
+
+def _by_operators(
+    gradient: Tensor, momentum: Tensor, pair: FrozenPair, out: Tensor, mu: float, nesterov: bool
+) -> Factors:
     u, v = pair.u, pair.v
     a, left = torch.zeros_like(v), torch.stack([u, u])
     b = left[1]
@@ -80,10 +94,10 @@ def projected_direction(
         direction.addmm_(rows, right, alpha=-1.0)
         if direction.dtype != done.dtype:
             done.copy_(direction)
-    return left, right
+    return lambda: (left, right)
 
 
-def write(weight: Tensor, d: Tensor, pair: FrozenPair, *, length: float, decay: float, spare: Tensor) -> None:
+def write(weight: Tensor, d: Tensor, pair: FrozenPair, *, length: float, decay: float) -> None:
     """W <- S uvᵀ + (1 − decay) (W − S uvᵀ) − length P_u D P_v.
 
     Args:
@@ -92,17 +106,21 @@ def write(weight: Tensor, d: Tensor, pair: FrozenPair, *, length: float, decay: 
         pair: of W.
         length: what D is multiplied by.
         decay: share of the complement that goes.
-        spare: memory for one part.
     """
     u, v, radius = pair
+    keep = 1.0 - decay if weight.dtype == torch.float64 else c_float(1.0 - decay).value
+    put_back = radius * (1.0 - keep) / length if length else 0.0  # what the decay takes from S
+    if passes.suits(d, weight, u, v):
+        passes.write_projected(weight, d, u, v, keep=keep, length=length, back=put_back)
+        return
+    spare = weight.new_empty(_tall(weight), weight.shape[1])
     a, left = torch.zeros_like(v), torch.stack([u, u])
     b = left[1]
     for step, rows, image in _cut(d, u, b):
-        wide = _widened(step, spare)
+        wide = step if step.dtype == weight.dtype else spare[: len(step)].copy_(step)
         torch.mv(wide, v, out=image)
         a.addmv_(wide.t(), rows)
-    keep = float(spare.new_tensor(1.0 - decay))  # rounded, so that what it takes from S is put back
-    a.sub_(v, alpha=float(u.dot(b)) - radius * (1.0 - keep) / length if length else 0.0)
+    a.sub_(v, alpha=float(u.dot(b)) - put_back)
     right = torch.stack([a, v]).mul_(length)
     for part, step, rows in _cut(weight, d, left.t()):
         if step.dtype == part.dtype:
@@ -110,15 +128,6 @@ def write(weight: Tensor, d: Tensor, pair: FrozenPair, *, length: float, decay: 
         else:
             change = spare[: len(part)].copy_(step).addmm_(rows, right, beta=-length)
         torch.add(change, part, alpha=keep, out=part)
-
-
-def part_like(matrix: Tensor) -> Tensor:
-    """Memory for one part of such a matrix."""
-    return matrix.new_empty(_tall(matrix), matrix.shape[1])
-
-
-def _widened(part: Tensor, spare: Tensor) -> Tensor:
-    return part if part.dtype == spare.dtype else spare[: len(part)].copy_(part)
 
 
 def _tall(matrix: Tensor) -> int:

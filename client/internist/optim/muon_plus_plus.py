@@ -253,7 +253,7 @@ class MuonPlusPlus(MatrixOptimizer):
             for matrix in zip(gradient.unbind(0), momentum.unbind(0), ready.single, n.unbind(0), strict=True)
         ]
         if self._wants_diagnostics:
-            self._note_removed(bucket, torch.stack([removed_norm(*factors) for factors in removed]), n)
+            self._note_removed(bucket, torch.stack([removed_norm(*factors()) for factors in removed]), n)
         return n
 
     def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:
@@ -277,10 +277,9 @@ class MuonPlusPlus(MatrixOptimizer):
             self._write_stacks(bucket, d, ready, rate, decay)
         else:
             rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
-            spare = frozen_step.part_like(bucket.weights[0][0])
             for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
                 length = own * pair.radius * ready.shrink
-                frozen_step.write(weight, step, pair, length=length, decay=own * decay, spare=spare)
+                frozen_step.write(weight, step, pair, length=length, decay=own * decay)
         self._stepped.bucket = self._stepped.ready = None
         self._after(bucket, ready.pairs)
         if before is not None:

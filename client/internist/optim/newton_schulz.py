@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from internist.optim import passes
+
 Triple = tuple[float, float, float]
 
 GROWTH_BEFORE_RESTART = {torch.bfloat16: (150.0, 20.0), torch.float32: (1e5, 1e4), torch.float64: (1e12, 1e11)}
@@ -128,6 +130,8 @@ def _product(a: Tensor, b: Tensor, *, plus: Tensor | None = None, beta: float = 
 
 def _normalize(gram: Tensor, shrink: float) -> Tensor | float:
     """Scale XX' in place to that of X / (shrink ||X||_F), and return 1 / (shrink ||X||_F), broadcastable over X."""
+    if gram.numel() == gram.shape[-1] ** 2 and passes.suits(gram):
+        return passes.normalize(gram, shrink=shrink, least=SMALLEST_NORM**2)
     exact = torch.float64 if gram.dtype == torch.float64 else torch.float32
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)
     if trace.numel() == 1 and gram.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -174,6 +178,11 @@ def _scale_sum(matrix: Tensor, a: float, factor: Tensor | float | None) -> None:
     The diagonal is one number, nearly, and would be rounded to bfloat16 the same way in every row: a bias of up to
     0.2 % a step. Factors spread evenly over one unit of rounding make it noise that averages out.
     """
+    if not isinstance(factor, Tensor) and matrix.numel() == matrix.shape[-1] ** 2 and passes.suits(matrix):
+        number = 1.0 if factor is None else factor
+        factors = _known_spread if matrix.dtype == torch.bfloat16 else _known_ones
+        passes.scale_sum(matrix, number, number * a, factors(matrix.shape[-1], matrix.device))
+        return
     if factor is not None:
         matrix.mul_(factor)
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
@@ -193,5 +202,10 @@ def _spread(side: int, device: torch.device) -> Tensor:
     return spread.mul_(UNIT_OF_ROUNDING).add_(1.0)
 
 
+def _ones(side: int, device: torch.device) -> Tensor:
+    return torch.ones(side, device=device)
+
+
 _known_spread = lru_cache(maxsize=64)(_spread)
+_known_ones = lru_cache(maxsize=64)(_ones)
 _known_plan = lru_cache(maxsize=256)(_plan)

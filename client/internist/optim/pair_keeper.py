@@ -29,6 +29,9 @@ DEGENERATE = 1e-3
 AT_RADIUS = 1e-5
 """A norm this near its radius, relative to it, is left alone: nearer than float32 finds it."""
 
+NEAR = 1e-4
+"""A pair's residual, relative to its value, at which the value is known far better than `AT_RADIUS`."""
+
 RETRACT_ROUNDS = 8
 AUDIT_ROUNDS = 6
 """Krylov rounds of what is estimated; each reads the matrices twice."""
@@ -68,7 +71,7 @@ class PairKeeper:
         """W <- W S / ‖W‖₂, and the pair is what it then is: of all matrices of the bucket, or of the fallen ones."""
         weights, seed = stacked(bucket), step_of(self._states, bucket)
         start = torch.stack([pairs.v, pairs.second], dim=1)
-        pair = warm_pair(weights, start, rounds=RETRACT_ROUNDS, seed=seed)
+        pair = warm_pair(weights, start, rounds=RETRACT_ROUNDS, seed=seed, enough=NEAR)
         theirs = gather(self._states, bucket, "fallen") > 0
         if bucket.group["policy"] == "retract":
             theirs = torch.ones_like(theirs)

@@ -4,15 +4,13 @@ A product of small matrices gains nothing from a second thread, and may take lon
 thread each, so that n of them step n matrices in the time of one. Derived for this project.
 """
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
-from threading import Barrier
+from functools import partial
 
 import torch
 
 from internist.optim.bucket import Bucket
+from internist.optim.threads import side_by_side
 
 LARGEST = 2**21
 """Entries of a matrix up to which it is stepped by one thread; larger ones use all threads, one after another."""
@@ -52,32 +50,8 @@ def step_each(buckets: Iterable[Bucket], step: Callable[[Bucket], None], *, thre
     def one(bucket: Bucket) -> None:
         step(bucket)
 
-    under_way = [_threads(threads).submit(one, bucket) for bucket in small]
-    wait(under_way)
-    for done in under_way:
-        done.result()
+    side_by_side([partial(one, bucket) for bucket in small], threads=threads)
 
 
 def _entries(bucket: Bucket) -> int:
     return sum(weight.numel() for weight in bucket.weights)
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    """That many threads, each of which computes alone."""
-    known = torch.get_num_threads()
-    pool, all_there = ThreadPoolExecutor(count, thread_name_prefix="internist-optim"), Barrier(count)
-
-    def begin() -> None:
-        torch.get_num_threads()  # a thread takes over the number of all when it is first asked, and its own after that
-        torch.set_num_threads(1)
-        all_there.wait()
-
-    for begun in [pool.submit(begin) for _ in range(count)]:
-        begun.result()
-    torch.set_num_threads(known)  # threads that others start later are told the latest number
-    return pool
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork

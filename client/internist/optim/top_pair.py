@@ -20,6 +20,9 @@ CHECK_EVERY = 16
 MOST_STEPS = 256
 """Lanczos steps of a cold start: looked at after 32 and then after every 16, given up after 256."""
 
+EARLY = 2
+"""Block rounds after which warm vectors are asked whether they are good enough."""
+
 WARM_ROUNDS = 4
 """Rounds of a warm start. Each reads the matrices twice."""
 
@@ -98,8 +101,9 @@ def warm_pair(
     frozen: tuple[Tensor, Tensor] | None = None,
     rounds: int = WARM_ROUNDS,
     seed: int = 0,
+    enough: float = 0.0,
 ) -> TopPair:
-    """Top singular pairs by a fixed number of block Krylov rounds from known vectors. Never waits for the device.
+    """Top singular pairs by a number of block Krylov rounds from known vectors. Never waits for the device.
 
     Each block holds the given vectors and one random one: alone they could stay orthogonal to a new top direction
     for ever, and mixed with it they would lose what they know.
@@ -110,6 +114,7 @@ def warm_pair(
         frozen: as in `top_pair`.
         rounds: block steps, at least 1; each reads the matrices twice.
         seed: of the random vector; another each time looks somewhere else each time.
+        enough: a residual, as a share of sigma, below which a CPU makes do with EARLY rounds: it need not wait to know.
 
     Returns:
         The pairs, as `top_pair` does, without a promise on the residual. A zero or not finite start counts as none.
@@ -125,7 +130,11 @@ def warm_pair(
         known = torch.nan_to_num(start.to(work.dtype).reshape(len(work), -1, work.shape[2]), posinf=0.0, neginf=0.0)
         block = torch.cat([known, _noise(work, seed=seed)], dim=1)[:, : work.shape[2]]
         krylov = _Krylov(work, block, room=rounds * block.shape[1], frozen=frozen)
-        for _ in range(rounds):
+        for index in range(rounds):
+            if index == EARLY and enough > 0.0 and matrices.is_cpu:
+                pair = krylov.top()
+                if bool((pair.residual <= enough).all()):
+                    return pair
             krylov.extend()
         return krylov.top()
 
