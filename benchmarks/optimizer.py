@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.optim import _muon as torchs
 
-from internist.optim import Muon
+from internist.optim import Muon, native
 from internist.optim.muon_plus_plus import MuonPlusPlus
 from internist.optim.orthogonalize import COEFFICIENTS
 
@@ -245,7 +245,8 @@ def main() -> int:
             print_table(size, results[size], options.threads)
             sys.stdout.flush()
     if options.json:
-        print(json.dumps({"threads": options.threads, "torch": torch.__version__, "sizes": results}))
+        made = {"threads": options.threads, "torch": torch.__version__, "compiled": native.library() is not None}
+        print(json.dumps({**made, "sizes": results}))
     return 0
 
 
@@ -278,7 +279,9 @@ def summary(entries: Sequence[Contender], width: int) -> dict[str, Any]:
 
 def print_table(size: str, result: dict[str, Any], threads: int) -> None:
     """One size for people."""
-    print(f"\n{size}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}: CPU ms a step, medians")
+    compiled = "compiled passes" if native.library() else "no compiled passes"
+    how = f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}, {compiled}"
+    print(f"\n{size}, {how}: CPU ms a step, medians")
     header = ("", "arithmetic", "ms", "of torch Muon", "state", "set", "error", "sv rms", "sv max", "|DD'-I| (exact)")
     print("{:28} {:10} {:>8} {:>22} {:>6} {:8} {:>7} {:>7} {:>7} {:>16}".format(*header))
     for row in result["rows"]:

@@ -16,7 +16,7 @@ from internist.optim.newton_schulz import SMALLEST_NORM
 DTYPES = (torch.float32, torch.bfloat16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}
 SHAPES = ((1, 5), (3, 7), (5, 64), (64, 16), (65, 129), (130, 200), (9, 1000))
-RATE, SHARES = 0.05, (0.05, 0.95)
+MU = 0.95
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +72,44 @@ def distance(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_advance(shape, dtype):
     gradient, momentum = some(*shape, seed=1), some(*shape, seed=2)
-    expected = momentum.double().lerp(gradient.double(), RATE)
-    direction = SHARES[0] * gradient.double() + SHARES[1] * expected
+    expected = momentum.double().lerp(gradient.double(), 1 - MU)
+    direction = (1 - MU) * gradient.double() + MU * expected
     out, version = torch.empty(shape, dtype=dtype), momentum._version
 
     assert passes.suits(out, gradient, momentum)
-    passes.advance(gradient, momentum, out, rate=RATE, shares=SHARES)
+    passes.advance(gradient, momentum, out, mu=MU, nesterov=True)
 
     assert distance(momentum, expected) < ROUNDING[torch.float32]
     assert distance(out, direction) < ROUNDING[dtype]
     assert momentum._version > version
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_an_entry_gets_the_same_numbers_wherever_it_stands(nesterov, dtype):
+    """In a vector or at the end of a row, in a weight stored (in, out), in a shard: ranks rely on it."""
+    gradient, momentum, weight = some(61, 47, seed=1), some(61, 47, seed=2), some(61, 47, seed=3)
+
+    def stepped(*matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gradient, momentum, weight = matrices
+        out = torch.empty(gradient.shape, dtype=dtype)
+        passes.advance(gradient, momentum, out, mu=MU, nesterov=nesterov)
+        passes.write(weight, out, keep=0.9, length=0.3)
+        return momentum, out, weight
+
+    whole = stepped(gradient, momentum.clone(), weight.clone())
+    for alone in (momentum.clone(), momentum.T.contiguous().T):
+        passes.accumulate(gradient if alone.is_contiguous() else gradient.T.contiguous().T, alone, mu=MU)
+        assert torch.equal(alone, whole[0])
+    turned = stepped(*(matrix.T.contiguous().T for matrix in (gradient, momentum, weight)))
+    shards = [
+        stepped(*(matrix[top : top + 7].clone() for matrix in (gradient, momentum, weight))) for top in (0, 7, 54)
+    ]
+
+    for index in range(3):
+        assert torch.equal(turned[index], whole[index])
+        for top, shard in zip((0, 7, 54), shards, strict=True):
+            assert torch.equal(shard[index], whole[index][top : top + 7])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,12 +121,12 @@ def test_advance_projected(shape, dtype, chunk, along, monkeypatch):
     u, v = unit(shape[0], 3), unit(shape[1], 4)
     gradient = some(*shape, seed=1) + along * torch.outer(u, v)
     momentum = some(*shape, seed=2) + along * torch.outer(u, v)
-    expected = momentum.double().lerp(gradient.double(), RATE)
-    direction = SHARES[0] * gradient.double() + SHARES[1] * expected
+    expected = momentum.double().lerp(gradient.double(), 1 - MU)
+    direction = (1 - MU) * gradient.double() + MU * expected
     kept = projected(direction, u, v)
     out = torch.empty(shape, dtype=dtype)
 
-    images = passes.advance_projected(gradient, momentum, out, u, v, rate=RATE, shares=SHARES)
+    images = passes.advance_projected(gradient, momentum, out, u, v, mu=MU, nesterov=True)
 
     assert distance(momentum, expected) < ROUNDING[torch.float32]
     left, right = images.factors()
@@ -174,10 +202,10 @@ def test_numbers_are_rounded_as_torch_rounds_them():
     for count in (len(numbers), 1):  # many at once, and one by one
         for some_numbers in numbers.split(count) if count > 1 else numbers[::997].split(1):
             out = torch.empty(len(some_numbers), dtype=torch.bfloat16)
-            passes.advance(some_numbers, some_numbers.clone(), out, rate=0.0, shares=(0.0, 1.0))
+            passes.advance(some_numbers, some_numbers.clone(), out, mu=0.0, nesterov=False)
             expected = some_numbers.to(torch.bfloat16)
             same = (out == expected) | (out.isnan() & expected.isnan())
-            # infinity times the gradient's share of nothing is NaN
+            # infinity less itself is NaN
             assert (same | some_numbers.isinf()).all()
 
 
@@ -186,7 +214,7 @@ def test_many_threads_give_the_same_numbers():
         weight, momentum, gradient = (some(1500, 900, seed=seed) for seed in (1, 2, 3))
         u, v = unit(1500, 4), unit(900, 5)
         out = torch.empty(1500, 900, dtype=torch.bfloat16)
-        passes.advance_projected(gradient, momentum, out, u, v, rate=RATE, shares=SHARES)
+        passes.advance_projected(gradient, momentum, out, u, v, mu=MU, nesterov=True)
         passes.write_projected(weight, out, u, v, keep=0.99, length=0.1, back=0.5)
         return weight, momentum
 

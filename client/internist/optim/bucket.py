@@ -1,6 +1,6 @@
 """A bucket: equal-shaped matrices of one group that are stepped together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from internist.optim.orthogonalize import arithmetic_dtype
+from internist.optim.parts import CACHED_ENTRIES
 
 Group = dict[str, Any]
-
-CACHED_ENTRIES = 2**16
-"""Entries that a CPU works on at once: four float32 tensors of them stay in a cache of 1 MiB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,26 +64,6 @@ def fits(bucket: Bucket, weight: Tensor) -> bool:
     if weight.device.type != "cpu":
         return True
     return sum(held.numel() for held in bucket.weights) + weight.numel() <= CACHED_ENTRIES
-
-
-def cached_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape, cut alike along their leading dimensions into views that a cache holds."""
-    first = tensors[0]
-    if first.numel() <= CACHED_ENTRIES or first.ndim < 2:
-        yield tensors
-        return
-    rows = CACHED_ENTRIES * first.shape[0] // first.numel()
-    if rows > 1:
-        parts = -(-len(first) // rows)
-        yield from zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
-        return
-    for slices in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
-        yield from cached_parts(*slices)
-
-
-def direction_shares(mu: float, *, nesterov: bool) -> tuple[float, float]:
-    """What a direction has of the gradient and of the momentum it just changed."""
-    return (1.0 - mu, mu) if nesterov else (0.0, 1.0)
 
 
 def learning_rate(group: Group) -> float | Tensor:

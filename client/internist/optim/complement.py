@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from internist.optim.bucket import CACHED_ENTRIES
+from internist.optim.parts import CACHED_ENTRIES
 
 CAP_SHARE = 0.95
 """Share of the gap that one capped step may use. Derived for this project, as is all of this file."""

@@ -17,7 +17,6 @@ The momentum is torch.optim.Muon's moving average: the direction is the same as 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -25,21 +24,20 @@ from torch import Tensor
 
 from internist.optim import passes
 from internist.optim.adamw import step_adamw
-from internist.optim.bucket import Bucket, Group, cached_parts, direction_shares, fits, learning_rate
-from internist.optim.matrices import check_matrices, matrix_views
-from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART, newton_schulz
+from internist.optim.bucket import Bucket, Group, fits, learning_rate
+from internist.optim.group_checks import check_group
+from internist.optim.matrices import matrix_views
+from internist.optim.newton_schulz import newton_schulz
 from internist.optim.orthogonalize import coefficients, norm_band, orthogonality_residual
 from internist.optim.parallel import step_each
 from internist.optim.promise import update_promise
-from internist.optim.scaling import known_scale, scale
+from internist.optim.scaling import scale
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Alone", "Bucket", "Exchange", "Group", "MatrixOptimizer", "fits", "is_shared", "learning_rate"]
 
-ALGORITHMS = ("muon", "adamw")
-ADAMW_DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
 LIKE_PARAMETER = {"momentum_buffer", "exp_avg", "exp_avg_sq"}
 """What of a parameter's state has its shape."""
 
@@ -112,46 +110,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: Group) -> None:
         """Refuse bad values. A subclass checks its own keys and calls this one first."""
-        algorithm = group.setdefault("algorithm", "muon")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"expected an algorithm of {ALGORITHMS}, got {algorithm!r}")
-        group.setdefault("row_blocks", None)
-        group.setdefault("layout", "out_in")
-        if algorithm == "adamw":
-            for key, value in ADAMW_DEFAULTS.items():
-                group.setdefault(key, value)
-            if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-                raise ValueError(f"expected betas in [0, 1), got {group['betas']}")
-            _check_at_least_zero(group, "eps")
-        self._check_keys(group)
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"expected a learning rate of one element, got shape {tuple(lr.shape)}")
-        for key in ("lr", "weight_decay"):
-            _check_at_least_zero(group, key)
-        names = group.get("param_names") or [None] * len(group["params"])
-        for name, parameter in zip(names, group["params"], strict=True):
-            _check_floating(parameter, name)
-            if algorithm == "muon":
-                try:
-                    check_matrices(parameter, group)
-                except ValueError as error:
-                    what = f"parameter {name!r}" if name else "a parameter"
-                    raise ValueError(f'{what}: {error}; use a group with algorithm="adamw" for it') from None
-        if algorithm == "muon":
-            if not 0.0 <= group["momentum"] < 1.0:
-                raise ValueError(f"expected a momentum in [0, 1), got {group['momentum']}")
-            if group["dtype"] not in (None, *GROWTH_BEFORE_RESTART):
-                raise ValueError(f"expected a dtype of {list(GROWTH_BEFORE_RESTART)} or None, got {group['dtype']!r}")
-            known_scale(group["scale"])
-            coefficients(group["coefficients"]).of_length(group["steps"])
-
-    def _check_keys(self, group: Group) -> None:
-        known = {*self.defaults, *ADAMW_DEFAULTS, "params", "param_names", "algorithm", "row_blocks", "layout", "name"}
-        for key in group:
-            near = get_close_matches(key, known, n=1, cutoff=0.8)
-            if key not in known and near and near[0] not in ("lr",):
-                raise ValueError(f"no group key {key!r}; did you mean {near[0]!r}?")
+        check_group(group, self.defaults)
 
     # -- the step
 
@@ -241,8 +200,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Update the momenta alone, as `_direction` does: for matrices whose direction another rank makes."""
         sign = -1.0 if bucket.group["maximize"] else 1.0
         for gradient, momentum in zip(bucket.gradients, bucket.momenta, strict=True):
-            signed = gradient if sign > 0 else -gradient
-            momentum.lerp_(signed.to(momentum.dtype), 1.0 - bucket.group["momentum"])
+            signed = (gradient if sign > 0 else -gradient).to(momentum.dtype)
+            if signed.device.type == "cpu":
+                passes.accumulate(signed, momentum, mu=bucket.group["momentum"])
+            else:
+                momentum.lerp_(signed, 1.0 - bucket.group["momentum"])
 
     def _direction(self, bucket: Bucket) -> Tensor:
         """Update the momenta and return the directions, (matrices, fan_out, fan_in) in the arithmetic's dtype.
@@ -261,17 +223,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             return torch.cat([matrices.to(bucket.dtype) for matrices in blended])
         direction = torch.empty(sum(bucket.counts), *momenta[0].shape[1:], dtype=bucket.dtype)
         for piece in zip(gradients, momenta, bucket.pieces(direction), strict=True):
-            if passes.suits(piece[2], *piece[:2]):
-                passes.advance(*piece, rate=1.0 - mu, shares=direction_shares(mu, nesterov=group["nesterov"]))
-                continue
-            for gradient, momentum, part in cached_parts(*piece):
-                momentum.lerp_(gradient, 1.0 - mu)
-                if group["nesterov"] and mu > 0.5:  # N / mu: its length does not matter, and this takes half the time
-                    torch.add(momentum, gradient, alpha=(1.0 - mu) / mu, out=part)
-                elif group["nesterov"]:
-                    torch.lerp(gradient, momentum, mu, out=part)
-                else:
-                    part.copy_(momentum)
+            passes.advance(*piece, mu=mu, nesterov=group["nesterov"])
         return direction
 
     def _orthogonalized(self, bucket: Bucket, direction: Tensor) -> Tensor:
@@ -302,12 +254,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
             torch._foreach_mul_(bucket.weights, 1.0 - lr * weight_decay)
             torch._foreach_add_(bucket.weights, parts, alpha=-lr * alpha)
         else:
-            for piece in zip(bucket.weights, parts, strict=True):
-                if passes.suits(piece[1], piece[0]):
-                    passes.write(*piece, keep=1.0 - lr * weight_decay, length=lr * alpha)
-                    continue
-                for weight, part in cached_parts(*piece):
-                    weight.mul_(1.0 - lr * weight_decay).add_(part, alpha=-lr * alpha)
+            for weight, part in zip(bucket.weights, parts, strict=True):
+                passes.write(weight, part, keep=1.0 - lr * weight_decay, length=lr * alpha)
         if self._wants_diagnostics:
             self._diagnose(bucket, d)
 
@@ -409,14 +357,3 @@ def _run_untraced(optimizer: MatrixOptimizer, groups: Sequence[Group]) -> None:
 def is_shared(parameter: Tensor) -> bool:
     """Whether it is a DTensor, told without importing what makes them."""
     return hasattr(parameter, "placements")
-
-
-def _check_at_least_zero(group: Group, key: str) -> None:
-    if not float(group[key]) >= 0.0:
-        raise ValueError(f"expected {key} of at least 0, got {group[key]}")
-
-
-def _check_floating(parameter: Tensor, name: str | None) -> None:
-    what = f"parameter {name!r}" if name else "a parameter"
-    if not parameter.is_floating_point():
-        raise TypeError(f"{what} of shape {tuple(parameter.shape)} is {parameter.dtype}, expected a real floating type")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from internist.optim import passes
-from internist.optim.bucket import CACHED_ENTRIES, Bucket, direction_shares
+from internist.optim.bucket import Bucket
+from internist.optim.parts import CACHED_ENTRIES
 
 SMALLEST = 2**14
 """Entries of a matrix from which this pays; smaller ones are stepped in batches."""
@@ -67,8 +68,7 @@ def projected_direction(
     """
     if not passes.suits(out, gradient, momentum, pair.u, pair.v):
         return _by_operators(gradient, momentum, pair, out, mu, nesterov)
-    shares = direction_shares(mu, nesterov=nesterov)
-    return passes.advance_projected(gradient, momentum, out, pair.u, pair.v, rate=1.0 - mu, shares=shares).factors
+    return passes.advance_projected(gradient, momentum, out, pair.u, pair.v, mu=mu, nesterov=nesterov).factors
 
 
 def _by_operators(
@@ -79,13 +79,7 @@ def _by_operators(
     b = left[1]
     n = out if out.dtype == gradient.dtype else torch.empty_like(gradient)
     for part, moment, direction, rows, image in _cut(gradient, momentum, n, u, b):
-        moment.lerp_(part, 1.0 - mu)
-        if nesterov and mu > 0.5:  # N / mu: its length does not matter, and this takes half the time
-            torch.add(moment, part, alpha=(1.0 - mu) / mu, out=direction)
-        elif nesterov:
-            torch.lerp(part, moment, mu, out=direction)
-        else:
-            direction.copy_(moment)
+        passes.advance_by_operators(part, moment, direction, mu=mu, nesterov=nesterov)
         torch.mv(direction, v, out=image)
         a.addmv_(direction.t(), rows)
     b.addcmul_(u, u.dot(b), value=-1.0)

@@ -21,11 +21,12 @@ from internist.optim.complement import (
 from internist.optim.constraints import spectral_radius
 from internist.optim.core import MatrixOptimizer, is_shared, learning_rate
 from internist.optim.frozen_step import is_large
+from internist.optim.group_checks import check_pair_keeping
 from internist.optim.matrices import matrix_views
 from internist.optim.orthogonalize import longest, norm_band
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, stacked, step_of
-from internist.optim.spectral_init import is_zero, open_gap_init, spectral_init
+from internist.optim.spectral_init import open_gap_init, spectral_init
 from internist.optim.top_pair import pair_residual, warm_pair
 
 if TYPE_CHECKING:
@@ -162,34 +163,8 @@ class MuonPlusPlus(MatrixOptimizer):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        if group["algorithm"] == "adamw":
-            return
-        lr, policy, decay, share = float(group["lr"]), group["policy"], group["decay"], group["open_gap"]
-        if policy not in get_args(Policy):
-            raise ValueError(f"expected a policy of {get_args(Policy)}, got {policy!r}")
-        if float(group["weight_decay"]) != 0.0:
-            raise ValueError(
-                f"weight decay shrinks the radius S and breaks ‖W‖₂ = S, got {group['weight_decay']}; "
-                'policy="decay" decays the complement, by `decay`'
-            )
-        if group["scale"] != "spectral_mup":
-            raise ValueError(
-                f"the update is lr times the radius, expected scale 'spectral_mup', got {group['scale']!r}"
-            )
-        if policy == "decay" and not (decay >= 1.0 and lr * decay <= 1.0):
-            raise ValueError(f"expected a decay of at least 1 with lr * decay at most 1, got {decay} at lr {lr}")
-        if share is not None and not (group["initialize"] and 0.0 < share < 1.0):
-            raise ValueError(f"expected an open_gap in (0, 1) together with initialize=True, got {share}")
-        if not isinstance(group["audit_every"], int) or group["audit_every"] < 1:
-            raise ValueError(f"expected a positive number of steps between audits, got {group['audit_every']!r}")
-        if not group["adaptive_cap"] >= 1.0:
-            raise ValueError(f"expected an adaptive_cap of at least 1, got {group['adaptive_cap']}")
-        names = group.get("param_names") or [None] * len(group["params"])
-        for name, parameter in zip(names, group["params"], strict=True):
-            spectral_radius(parameter.shape, group["radius"])
-            if not parameter.is_meta and is_zero(parameter):
-                what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
-                raise ValueError(f"{what} is all zeros and has no top singular pair to keep; initialise it first")
+        if group["algorithm"] != "adamw":
+            check_pair_keeping(group, get_args(Policy))
 
     # -- state
 

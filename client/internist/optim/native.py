@@ -23,7 +23,7 @@ SWITCH = "INTERNIST_NATIVE"
 SOURCE = Path(__file__).with_name("passes.c")
 INCLUDED = SOURCE.with_suffix(".h")
 
-FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ())
 """Further flags: the first of these that a compiler knows."""
 
@@ -32,11 +32,14 @@ PATIENCE = 60.0
 
 _KINDS = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _TAKES = {
-    "advance": "pppifff",
-    "advance_with_images": "pppiifffpppp",
-    "advance_projected": "pppiifffppppf",
+    "accumulate": "ppif",
+}
+_TAKES_OF_TYPE = {
+    "advance": "pppiff",
+    "advance_with_images": "pppiiffpppp",
+    "advance_projected": "pppiiffppppf",
     "correct": "piippppf",
-    "combine": "pppiiffppppf",
+    "combine": "pppiifppppf",
     "images": "piipppp",
     "write": "ppiff",
     "write_corrected": "ppiiffppppf",
@@ -44,8 +47,9 @@ _TAKES = {
     "normalize": "piff",
     "scale_sum": "piffp",
 }
+_TAKES |= {f"{name}_{t}": kinds for name, kinds in _TAKES_OF_TYPE.items() for t in ("float", "bfloat16")}
 """What each function of the source takes: pointers, integers and numbers."""
-_GIVE_A_NUMBER = {"advance_with_images", "advance_projected", "normalize"}
+_GIVE_A_NUMBER = ("advance_with_images", "advance_projected", "normalize")
 
 _lock = Lock()
 
@@ -66,10 +70,9 @@ def _library() -> ctypes.CDLL | None:
     try:
         found = _loaded(_compiler())
         for name, kinds in _TAKES.items():
-            for arithmetic in ("float", "bfloat16"):
-                function = getattr(found, f"{name}_{arithmetic}")
-                function.argtypes = [_KINDS[kind] for kind in kinds]
-                function.restype = ctypes.c_float if name in _GIVE_A_NUMBER else None
+            function = getattr(found, name)
+            function.argtypes = [_KINDS[kind] for kind in kinds]
+            function.restype = ctypes.c_float if name.startswith(_GIVE_A_NUMBER) else None
     except Exception as error:  # a strange compiler, cache or home must not end a training run
         logger.debug("the CPU's passes of the optimizers are made of torch's operators: %s", error)
         return None

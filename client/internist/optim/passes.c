@@ -80,6 +80,19 @@ INLINE float dot(const float *x, const float *y, int64_t entries) {
   return rest + sum_of(&sum, 1);
 }
 
+/* m <- m + w (g - m), as the passes below have it. */
+void accumulate(const float *restrict g, float *restrict m, int64_t entries, float w) {
+  const int64_t whole = entries - entries % LANES;
+  for (int64_t j = 0; j < whole; j += LANES) {
+    floats entry, moment;
+    AHEAD(g + j), AHEAD(m + j);
+    load_float(g + j, &entry), load_float(m + j, &moment);
+    moment += w * (entry - moment);
+    store_float(m + j, &moment);
+  }
+  for (int64_t j = whole; j < entries; j++) m[j] += w * (g[j] - m[j]);
+}
+
 #define JOINED(a, b) a##_##b
 #define NAMED(a, b) JOINED(a, b)
 #define OF(name) NAMED(name, T)

@@ -4,27 +4,27 @@
  * it is X - P_u X P_v. Each loop is written twice: for LANES entries at once, and for what is left of a row.
  */
 
-/* m <- m + w (g - m); out <- N = a g + b m. */
-void OF(advance)(const float *restrict g, float *restrict m, T *restrict out, int64_t entries, float w, float a,
-                 float b) {
+/* m <- m + w (g - m); out <- N = m + ahead (g - m). */
+void OF(advance)(const float *restrict g, float *restrict m, T *restrict out, int64_t entries, float w,
+                 float ahead) {
   const int64_t whole = entries - entries % LANES;
   for (int64_t j = 0; j < whole; j += LANES) {
     floats entry, moment;
     AHEAD(g + j), AHEAD(m + j);
     load_float(g + j, &entry), load_float(m + j, &moment);
     moment += w * (entry - moment);
-    const floats n = a * entry + b * moment;
+    const floats n = moment + ahead * (entry - moment);
     store_float(m + j, &moment), OF(store)(out + j, &n);
   }
   for (int64_t j = whole; j < entries; j++) {
     m[j] += w * (g[j] - m[j]);
-    out[j] = OF(as)(a * g[j] + b * m[j]);
+    out[j] = OF(as)(m[j] + ahead * (g[j] - m[j]));
   }
 }
 
 /* The same, with left <- N v and right <- N'u; returns the sum of N's squares. */
 float OF(advance_with_images)(const float *restrict g, float *restrict m, T *restrict out, int64_t rows,
-                              int64_t columns, float w, float a, float b, const float *restrict u,
+                              int64_t columns, float w, float ahead, const float *restrict u,
                               const float *restrict v, float *restrict left, float *restrict right) {
   const int64_t whole = columns - columns % (SUMS * LANES);
   float squares = 0.0f;
@@ -39,7 +39,7 @@ float OF(advance_with_images)(const float *restrict g, float *restrict m, T *res
         load_float(g + at, &entry), load_float(m + at, &moment);
         load_float(right + at, &image), load_float(v + at, &other);
         moment += w * (entry - moment);
-        const floats n = a * entry + b * moment;
+        const floats n = moment + ahead * (entry - moment);
         image += u[i] * n;
         images[k] += n * other;
         sums[k] += n * n;
@@ -49,7 +49,7 @@ float OF(advance_with_images)(const float *restrict g, float *restrict m, T *res
     float image = sum_of(images, SUMS), square = sum_of(sums, SUMS);
     for (int64_t j = whole; j < columns; j++) {
       m[j] += w * (g[j] - m[j]);
-      const float n = a * g[j] + b * m[j];
+      const float n = m[j] + ahead * (g[j] - m[j]);
       out[j] = OF(as)(n);
       right[j] += u[i] * n;
       image += n * v[j];
@@ -78,9 +78,9 @@ void OF(correct)(T *restrict x, int64_t rows, int64_t columns, const float *rest
   }
 }
 
-/* out <- a g + b m - correction, rounded once. */
+/* out <- N - correction, rounded once. */
 void OF(combine)(const float *restrict g, const float *restrict m, T *restrict out, int64_t rows, int64_t columns,
-                 float a, float b, const float *restrict u, const float *restrict v, const float *restrict left,
+                 float ahead, const float *restrict u, const float *restrict v, const float *restrict left,
                  const float *restrict right, float c) {
   const int64_t whole = columns - columns % LANES;
   for (int64_t i = 0; i < rows; i++, g += columns, m += columns, out += columns) {
@@ -90,11 +90,11 @@ void OF(combine)(const float *restrict g, const float *restrict m, T *restrict o
       AHEAD(g + j), AHEAD(m + j);
       load_float(g + j, &entry), load_float(m + j, &moment);
       load_float(right + j, &image), load_float(v + j, &other);
-      entry = a * entry + b * moment - (first * image + second * other);
+      entry = moment + ahead * (entry - moment) - (first * image + second * other);
       OF(store)(out + j, &entry);
     }
     for (int64_t j = whole; j < columns; j++)
-      out[j] = OF(as)(a * g[j] + b * m[j] - (first * right[j] + second * v[j]));
+      out[j] = OF(as)(m[j] + ahead * (g[j] - m[j]) - (first * right[j] + second * v[j]));
   }
 }
 
@@ -186,14 +186,14 @@ INLINE void OF(scale)(T *restrict x, int64_t entries, float factor) {
 /* out <- P_u N P_v of one whole matrix, after m <- m + w (g - m): with its images, left and right. N is rounded before it
  * is corrected, too, unless more than a share of its squares goes. Returns u'left. */
 float OF(advance_projected)(const float *restrict g, float *restrict m, T *restrict out, int64_t rows, int64_t columns,
-                            float w, float a, float b, const float *restrict u, const float *restrict v,
+                            float w, float ahead, const float *restrict u, const float *restrict v,
                             float *restrict left, float *restrict right, float share) {
-  const float squares = OF(advance_with_images)(g, m, out, rows, columns, w, a, b, u, v, left, right);
+  const float squares = OF(advance_with_images)(g, m, out, rows, columns, w, ahead, u, v, left, right);
   const float c = dot(u, left, rows);
   if (dot(left, left, rows) + dot(right, right, columns) - c * c <= share * squares)
     OF(correct)(out, rows, columns, u, v, left, right, c);
   else
-    OF(combine)(g, m, out, rows, columns, a, b, u, v, left, right, c);
+    OF(combine)(g, m, out, rows, columns, ahead, u, v, left, right, c);
   return c;
 }
 

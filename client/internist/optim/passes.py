@@ -1,8 +1,8 @@
 """A step's passes over matrices in a CPU's memory that multiply none: compiled, where the machine can (`native`).
 
 Such a pass is bound by memory. Every operator of torch reads and writes the whole of a matrix, and one that mixes
-dtypes takes twice as long; `passes.c` does in one pass what takes three to six of them. Where `suits` says no, callers
-use operators. Derived for this project.
+dtypes takes twice as long; `passes.c` does in one pass what takes three to six of them. `advance` and `write` take any
+tensors of a CPU, and use operators where `suits` says no; for the others, callers do. Derived for this project.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from internist.optim import native
+from internist.optim.parts import cached_parts
 from internist.optim.threads import side_by_side
 
 CHUNK = 2**20
@@ -25,9 +26,6 @@ ROUNDED_TWICE = 0.25
 what is left would be noise beside what was rounded."""
 
 SUFFIXES = {torch.float32: "_float", torch.bfloat16: "_bfloat16"}
-
-Shares = tuple[float, float]
-"""a and b of a direction N = a G + b M of gradient and momentum."""
 
 
 @dataclass(slots=True)
@@ -57,40 +55,91 @@ def suits(arithmetic: Tensor, *others: Tensor) -> bool:
     return all(map(_is_plain, (arithmetic, *others)))
 
 
-def advance(gradient: Tensor, momentum: Tensor, out: Tensor, *, rate: float, shares: Shares) -> None:
-    """M <- M + rate (G − M), and N = a G + b M into `out`.
+def accumulate(gradient: Tensor, momentum: Tensor, *, mu: float) -> None:
+    """M <- μ M + (1 − μ) G alone, with the numbers that `advance` gives."""
+    if suits(gradient, momentum):
+        _accumulate(gradient, momentum, mu)
+    elif gradient.ndim > 1 and suits(gradient.mT, momentum.mT):
+        _accumulate(gradient.mT, momentum.mT, mu)
+    else:
+        momentum.lerp_(gradient, 1.0 - mu)
+
+
+def _accumulate(gradient: Tensor, momentum: Tensor, mu: float) -> None:
+    library = native.library()
+    assert library is not None
+
+    def chunk(first: int, count: int) -> None:
+        library.accumulate(_at(gradient, first), _at(momentum, first), count, 1.0 - mu)
+
+    _each_chunk(momentum.numel(), 1, chunk)
+    increment_version(momentum)
+
+
+def advance(gradient: Tensor, momentum: Tensor, out: Tensor, *, mu: float, nesterov: bool) -> None:
+    """M <- μ M + (1 − μ) G, and the direction N into `out`: M, or with Nesterov's look ahead μ M + (1 − μ) G.
+
+    Entry by entry: the compiled pass gives the same numbers wherever an entry stands.
 
     Args:
         gradient, momentum: G and M, of one shape. M is overwritten.
-        out: of that shape, in the arithmetic's dtype.
-        rate: 1 − μ.
-        shares: a and b.
+        out: of that shape, in the arithmetic's dtype. N's length does not matter, and may be another.
+        mu: μ.
+        nesterov: whether N looks ahead.
     """
-    run = _function("advance", out)
+    if suits(out, gradient, momentum):
+        _advance(gradient, momentum, out, mu, nesterov)
+    elif gradient.ndim > 1 and suits(out, gradient.mT, momentum.mT):  # of a weight stored (in, out)
+        turned = torch.empty(gradient.mT.shape, dtype=out.dtype)
+        _advance(gradient.mT, momentum.mT, turned, mu, nesterov)
+        out.copy_(turned.mT)
+    else:
+        for entry, moment, direction in cached_parts(gradient, momentum, out):
+            advance_by_operators(entry, moment, direction, mu=mu, nesterov=nesterov)
+
+
+def _advance(gradient: Tensor, momentum: Tensor, out: Tensor, mu: float, nesterov: bool) -> None:
+    run, ahead = _function("advance", out), _ahead(mu, nesterov)
 
     def chunk(first: int, count: int) -> None:
-        run(_at(gradient, first), _at(momentum, first), _at(out, first), count, rate, *shares)
+        run(_at(gradient, first), _at(momentum, first), _at(out, first), count, 1.0 - mu, ahead)
 
     _each_chunk(out.numel(), 1, chunk)
     increment_version(momentum)
 
 
+def advance_by_operators(gradient: Tensor, momentum: Tensor, out: Tensor, *, mu: float, nesterov: bool) -> None:
+    """What `advance` does, of a part that a cache holds."""
+    momentum.lerp_(gradient, 1.0 - mu)
+    if nesterov and mu > 0.5:  # N / mu: its length does not matter, and this takes half the time
+        torch.add(momentum, gradient, alpha=(1.0 - mu) / mu, out=out)
+    elif nesterov:
+        torch.lerp(gradient, momentum, mu, out=out)
+    else:
+        out.copy_(momentum)
+
+
 def advance_projected(
-    gradient: Tensor, momentum: Tensor, out: Tensor, u: Tensor, v: Tensor, *, rate: float, shares: Shares
+    gradient: Tensor, momentum: Tensor, out: Tensor, u: Tensor, v: Tensor, *, mu: float, nesterov: bool
 ) -> Images:
-    """As `advance`, of one matrix (fan_out, fan_in), with P_u N P_v into `out`; N's images of u and v."""
+    """As `advance`, of one matrix (fan_out, fan_in), with P_u N P_v into `out`.
+
+    Returns:
+        N's images of u (fan_out,) and v (fan_in,).
+    """
+    rate, ahead = 1.0 - mu, _ahead(mu, nesterov)
     (rows, columns), both = out.shape, u.new_empty(out.shape[0] + out.shape[1])
     if rows <= _rows_of_chunk(columns):
         run = _function("advance_projected", out)
         pointers = _at(u), _at(v), _at(both), _at(both, rows)
-        along = run(_at(gradient), _at(momentum), _at(out), rows, columns, rate, *shares, *pointers, ROUNDED_TWICE)
+        along = run(_at(gradient), _at(momentum), _at(out), rows, columns, rate, ahead, *pointers, ROUNDED_TWICE)
         increment_version(momentum)
         return Images(u, v, both, along)
     run, correct, combine = (_function(name, out) for name in ("advance_with_images", "correct", "combine"))
 
     def advance_chunk(first: int, count: int, left: int, right: int) -> float:
         matrices = (_at(matrix, first * columns) for matrix in (gradient, momentum, out))
-        squares: float = run(*matrices, count, columns, rate, *shares, _at(u, first), _at(v), left, right)
+        squares: float = run(*matrices, count, columns, rate, ahead, _at(u, first), _at(v), left, right)
         return squares
 
     squares = sum(_into_images(both, rows, advance_chunk))
@@ -102,7 +151,7 @@ def advance_projected(
 
     def combine_chunk(first: int, count: int) -> None:
         matrices = (_at(matrix, first * columns) for matrix in (gradient, momentum, out))
-        combine(*matrices, count, columns, *shares, *_correction(seen, first))
+        combine(*matrices, count, columns, ahead, *_correction(seen, first))
 
     removed = float(both.dot(both)) - seen.along**2
     _each_chunk(rows, columns, correct_chunk if removed <= ROUNDED_TWICE * squares else combine_chunk)
@@ -110,7 +159,17 @@ def advance_projected(
 
 
 def write(weight: Tensor, d: Tensor, *, keep: float, length: float) -> None:
-    """W <- keep W − length D, D in the arithmetic's dtype."""
+    """W <- keep W − length D, entry by entry, D in the arithmetic's dtype."""
+    if suits(d, weight):
+        _write(weight, d, keep, length)
+    elif d.ndim > 1 and suits(d, weight.mT):  # stored (in, out)
+        _write(weight.mT, d.mT.contiguous(), keep, length)
+    else:
+        for own, step in cached_parts(weight, d):
+            own.mul_(keep).add_(step, alpha=-length)
+
+
+def _write(weight: Tensor, d: Tensor, keep: float, length: float) -> None:
     run = _function("write", d)
 
     def chunk(first: int, count: int) -> None:
@@ -155,6 +214,11 @@ def normalize(gram: Tensor, *, shrink: float, least: float) -> float:
 def scale_sum(matrix: Tensor, factor: float, shift: float, spread: Tensor) -> None:
     """factor X + shift I in place of X (k, k), its diagonal times the (k,) float32 numbers of `spread`."""
     _function("scale_sum", matrix)(_at(matrix), matrix.shape[-1], factor, shift, _at(spread))
+
+
+def _ahead(mu: float, nesterov: bool) -> float:
+    """By how much of the way from the momentum to the gradient a direction looks ahead."""
+    return 1.0 - mu if nesterov else 0.0
 
 
 def _is_plain(tensor: Tensor) -> bool:
