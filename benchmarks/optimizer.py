@@ -4,7 +4,8 @@
 
 Sizes are the 24 hidden matrices of a 6-layer GPT of width 384 and the 48 of GPT-2-small. Every contender steps its own
 copy of the same weights with the same gradients, one step each in turn, in a new order every round. A step costs the
-process's CPU time; figures are medians over rounds, ratios come with a 95 % bootstrap interval over rounds. Accuracy
+process's CPU time; figures are medians over rounds, ratios come with a 95 % bootstrap interval over rounds: those of
+the medians, and for the bars also the median of the ratios within each round. Accuracy
 is of one step from zero weights, against the contender's own polynomials evaluated in float64 on the exact singular
 values: relative error of the direction, rms and greatest deviation of the singular values, and ||DD' - I||_F/sqrt(k).
 
@@ -215,15 +216,22 @@ def accuracy(entry: Contender, width: int) -> Accuracy | None:
 
 def ratio(over: Sequence[float], under: Sequence[float], draws: int = 2_000) -> tuple[float, float, float]:
     """Ratio of medians, and its 95 % bootstrap interval over rounds."""
-    rng = random.Random(1)
-    rounds = range(len(over))
-    drawn = []
-    for _ in range(draws):
-        chosen = [rng.choice(rounds) for _ in rounds]
-        drawn.append(statistics.median(over[i] for i in chosen) / statistics.median(under[i] for i in chosen))
-    drawn.sort()
-    whole = statistics.median(over) / statistics.median(under)
-    return whole, drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+    return _over_rounds(
+        lambda rounds: statistics.median(over[i] for i in rounds) / statistics.median(under[i] for i in rounds),
+        len(over),
+        draws,
+    )
+
+
+def paired_ratio(over: Sequence[float], under: Sequence[float], draws: int = 2_000) -> tuple[float, float, float]:
+    """Median of the ratios within each round, likewise: what a machine's slow and fast spells change least."""
+    return _over_rounds(lambda rounds: statistics.median(over[i] / under[i] for i in rounds), len(over), draws)
+
+
+def _over_rounds(value: Callable[[Sequence[int]], float], count: int, draws: int) -> tuple[float, float, float]:
+    rng, rounds = random.Random(1), range(count)
+    drawn = sorted(value([rng.choice(rounds) for _ in rounds]) for _ in range(draws))
+    return value(rounds), drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
 
 
 def main() -> int:
@@ -270,9 +278,10 @@ def summary(entries: Sequence[Contender], width: int) -> dict[str, Any]:
     for arithmetic in ("bfloat16", "float32"):
         ours = _times(entries, "internist Muon", arithmetic)
         plus = _times(entries, "internist MuonPlusPlus", arithmetic)
+        theirs = _times(entries, "torch.optim.Muon", arithmetic)
         bars[arithmetic] = {
-            "muon_to_torch": ratio(ours, _times(entries, "torch.optim.Muon", arithmetic)),
-            "plus_plus_to_muon": ratio(plus, ours) if plus else None,
+            "muon_to_torch": {"medians": ratio(ours, theirs), "pairs": paired_ratio(ours, theirs)},
+            "plus_plus_to_muon": {"medians": ratio(plus, ours), "pairs": paired_ratio(plus, ours)},
         }
     return {"rows": rows, "bars": bars}
 
@@ -298,12 +307,12 @@ def print_table(size: str, result: dict[str, Any], threads: int) -> None:
             f"{row['state_per_entry']:6.3f} {row['coefficients'] or '':8} " + "{:>7} {:>7} {:>7} {:>16}".format(*cells)
         )
     for arithmetic, bars in result["bars"].items():
-        print(f"{arithmetic}: Muon is {_interval(bars['muon_to_torch'])} of torch.optim.Muon (bar {BAR_MUON})", end="")
-        if bars["plus_plus_to_muon"]:
-            print(
-                f"; MuonPlusPlus is {_interval(bars['plus_plus_to_muon'])} of Muon (bar {BAR_MUON_PLUS_PLUS})", end=""
-            )
-        print()
+        for what, bar, of in (
+            ("muon_to_torch", BAR_MUON, "Muon of torch.optim.Muon"),
+            ("plus_plus_to_muon", BAR_MUON_PLUS_PLUS, "MuonPlusPlus of Muon"),
+        ):
+            medians, pairs = (_interval(bars[what][how]) for how in ("medians", "pairs"))
+            print(f"{arithmetic:9} {of:24}: ratio of medians {medians}, median of rounds' ratios {pairs}, bar {bar}")
     print(f"resident memory: {result['resident_mb_warm']:.0f} MB warm, {result['resident_mb_end']:.0f} MB at the end")
 
 
