@@ -127,7 +127,8 @@ def warm_pair(
         work = matrices if matrices.dtype == torch.float64 else matrices.float()
         known = torch.nan_to_num(start.to(work.dtype).reshape(len(work), -1, work.shape[2]), posinf=0.0, neginf=0.0)
         block = torch.cat([known, _noise(work, seed=seed)], dim=1)[:, : work.shape[2]]
-        if enough > 0.0 and frozen is None and work.is_cpu and len(work) == 1:
+        roomy = 2 * block.shape[1] <= min(work.shape[1:])
+        if enough > 0.0 and frozen is None and roomy and work.is_cpu and len(work) == 1:
             pair = _two_rounds(work[0], block[0])
             if pair is not None and float(pair.residual) <= enough:
                 return pair
