@@ -73,7 +73,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def test_advance(shape, dtype):
     gradient, momentum = some(*shape, seed=1), some(*shape, seed=2)
     expected = momentum.double().lerp(gradient.double(), 1 - MU)
-    direction = (1 - MU) * gradient.double() + MU * expected
+    direction = (1 - MU) / MU * gradient.double() + expected
     out, version = torch.empty(shape, dtype=dtype), momentum._version
 
     assert passes.suits(out, gradient, momentum)
@@ -122,7 +122,7 @@ def test_advance_projected(shape, dtype, chunk, along, monkeypatch):
     gradient = some(*shape, seed=1) + along * torch.outer(u, v)
     momentum = some(*shape, seed=2) + along * torch.outer(u, v)
     expected = momentum.double().lerp(gradient.double(), 1 - MU)
-    direction = (1 - MU) * gradient.double() + MU * expected
+    direction = (1 - MU) / MU * gradient.double() + expected
     kept = projected(direction, u, v)
     out = torch.empty(shape, dtype=dtype)
 

@@ -72,8 +72,12 @@ def complement_factors(matrices: Tensor, pair: Frozen, *, extra: float = 0.0) ->
         are multiplied, so M − LR is orthogonal to u and v and not to their roundings. NaN in, NaN out.
     """
     u, v = pair.u, pair.v
-    b = torch.bmm(matrices, pair.v_parts.mT).sum(2, dtype=u.dtype)
-    a = torch.bmm(pair.u_parts, matrices).sum(1, dtype=u.dtype)
+    if matrices.is_cpu:  # where they are small, and skinny products of bfloat16 slow, and rounded
+        wide = matrices.to(u.dtype)
+        b, a = torch.bmm(wide, v.unsqueeze(2)).squeeze(2), torch.bmm(u.unsqueeze(1), wide).squeeze(1)
+    else:
+        b = torch.bmm(matrices, pair.v_parts.mT).sum(2, dtype=u.dtype)
+        a = torch.bmm(pair.u_parts, matrices).sum(1, dtype=u.dtype)
     c = torch.bmm(u.unsqueeze(1), b.unsqueeze(2)).view(-1, 1) - extra
     return torch.stack([u, b], dim=2), torch.stack([torch.addcmul(a, c, v, value=-1.0), v], dim=1)
 

@@ -4,7 +4,7 @@
  * it is X - P_u X P_v. Each loop is written twice: for LANES entries at once, and for what is left of a row.
  */
 
-/* m <- m + w (g - m); out <- N = m + ahead (g - m). */
+/* m <- m + w (g - m); out <- N = m + ahead g. */
 void OF(advance)(const float *restrict g, float *restrict m, T *restrict out, int64_t entries, float w,
                  float ahead) {
   const int64_t whole = entries - entries % LANES;
@@ -13,12 +13,12 @@ void OF(advance)(const float *restrict g, float *restrict m, T *restrict out, in
     AHEAD(g + j), AHEAD(m + j);
     load_float(g + j, &entry), load_float(m + j, &moment);
     moment += w * (entry - moment);
-    const floats n = moment + ahead * (entry - moment);
+    const floats n = moment + ahead * entry;
     store_float(m + j, &moment), OF(store)(out + j, &n);
   }
   for (int64_t j = whole; j < entries; j++) {
     m[j] += w * (g[j] - m[j]);
-    out[j] = OF(as)(m[j] + ahead * (g[j] - m[j]));
+    out[j] = OF(as)(m[j] + ahead * g[j]);
   }
 }
 
@@ -39,7 +39,7 @@ float OF(advance_with_images)(const float *restrict g, float *restrict m, T *res
         load_float(g + at, &entry), load_float(m + at, &moment);
         load_float(right + at, &image), load_float(v + at, &other);
         moment += w * (entry - moment);
-        const floats n = moment + ahead * (entry - moment);
+        const floats n = moment + ahead * entry;
         image += u[i] * n;
         images[k] += n * other;
         sums[k] += n * n;
@@ -49,7 +49,7 @@ float OF(advance_with_images)(const float *restrict g, float *restrict m, T *res
     float image = sum_of(images, SUMS), square = sum_of(sums, SUMS);
     for (int64_t j = whole; j < columns; j++) {
       m[j] += w * (g[j] - m[j]);
-      const float n = m[j] + ahead * (g[j] - m[j]);
+      const float n = m[j] + ahead * g[j];
       out[j] = OF(as)(n);
       right[j] += u[i] * n;
       image += n * v[j];
@@ -90,11 +90,11 @@ void OF(combine)(const float *restrict g, const float *restrict m, T *restrict o
       AHEAD(g + j), AHEAD(m + j);
       load_float(g + j, &entry), load_float(m + j, &moment);
       load_float(right + j, &image), load_float(v + j, &other);
-      entry = moment + ahead * (entry - moment) - (first * image + second * other);
+      entry = moment + ahead * entry - (first * image + second * other);
       OF(store)(out + j, &entry);
     }
     for (int64_t j = whole; j < columns; j++)
-      out[j] = OF(as)(m[j] + ahead * (g[j] - m[j]) - (first * right[j] + second * v[j]));
+      out[j] = OF(as)(m[j] + ahead * g[j] - (first * right[j] + second * v[j]));
   }
 }
 

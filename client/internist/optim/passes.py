@@ -217,8 +217,8 @@ def scale_sum(matrix: Tensor, factor: float, shift: float, spread: Tensor) -> No
 
 
 def _ahead(mu: float, nesterov: bool) -> float:
-    """By how much of the way from the momentum to the gradient a direction looks ahead."""
-    return 1.0 - mu if nesterov else 0.0
+    """What of the gradient is added to the momentum for a direction. Nesterov's is divided by μ, as operators do it."""
+    return (1.0 - mu) / mu if nesterov and mu > 0.0 else 0.0
 
 
 def _is_plain(tensor: Tensor) -> bool:
