@@ -26,8 +26,8 @@ import torch
 from torch.nn import functional
 
 import internist
-from internist.capture.cadence import Due, due
 from internist.demo.model import ByteGPT, batch, text
+from internist.observe.sampling import Due, due
 
 EVERY = 10
 BATCH, CONTEXT = 8, 128
@@ -259,7 +259,7 @@ def report(rounds: Sequence[Pairs], points: int, *, as_json: bool) -> None:
 def server(folder: Path) -> Any:
     """A real `internist serve` on a free port; gives its address."""
     port_file = folder / "port"
-    command = [sys.executable, "-m", "internist.cli", "serve", "--port", "0", "--port-file", str(port_file)]
+    command = [sys.executable, "-m", "internist", "serve", "--port", "0", "--port-file", str(port_file)]
     process = subprocess.Popen([*command, "--database", str(folder / "benchmark.db")], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

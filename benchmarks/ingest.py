@@ -125,7 +125,7 @@ def spool_record(record: Record) -> bytes:
 def start_server(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A server process on a free port, and its address."""
     port_file = directory / "port"
-    command = [sys.executable, "-m", "internist.cli", "serve", "--port", "0", "--no-board"]
+    command = [sys.executable, "-m", "internist", "serve", "--port", "0", "--no-board"]
     command += ["--database", str(directory / "internist.db"), "--port-file", str(port_file)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INTERNIST_")}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.errors import InternistError
-    from internist.monitor import Monitor
+    from internist.monitor.monitor import Monitor
+    from internist.monitor.watching import alert, finish, log, unwatch, watch
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
     from internist.optim.muon_clip import MuonClip
     from internist.optim.muon_plus_plus import MuonPlusPlus
     from internist.optim.qk_clip import QKClip
-    from internist.watching import alert, finish, log, unwatch, watch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,17 +37,17 @@ __all__ = [
 
 _HOMES = {
     "InternistError": "internist.errors",
-    "Monitor": "internist.monitor",
+    "Monitor": "internist.monitor.monitor",
     "Muon": "internist.optim.muon",
     "MuonClip": "internist.optim.muon_clip",
     "MuonPlusPlus": "internist.optim.muon_plus_plus",
     "QKClip": "internist.optim.qk_clip",
-    "alert": "internist.watching",
-    "finish": "internist.watching",
-    "log": "internist.watching",
+    "alert": "internist.monitor.watching",
+    "finish": "internist.monitor.watching",
+    "log": "internist.monitor.watching",
     "split_parameters": "internist.optim.groups",
-    "unwatch": "internist.watching",
-    "watch": "internist.watching",
+    "unwatch": "internist.monitor.watching",
+    "watch": "internist.monitor.watching",
 }
 _ROOMS = ("mup", "optim")
 """Packages with public names of their own."""

@@ -68,7 +68,16 @@ def server_process(database: str, directory: Path, *arguments: str, **environmen
 def start(database: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a server without waiting for it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("INTERNIST_")}
-    command = [sys.executable, "-m", "internist.cli", "serve", "--database", database, "--no-board", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "internist",
+        "serve",
+        "--database",
+        database,
+        "--no-board",
+        *arguments,
+    ]
     if "--port" not in arguments:
         command += ["--port", "0"]
     return subprocess.Popen(

@@ -44,7 +44,16 @@ class Server:
 def served(folder: Path, *, port: int = 0, **environment: str) -> Iterator[Server]:
     """Start a server with its database in `folder`; stop it at the end if it still runs."""
     port_file = folder / f"port-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "internist.cli", "serve", "--port", str(port), "--port-file", str(port_file)]
+    command = [
+        sys.executable,
+        "-m",
+        "internist",
+        "serve",
+        "--port",
+        str(port),
+        "--port-file",
+        str(port_file),
+    ]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("INTERNIST_")}
     process = subprocess.Popen(
         [*command, "--database", str(folder / "internist.db")], env={**clean, **environment}, stdout=subprocess.DEVNULL

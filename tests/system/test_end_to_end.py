@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from internist.demo.receiver import Receiver
-from internist.sync import sync
+from internist.ship.sync import sync
 from tests.client.points import read
 from tests.system.serving import served, wait_for
 from tests.system.training import FACTOR, MISTAKE, SICK_BLOCK, train

@@ -170,7 +170,16 @@ def _follow(runs: "dict[str, subprocess.Popen[str]]", api: Api) -> None:
 def serving(folder: Path, port: int, webhook: str) -> "Iterator[tuple[str, subprocess.Popen[bytes]]]":
     """A real `internist serve` with its database in `folder`; gives its address."""
     port_file = folder / "port"
-    script = [sys.executable, "-m", "internist.cli", "serve", "--port", str(port), "--port-file", str(port_file)]
+    script = [
+        sys.executable,
+        "-m",
+        "internist.commands.cli",
+        "serve",
+        "--port",
+        str(port),
+        "--port-file",
+        str(port_file),
+    ]
     script += ["--database", str(folder / "internist.db")]
     environment = {k: v for k, v in os.environ.items() if k not in ("INTERNIST_TOKEN", "INTERNIST_DATABASE_URL")}
     environment["INTERNIST_WEBHOOK_URL"] = webhook

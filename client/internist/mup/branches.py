@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from internist.roles import block_of, is_linear, is_norm, plain_name
+from internist.model.roles import block_of, is_linear, is_norm, plain_name
 
 _OUT_WORDS = re.compile(
     r"(^|[._])(\w*out|\w*out_?proj|o_?proj|c_proj|proj|wo|o|to_out|dense|down\w*|fc2|fc_?out|w2|linear2|dense_4h_to_h)"

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
+from internist.model.roles import plain_name, unwrap
 from internist.mup.rules import Ratios
 from internist.mup.structure import Part, Structure, block_list, fits
-from internist.roles import plain_name, unwrap
 
 Size = tuple[int, int | None]
 """Width and number of residual blocks; None: as many as the model has."""

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from internist.roles import plain_name
+from internist.model.roles import plain_name
 
 PARAMETER_ROLES = ("input", "hidden", "output", "gain", "bias", "router")
 MODULE_ROLES = ("block", "branch")

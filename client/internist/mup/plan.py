@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from internist.model.roles import plain_name, unwrap
 from internist.mup.initialise import draw_normal, draw_spectral, reset_vector
 from internist.mup.multipliers import multiply
 from internist.mup.rules import OPTIMIZERS
 from internist.mup.words import table_of
-from internist.roles import plain_name, unwrap
 
 log = logging.getLogger("internist")
 

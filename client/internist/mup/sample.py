@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from internist.roles import is_linear
+from internist.model.roles import is_linear
 
 SEQUENCES, LENGTH = 2, 8
 """Of tokens: few, since exponents are those of one example, blurred by a batch of more tokens than the width."""

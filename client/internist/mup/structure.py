@@ -1,6 +1,6 @@
 """The structure of a model as the rules see it: the role of every parameter, and how each is a matrix.
 
-Read from the module tree alone, by the monitor's own rules (`internist.roles`). What the tree does not tell is an
+Read from the module tree alone, by the monitor's own rules (`internist.model.roles`). What the tree does not tell is an
 error that names the module and what may be said of it.
 """
 
@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from internist.mup.branches import Branch, Matrix, branches_of
-from internist.mup.overrides import PARAMETER_ROLES, said_roles
-from internist.roles import (
+from internist.model.roles import (
     block_names,
     block_of,
     head_name,
@@ -27,6 +25,8 @@ from internist.roles import (
     plain_name,
     unwrap,
 )
+from internist.mup.branches import Branch, Matrix, branches_of
+from internist.mup.overrides import PARAMETER_ROLES, said_roles
 
 _EMBEDDING_WORDS = re.compile(r"(^|[._])(wpe|wte|\w*emb|\w*embed(ding)?s?|\w*position\w*|\w*_tokens?)$", re.IGNORECASE)
 _EXPERT_WORDS = re.compile(r"experts?|moe", re.IGNORECASE)

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from internist.capture.outline import outline
-from internist.capture.routing import routing
-from internist.observer import Observer
-from internist.recorder import Recorder
-from internist.roles import unwrap
+from internist.model.outline import outline
+from internist.model.roles import unwrap
+from internist.observe.observer import Observer
+from internist.observe.routing import routing
+from internist.record.recorder import Recorder
 from internist.scaling.description import describe
 from internist.scaling.members import METRICS_USED, Member
 from internist.scaling.summary import needed_steps, summarise
 from internist.schema.metrics import combine_of
 from internist.schema.wire import Frame, Plan, Series
-from internist.spool import Spool
+from internist.ship.spool import Spool
 
 Batch = tuple[Any, Any]
 """What the model is called with (a tensor, or a tuple of arguments), and the targets its loss takes."""

@@ -9,7 +9,7 @@ gain        norm gains, other vectors, scalars                                  
 bias        biases                                                                  adamw       0
 other       what `overrides` sends there                                            adamw       the optimizer's
 
-What a module is, is read by the monitor's own rules (`internist.roles`).
+What a module is, is read by the monitor's own rules (`internist.model.roles`).
 """
 
 import re
@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from internist.roles import (
+from internist.model.roles import (
     block_names,
     block_of,
     head_name,

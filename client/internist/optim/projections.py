@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from internist.roles import is_attention, is_linear, is_transposed_linear, plain_name
+from internist.model.roles import is_attention, is_linear, is_transposed_linear, plain_name
 
 Arrangement = Literal["blocks", "interleaved", "grouped"]
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from internist.model.roles import unwrap
 from internist.optim.clipped_layer import ClippedLayer
 from internist.optim.logits import Call, LogitCapture, exact_logits, logit_bounds
 from internist.optim.projections import AttentionLayer, Projections, attention_layers
-from internist.roles import unwrap
 
 ARMED_ABOVE = 0.5
 """On accelerators a layer's exact logits are computed while its bound of two steps ago was above this times tau."""

@@ -1,0 +1,232 @@
+"""A step's module calls become series: a few batched reductions over all modules."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from internist.measures import activations as measure
+from internist.measures.activations import Value
+from internist.model.outline import Outline, WatchedModule
+from internist.observe.tokens import PROBE_TOKENS
+from internist.record.recorder import LAYOUTS_KEPT, Layout, Recorder, Spec
+from internist.schema.metrics import Bound
+from internist.schema.wire import Facts
+
+
+@dataclass(slots=True)
+class Call:
+    """One measured call of one module."""
+
+    norms: Tensor
+    """(tokens,) token RMS of the output."""
+    entries: int
+    abs_max: Value
+    nonfinite: Value
+    input_norms: Tensor | None = None
+    contribution: Value | None = None
+    log_z: Tensor | None = None
+    distances: Tensor | None = None
+    """(pairs,) between the probe tokens of the output."""
+    input_distances: Tensor | None = None
+
+
+Calls = Mapping[int, Sequence[Call]]
+"""The step's calls by module order."""
+Entries = Mapping[int, int]
+"""Entries of the outputs of all those calls, by module order."""
+
+
+class CallSeries:
+    """What is known of every module, and the series its calls are recorded as."""
+
+    def __init__(
+        self, outline: Outline, *, wanted: Callable[[str], bool], every: int, heavy_every: int, world_size: int
+    ) -> None:
+        self._outline, self._wanted = outline, wanted
+        self._every, self._heavy_every, self._world = every, heavy_every, world_size
+        self._specs: dict[tuple[int, str, str], Spec] = {}
+        self._layouts: dict[tuple[tuple[int, ...], tuple[tuple[str, Bound], ...]], Layout] = {}
+        self.widths: dict[int, tuple[int | None, int | None]] = {}
+        """By module order: features of input and output, once seen."""
+        self.normalized: dict[int, bool] = {}
+        """By module order: whether its input is a normalisation layer's output."""
+        self.light_inputs: dict[int, bool] = {}
+        """By module order: whether its input is another watched module's output, whose token RMS is known."""
+
+    def record(self, calls: Calls, recorder: Recorder, *, sampled: bool) -> None:
+        """Hand a step's values to the recorder.
+
+        Args:
+            sampled: the values come from a replay of the probe, not from the training forward.
+        """
+        bound: Bound = "sampled" if sampled else "exact"
+        entries = {order: sum(call.entries for call in own) for order, own in calls.items()}
+        self._record_outputs(calls, entries, recorder, bound)
+        self._record_inputs(calls, entries, recorder, bound)
+        self._record_values(calls, entries, recorder, bound)
+        self._record_log_z(calls, recorder, bound)
+        self._record_spreads(calls, recorder)
+
+    def facts(
+        self, watched: WatchedModule, *, heavy: bool = False, probe: int | None = None, method: str = ""
+    ) -> Facts:
+        """Facts of a series of this module."""
+        width_in, width_out = self.widths.get(watched.order, (None, None))
+        return Facts(
+            method=method,
+            role=watched.role,
+            block=watched.block,
+            module=watched.name,
+            order=watched.order,
+            input_normalized=self.normalized.get(watched.order, False),
+            fan_in=width_in,
+            fan_out=width_out,
+            probe=probe,
+            cadence=self._heavy_every if heavy else self._every,
+            placement="data_parallel",
+        )
+
+    def _record_outputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
+        for shape, members in _grouped(calls, lambda call: call.norms.numel()).items():
+            parts = [
+                measure.rms_summary(torch.stack([calls[order][j].norms for order in members]))
+                for j in range(len(shape))
+            ]
+            if len(parts) == 1:
+                summary = parts[0]
+            else:
+                weights = [tokens / sum(shape) for tokens in shape]
+                squares = sum(part[:, 0] * weight for part, weight in zip(parts, weights, strict=True))
+                assert isinstance(squares, Tensor)
+                summary = torch.stack(
+                    (
+                        squares,
+                        torch.stack([p[:, 1] for p in parts]).amax(0),
+                        torch.stack([p[:, 2] for p in parts]).amax(0),
+                    ),
+                    dim=1,
+                )
+            quantile_bound: Bound = "lower" if bound == "exact" and (len(shape) > 1 or self._world > 1) else bound
+            bounds: dict[str, Bound] = {
+                "activation.rms": bound,
+                "activation.rms_max": bound,
+                "activation.rms_q99": quantile_bound,
+            }
+            counts = [count for order in members for count in (entries[order], 1, 1)]
+            recorder.add(self._layout(members, bounds), summary, counts)
+
+    def _record_inputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
+        rows: dict[int, list[tuple[int, Tensor]]] = {}
+        for order, own in calls.items():
+            for call in own:
+                if call.input_norms is not None:
+                    rows.setdefault(call.input_norms.numel(), []).append((order, call.input_norms))
+        largest: dict[int, list[Value]] = {}
+        for members in rows.values():
+            top = torch.stack([norms for _, norms in members]).amax(dim=1).unbind()
+            for (order, _), value in zip(members, top, strict=True):
+                largest.setdefault(order, []).append(value)
+        self._record_reduced(entries, recorder, "activation.input_rms_max", bound, largest, torch.amax)
+
+    def _record_values(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
+        abs_max = {order: [call.abs_max for call in own] for order, own in calls.items()}
+        nonfinite = {order: [call.nonfinite for call in own] for order, own in calls.items()}
+        added = {o: [c.contribution for c in own if c.contribution is not None] for o, own in calls.items()}
+        self._record_reduced(entries, recorder, "activation.abs_max", bound, abs_max, torch.amax)
+        self._record_reduced(entries, recorder, "activation.nonfinite", bound, nonfinite, torch.sum)
+        self._record_reduced(entries, recorder, "block.contribution", bound, added, torch.mean)
+
+    def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
+        for order, own in calls.items():
+            logs = [call.log_z for call in own if call.log_z is not None]
+            if logs:
+                stacked = torch.stack(logs)
+                recorder.add(
+                    [self._spec(order, "output.log_z", bound), self._spec(order, "output.log_z_max", bound)],
+                    torch.stack((stacked[:, 0].mean(), stacked[:, 1].amax())),
+                    [sum(call.norms.numel() for call in own), 1],
+                )
+
+    def _record_spreads(self, calls: Calls, recorder: Recorder) -> None:
+        rows: dict[tuple[int, bool], list[tuple[int, Call]]] = {}
+        for order, own in calls.items():
+            for call in own:
+                if call.distances is not None:
+                    kind = call.distances.numel(), call.input_distances is not None
+                    rows.setdefault(kind, []).append((order, call))
+        found: dict[int, list[Tensor]] = {}
+        for (_, has_inputs), members in rows.items():
+            between = torch.stack([call.distances for _, call in members if call.distances is not None])
+            apart = [call.input_distances for _, call in members if call.input_distances is not None]
+            spreads = measure.spread(between, torch.stack(apart) if has_inputs else None)
+            for (order, _), spread in zip(members, spreads.unbind(), strict=True):
+                found.setdefault(order, []).append(spread)
+        for order, spreads_of in found.items():
+            layout: list[Spec | None] = [
+                self._spec(order, "activation.spread", "lower"),
+                self._spec(order, "activation.spread_mean", "sampled"),
+                self._spec(order, "activation.lipschitz", "lower"),
+            ]
+            value = spreads_of[0]
+            if len(spreads_of) > 1:
+                stacked = torch.stack(spreads_of)
+                value = torch.stack((stacked[:, 0].amax(), stacked[:, 1].mean(), stacked[:, 2].amax()))
+            recorder.add(layout, value)
+
+    def _record_reduced(
+        self,
+        entries: Entries,
+        recorder: Recorder,
+        metric: str,
+        bound: Bound,
+        values: Mapping[int, Sequence[Value]],
+        reduce: Callable[..., Tensor],
+    ) -> None:
+        """Record one value per module: `reduce` over its calls, batched over modules with equally many."""
+        by_calls: dict[int, list[int]] = {}
+        for order, own in values.items():
+            if own:
+                by_calls.setdefault(len(own), []).append(order)
+        for number, members in by_calls.items():
+            flat = _stacked(value for order in members for value in values[order])
+            if number > 1:
+                flat = reduce(flat.view(len(members), number), dim=1)
+            recorder.add(self._layout(members, {metric: bound}), flat, [entries[order] for order in members])
+
+    def _layout(self, orders: Sequence[int], bounds: Mapping[str, Bound]) -> Layout:
+        """The series of these metrics of each module in turn."""
+        key = tuple(orders), tuple(bounds.items())
+        if key not in self._layouts:
+            if len(self._layouts) >= LAYOUTS_KEPT:  # modules that are called in ever other combinations
+                self._layouts.clear()
+            self._layouts[key] = [self._spec(order, *metric) for order in orders for metric in bounds.items()]
+        return self._layouts[key]
+
+    def _spec(self, order: int, metric: str, bound: Bound) -> Spec | None:
+        if not self._wanted(metric):
+            return None
+        key = order, metric, bound
+        spec = self._specs.get(key)
+        if spec is None:
+            watched = self._outline.modules[order]
+            pairs = metric.startswith(("activation.spread", "activation.lipschitz"))
+            heavy = pairs or (metric == "activation.input_rms_max" and not self.light_inputs.get(order, True))
+            facts = self.facts(watched, heavy=heavy, probe=PROBE_TOKENS if pairs else None)
+            spec = self._specs[key] = Spec(metric, "module", watched.name, None, bound, facts)
+        return spec
+
+
+def _grouped(calls: Calls, size: Callable[[Call], int]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for order, own in calls.items():
+        groups.setdefault(tuple(size(call) for call in own), []).append(order)
+    return groups
+
+
+def _stacked(values: Iterable[Value]) -> Tensor:
+    """One float32 tensor of numbers that are on their device, or all on the host."""
+    listed = list(values)
+    tensors = [value for value in listed if isinstance(value, Tensor)]
+    return torch.stack(tensors) if tensors else torch.tensor(listed, dtype=torch.float32)

@@ -1,0 +1,280 @@
+"""Forward hooks: what every watched module's output and input look like on a sampled step.
+
+Hooks lie on the modules of an eager model on sampled steps only: a module with hooks takes a slower way through its
+call, whatever they do. While a compiler traces a hook returns at once, so the user's graph does not contain it. No hook
+keeps an activation alive past its own call.
+"""
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from internist.measures import activations as measure
+from internist.measures.activations import Value
+from internist.model.outline import Outline, WatchedModule
+from internist.model.roles import is_linear
+from internist.observe.calls import Call, CallSeries
+from internist.observe.taps import EnterTap, Gate, Tap
+from internist.observe.tokens import (
+    OWN_TOKENS,
+    at_positions,
+    first_tensor,
+    outside_modes,
+    owned,
+    positions,
+    version_of,
+)
+from internist.record.recorder import Recorder
+
+WIDE_OUTPUT = 16_384
+"""Modules with more output features than this are measured on the probe tokens only."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was measured of a tensor, as long as it is that object, unchanged."""
+
+    of: "weakref.ref[Tensor]"
+    version: int
+    norms: Tensor | None = None
+    """Token RMS."""
+    rest: tuple[Value, Value] | None = None
+    """Largest entry, number of non-finite ones."""
+    distances: Tensor | None = None
+    """Between its probe tokens."""
+
+
+class ActivationCapture:
+    """Measures calls while the gate is on, and hands a step's values to the recorder."""
+
+    def __init__(
+        self,
+        outline: Outline,
+        gate: Gate,
+        *,
+        fault: Callable[[str, str, BaseException], None],
+        wanted: Callable[[str], bool],
+        every: int,
+        heavy_every: int,
+        world_size: int,
+    ) -> None:
+        self._outline, self._gate, self._fault = outline, gate, fault
+        self.series = CallSeries(outline, wanted=wanted, every=every, heavy_every=heavy_every, world_size=world_size)
+        self._calls: dict[int, list[Call]] = {}
+        self._known: dict[int, _Known] = {}
+        self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
+        self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._broken: set[int] = set()
+        self._has_convolutions = any(m.role == "convolution" for m in outline.modules)
+        self.measured: set[int] = set()
+        self.probes: dict[int, Tensor] = {}
+        """By module order: what the module received at the probe tokens of the step's first micro-batch."""
+        self.kept: dict[int, Tensor] = {}
+        """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
+        self.keep: set[int] = set()
+        self.seconds = 0.0
+        """Host time spent in measuring calls since it was last set to zero."""
+        self._records = True
+        self._hooks = self._taps()
+        self._handles: list[Any] = []
+        self.install()
+
+    def _taps(self) -> list[tuple[nn.Module, Tap]]:
+        taps: list[tuple[nn.Module, Tap]] = []
+        for watched in self._outline.modules:
+            if watched.excluded and watched.role != "block":
+                continue
+            taps.append((watched.module, Tap(self._gate, watched, self._observe)))
+            if watched.role in ("block", "attention", "container", "root") or any(
+                True for _ in watched.module.children()
+            ):
+                taps.append((watched.module, EnterTap(self._gate, watched, self._enter)))
+        return taps
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hooks are on their modules now."""
+        return bool(self._handles)
+
+    def install(self) -> None:
+        """Put the hooks on their modules, after those that are there."""
+        if self._handles:
+            return
+        for module, tap in self._hooks:
+            if isinstance(tap, EnterTap):
+                self._handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(tap, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def reset(self) -> None:
+        """Forget the step's measurements."""
+        self._calls.clear()
+        self._known.clear()
+        self._norm_outputs.clear()
+        self._input_versions.clear()
+        self._gate.stack.clear()
+        self.probes.clear()
+
+    def replay_records(self, records: bool, /) -> None:
+        """Whether calls made in a replay are measured, or only their outputs kept."""
+        self._records = records
+
+    # ---- in a forward ----------------------------------------------------------------------------------------------
+
+    def _enter(self, watched: WatchedModule, args: Any, kwargs: Any) -> None:
+        self._gate.stack.append(watched)
+        if watched.role == "block":
+            source = first_tensor(args, kwargs)
+            if source is not None:
+                self._input_versions[watched.order] = (weakref.ref(source), version_of(source))
+
+    def _observe(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        stack = self._gate.stack
+        if stack and stack[-1] is watched:
+            stack.pop()
+        if watched.excluded or watched.order in self._broken or not self._gate.wants_activations:
+            return
+        if self._gate.replay and not self._records and watched.order not in self.keep:
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return  # a recomputation in backward (activation checkpointing): the first pass was measured
+        if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
+            return
+        if watched.role == "root" and self._outline.head is not None and not watched.parameters:
+            return  # the model's f is its head's output; what the root returns may be a loss
+        began = time.perf_counter()
+        try:
+            with torch.no_grad(), outside_modes():
+                if self._gate.replay and not self._records:
+                    self._keep_output(watched, output)
+                else:
+                    self._measure(watched, module, args, kwargs, output)
+        except Exception as error:
+            self._broken.add(watched.order)
+            self._calls.pop(watched.order, None)
+            self._fault("module", watched.name, error)
+        self.seconds += time.perf_counter() - began
+
+    def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        out = first_tensor((output,), {})
+        if out is None or out.numel() == 0 or out.dim() == 0:
+            return
+        source = first_tensor(args, kwargs)
+        axis = self._feature_axis(watched, out)
+        features = out.shape[axis]
+        in_axis = self._feature_axis(watched, source) if source is not None else -1
+        order, series = watched.order, self.series
+        series.widths[order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
+        tokens = at_positions(out, axis) if features > WIDE_OUTPUT else out
+        norms, abs_max, nonfinite = self._extent(out, axis) if tokens is out else measure.extent(tokens)
+        call = Call(norms, tokens.numel(), abs_max, nonfinite)
+        if source is not None and source.numel() and source.dim() and not isinstance(module, nn.Embedding):
+            known = self._known.get(id(source))
+            free = known is not None and known.of() is source and known.version == version_of(source)
+            series.light_inputs.setdefault(order, free or watched.role == "block")
+            if self._gate.heavy or free:
+                call.input_norms = self._token_rms(source, in_axis)  # on light steps only where it costs nothing
+            if order not in series.normalized:
+                normed = self._norm_outputs.get(id(source))
+                series.normalized[order] = normed is not None and normed() is source
+        if watched.role == "norm":
+            self._norm_outputs[id(out)] = weakref.ref(out)
+        if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
+            call.input_norms = self._token_rms(source, in_axis)
+            call.contribution = measure.contribution(out, source, call.input_norms)
+        if watched is self._outline.head:
+            call.log_z = measure.log_z(tokens)
+        if self._gate.heavy and watched.role != "embedding" and norms.numel() > 1:
+            call.distances = self._distances(out, axis)
+            if (
+                source is not None
+                and source.dim()
+                and source.numel() // source.shape[in_axis] == out.numel() // out.shape[axis]
+            ):
+                call.input_distances = self._distances(source, in_axis)
+        if order not in self._calls and (watched.parameters or watched.role == "embedding"):
+            self._keep_probe(watched, module, source, args, in_axis)
+        if self._gate.replay:
+            self._keep_output(watched, output)
+        self._calls.setdefault(order, []).append(call)
+
+    def _keep_output(self, watched: WatchedModule, output: Any) -> None:
+        out = first_tensor((output,), {}) if watched.order in self.keep else None
+        if out is not None and out.dim():
+            self.kept[watched.order] = owned(at_positions(out.detach(), self._feature_axis(watched, out)))
+
+    def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
+        """Whether the block maps a tensor to one of its shape and has not written into its input."""
+        before = self._input_versions.get(watched.order)
+        return (
+            before is not None
+            and before[0]() is source
+            and before[1] == version_of(source)
+            and source.shape == out.shape
+            and source is not out
+        )
+
+    def _keep_probe(
+        self, watched: WatchedModule, module: nn.Module, source: Tensor | None, args: Any, in_axis: int
+    ) -> None:
+        if isinstance(module, nn.Embedding):
+            ids = next((a for a in args if isinstance(a, Tensor)), None)
+            if ids is not None and not ids.is_floating_point() and ids.numel():
+                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device, OWN_TOKENS)]
+        elif source is not None and (is_linear(module) or watched.role == "norm"):
+            self.probes[watched.order] = owned(at_positions(source, in_axis, OWN_TOKENS))
+
+    def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
+        """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
+        known = self._of(tensor)
+        if known.norms is None:
+            known.norms = measure.token_rms(tensor, channel_dim=axis)
+        return known.norms
+
+    def _extent(self, tensor: Tensor, axis: int) -> tuple[Tensor, Value, Value]:
+        """Token RMS, largest entry and number of non-finite ones, once for a tensor that several modules give back."""
+        known = self._of(tensor)
+        if known.norms is None or known.rest is None:
+            known.norms, *rest = measure.extent(tensor, channel_dim=axis)
+            known.rest = rest[0], rest[1]
+        return known.norms, *known.rest
+
+    def _distances(self, tensor: Tensor, axis: int) -> Tensor:
+        """Distances between a tensor's probe tokens, once for the module that gives it and those that take it."""
+        known = self._of(tensor)
+        if known.distances is None:
+            known.distances = measure.pair_distances(at_positions(tensor, axis))
+        return known.distances
+
+    def _of(self, tensor: Tensor) -> _Known:
+        known = self._known.get(id(tensor))
+        version = version_of(tensor)
+        if known is None or known.version != version or known.of() is not tensor:
+            known = self._known[id(tensor)] = _Known(weakref.ref(tensor), version)
+        return known
+
+    def _feature_axis(self, watched: WatchedModule, tensor: Tensor) -> int:
+        if watched.role == "convolution":
+            dims = len(getattr(watched.module, "kernel_size", ())) or 1
+            return tensor.dim() - 1 - dims
+        return 1 if self._has_convolutions and tensor.dim() in (4, 5) else -1
+
+    def collect(self, recorder: Recorder, *, sampled: bool) -> None:
+        """Hand the step's values to the recorder.
+
+        Args:
+            sampled: the values come from a replay of the probe, not from the training forward.
+        """
+        self.series.record(self._calls, recorder, sampled=sampled)
+        self.measured.update(self._calls)

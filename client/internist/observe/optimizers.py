@@ -1,0 +1,186 @@
+"""What optimizers tell of themselves: which algorithm steps each parameter, and their diagnostics on sampled steps.
+
+An optimizer is known by what it offers, never by its class: `param_groups`, and where it has them `describe()`,
+`request_diagnostics()` and `diagnostics()`. What it tells is recorded as it is, without waiting for the device, and an
+optimizer that fails at it is not asked again.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from internist.model.outline import Outline, WatchedParameter, facts_of, hidden_matrices
+from internist.observe.clock import parameter_groups
+from internist.observe.routing import algorithm_of, is_matrix_algorithm
+from internist.observe.sampling import Due
+from internist.record.recorder import Recorder, Spec
+from internist.schema.metrics import METRICS
+
+log = logging.getLogger("internist")
+
+GAP_POLICIES = frozenset({"cap", "none"})
+"""Gap policies under which nothing but the spectral gap keeps the operator norm of a weight."""
+LEAST_GAP = 1e-6
+"""A gap that is used up, or crossed, counts as this small: the share of it that a step uses stays a number."""
+NAMED = 3
+"""Names in a warning; the rest is counted."""
+
+
+class OptimizerCapture:
+    """Records what the optimizers that take part tell of the parameters they step."""
+
+    def __init__(
+        self,
+        outline: Outline,
+        *,
+        fault: Callable[[str, str, BaseException], None],
+        wanted: Callable[[str], bool],
+        every: int,
+        heavy_every: int,
+        reports_routing: bool,
+    ) -> None:
+        self._fault, self._wanted, self._reports_routing = fault, wanted, reports_routing
+        self._every, self._heavy_every = every, heavy_every
+        self._by_id = {id(p.tensor): p for p in outline.parameters if not p.excluded}
+        self._hidden = hidden_matrices(outline)
+        self._algorithms: dict[int, str] = {}
+        """By order: what steps each parameter, as last seen."""
+        self._classes: dict[int, str] = {}
+        self._specs: dict[tuple[int, str], Spec] = {}
+        self._told: set[tuple[int, str]] = set()
+        self._broken: set[int] = set()
+        self._has_warned = False
+
+    def request(self, optimizer: Any) -> None:
+        """Before a model-heavy step: ask for the diagnostics of that step, which may cost as much as the step."""
+        for teller in self._tellers(optimizer):
+            ask = getattr(teller, "request_diagnostics", None)
+            if callable(ask):
+                self._guarded(teller, ask)
+
+    def pull(self, optimizer: Any, recorder: Recorder, due: Due) -> None:
+        """After the step: record what the optimizer tells of it, and on heavy steps whom it steps."""
+        if due.heavy:
+            self._note(optimizer)
+        for teller in self._tellers(optimizer):
+            self._guarded(teller, partial(self._record, teller, optimizer, recorder))
+
+    def finish(self, recorder: Recorder, due: Due) -> None:
+        """When the round is over: record which hidden matrices are not on the matrix optimizer, if there is one."""
+        self._told.clear()
+        if not due.heavy or not self._reports_routing or not self._wanted("optimizer.misrouted"):
+            return
+        if not any(map(is_matrix_algorithm, self._algorithms.values())):
+            return
+        astray = []
+        for parameter in self._hidden:
+            algorithm = self._algorithms.get(parameter.order)
+            if algorithm is None or not parameter.tensor.requires_grad:
+                continue
+            is_astray = not is_matrix_algorithm(algorithm)
+            spec = self._spec(parameter, "optimizer.misrouted", self._classes[parameter.order], self._heavy_every)
+            if spec is not None:
+                recorder.add_host(spec, float(is_astray))
+            astray += [parameter] if is_astray else []
+        if astray:
+            self._warn(astray)
+
+    # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _tellers(self, optimizer: Any) -> list[Any]:
+        return [teller for teller in tellers(optimizer) if id(teller) not in self._broken]
+
+    def _guarded(self, teller: Any, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._broken.add(id(teller))
+            self._fault("optimizer", f"{type(teller).__name__}.diagnostics", error)
+
+    def _note(self, optimizer: Any) -> None:
+        for group in parameter_groups(optimizer):
+            algorithm = algorithm_of(optimizer, group)
+            for tensor in group["params"]:
+                parameter = self._by_id.get(id(tensor))
+                if parameter is not None:
+                    self._algorithms[parameter.order] = algorithm
+                    self._classes[parameter.order] = type(optimizer).__name__
+
+    def _record(self, teller: Any, optimizer: Any, recorder: Recorder) -> None:
+        groups = {id(tensor): group for group in parameter_groups(optimizer) for tensor in group["params"]}
+        cadence = self._heavy_every if hasattr(teller, "request_diagnostics") else self._every
+        by_device: dict[torch.device, tuple[list[Spec | None], list[Tensor]]] = {}
+        for tensor, metrics in teller.diagnostics().items():
+            parameter = self._by_id.get(id(tensor))
+            if parameter is None:
+                continue
+            group = groups.get(id(tensor), {})
+            policy = group.get("policy")
+            how = f"told by {type(teller).__name__}" + (f", policy {policy}" if isinstance(policy, str) else "")
+            for metric, value in {**metrics, **_gap_use(metrics, group)}.items():
+                spec = self._spec(parameter, metric, how, cadence)
+                if spec is None or (parameter.order, metric) in self._told:
+                    continue
+                self._told.add((parameter.order, metric))
+                if isinstance(value, Tensor):
+                    layout, values = by_device.setdefault(value.device, ([], []))
+                    layout.append(spec)
+                    values.append(value if value.dtype == torch.float32 and value.dim() == 0 else _scalar(value))
+                else:
+                    recorder.add_host(spec, float(value))
+        for layout, values in by_device.values():
+            recorder.add(layout, torch.stack(values).detach())
+
+    def _spec(self, parameter: WatchedParameter, metric: str, method: str, cadence: int) -> Spec | None:
+        """The series of a metric of the catalogue; None for what is not in it, or not wanted."""
+        if metric not in METRICS or not metric.startswith("optimizer.") or not self._wanted(metric):
+            return None
+        key = parameter.order, metric
+        if key not in self._specs:
+            facts = replace(facts_of(parameter), method=method, cadence=cadence)
+            self._specs[key] = Spec(metric, "parameter", parameter.name, None, "exact", facts)
+        return self._specs[key]
+
+    def _warn(self, astray: Sequence[WatchedParameter]) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        others = sorted({self._classes[p.order] for p in astray})
+        matrix = sorted({self._classes[o] for o, name in self._algorithms.items() if is_matrix_algorithm(name)})
+        names = [p.name for p in astray[:NAMED]] + ([f"{len(astray) - NAMED} more"] if len(astray) > NAMED else [])
+        log.warning(
+            "internist: %d of %d hidden matrices are stepped by %s, not as matrices, although %s takes part: %s; "
+            "internist.optim.split_parameters makes groups in which they are",
+            len(astray), len(self._hidden), " and ".join(others), " and ".join(matrix), ", ".join(names),
+        )  # fmt: skip
+
+
+def tellers(optimizer: Any) -> Iterator[Any]:
+    """What offers diagnostics of an optimizer's step: itself, and objects that it calls after each step."""
+    if callable(getattr(optimizer, "diagnostics", None)):
+        yield optimizer
+    hooks = getattr(optimizer, "_optimizer_step_post_hooks", None)
+    for hook in list(hooks.values()) if isinstance(hooks, Mapping) else []:
+        plain = inspect.unwrap(hook)  # out of what keeps a compiler away from it
+        owner = getattr(plain, "__self__", plain)
+        if owner is not optimizer and callable(getattr(owner, "diagnostics", None)):
+            yield owner
+
+
+def _scalar(value: Tensor) -> Tensor:
+    """() float32 of a tensor of one entry; of any other an error."""
+    return value.reshape(()).float()
+
+
+def _gap_use(metrics: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Learning rate over gap, under the policies that rest on the gap."""
+    gap, rate = metrics.get("optimizer.gap"), group.get("lr")
+    if not isinstance(gap, Tensor) or group.get("policy") not in GAP_POLICIES or rate is None:
+        return {}
+    return {"optimizer.gap_use": rate / gap.detach().float().clamp(min=LEAST_GAP)}

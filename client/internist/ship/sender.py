@@ -1,0 +1,106 @@
+"""The sender: the thread that turns finished measurements into spool records, and has the courier ship them.
+
+Writing and shipping are two threads, since a server that hangs must not keep finished measurements out of the spool.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from internist.schema.wire import Directive, RunStart
+from internist.ship.connection import Connection
+from internist.ship.courier import Courier
+from internist.ship.spool import Spool
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.01
+
+
+class Sender(threading.Thread):
+    """Empties the recorder into the spool, and the spool into the server. It never raises and blocks nobody.
+
+    Args:
+        spool: where records wait.
+        start: who is speaking.
+        connection: the server; None: nothing is sent (offline), the spool waits for `internist sync`.
+        drain: turns finished device buffers into spool records; True if more are pending.
+        progress: the last step and its age in ms.
+        on_directives: receives the server's wishes; called from another thread.
+        heartbeat_s: seconds between heartbeats.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        start: RunStart,
+        connection: Connection | None,
+        *,
+        drain: Callable[[], bool],
+        progress: Callable[[], tuple[int, int]],
+        on_directives: Callable[[Sequence[Directive]], None],
+        heartbeat_s: float = 15.0,
+    ) -> None:
+        super().__init__(name="internist-sender", daemon=True)
+        self._spool = spool
+        self._run = start.run
+        self._drain = drain
+        self._awake = threading.Event()
+        self._closing = threading.Event()
+        self._complaints: set[str] = set()
+        self._seen = -1
+        self._courier = connection and Courier(
+            spool, start, connection, progress=progress, on_directives=on_directives, heartbeat_s=heartbeat_s
+        )
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page; None until the server has answered."""
+        return self._courier.delivery.url if self._courier else None
+
+    def start(self) -> None:
+        """Begin to write and to ship."""
+        super().start()
+        if self._courier:
+            self._courier.start()
+
+    def wake(self) -> None:
+        """There may be something to drain or to ship. Costs next to nothing."""
+        self._awake.set()
+
+    def close(self, timeout: float) -> bool:
+        """Drain, ship the rest, stop; at most `timeout` seconds. Whether the server has everything."""
+        deadline = time.monotonic() + timeout
+        self._closing.set()
+        self._awake.set()
+        if self.ident is None:
+            self._empty(deadline)
+        else:
+            self.join(max(0.0, timeout))
+        return self._courier.close(deadline - time.monotonic()) if self._courier else False
+
+    def run(self) -> None:
+        """Drain whenever woken, until closed and empty."""
+        while not self._closing.is_set():
+            self._awake.wait()
+            self._awake.clear()
+            self._empty(None)
+        self._empty(None)
+
+    def _empty(self, deadline: float | None) -> None:
+        """Drain until nothing is pending."""
+        while self._drained() and (deadline is None or time.monotonic() < deadline):
+            time.sleep(_POLL_S)
+
+    def _drained(self) -> bool:
+        try:
+            pending = self._drain()
+        except Exception as error:  # a failing recorder must not end this thread
+            if repr(error) not in self._complaints:
+                self._complaints.add(repr(error))
+                _LOG.exception("run %s: a measurement could not be written", self._run)
+            pending = False
+        if self._courier and self._spool.last_sequence != self._seen:
+            self._seen = self._spool.last_sequence
+            self._courier.wake()
+        return pending
