@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -20,10 +21,14 @@ from internist.model.outline import outline
 from internist.model.roles import unwrap
 from internist.monitor.identity import identify
 from internist.monitor.options import Options
-from internist.observe.clock import step_of_state
-from internist.observe.observer import Observer, host_or_device
+from internist.observe.captures import Speaker
+from internist.observe.loss import host_or_device
+from internist.observe.observer import Observer
+from internist.observe.optimizer_facts import step_of_state
 from internist.observe.routing import routing
-from internist.record.recorder import Recorder
+from internist.observe.sampling import Sampling
+from internist.record.recorder import POLL_S, Recorder
+from internist.record.series_book import SeriesBook
 from internist.schema.wire import MAX_NAME_LENGTH, MAX_TEXT_LENGTH, VERSION, CoverageEntry, Finish, Note, RunStart
 from internist.ship.connection import Connection
 from internist.ship.sender import Sender
@@ -66,9 +71,10 @@ class Monitor:
         if options.mode == "disabled":
             return
 
+        self._read = partial(outline, include=options.include, exclude=options.exclude, output=output, rename=rename)
         start_step = options.step if options.step is not None else (step_of_state(optimizers) or 0)
         try:
-            plan = outline(self._root, include=options.include, exclude=options.exclude, output=output, rename=rename)
+            plan = self._read(self._root)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
@@ -98,20 +104,21 @@ class Monitor:
         if connection is not None and options.mode == "online":
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
+        sampling = Sampling(options.every, options.metrics, options.max_overhead)
         device = next((p.tensor.device for p in plan.parameters), torch.device("cpu"))
-        self._recorder = Recorder(self._spool, device)
+        self._recorder = Recorder(self._spool, device, SeriesBook(sampling.wants))
         self._observer = Observer(
             model,
             plan,
             self._recorder,
+            read=self._read,
             optimizers=optimizers,
-            every=options.every,
+            sampling=sampling,
             start_step=start_step,
-            wanted=options.wanted,
-            max_overhead=options.max_overhead,
-            rank=who.rank,
-            world_size=who.world_size,
+            reads_step=options.step is None,
+            speaker=Speaker(who.rank, who.world_size, who.rank == 0),
             on_coverage=self._send_coverage,
+            on_start=self._restart,
         )
         self._rank = who.rank
         self._sender = Sender(
@@ -120,7 +127,7 @@ class Monitor:
             connection,
             drain=self._drain,
             progress=self._progress,
-            on_directives=self._observer.obey,
+            on_directives=self._observer.take_directives,
         )
         self._sender.start()
         self._observer.on_step = self._sender.wake
@@ -148,7 +155,10 @@ class Monitor:
                     f"log({name!r}): {problem or f'{type(value).__name__} is no single number'}; it was left out"
                 )
                 continue
+            waits = self._recorder.busy
             self._recorder.log(at, name, number)
+            if self._sender is not None and not waits:
+                self._sender.wake()
 
     def step(self, n: int | None = None) -> None:
         """The step is over: for loops without a torch optimizer. With a number, that step's number."""
@@ -204,10 +214,9 @@ class Monitor:
         if self._observer is None or self._recorder is None or self._spool is None or self._sender is None:
             return
         self._observer.close()
-        self._recorder.flush_logs()
         deadline = time.monotonic() + timeout
-        while self._drain() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while self._recorder.drain(everything=True) is not None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
         self._send_coverage(self._observer.coverage())
         self._spool.append(finish=Finish(max(self._observer.clock.step - 1, 0), time.time_ns() // 1_000_000, outcome))
         delivered = self._sender.close(max(0.0, deadline - time.monotonic()))
@@ -229,9 +238,14 @@ class Monitor:
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
-    def _drain(self) -> bool:
-        assert self._recorder is not None and self._spool is not None
+    def _drain(self) -> float | None:
+        assert self._recorder is not None
         return self._recorder.drain()
+
+    def _restart(self, step: int) -> None:
+        """The optimizers' state, loaded after the model was watched, tells a later first step."""
+        if self._spool is not None and self._sender is not None:
+            self._sender.restart(self._spool.restart(step))
 
     def _progress(self) -> tuple[int, int]:
         assert self._observer is not None

@@ -14,7 +14,7 @@ from internist.errors import ConfigurationError, NothingToWatch
 from internist.model.roles import unwrap
 from internist.monitor.monitor import Monitor
 from internist.monitor.options import settle
-from internist.observe.clock import parameter_groups
+from internist.observe.optimizer_facts import parameter_groups
 
 _LOG = logging.getLogger("internist")
 

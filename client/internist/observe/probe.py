@@ -1,7 +1,7 @@
 """Probe replay: the model's own forward on one sequence, before and after a step, without a trace left in the user's
 state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 from internist.measures.updates import feature_change, moved
 from internist.model.outline import Outline
 from internist.observe.modules import ActivationCapture
+from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
 from internist.observe.tokens import PROBE_TOKENS
-from internist.record.recorder import Recorder, Spec
-from internist.schema.wire import Facts
+from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
+from internist.schema.wire import Series
 
 WHOLE_BATCH_TOKENS = 4_096
 """A micro-batch that cannot be cut by rows is replayed whole up to this many tokens."""
@@ -38,14 +40,20 @@ class Probe:
 class ProbeReplay:
     """Keeps a step's probe and replays it."""
 
-    def __init__(self, outline: Outline, gate: Gate, activations: ActivationCapture, *, heavy_every: int) -> None:
-        self._outline, self._gate, self._activations, self._heavy_every = outline, gate, activations, heavy_every
+    def __init__(
+        self, outline: Outline, gate: Gate, activations: ActivationCapture, *, book: SeriesBook, sampling: Sampling
+    ) -> None:
+        self._outline, self._gate, self._activations = outline, gate, activations
+        self._book, self._sampling = book, sampling
         self._probe: Probe | None = None
         self._before: dict[int, Tensor] = {}
-        self._specs: dict[tuple[int, str], Spec] = {}
         self._turn = 0
         self.unsupported = ""
         self.running = False
+        self.turns = 1
+        """Replays in which every block has its turn."""
+        self.measured_now: set[int] = set()
+        """Orders of modules whose change was measured in the step that is being closed."""
 
     @property
     def ready(self) -> bool:
@@ -88,7 +96,7 @@ class ProbeReplay:
         self._run(activations=activations)
         self._before, self._activations.kept = self._activations.kept, {}
 
-    def after(self, recorder: Recorder, wanted: Callable[[str], bool]) -> None:
+    def after(self, recorder: Recorder) -> None:
         """Replay with the weights after the step and record how far every kept output moved."""
         if not self._before:
             return
@@ -105,13 +113,14 @@ class ProbeReplay:
             values = moved(torch.stack([change for _, _, change in members]))
             for (order, entries, _), value in zip(members, values.unbind(), strict=True):
                 names = "update.feature", "update.feature_mean"
-                layout = [self._spec(order, name) if wanted(name) else None for name in names]
-                recorder.add(layout, value, [1, entries])
+                recorder.add([self._series(order, name) for name in names], value, [1, entries])
+                self.measured_now.add(order)
 
     def reset(self) -> None:
         """Forget the step's probe and kept outputs."""
         self._probe = None
         self._before = {}
+        self.measured_now = set()
         self._activations.keep, self._activations.kept = set(), {}
 
     def _chosen(self) -> set[int]:
@@ -123,6 +132,7 @@ class ProbeReplay:
         ]
         size = 4 * PROBE_TOKENS * max((w or 0 for _, w in self._activations.series.widths.values()), default=0)
         room = max(1, KEPT_BYTES // max(size, 1) - 1)
+        self.turns = -(-len(blocks) // room)
         if len(blocks) > room:
             start = self._turn * room % len(blocks)
             blocks = (blocks + blocks)[start : start + room]
@@ -149,8 +159,7 @@ class ProbeReplay:
             gate.heavy = saved[1] and activations
             gate.wants_activations = True
             self._activations.replay_records(activations)
-            call: Callable[..., Any] = root._call_impl  # past compiled code, hooks included
-            call(*probe.args, **probe.kwargs)
+            root(*probe.args, **probe.kwargs)
 
     def _stop(self) -> None:
         self.running = False
@@ -161,16 +170,14 @@ class ProbeReplay:
         gate.on, gate.heavy, gate.replay, gate.in_root, gate.wants_activations = saved
         gate.stack.clear()
 
-    def _spec(self, order: int, metric: str) -> Spec:
-        key = order, metric
-        spec = self._specs.get(key)
-        if spec is None:
-            watched = self._outline.modules[order]
-            facts: Facts = self._activations.series.facts(
-                watched, heavy=True, probe=PROBE_TOKENS, method="probe replay"
-            )
-            spec = self._specs[key] = Spec(metric, "module", watched.name, None, "exact", facts)
-        return spec
+    def _series(self, order: int, metric: str) -> Series | None:
+        watched = self._outline.modules[order]
+        return self._book.series(
+            metric,
+            "module",
+            watched.name,
+            lambda: self._activations.series.facts(watched, metric, probe=PROBE_TOKENS, method="probe replay"),
+        )
 
 
 @contextmanager

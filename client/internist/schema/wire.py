@@ -70,6 +70,9 @@ class Facts:
     """Singular values its orthogonalisation leaves, lowest and highest."""
     scale: float | None = None
     """Of attention logits: what the products of queries and keys are multiplied by."""
+    axis: str | None = None
+    """Of a logged scalar: the name of the scalar, logged at the same step, that says where on its own axis (tokens,
+    epoch) it was logged; None: the optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class CoverageEntry:
-    """What became of one watched module or parameter."""
+    """What became of one metric family of one watched module or parameter, or of the run."""
 
     kind: Kind
     subject: str
     state: CoverageState
     reason: str = ""
+    family: str = ""
+    """Which metrics of the subject: a key of `internist.schema.coverage.FAMILIES`; empty: all that it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,11 @@ class Courier(threading.Thread):
         """There is something new to ship."""
         self._awake.set()
 
+    def restart(self, start: RunStart) -> None:
+        """The start was corrected: introduce the rank to the server again."""
+        self.delivery.start = start
+        self._begun = False
+
     def close(self, timeout: float) -> bool:
         """Ship the rest within `timeout` seconds, then stop; whether the server has everything."""
         self._closing.set()

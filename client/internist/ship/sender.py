@@ -24,7 +24,8 @@ class Sender(threading.Thread):
         spool: where records wait.
         start: who is speaking.
         connection: the server; None: nothing is sent (offline), the spool waits for `internist sync`.
-        drain: turns finished device buffers into spool records; True if more are pending.
+        drain: turns what has arrived on the host into spool records; gives the seconds until it is worth another try,
+            None if nothing waits.
         progress: the last step and its age in ms.
         on_directives: receives the server's wishes; called from another thread.
         heartbeat_s: seconds between heartbeats.
@@ -36,7 +37,7 @@ class Sender(threading.Thread):
         start: RunStart,
         connection: Connection | None,
         *,
-        drain: Callable[[], bool],
+        drain: Callable[[], float | None],
         progress: Callable[[], tuple[int, int]],
         on_directives: Callable[[Sequence[Directive]], None],
         heartbeat_s: float = 15.0,
@@ -68,6 +69,11 @@ class Sender(threading.Thread):
         """There may be something to drain or to ship. Costs next to nothing."""
         self._awake.set()
 
+    def restart(self, start: RunStart) -> None:
+        """The start was corrected: introduce the rank to the server again."""
+        if self._courier:
+            self._courier.restart(start)
+
     def close(self, timeout: float) -> bool:
         """Drain, ship the rest, stop; at most `timeout` seconds. Whether the server has everything."""
         deadline = time.monotonic() + timeout
@@ -80,27 +86,28 @@ class Sender(threading.Thread):
         return self._courier.close(deadline - time.monotonic()) if self._courier else False
 
     def run(self) -> None:
-        """Drain whenever woken, until closed and empty."""
+        """Drain whenever woken, or when what waits is due, until closed and empty."""
+        pause: float | None = None
         while not self._closing.is_set():
-            self._awake.wait()
+            self._awake.wait(pause)
             self._awake.clear()
-            self._empty(None)
+            pause = self._drained()
         self._empty(None)
 
     def _empty(self, deadline: float | None) -> None:
         """Drain until nothing is pending."""
-        while self._drained() and (deadline is None or time.monotonic() < deadline):
-            time.sleep(_POLL_S)
+        while (pause := self._drained()) is not None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(pause)
 
-    def _drained(self) -> bool:
+    def _drained(self) -> float | None:
         try:
-            pending = self._drain()
+            pause = self._drain()
         except Exception as error:  # a failing recorder must not end this thread
             if repr(error) not in self._complaints:
                 self._complaints.add(repr(error))
                 _LOG.exception("run %s: a measurement could not be written", self._run)
-            pending = False
+            pause = None
         if self._courier and self._spool.last_sequence != self._seen:
             self._seen = self._spool.last_sequence
             self._courier.wake()
-        return pending
+        return pause

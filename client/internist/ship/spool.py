@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -134,6 +134,17 @@ class Spool:
                 self._complain(error)
                 return False
             return True
+
+    def restart(self, start_step: int) -> RunStart:
+        """Correct the first step of the run: a new segment begins with the corrected start. Never raises."""
+        with self._mutex:
+            self._start = replace(self._start, start_step=start_step)
+            if self._file >= 0 and os.getpid() == self._process:
+                try:
+                    self._begin_segment()
+                except _LOSSES as error:
+                    self._complain(error)
+            return self._start
 
     def acknowledge(self, sequence: int) -> None:
         """Note that the server has every record up to `sequence`: they are no loss when the budget deletes them."""
