@@ -154,9 +154,15 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in PRODUCTS:
-            operands = [(tuple(x.shape), x.stride(), x.data_ptr() % BOUNDARY) for x in args if isinstance(x, Tensor)]
-            self.seen[f"{func.overloadpacket} {operands}"] += 1
+            self.seen[f"{func.overloadpacket} {[_place(x) for x in args if isinstance(x, Tensor)]}"] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _place(x: Tensor) -> tuple[list[tuple[int, int]], int]:
+    """Sides with their strides, which of a single entry is no matter, and the distance to a boundary."""
+    return [(size, stride if size > 1 else 0) for size, stride in zip(x.shape, x.stride(), strict=True)], (
+        x.data_ptr() % BOUNDARY
+    )
 
 
 def products(kind: str, layout: str) -> tuple[Counter[str], Counter[str]]:
