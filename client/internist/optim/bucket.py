@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from internist.optim.alignment import is_even
-from internist.optim.orthogonalize import arithmetic_dtype
+from internist.optim.coefficients import arithmetic_dtype
 from internist.optim.parts import CACHED_ENTRIES
 
 Group = dict[str, Any]
