@@ -7,7 +7,7 @@ from torch import Tensor
 
 from internist.optim.constraints import spectral_radius
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import longest, norm_band
+from internist.optim.coefficients import longest, norm_band
 from internist.optim.scaling import scale
 
 

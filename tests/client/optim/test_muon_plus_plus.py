@@ -14,7 +14,7 @@ from internist.optim.complement import CAP_SHARE, CAP_SLACK
 from internist.optim.constraints import spectral_radius
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
-from internist.optim.orthogonalize import COEFFICIENTS, greatest_singular_value
+from internist.optim.coefficients import COEFFICIENTS, greatest_singular_value
 
 POLICIES = ["decay", "cap", "retract", "none"]
 

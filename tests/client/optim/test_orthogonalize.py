@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from internist.optim.newton_schulz import newton_schulz
-from internist.optim.orthogonalize import (
+from internist.optim.coefficients import (
     COEFFICIENTS,
     arithmetic_dtype,
     band,
