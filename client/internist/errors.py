@@ -46,7 +46,7 @@ class ServerUnreachable(ServerError):  # noqa: N818
     """Nothing answers at the server's address."""
 
 
-class ConnectionBroken(ServerUnreachable):  # noqa: N818
+class ConnectionBroken(ServerUnreachable):
     """The connection was cut, or fell silent, while a request was under way: that is also how some proxies and routers
     treat a body that is too large for them."""
 

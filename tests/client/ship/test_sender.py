@@ -391,7 +391,13 @@ def test_offline_everything_stays_in_the_spool(train):
 
     assert not training.sender.close(PATIENCE_S)
     data, _ = SpoolReader(training.spool.directory).read(-1, 1 << 20)
-    assert [step for one in map(records.glance, records.bodies(data)) if (step := one.step) is not None] == [0, 1, 2, 3, 4]
+    assert [step for one in map(records.glance, records.bodies(data)) if (step := one.step) is not None] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_sender_that_was_never_started_can_be_closed(tmp_path):

@@ -16,11 +16,9 @@ from internist.schema.wire import (
     CoverageEntry,
     Finish,
     Frame,
-    Module,
     Note,
     Plan,
     Record,
-    Route,
     RunStart,
     Series,
 )
