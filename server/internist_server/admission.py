@@ -1,5 +1,5 @@
-"""What may enter: each record checked on its own, and each line of one that has lines, with the reason in words for what
-may not. No database here."""
+"""What may enter: each record checked on its own, and each line of one that has lines, with the reason in words for
+what may not. No database here."""
 
 import math
 import re

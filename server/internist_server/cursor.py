@@ -35,6 +35,13 @@ def reached(rank: Rank) -> int:
     return max(rank.last_step, rank.sampled_step, _told(rank))
 
 
+def note_end(rank: Rank, step: int) -> None:
+    """Note the step at which a rank says that it ended, unless that is far beyond all that is known."""
+    known = reached(rank)
+    if known == NEVER or step <= known + FAR:
+        rank.heartbeat_step = max(_told(rank), step)
+
+
 def _newest_credible(session: Session, attempt: Attempt, rank: Rank, measured: Collection[int]) -> int:
     """The newest of these steps, unless it stands alone far beyond all that is known."""
     known = max(rank.sampled_step, _told(rank))

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Outline, Plan, Record, Refused, RunStart, Series
 from internist_server import admission
-from internist_server.cursor import advance_cursor
+from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
 from internist_server.store import alerts, attempts, coverage, frames, notifications, sequences
 from internist_server.store import series as series_store
@@ -222,7 +222,7 @@ class Intake:
         reason = admission.refuse_finish(finish.step, finish.finished_at_ms)
         if reason is None:
             self.rank.finished_at_ms = finish.finished_at_ms
-            self.rank.heartbeat_step = max(self.rank.heartbeat_step or 0, finish.step)
+            note_end(self.rank, finish.step)
             attempts.save_rank(self._session, self.attempt.id, self.rank)
             self.attempt = attempts.finish(self._session, self.attempt, finish)
         return reason

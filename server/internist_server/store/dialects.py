@@ -12,8 +12,10 @@ from internist_server.store.tables import Base
 def upsert(
     session: Session, table: type[Base], rows: Sequence[dict[str, Any]], *, key: Sequence[str], update: Sequence[str]
 ) -> None:
-    """Insert rows; where the key exists, set `update` from the new row instead (nothing, if empty). Of two rows with one
-    key the later counts."""
+    """Insert rows; where the key exists, set `update` from the new row instead (nothing, if empty).
+
+    Of two rows with one key the later counts.
+    """
     if not rows:
         return
     rows = list({tuple(row[name] for name in key): row for row in rows}.values())
