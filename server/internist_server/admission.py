@@ -319,7 +319,8 @@ def _sift(
     named: Callable[[_T], str] | None = None,
 ) -> tuple[tuple[_T, ...], list[str]]:
     """The good ones of some lines, and the reasons of the others; `most` are taken."""
-    kept, reasons = [], []
+    kept: list[_T] = []
+    reasons: list[str] = []
     for line in lines:
         reason = reason_of(line)
         if reason is None and most is not None and len(kept) >= most:

@@ -1,4 +1,4 @@
-"""What is bad of a request costs itself: its neighbours are stored and judged, and no record makes a run stand still."""
+"""What is bad of a request costs itself: its neighbours are stored and judged, and no record stops a run."""
 
 import random
 
