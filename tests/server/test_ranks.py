@@ -6,7 +6,7 @@ import pytest
 
 from internist.schema.wire import Series
 from internist_server.progress import complete_bound
-from internist_server.store.attempts import LAST_STEP, Attempt, Rank
+from internist_server.store.attempts import Attempt, Rank
 from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [
@@ -202,7 +202,8 @@ def attempt(world_size):
         ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0, finished_at_ms=1)], 1, 20),
         ([Rank(0, 0, last_step=20, sampled_step=20)], 29, -1),
         ([Rank(0, 31_000, last_step=20, sampled_step=20)], 31, 20),
-        ([Rank(0, 0, finished_at_ms=1), Rank(1, 0, finished_at_ms=1)], 1, LAST_STEP),
+        ([Rank(0, 0, finished_at_ms=1), Rank(1, 0, finished_at_ms=1)], 1, -1),
+        ([Rank(0, 0, last_step=20, finished_at_ms=1), Rank(1, 0, heartbeat_step=25, finished_at_ms=1)], 1, 25),
     ],
 )
 def test_the_last_complete_step_follows_from_what_ranks_have_sent(ranks, now_s, bound):

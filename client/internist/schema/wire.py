@@ -19,6 +19,9 @@ MSGPACK_CONTENT_TYPE = "application/msgpack"
 
 MAX_REQUEST_BYTES = 32 << 20
 MAX_RECORD_BYTES = 16 << 20
+PIECE_BYTES = 30_000
+"""Clients cut what they have to say to records of at most this size: they pass wherever 32 KiB pass, through whatever
+proxies lie on the way."""
 MAX_SERIES_PER_PLAN = 200_000
 MAX_SERIES_PER_RUN = 1_000_000
 MAX_NAME_LENGTH = 512
@@ -110,6 +113,8 @@ class Frame:
     values: bytes
     skipped: bool = False
     """The optimizer step was skipped (a gradient scaler found infinities): there are no update values."""
+    continued: bool = False
+    """Frames of other plans follow for this step: the rank has not delivered the step with this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,16 @@ class RunStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """More of what a start tells, where it would be too large for one record: entries of its config, modules and
+    routes, which the server adds to those it knows. A module or route that it knows already changes nothing."""
+
+    config: dict[str, Scalar] = field(default_factory=dict)
+    modules: tuple[Module, ...] = ()
+    routing: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One record of the spool. Exactly one of its contents is present. Sequence numbers rise by one per attempt and
     rank."""
@@ -226,6 +241,7 @@ class Record:
     coverage: tuple[CoverageEntry, ...] | None = None
     note: Note | None = None
     finish: Finish | None = None
+    outline: Outline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +256,7 @@ class FramesRequest:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A record that was not taken, and why. The records around it are kept."""
+    """A record that was not taken, or a part of one, and why. What stands around it is kept."""
 
     sequence: int
     reason: str

@@ -1,4 +1,4 @@
-"""The sender: the thread that turns finished measurements into spool records, and has the courier ship them.
+"""The sender: the thread that turns finished measurements into spool records, and has the uploader ship them.
 
 Writing and shipping are two threads, since a server that hangs must not keep finished measurements out of the spool.
 """
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from internist.schema.wire import Directive, RunStart
 from internist.ship.connection import Connection
-from internist.ship.courier import Courier
 from internist.ship.spool import Spool
+from internist.ship.uploader import Uploader
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.01
@@ -50,20 +50,20 @@ class Sender(threading.Thread):
         self._closing = threading.Event()
         self._complaints: set[str] = set()
         self._seen = -1
-        self._courier = connection and Courier(
+        self._uploader = connection and Uploader(
             spool, start, connection, progress=progress, on_directives=on_directives, heartbeat_s=heartbeat_s
         )
 
     @property
     def url(self) -> str | None:
         """Address of the run's page; None until the server has answered."""
-        return self._courier.delivery.url if self._courier else None
+        return self._uploader.delivery.url if self._uploader else None
 
     def start(self) -> None:
         """Begin to write and to ship."""
         super().start()
-        if self._courier:
-            self._courier.start()
+        if self._uploader:
+            self._uploader.start()
 
     def wake(self) -> None:
         """There may be something to drain or to ship. Costs next to nothing."""
@@ -71,8 +71,8 @@ class Sender(threading.Thread):
 
     def restart(self, start: RunStart) -> None:
         """The start was corrected: introduce the rank to the server again."""
-        if self._courier:
-            self._courier.restart(start)
+        if self._uploader:
+            self._uploader.restart(start)
 
     def close(self, timeout: float) -> bool:
         """Drain, ship the rest, stop; at most `timeout` seconds. Whether the server has everything."""
@@ -83,7 +83,7 @@ class Sender(threading.Thread):
             self._empty(deadline)
         else:
             self.join(max(0.0, timeout))
-        return self._courier.close(deadline - time.monotonic()) if self._courier else False
+        return self._uploader.close(deadline - time.monotonic()) if self._uploader else False
 
     def run(self) -> None:
         """Drain whenever woken, or when what waits is due, until closed and empty."""
@@ -107,7 +107,7 @@ class Sender(threading.Thread):
                 self._complaints.add(repr(error))
                 _LOG.exception("run %s: a measurement could not be written", self._run)
             pause = None
-        if self._courier and self._spool.last_sequence != self._seen:
+        if self._uploader and self._spool.last_sequence != self._seen:
             self._seen = self._spool.last_sequence
-            self._courier.wake()
+            self._uploader.wake()
         return pause
