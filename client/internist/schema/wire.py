@@ -28,6 +28,8 @@ MAX_WORLD_SIZE = 1 << 20
 Role = Literal["root", "block", "embedding", "head", "norm", "linear", "convolution", "attention", "container", "other"]
 Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
 CoverageState = Literal["measured", "silent", "frozen", "idle", "not captured", "unsupported", "excluded"]
+Outcome = Literal["finished", "failed", "killed"]
+"""How a run ended: by itself, by an error, or by a signal."""
 Scalar = str | int | float | bool | None
 
 
@@ -70,6 +72,9 @@ class Facts:
     """Singular values its orthogonalisation leaves, lowest and highest."""
     scale: float | None = None
     """Of attention logits: what the products of queries and keys are multiplied by."""
+    axis: str | None = None
+    """Of a logged scalar: the name of the scalar, logged at the same step, that says where on its own axis (tokens,
+    epoch) it was logged; None: the optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +137,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run ended of its own accord."""
+    """The run ended, as far as its process could say so."""
 
     step: int
     finished_at_ms: int
-    outcome: Literal["finished", "failed"] = "finished"
+    outcome: Outcome = "finished"
 
 
 @dataclass(frozen=True, slots=True)

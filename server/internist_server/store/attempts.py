@@ -1,15 +1,19 @@
 """Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Final, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from internist.schema.wire import Finish, Heartbeat, RunStart
+from internist.schema.wire import Finish, Heartbeat, Outcome, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
 from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow
+
+_GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
+"""Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Attempt:
     parametrization: str
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
-    outcome: str | None
+    outcome: Outcome | None
 
 
 @dataclass(slots=True)
@@ -238,9 +242,10 @@ def save_heartbeat(session: Session, attempt: Attempt, beat: Heartbeat, *, now_m
 
 
 def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
-    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has."""
+    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has, as the gravest of
+    them did."""
     row = session.get_one(AttemptRow, attempt.id)
-    row.outcome = "failed" if "failed" in (row.outcome, finish.outcome) else "finished"
+    row.outcome = max(_outcome(row) or "finished", finish.outcome, key=_GRAVITY.index)
     if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
@@ -262,8 +267,12 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         parametrization=run.parametrization,
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
-        outcome=row.outcome,
+        outcome=_outcome(row),
     )
+
+
+def _outcome(row: AttemptRow) -> Outcome | None:
+    return cast(Outcome | None, row.outcome)
 
 
 def _rank(row: RankRow) -> Rank:
