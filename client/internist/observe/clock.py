@@ -65,6 +65,17 @@ class Clock:
         """Whether any optimizer has ever stepped, or one was named."""
         return bool(self._explicit) or self._learned > 0 or bool(self._stepped)
 
+    def add_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Count the steps of optimizers that were named later; which of all take part is learned anew."""
+        new = [inner for each in optimizers if all((inner := unwrap_optimizer(each)) is not o for o in self._explicit)]
+        self._explicit += new
+        for optimizer in new:
+            if not isinstance(optimizer, Optimizer):
+                self._wrap(optimizer)
+        if new:
+            self._expected.clear()
+            self._learned = 0
+
     def forward_begins(self) -> None:
         """A training forward of the root begins: a round in which an optimizer has stepped is over."""
         if self._stepped:

@@ -132,6 +132,16 @@ class Observer:
         under_way = self._forward_seen or self.clock.updating or not self._rounds
         return self.clock.step if under_way else self.clock.step - 1
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds of optimizer steps have ended since it was made."""
+        return self._rounds
+
+    def add_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Follow optimizers that the user names later."""
+        self.clock.add_optimizers(optimizers)
+        self.parameters.note_groups(optimizers)
+
     def manual_step(self, step: int | None) -> None:
         """The user's own step call: the round is over; updates are differences to the snapshot taken when its forward
         began."""

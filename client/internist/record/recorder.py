@@ -83,6 +83,8 @@ class Recorder:
         self._ready_logs: dict[int, dict[str, float]] = {}
         self._specs: list[Spec] = []
         self._log_specs: dict[str, Spec] = {}
+        self._axes: dict[str, str] = {}
+        """By scalar: the foreign axis it was last logged on."""
         self._plans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._next_plan = 0
         self._pinned: list[Tensor] = []
@@ -106,11 +108,13 @@ class Recorder:
         """Record a gradient scaler's flag: if it is not zero, this step was skipped."""
         self._flags.append(found_inf.reshape(-1)[:1])
 
-    def log(self, step: int, name: str, value: float | Tensor) -> None:
+    def log(self, step: int, name: str, value: float | Tensor, *, axis: str | None = None) -> None:
         """Record a scalar of a step; the last value of a name wins. A tensor stays on its device until the next
-        shipment."""
+        shipment. With an axis, the scalar of that name says where the value was logged."""
         with self._lock:
             self._logs.setdefault(step, {})[name] = value
+            if axis is not None:
+                self._axes[name] = axis
 
     def is_logged(self, step: int, name: str) -> bool:
         """Whether a scalar of that name was logged for that step and is not shipped yet."""
@@ -301,9 +305,9 @@ class Recorder:
             self.points += len(specs)
 
     def _log_spec(self, name: str) -> Spec:
-        spec = self._log_specs.get(name)
-        if spec is None:
-            facts = Facts(method="as given", placement="data_parallel")
+        spec, axis = self._log_specs.get(name), self._axes.get(name)
+        if spec is None or spec.facts.axis != axis:  # declared anew: the first logs may have looked like steps
+            facts = Facts(method="as given", placement="data_parallel", axis=axis)
             spec = self._log_specs[name] = Spec(name, "model", "model", None, "exact", facts)
         return spec
 
