@@ -52,7 +52,7 @@ def outcome_of(error: BaseException | None) -> Outcome:
         code = error.code
         if code is None or (isinstance(code, int) and code == 0):
             return "finished"
-        return "killed" if code in _SIGNALLED else "failed"
+        return "killed" if isinstance(code, int) and code in _SIGNALLED else "failed"
     return "failed"
 
 

@@ -191,6 +191,11 @@ class Monitor:
         return self._finishing.has_begun
 
     @property
+    def steps(self) -> int:
+        """How many optimizer steps it has seen."""
+        return 0 if self._observer is None else self._observer.rounds
+
+    @property
     def is_released(self) -> bool:
         """Whether none of its hooks is left in the model."""
         return self._finishing.is_released

@@ -1,4 +1,4 @@
-"""Programs that end in every way there is, each in a forked copy of one process: starting Python is what takes the time.
+"""Programs that end in every way there is, each in a forked copy of one process: starting Python takes the time.
 
     python -m tests.client.monitor.endings DIRECTORY
 
@@ -6,6 +6,7 @@ For each program it prints a JSON object: its name, its status as `subprocess` g
 from the signal to the end.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -89,10 +90,8 @@ def exits_with_143() -> None:
 @program
 def catches_its_exit() -> None:
     train()
-    try:
+    with contextlib.suppress(SystemExit):
         sys.exit(3)
-    except SystemExit:
-        pass
 
 
 @program

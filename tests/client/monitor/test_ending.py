@@ -1,4 +1,4 @@
-"""A run's end is recorded as what it was, whatever way its process ends, and the process ends as it would without us."""
+"""A run's end is recorded as what it was, whatever way its process ends; and that way stays what it is."""
 
 import json
 import os
