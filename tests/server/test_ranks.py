@@ -188,6 +188,25 @@ def test_a_failed_rank_fails_the_run(sqlite_api):
     assert first.get()["state"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        (("killed", "finished"), "killed"),
+        (("finished", "killed"), "killed"),
+        (("killed", "failed"), "failed"),
+        (("failed", "killed"), "failed"),
+        (("killed", "killed"), "killed"),
+    ],
+)
+def test_the_gravest_end_of_its_ranks_is_the_end_of_the_run(sqlite_api, outcomes, state):
+    senders = two_ranks(sqlite_api)
+
+    for sender, outcome in zip(senders, outcomes, strict=True):
+        sender.send([sender.finish(0, outcome)])
+
+    assert senders[0].get()["state"] == state
+
+
 def attempt(world_size):
     return Attempt(1, "run", "a", 1, None, world_size, 10, 0, 0, "standard", (), None, None)
 

@@ -120,9 +120,9 @@ class Observer:
         return self.clock.step if under_way else self.clock.step - 1
 
     @property
-    def has_rounds(self) -> bool:
-        """Whether any round has ended."""
-        return self._rounds > 0
+    def rounds(self) -> int:
+        """How many rounds of optimizer steps have ended since it was made."""
+        return self._rounds
 
     def add_optimizers(self, optimizers: Sequence[Any]) -> None:
         """Optimizers that were named later."""

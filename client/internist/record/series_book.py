@@ -30,6 +30,7 @@ class SeriesBook:
         self._wants = wants
         self._series: dict[Identity, Series] = {}
         self._layouts: dict[Hashable, Layout] = {}
+        self._next = 0
         self._lock = threading.Lock()
 
     def series(
@@ -66,8 +67,12 @@ class SeriesBook:
         """
         known = METRICS.get(name)
         shown = LOGGED + name if known is not None and known.cadence != "logged" else name
+        identity: Identity = (shown, "model", "model", None, "exact")
+        found = self._series.get(identity)
+        if found is not None and found.facts.axis != axis:
+            self._series.pop(identity)  # declared anew: its first values may have looked like those of steps
         facts = Facts(method="as given", placement="data_parallel", axis=axis)
-        return self._made((shown, "model", "model", None, "exact"), lambda: facts)
+        return self._made(identity, lambda: facts)
 
     def layout(self, key: Hashable, make: Callable[[], Iterable[Series | None]]) -> Layout:
         """A list of series, made once for a key that names it."""
@@ -94,6 +99,8 @@ class SeriesBook:
         if found is None:
             known = facts()  # outside the lock: it is the caller's code
             with self._lock:
-                found = self._series.get(identity) or Series(len(self._series), *identity, facts=known)
-                self._series[identity] = found
+                found = self._series.get(identity)
+                if found is None:
+                    found = self._series[identity] = Series(self._next, *identity, facts=known)
+                    self._next += 1
         return found

@@ -31,6 +31,8 @@ MAX_WORLD_SIZE = 1 << 20
 Role = Literal["root", "block", "embedding", "head", "norm", "linear", "convolution", "attention", "container", "other"]
 Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
 CoverageState = Literal["measured", "silent", "frozen", "idle", "not captured", "unsupported", "excluded"]
+Outcome = Literal["finished", "failed", "killed"]
+"""How a run ended: by itself, by an error, or by a signal."""
 Scalar = str | int | float | bool | None
 
 
@@ -142,11 +144,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run ended of its own accord."""
+    """The run ended, as far as its process could say so."""
 
     step: int
     finished_at_ms: int
-    outcome: Literal["finished", "failed"] = "finished"
+    outcome: Outcome = "finished"
 
 
 @dataclass(frozen=True, slots=True)

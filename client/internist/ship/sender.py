@@ -69,10 +69,11 @@ class Sender(threading.Thread):
         """There may be something to drain or to ship. Costs next to nothing."""
         self._awake.set()
 
-    def restart(self, start: RunStart) -> None:
-        """The start was corrected: introduce the rank to the server again."""
+    def restart(self, start_step: int) -> None:
+        """The first step of the run was corrected: write it down, and introduce the rank to the server again."""
+        self._spool.restart(start_step)
         if self._uploader:
-            self._uploader.restart(start)
+            self._uploader.restart(start_step)
 
     def close(self, timeout: float) -> bool:
         """Drain, ship the rest, stop; at most `timeout` seconds. Whether the server has everything."""

@@ -154,16 +154,17 @@ class Spool:
         with self._mutex:
             self.dropped += count
 
-    def restart(self, start_step: int) -> RunStart:
+    def restart(self, start_step: int) -> None:
         """Correct the first step of the run: a new segment begins with the corrected start. Never raises."""
         with self._mutex:
-            self._start = replace(self._start, start_step=start_step)
+            kind, head = self._declared[0]
+            assert isinstance(head, RunStart)
+            self._declared[0] = (kind, replace(head, start_step=start_step))
             if self._file >= 0 and os.getpid() == self._process:
                 try:
                     self._begin_segment()
                 except _LOSSES as error:
                     self._complain(error)
-            return self._start
 
     def acknowledge(self, sequence: int) -> None:
         """Note that the server has every record up to `sequence`: they are no loss when the budget deletes them."""

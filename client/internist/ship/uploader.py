@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from internist.errors import NotInternist, RequestRefused, ServerError, ServerUnreachable, TokenRefused
 from internist.schema.wire import Directive, Heartbeat, RunStart
@@ -70,9 +71,9 @@ class Uploader(threading.Thread):
         """There is something new to ship."""
         self._awake.set()
 
-    def restart(self, start: RunStart) -> None:
-        """The start was corrected: introduce the rank to the server again."""
-        self.delivery.start = start
+    def restart(self, start_step: int) -> None:
+        """The first step of the run was corrected: introduce the rank to the server again."""
+        self.delivery.start = replace(self.delivery.start, start_step=start_step)
         self._begun = False
 
     def close(self, timeout: float) -> bool:

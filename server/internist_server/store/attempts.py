@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Final, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from internist.schema.wire import Finish, Heartbeat, Module, Outline, Route, RunStart
+from internist.schema.wire import Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
 from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow
+
+_GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
+"""Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Attempt:
     parametrization: str
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
-    outcome: str | None
+    outcome: Outcome | None
     has_outline: bool = False
     """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
 
@@ -267,9 +271,10 @@ def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, 
 
 
 def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
-    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has."""
+    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has, as the gravest of
+    them did."""
     row = session.get_one(AttemptRow, attempt.id)
-    row.outcome = "failed" if "failed" in (row.outcome, finish.outcome) else "finished"
+    row.outcome = max(_outcome(row) or "finished", finish.outcome, key=_GRAVITY.index)
     if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
@@ -291,9 +296,13 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         parametrization=run.parametrization,
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
-        outcome=row.outcome,
+        outcome=_outcome(row),
         has_outline=bool(row.modules),
     )
+
+
+def _outcome(row: AttemptRow) -> Outcome | None:
+    return cast(Outcome | None, row.outcome)
 
 
 def _rank(row: RankRow) -> Rank:

@@ -117,7 +117,7 @@ def test_unwatching_leaves_no_hook_behind(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert functional.scaled_dot_product_attention is original
     assert torch.nn.utils.clip_grad_norm_ is clip
-    assert monitor._observer is not None and not monitor._observer.gate.on
+    assert monitor.is_released
 
 
 def test_an_exception_inside_the_monitor_never_reaches_training(tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_a_step_that_calls_the_step_of_its_base_class_is_one():
     optimizer.step()
     points, _, _ = finish(monitor)
 
-    assert monitor._observer.clock.step == 4
+    assert records(monitor.directory)[-1].finish.step == 3
     assert sorted(points["update.rms", "weight", None]) == [0, 1, 2]
 
 
