@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.mup.checking import check
-    from internist.mup.planning import Plan, PlanRow
     from internist.mup.planner import plan
+    from internist.mup.planning import Plan, PlanRow
     from internist.mup.rules import OPTIMIZERS, RULES, Rule, rule
     from internist.mup.scale_table import ScaleTable, scale
 

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from internist.optim.coefficients import COEFFICIENTS, orthogonalize
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
     from internist.optim.muon_clip import MuonClip
     from internist.optim.muon_plus_plus import MuonPlusPlus
     from internist.optim.muon_sphere import MuonSphere
-    from internist.optim.coefficients import COEFFICIENTS, orthogonalize
     from internist.optim.projections import Fused, Latent, Separate
     from internist.optim.qk_clip import QKClip
     from internist.optim.scaling import SCALES

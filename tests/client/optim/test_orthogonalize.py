@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from internist.optim.newton_schulz import newton_schulz
 from internist.optim.coefficients import (
     COEFFICIENTS,
     arithmetic_dtype,
@@ -15,6 +14,7 @@ from internist.optim.coefficients import (
     norm_band,
     orthogonalize,
 )
+from internist.optim.newton_schulz import newton_schulz
 
 AS_ORTHOGONAL = 1.02
 """Residuals of two roundings of one polynomial differ by this much either way."""
