@@ -20,6 +20,8 @@ SLOW_FIXTURES = {
 
 SLOW_PATHS = {
     "tests/system": "whole programs, trained and served",
+    "tests/client/exponents/test_confusion.py": "a family of models for every mistake",
+    "tests/client/monitor/test_identity.py": "several processes",
     "tests/client/mup/test_benchmarks.py": "benchmarks, in small",
     "tests/client/optim/test_quality_benchmark.py": "benchmarks, in small",
     "tests/client/test_public_names.py": "interpreters of their own",
@@ -27,7 +29,9 @@ SLOW_PATHS = {
 }
 """Folders and files, as seen from the root."""
 
-SLOW_TESTS: dict[str, str] = {}
+SLOW_TESTS = {
+    "test_a_compiled_model_is_multiplied_too": "a compiler",
+}
 """Names of functions, in whichever file."""
 
 
@@ -42,8 +46,11 @@ def why_slow(path: PurePosixPath, function: str, fixtures: set[str], markers: se
     """
     places = [str(path), *map(str, path.parents)]
     for names, reasons in (
-        (sorted(markers), SLOW_MARKERS), (sorted(fixtures), SLOW_FIXTURES), (places, SLOW_PATHS), ([function], SLOW_TESTS),
-    ):  # fmt: skip
+        (sorted(markers), SLOW_MARKERS),
+        (sorted(fixtures), SLOW_FIXTURES),
+        (places, SLOW_PATHS),
+        ([function], SLOW_TESTS),
+    ):
         for name in names:
             if name in reasons:
                 return reasons[name]

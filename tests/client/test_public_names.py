@@ -25,7 +25,8 @@ for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 last = [getattr(package, name) for name in package.__all__]
 homes = [getattr(importlib.import_module(package._HOMES[name]), name) for name in package.__all__]
-print(json.dumps([name for name, *found in zip(package.__all__, first or last, last, homes) if len(set(map(id, found))) > 1]))
+pairs = zip(package.__all__, first or last, last, homes)
+print(json.dumps([name for name, *found in pairs if len(set(map(id, found))) > 1]))
 """
 
 

@@ -1,8 +1,8 @@
 """Reductions over float32 in a CPU's memory, by what runs through it fastest: BLAS, and NumPy where it is installed.
 
-NumPy's reductions and BLAS's dot product take less time than torch's over what lies in a cache; the product is also the
-more exact, as it adds up in many places. How many differs from BLAS to BLAS and with the vectors of a processor, and the
-error grows with the entries a place takes in, so long products are cut.
+NumPy's reductions and BLAS's dot product take less time than torch's over what lies in a cache; the product is also
+the more exact, as it adds up in many places. How many differs from BLAS to BLAS and with the vectors of a processor,
+and the error grows with the entries that a place takes in, so long products are cut.
 """
 
 from typing import Any
@@ -17,10 +17,9 @@ except ImportError:
     numpy = None
 
 LONGEST_PRODUCT = 2**20
-"""Entries that BLAS adds up at once in float32. Of normal draws the sum was then off by 1e-6 with AVX-512, 2e-6 with AVX2
-and 8e-6 with the oldest instructions; four million at once were off by 7e-6, 2e-5 and 6e-5, and the 39 million of a large
-embedding by up to 2e-3. Cut, the blocks of a GPT-2 took 1.00 to 1.06 of the time, interleaved, and at half the length up
-to 1.1 of it."""
+"""Entries that BLAS adds up at once in float32. Of normal draws the sum was then off by 1e-6 with AVX-512, 2e-6 with
+AVX2 and 8e-6 with neither; four million at once were off by 7e-6, 2e-5 and 6e-5, and the 39 million of an embedding by
+up to 2e-3. Cut, a GPT-2's block took 1.00 to 1.06 of the time, interleaved, and at half the length up to 1.1 of it."""
 
 LONGEST_COPY = 2**17
 """Entries of another type that are turned to float32 at once, and stay in a cache."""
@@ -82,4 +81,4 @@ def square_sum(x: Tensor) -> float:
 
 def _in_memory_order(x: Tensor) -> Tensor:
     """The entries, flat, one after another as they lie in memory: a view unless there are gaps."""
-    return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True)).reshape(-1)
+    return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True)).reshape(-1).contiguous()
