@@ -1,5 +1,6 @@
 """In a notebook: a cell that runs again ends what it began before, and errors of cells are no errors of runs."""
 
+import atexit
 import sys
 from textwrap import dedent
 
@@ -32,8 +33,6 @@ def notebook(monkeypatch, tmp_path):
     """A real IPython shell without history, and a function that executes a cell in it."""
     monkeypatch.setenv("INTERNIST_MODE", "offline")
     monkeypatch.setenv("INTERNIST_DIR", str(tmp_path))
-    for name in ("last_type", "last_value", "last_traceback"):  # what the shell sets stays with this test
-        monkeypatch.setattr(sys, name, None, raising=False)
     hooks = sys.excepthook, sys.displayhook
     InteractiveShell.clear_instance()
     made = InteractiveShell.instance(history_load_length=0)
@@ -46,9 +45,11 @@ def notebook(monkeypatch, tmp_path):
     yield execute, made.user_ns
     while _monitors.current is not None:
         internist.finish()
-    made.atexit_operations()
+    atexit.unregister(made.atexit_operations)
     InteractiveShell.clear_instance()
     sys.excepthook, sys.displayhook = hooks
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
 
 
 def outcomes(monitor):
@@ -113,12 +114,12 @@ def test_watching_the_same_model_again_keeps_its_monitor(notebook):
 
 
 def test_a_cell_that_fails_does_not_fail_the_run(notebook, capsys):
-    execute, names = notebook
+    execute, _ = notebook
     ended = []
     execute(MAKE)
     assert isinstance(execute("1 / 0"), ZeroDivisionError)
     assert isinstance(sys.last_value, ZeroDivisionError)
-    ending = Ending(lambda outcome, timeout: ended.append(outcome), lambda _: None, lambda: None)
+    ending = Ending(lambda outcome, _: ended.append(outcome), lambda _: None, lambda: None)
     ending._process = _monitors._ending._process
 
     ending._at_exit()

@@ -106,9 +106,9 @@ def test_what_is_no_model_is_named_with_what_to_pass(model, message):
         ({"max_overhead": 5}, "max_overhead=5"),
         ({"max_overhead": float("nan")}, "max_overhead=nan"),
         ({"replay": "no"}, "replay='no': expected True or False"),
-        ({"include": "blokcs"}, "include='blokcs' matches none of the model's 4 modules; the nearest names are"),
+        ({"include": "blokcs"}, "include='blokcs' matches none of the model's 3 modules; the nearest names are"),
         ({"include": ["^0$", "attn"]}, "include='attn' matches none"),
-        ({"exclude": "."}, "exclude=['.'] leaves none of the model's 4 modules"),
+        ({"exclude": "."}, "exclude=['.'] leaves none of the model's 3 modules"),
         ({"include": "^2$", "exclude": "2"}, "that include=['^2$'] chooses"),
     ],
 )
