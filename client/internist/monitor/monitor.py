@@ -115,7 +115,7 @@ class Monitor:
         if connection is not None and options.mode == "online":
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
-        device = next((p.tensor.device for p in plan.parameters), torch.device("cpu"))
+        device = next((p.tensor.device for p in plan.parameters if not p.tensor.is_meta), torch.device("cpu"))
         self._recorder = Recorder(self._spool, device)
         self._observer = Observer(
             model,

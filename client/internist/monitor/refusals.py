@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from internist.errors import ConfigurationError, NothingToWatch
 from internist.model.outline import Outline
+from internist.model.roles import unwrap
 from internist.observe.clock import parameter_groups
 
 _LOG = logging.getLogger("internist")
@@ -42,6 +43,11 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"watch(model): expected a torch.nn.Module, got {type(model).__name__}{_instead(model)}"
+        )
+    if isinstance(unwrap(model), torch.jit.RecursiveScriptModule):
+        raise ConfigurationError(
+            f"watch(model): {type(model).__name__} is compiled by torch.jit.script and takes no hooks; watch what it"
+            " was made of"
         )
     parameters = dict(model.named_parameters())
     if not parameters:

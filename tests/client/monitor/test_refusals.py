@@ -157,6 +157,32 @@ def test_a_frozen_model_is_watched_and_said(model, caplog):
     assert "none of Sequential's 4 parameters requires a gradient" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch is about to leave TorchScript
+def test_a_scripted_model_is_refused_and_a_traced_one_is_watched_and_said(model, caplog):
+    with pytest.raises(ConfigurationError, match=r"compiled by torch\.jit\.script and takes no hooks"):
+        internist.watch(torch.jit.script(model))
+    with caplog.at_level(logging.WARNING):
+        internist.watch(torch.jit.trace(model, torch.ones(1, 4)))
+
+    assert "TorchScript hides the calls of TopLevelTracedModule's modules" in caplog.text
+
+
+def test_parameters_that_are_elsewhere_do_not_decide_where_measurements_go(model):
+    model[0].to(device="meta")
+    mixed = nn.ModuleDict({"away": model[0], "here": nn.Linear(4, 2)})
+    optimizer = sgd(mixed["here"])
+    monitor = internist.watch(mixed, optimizer)
+    for _ in range(2):
+        mixed["here"](torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        internist.log(loss=torch.tensor(2.0))
+    monitor.finish()
+
+    points = read(monitor.directory)[0]
+    assert points["loss", "model", None] == {0: 2.0, 1: 2.0}
+    assert sorted(points["update.rms", "here.weight", None]) == [0, 1]
+
+
 def test_replay_is_an_option():
     from internist.monitor.watching import _monitors
 
@@ -168,7 +194,7 @@ def test_replay_is_an_option():
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("init", "internist has no init: call internist.watch(model, optimizer)"),
+        ("init", "internist has no init(): call internist.watch(model, optimizer)"),
         ("config", "pass config= to internist.watch"),
         ("save", "no files"),
         ("define_metric", "axis="),
