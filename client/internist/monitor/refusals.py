@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -44,7 +45,7 @@ def check_model(model: Any) -> None:
         raise ConfigurationError(
             f"watch(model): expected a torch.nn.Module, got {type(model).__name__}{_instead(model)}"
         )
-    if isinstance(unwrap(model), torch.jit.RecursiveScriptModule):
+    if isinstance(unwrap(model), RecursiveScriptModule):
         raise ConfigurationError(
             f"watch(model): {type(model).__name__} is compiled by torch.jit.script and takes no hooks; watch what it"
             " was made of"
