@@ -129,8 +129,8 @@ def _listed(subjects: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internist doctor",
-        description="Say what Internist sees on this machine. With a training script: run it for a few steps, offline,\n"
-        "and say what of its model is measured and what is not, and why.",
+        description="Say what Internist sees on this machine. With a training script: run it for a few steps,\n"
+        "offline, and say what of its model is measured and what is not, and why.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

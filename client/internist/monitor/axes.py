@@ -58,7 +58,7 @@ def whole_number(value: Any) -> int | None:
         if value.dim() != 0 or value.device.type != "cpu" or value.is_complex():
             return None
         value = value.item()
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool":
         return None
     try:
         number = operator.index(value)

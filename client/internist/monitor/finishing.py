@@ -65,7 +65,8 @@ class Finishing:
         if not self._claim.acquire(blocking=False):
             self._wait(deadline)
         elif busy == "ours":
-            threading.Thread(target=self._work, args=(outcome, deadline), name="internist-end", daemon=True).start()
+            worker = threading.Thread(target=self._work, args=(outcome, deadline), name="internist-end", daemon=True)
+            self._guard("in a thread of its own", worker.start)  # an interpreter that shuts down starts none
         else:
             if busy == "nothing":
                 self.release()

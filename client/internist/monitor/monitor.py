@@ -121,7 +121,7 @@ class Monitor:
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
         sampling = Sampling(options.every, options.metrics, options.max_overhead, options.replay)
-        device = next((p.tensor.device for p in plan.parameters), torch.device("cpu"))
+        device = next((p.tensor.device for p in plan.parameters if not p.tensor.is_meta), torch.device("cpu"))
         self._recorder = Recorder(self._spool, device, SeriesBook(sampling.wants))
         self._observer = Observer(
             model,

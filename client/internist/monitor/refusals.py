@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from internist.errors import ConfigurationError, NothingToWatch
 from internist.model.outline import Outline
+from internist.model.roles import unwrap
 from internist.observe.optimizer_facts import parameter_groups
 
 _LOG = logging.getLogger("internist")
@@ -42,6 +44,11 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"watch(model): expected a torch.nn.Module, got {type(model).__name__}{_instead(model)}"
+        )
+    if isinstance(unwrap(model), RecursiveScriptModule):
+        raise ConfigurationError(
+            f"watch(model): {type(model).__name__} is compiled by torch.jit.script and takes no hooks; watch what it"
+            " was made of"
         )
     parameters = dict(model.named_parameters())
     if not parameters:

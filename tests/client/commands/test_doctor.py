@@ -3,8 +3,11 @@
 import json
 import os
 import textwrap
+import threading
 import time
+from contextlib import contextmanager
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -14,7 +17,6 @@ import internist
 from internist.commands.doctor import command, grouped
 from internist.commands.surroundings import patches, server_findings, spool_findings
 from internist.schema.wire import CoverageEntry
-from tests.client.ship.small_server import SmallServer, json_answer
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -60,12 +62,28 @@ def script(tmp_path):
     return write
 
 
-def answers(request, *, token=None, date=None):
-    if request.path.startswith("/healthz"):
-        return json_answer({"status": "ok", "service": "internist"})
-    if token is not None and request.headers.get("authorization", request.headers.get("Authorization")) != token:
-        return json_answer({"detail": "no"}, 401)
-    return json_answer({"info": {"version": "9.8.7"}})
+@contextmanager
+def serve(*, token=None, service="internist"):
+    """A small server that answers as ours does where nobody sends measurements."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            allowed = self.path == "/healthz" or token is None or self.headers["Authorization"] == f"Bearer {token}"
+            body = {"service": service} if self.path == "/healthz" else {"info": {"version": "9.8.7"}}
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps(body if allowed else {}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def told(findings):
@@ -84,7 +102,7 @@ def test_it_names_versions_machine_and_settings_and_hides_the_token(monkeypatch,
     out = capsys.readouterr().out
 
     assert code == 0
-    assert f"torch  {torch.__version__}" in " ".join(out.split(" ")).replace("   ", " ") or torch.__version__ in out
+    assert torch.__version__ in out
     assert torch.backends.cpu.get_cpu_capability() in out
     assert "a-secret" not in out
     assert out.endswith("no problem was found\n")
@@ -99,8 +117,7 @@ def test_a_script_is_run_for_some_steps_and_nothing_of_it_is_kept(script, capsys
     assert set(groups["module", "measured"]) == {"0", "2"}
     assert groups["parameter", "frozen"] == ["0.bias"]
     assert not list((tmp_path / "spool").rglob("*.spool"))
-    assert internist.watch is not None
-    assert "watch" not in vars(internist) or internist.watch.__module__ == "internist.monitor.watching"
+    assert internist.watch.__module__ == "internist.monitor.watching"
 
 
 def test_the_report_says_why_something_is_not_measured(script, capsys):
@@ -162,10 +179,10 @@ def test_wrong_arguments_are_refused(argv, capsys):
 
 
 def test_a_server_is_told_with_its_version_and_its_clock():
-    with SmallServer(misbehave=answers) as server:
-        findings = told(server_findings(server.address, None))
+    with serve() as address:
+        findings = told(server_findings(address, None))
 
-    assert findings[server.address] == ("ok", "answers")
+    assert findings[address] == ("ok", "answers")
     assert findings["version"] == ("ok", "9.8.7")
     assert findings["token"] == ("ok", "none is asked for")
     assert findings["clock"][0] == "ok"
@@ -173,16 +190,16 @@ def test_a_server_is_told_with_its_version_and_its_clock():
 
 @pytest.mark.parametrize(("token", "state"), [("right", "ok"), ("wrong", "problem"), (None, "problem")])
 def test_a_token_is_tried(token, state):
-    with SmallServer(misbehave=lambda request: answers(request, token="Bearer right")) as server:
-        findings = told(server_findings(server.address, token))
+    with serve(token="right") as address:
+        findings = told(server_findings(address, token))
 
     assert findings["token"][0] == state
 
 
 def test_a_server_that_is_away_costs_nothing_and_a_stranger_is_a_problem():
     assert told(server_findings(NOBODY, None))[NOBODY][0] == "note"
-    with SmallServer(misbehave=lambda _: (200, "text/html", b"<h1>It works!</h1>")) as server:
-        assert told(server_findings(server.address, None))[server.address][0] == "problem"
+    with serve(service="bakery") as address:
+        assert told(server_findings(address, None))[address][0] == "problem"
 
 
 def test_a_spool_is_tried_and_left_as_it_was(tmp_path):
