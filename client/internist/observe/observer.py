@@ -108,7 +108,8 @@ class Observer:
         )
         self.probe = ProbeReplay(outline, self.gate, self.activations, heavy_every=heavy_every)
         self.probe.unsupported = replay_obstacle(outline.root)
-        self._clipping = ClippingCapture(self._clipped)
+        watched = {id(parameter.tensor) for parameter in outline.parameters}
+        self._clipping = ClippingCapture(lambda tensor: id(tensor) in watched)
         self._root = RootHooks(
             model, outline.root, begins=self._guard(self._forward_begins), ends=self._guard(self._forward_ends)
         )
@@ -276,10 +277,6 @@ class Observer:
             self.parameters.gradients(owned, None, self._recorder)
             self.parameters.updates(owned, self._recorder, self._due)
 
-    def _clipped(self, total_norm: Tensor) -> None:
-        if self._due.light and self._rank == 0 and self._wanted("gradient.norm_before_clip"):
-            self._recorder.add([self._monitor_spec("gradient.norm_before_clip")], total_norm.detach().float())
-
     # ---- end of a round --------------------------------------------------------------------------------------------
 
     def _round_ended(self, step: int) -> None:
@@ -295,8 +292,11 @@ class Observer:
             if not self._recorder.is_logged(step, "loss"):
                 self._recorder.log(step, "loss", host_or_device(self._auto_loss / self._auto_losses))
             self._auto_loss, self._auto_losses = None, 0
+        norm = self._clipping.take()
         if self._due.light:
             self.gate.on = False
+            if norm is not None and self._rank == 0 and self._wanted("gradient.norm_before_clip"):
+                self._recorder.add([self._monitor_spec("gradient.norm_before_clip")], norm)
             with torch.no_grad():
                 self._collect(step, began)
         now = time.perf_counter()
