@@ -11,7 +11,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ Prepare = Callable[[Arguments, dict[str, Any]], tuple[Arguments, dict[str, Any]]
 _lock = threading.RLock()  # a listener's death may be noticed while the lock is held
 _functions: dict[tuple[int, str], "Function"] = {}
 _sizes: dict[int, int] = {}
-"""Names that each loaded module had when it was last searched, by the module's id."""
+"""Names that each loaded module had when it was last searched, by the module's id; under 0, how many modules there
+were. Empty: all are to be searched."""
 
 
 @dataclass(slots=True)
@@ -64,9 +65,10 @@ class Listening:
 
     def __init__(self, function: "Function", listener: Listener, traced: Traced | None) -> None:
         self.function, self._traced = function, traced
-        gone = functools.partial(_gone, weakref.ref(self))
         is_method = isinstance(listener, types.MethodType)
-        self._listener: Any = weakref.WeakMethod(listener, gone) if is_method else weakref.ref(listener, gone)
+        self._listener: Any = weakref.WeakMethod(listener) if is_method else weakref.ref(listener)
+        owner = listener.__self__ if isinstance(listener, types.MethodType) else listener
+        weakref.finalize(owner, _gone, weakref.ref(self)).atexit = False
 
     @property
     def listener(self) -> Listener | None:
@@ -110,6 +112,12 @@ class Function:
             traced: what compiled code contains in its stead; held as long as the listening.
         """
         return listen_to([(self, listener)], traced=traced)[0]
+
+    def places(self) -> list[tuple[Any, str]]:
+        """Where it is bound: holders and names, its home first."""
+        with _lock:
+            _search()
+            return [(self.home, self.name), *(each for each in self._bindings if each[0] is not self.home)]
 
     def is_compiled(self, value: Any) -> bool:
         """Whether a value is `torch.compile` of this function."""
@@ -237,7 +245,7 @@ def _bind(holder: Any, name: str, value: Any) -> None:
         setattr(holder, name, value)
 
 
-def _gone(listening: "weakref.ref[Listening]", _: Any) -> None:
+def _gone(listening: "weakref.ref[Listening]") -> None:
     found = listening()
     if found is not None:
         found.remove()
@@ -265,16 +273,23 @@ def _guarded(after: After, result: Any) -> None:
 
 
 def _search() -> None:
-    """Find every name bound to a known function in modules that are new or have other names since the last search."""
+    """Find every name bound to a known function in modules that are new or have other names since the last search.
+
+    Where no module was loaded since, only the script's or notebook's own names are searched: they may change at any
+    time.
+    """
+    loaded = list(sys.modules.values())
+    if _sizes.get(0) == len(loaded):
+        loaded = [module for module in (sys.modules.get("__main__"),) if module is not None]
+    else:
+        _sizes[0] = len(loaded)
     by_id = {id(each.original): each for each in _functions.values() if not isinstance(each.home, dict)}
-    for module in list(sys.modules.values()):
+    for module in loaded:
         names = getattr(module, "__dict__", None)
-        if not isinstance(module, types.ModuleType) or not isinstance(names, Mapping):
-            continue
-        if _sizes.get(id(module)) == len(names) and module.__name__ != "__main__":
+        if type(names) is not dict or (_sizes.get(id(module)) == len(names) and names.get("__name__") != "__main__"):
             continue
         _sizes[id(module)] = len(names)
-        if module.__name__.startswith(("torch._C", "internist.")):
+        if not isinstance(module, types.ModuleType) or module.__name__.startswith(("torch._C", "internist.")):
             continue
         for name, value in list(names.items()):
             found = by_id.get(id(value))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -85,13 +85,18 @@ def _transformers() -> Iterator[Source]:
     """Hugging Face: each model file's eager attention, and the registry of the others."""
     if "transformers" not in sys.modules:
         return
-    for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if isinstance(names, dict) and callable(names.get(_EAGER)):
-            yield Source(function(module, _EAGER), "interface", partial(read_interface, states_all=True))
+    for module in _with_eager_attention(len(sys.modules)):
+        yield Source(function(module, _EAGER), "interface", partial(read_interface, states_all=True))
     modeling = sys.modules.get("transformers.modeling_utils")
     registry: Any = getattr(modeling, "ALL_ATTENTION_FUNCTIONS", None)
     for entries in (getattr(registry, "_global_mapping", None), getattr(registry, "_local_mapping", None)):
         for name in list(entries) if isinstance(entries, dict) else ():
             states_all = "flex" in name or "eager" in name
             yield Source(function(entries, name), "interface", partial(read_interface, states_all=states_all))
+
+
+@lru_cache(maxsize=1)
+def _with_eager_attention(_: int) -> tuple[Any, ...]:
+    """The loaded modules that have an eager attention of their own, as long as no other module is loaded."""
+    loaded = [module for module in list(sys.modules.values()) if type(getattr(module, "__dict__", None)) is dict]
+    return tuple(module for module in loaded if callable(vars(module).get(_EAGER)))
