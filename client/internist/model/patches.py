@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,9 +142,7 @@ class Function:
             self._listening = tuple(each for each in self._listening if each is not listening)
             self._changed()
             if not self._listening:
-                places, self._places = self._places, []
-                for place in places:
-                    place.restore()
+                self._put_back()
                 self._wrappers.clear()
 
     def _bind(self, holder: Any, name: str) -> None:
@@ -200,12 +199,31 @@ class Function:
         self._calls.inside = True
         try:
             afters = [after for each in listening for after in _tell(each, args, kwargs)]
-            result = previous(*args, **kwargs)
+            if has_torch_function((*args, *kwargs.values())):
+                result = self._called_in_place(previous, args, kwargs)
+            else:
+                result = previous(*args, **kwargs)
         finally:
             self._calls.inside = False
             for after in reversed(afters):
                 _guarded(after, result)
         return result
+
+    def _called_in_place(self, previous: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+        """Call with everything put back: tensors and modes that override torch's functions know them by identity."""
+        with _lock:
+            self._put_back()
+        try:
+            return previous(*args, **kwargs)
+        finally:
+            with _lock:
+                if self._listening:
+                    self._replace()
+
+    def _put_back(self) -> None:
+        places, self._places = self._places, []
+        for place in places:
+            place.restore()
 
 
 def function(home: Any, name: str, *, prepare: Prepare | None = None) -> Function:

@@ -1,7 +1,7 @@
 """The queries and keys of every training forward, as attention receives them, and the logits they can make.
 
-While an attention layer is called, and only then, `scaled_dot_product_attention` is listened to. Compiled code
-with a note inside that is an operator of its own, so the graph stays whole.
+While an attention layer is called, and only then, `scaled_dot_product_attention` is listened to. Compiled code is
+traced with a note inside that is an operator of its own, so the graph stays whole.
 
 Shapes: B batch, H query heads, K key heads, T queries, S keys, D head features.
 """
