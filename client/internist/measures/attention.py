@@ -6,6 +6,7 @@ Shapes: B batch, H query heads, K key heads, G = H / K query heads per key head,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def max_logits(
     if H % K or (H != K and K != 1 and not enable_gqa):
         raise ValueError(f"expected {H} key heads, or a divisor of it with enable_gqa, got {K}")
     G = H // K
-    q_BKGTD = q_BHTD.unflatten(1, (K, G))
+    q_BKGTD = q_BHTD.reshape(B, K, G, T, D)
     mask_BKGTS = None if mask is None else _grouped(mask, q, K, S)
     left, right = (None if one is None or one < 0 else one for one in window)
     visible = _Visibility(left, 0 if is_causal else right, S - T if from_end else 0, score_mod, mask_mod)
@@ -276,14 +277,15 @@ def _merged(pieces: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _one_batch(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys with the same leading dimensions and head size."""
+    if min(q.ndim, k.ndim) < 2:
+        return q, k
+    broadcast: Any = torch.broadcast_shapes
     try:
-        batch = torch.broadcast_shapes(q.shape[: max(0, q.ndim - 3)], k.shape[: max(0, k.ndim - 3)])
+        batch = broadcast(q.shape[: max(0, q.ndim - 3)], k.shape[: max(0, k.ndim - 3)])
     except RuntimeError:
         batch = None
-    if batch is None or min(q.ndim, k.ndim) < 2 or q.ndim != k.ndim or q.shape[-1] != k.shape[-1]:
-        if min(q.ndim, k.ndim) >= 2:
-            raise ValueError(f"expected q and k of one batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}")
-        return q, k
+    if batch is None or q.ndim != k.ndim or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"expected q and k of one batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}")
     return q.expand(*batch, *q.shape[len(batch) :]), k.expand(*batch, *k.shape[len(batch) :])
 
 

@@ -66,6 +66,8 @@ class AttentionCapture:
         self._listening: list[Listening] = []
         self._open = threading.local()
         self._depth = 0
+        self._thread: int | None = None
+        """Where a forward of the root is under way, the thread it is in."""
         self._fast_path: bool | None = None
         self.measured: set[int] = set()
         """Orders of the modules whose logits were ever recorded."""
@@ -92,9 +94,11 @@ class AttentionCapture:
         self._listening, self._listeners = [], []
 
     def enter(self) -> None:
-        """A forward of the root begins: in a replay `nn.MultiheadAttention` is kept from its fast path, in which its
-        modules and kernels are not called. Every `enter` has its `leave`; they may be nested."""
+        """A forward of the root begins in this thread: calls of others are not its own. In a replay
+        `nn.MultiheadAttention` is kept from its fast path, in which its modules and kernels are not called. Every
+        `enter` has its `leave`; they may be nested."""
         self._depth += 1
+        self._thread = threading.get_ident()
         if self._depth == 1 and self._gate.replay and torch.backends.mha.get_fastpath_enabled():
             self._fast_path = True
             torch.backends.mha.set_fastpath_enabled(False)
@@ -102,7 +106,10 @@ class AttentionCapture:
     def leave(self) -> None:
         """The forward is over, however it ended."""
         self._depth = max(0, self._depth - 1)
-        if self._depth == 0 and self._fast_path is not None:
+        if self._depth:
+            return
+        self._thread = None
+        if self._fast_path is not None:
             torch.backends.mha.set_fastpath_enabled(self._fast_path)
             self._fast_path = None
 
@@ -155,7 +162,9 @@ class AttentionCapture:
         gate = self._gate
         if not (gate.on and gate.heavy and gate.stack) or torch._C._current_graph_task_id() != -1:
             return False  # also in a backward, where an activation checkpoint is recomputed
-        if torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing():
+        if self._thread not in (None, threading.get_ident()):
+            return False
+        if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing():
             return False
         return gate.replay or gate.in_root or torch.is_grad_enabled()
 
@@ -178,9 +187,10 @@ class AttentionCapture:
         interface = self._interfaces[-1] if self._interfaces else None
         if interface is not None and interface.keys is not None and x.shape[dim] != interface.keys:
             return  # logits and sinks: the interface is read instead
-        modules = [w.module for w in reversed(self._gate.stack) if _attends(w)]
-        if modules:
-            self._measure(self._enclosing(), lambda: logits_of(x, dim, modules))
+        attention = list(self._attention())
+        if attention:
+            modules = [watched.module for watched in attention]
+            self._measure(attention[0], lambda: logits_of(x, dim, modules))
 
     def _measure(self, watched: WatchedModule | None, read: Callable[[], AttentionCall | Tensor | None]) -> None:
         if watched is None or watched.excluded or self._faults.get(watched.order, 0) >= FAULTS_TOLERATED:
@@ -212,9 +222,18 @@ class AttentionCapture:
         return found
 
     def _enclosing(self) -> WatchedModule | None:
-        """The attention module that is being called, or whatever is where none is."""
+        """The innermost attention module that is being called, or whatever is where none is."""
         stack = self._gate.stack
-        return next((w for w in reversed(stack) if _attends(w)), stack[-1] if stack else None)
+        return next(self._attention(), stack[-1] if stack else None)
+
+    def _attention(self) -> Iterator[WatchedModule]:
+        """The attention modules that are being called, innermost first, of the innermost block: a model that is named
+        after attention is not the attention of its blocks."""
+        for watched in reversed(self._gate.stack):
+            if watched.role == "attention" or is_attention(watched.module):
+                yield watched
+            if watched.role == "block":
+                return
 
     # ---- series ----------------------------------------------------------------------------------------------------
 
@@ -288,10 +307,6 @@ def attention_logits(
         return
     for capture in list(_captures):
         capture.told(module, AttentionCall(q, k, mask, is_causal, scale, enable_gqa, softcap))
-
-
-def _attends(watched: WatchedModule) -> bool:
-    return watched.role == "attention" or is_attention(watched.module)
 
 
 def _tensors(found: AttentionCall | Tensor) -> tuple[Tensor, ...]:

@@ -127,7 +127,7 @@ def read_varlen(
     if block_table is not None or seqused_k is not None or cu_seq_k is None:
         return None
     window = (window_size[0], 0) if is_causal else window_size
-    return _packed(query, key, cu_seq_q, cu_seq_k, max(int(max_q), int(max_k)), window, scale, None)
+    return _packed(query, key, cu_seq_q, cu_seq_k, _longest(max_q, max_k), window, scale, None)
 
 
 def flash_reader(original: Any) -> Reader:
@@ -141,7 +141,7 @@ def flash_reader(original: Any) -> Reader:
 
 
 def _read_flash(given: Mapping[str, Any]) -> AttentionCall | None:
-    if any(given.get(name) not in (None, 0) for name in _UNREADABLE):
+    if any(isinstance(given.get(name), Tensor) or given.get(name) for name in _UNREADABLE):
         return None
     if "qkv" in given:
         q, k = given["qkv"].unbind(-3)[:2]
@@ -155,7 +155,7 @@ def _read_flash(given: Mapping[str, Any]) -> AttentionCall | None:
         if slopes is not None:
             return None
         starts_k = given.get("cu_seqlens_k", starts_q)
-        longest = max(int(given.get(name) or 0) for name in ("max_seqlen", "max_seqlen_q", "max_seqlen_k"))
+        longest = _longest(*(given.get(name) for name in ("max_seqlen", "max_seqlen_q", "max_seqlen_k")))
         return _packed(q, k, starts_q, starts_k, longest, window, scale, softcap)
     q, k = q.transpose(1, 2), k.transpose(1, 2)
     linear = None if slopes is None else _alibi(slopes, k.shape[-2] - q.shape[-2])
@@ -185,7 +185,7 @@ def read_native(
 
     def heads(x: Tensor, first: int) -> Tensor:
         rows = slice(first, first + embed_dim)
-        return functional.linear(x, qkv_weight[rows], qkv_bias[rows]).unflatten(-1, (num_head, -1)).transpose(1, 2)
+        return functional.linear(x, qkv_weight[rows], qkv_bias[rows]).view(*x.shape[:2], num_head, -1).transpose(1, 2)
 
     with torch.no_grad():
         q, k = heads(query, 0), heads(key, embed_dim)
@@ -243,9 +243,9 @@ def read_interface(
     window: Window = (reach, 0 if causal else reach)
     if implied and attention_mask is None and cu_seq_lens_q is not None and cu_seq_lens_k is not None:
         q, k = (x.transpose(1, 2).flatten(0, 1) for x in (query, key))
-        longest = max(int(max_length_q or 0), int(max_length_k or 0))
+        longest = _longest(max_length_q, max_length_k)
         return _packed(q, k, cu_seq_lens_q, cu_seq_lens_k, longest, window, scaling, softcap)
-    if implied and attention_mask is None and position_ids is not None and len(query) == 1 and T == S:
+    if implied and attention_mask is None and position_ids is not None and position_ids.numel() == T == S:
         mask_mod = _restarts(position_ids)
     return AttentionCall(
         query,
@@ -324,6 +324,11 @@ def _packed(
     if starts_q is starts_k and longest > 0:  # no key of the same sequence is farther than it is long
         near = longest - 1 if left is None else min(left, longest - 1), longest - 1 if right is None else right
     return AttentionCall(q, k, scale=scale, enable_gqa=True, softcap=softcap, window=near, mask_mod=seen)
+
+
+def _longest(*lengths: object) -> int:
+    """The largest of the lengths that are known on the host; 0: none is, and none is waited for."""
+    return max((each for each in lengths if isinstance(each, int)), default=0)
 
 
 def _sequences(starts: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

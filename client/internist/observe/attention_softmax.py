@@ -53,11 +53,11 @@ def logits_of(x: Tensor, dim: int, modules: Sequence[nn.Module]) -> Tensor | Non
 def _by_heads(x: Tensor, heads: int | None) -> Tensor:
     if x.ndim == 3:
         count = heads if heads is not None and x.shape[0] % heads == 0 else 1
-        return x.unflatten(0, (-1, count))
+        return x.reshape(-1, count, *x.shape[1:])
     if x.ndim > 4 and heads is not None and x.shape[-3] != heads and x.shape[-4] * x.shape[-3] == heads:
         x = x.flatten(-4, -3)  # key heads, and the query heads that share each
-    if heads is not None and x.shape[-3] != heads:
-        place = next((dim for dim in range(x.ndim - 1) if x.shape[dim] == heads), None)
+    if heads is not None and x.shape[-3] % heads:  # (B, T, H, S) or (H, B, T, S)
+        place = next((dim for dim in (-2, 0) if x.shape[dim] == heads), None)
         x = x if place is None else x.movedim(place, -3)
     return x.flatten(0, -4) if x.ndim > 4 else x
 
@@ -75,7 +75,8 @@ def _is_product(x: Tensor) -> bool | None:
     """Whether a tensor was made from batched products by operations on entries; None where the graph does not say."""
     T, S = x.shape[-2:]
     batch = x.numel() // (T * S)
-    waiting, seen = [x.grad_fn], set()
+    waiting: list[Any] = [x.grad_fn]
+    seen: set[Any] = set()
     is_linear = is_unknown = False
     while waiting and len(seen) < NODES:
         node = waiting.pop()
@@ -84,10 +85,10 @@ def _is_product(x: Tensor) -> bool | None:
         seen.add(node)
         name = node.name().rpartition("::")[2]
         if _PRODUCT.match(name):
-            shape: Any = node._input_metadata[0].shape  # type: ignore[attr-defined]
-            if shape[0] > 1 or batch == 1:  # one product for all (an einsum with a weight) is a linear map
+            shape = node._input_metadata[0].shape
+            if shape[0] > 1:
                 return True
-            is_linear = True
+            is_unknown, is_linear = is_unknown or batch == 1, True  # one product for all is an einsum with a weight
         elif _LINEAR.match(name):
             is_linear = True
         elif _PASSED.match(name):

@@ -141,7 +141,7 @@ def _with_list(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
         return args, kwargs
     read: Any = list(given)
     if not read and isinstance(given, types.GeneratorType):
-        read = (each for each in ())
+        read = (parameter for parameter in list[Tensor]())
     return ((read, *args[1:]), kwargs) if args else (args, {**kwargs, "parameters": read})
 
 

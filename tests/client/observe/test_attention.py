@@ -104,12 +104,15 @@ def test_grouped_heads_in_five_dimensions_are_told_apart():
     assert matched(found["attn"], reference(q, k))
 
 
+EXPERTS = 6
+
+
 class Router(nn.Module):
     """Scores of experts for each token."""
 
     def __init__(self, *, einsum):
         super().__init__()
-        self.gate, self.einsum = nn.Linear(WIDTH, TOKENS, bias=False), einsum
+        self.gate, self.einsum = nn.Linear(WIDTH, EXPERTS, bias=False), einsum
 
     def forward(self, x):
         scores = torch.einsum("btd,ed->bte", x, self.gate.weight) if self.einsum else self.gate(x)
@@ -125,6 +128,57 @@ def test_a_router_inside_attention_is_not_taken_for_it(einsum):
     found = one_step(model, torch.randn(BATCH, TOKENS, WIDTH))
 
     assert matched(found["attn"], reference(3 * model.attn.q, 3 * model.attn.k))
+
+
+@pytest.mark.parametrize("einsum", [False, True])
+def test_a_router_beside_attention_in_a_block_named_after_it_is_not_taken_for_it(einsum):
+    class AttentionBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.router = Attention(eager(CAPTURED)), Router(einsum=einsum)
+
+        def forward(self, x):
+            return x + self.attn(x) * self.router(x)
+
+    class AttentionModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(AttentionBlock() for _ in range(2))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = AttentionModel()
+    found = one_step(model, torch.randn(1, TOKENS, WIDTH))
+
+    assert sorted(found) == ["blocks.0.attn", "blocks.1.attn"]
+    for index, block in enumerate(model.blocks):
+        assert matched(found[f"blocks.{index}.attn"], reference(3 * block.attn.q, 3 * block.attn.k))
+
+
+def test_attention_of_a_block_without_a_name_for_it_belongs_to_the_block():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            q, k = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.first, self.second))
+            return x + functional.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2)
+
+    class AttentionModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    assert sorted(one_step(AttentionModel(), torch.randn(BATCH, TOKENS, WIDTH))) == ["blocks.0", "blocks.1"]
 
 
 def test_a_classifiers_softmax_outside_of_attention_is_not_measured():
@@ -405,6 +459,18 @@ def test_telling_nonsense_never_raises(arguments):
 
 def test_without_a_monitor_telling_does_nothing():
     internist.attention_logits(nn.Linear(2, 2), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo reads it of whatever it is given
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # dynamo imports what uses it
+def test_a_compiled_models_softmax_is_seen_in_the_replay():
+    model = Model(Attention(eager(CAPTURED, lambda x: x.masked_fill(~causal(), -1e9))))
+    x = torch.randn(BATCH, TOKENS, WIDTH)
+    model.attn(x)
+    q, k = 3 * model.attn.q[:1], 3 * model.attn.k[:1]
+    found = one_step(torch.compile(model, backend="eager"), x)
+
+    assert matched(found["attn"], reference(q, k, seen=causal()))
 
 
 # ---- what is left out, and what is put back ------------------------------------------------------------------------
