@@ -199,7 +199,7 @@ def _extremes(
     S = k_BKSD.shape[2]
     q_BKGTD = q_BKGTD.float() * scale
     k_NDS = k_BKSD.float().reshape(B * K, S, D).transpose(1, 2)
-    nothing = q_BKGTD.new_full((K * G,), NOT_MEASURED)
+    nothing = q_BKGTD.new_full((B, K, G), NOT_MEASURED)
     pieces = [(nothing, -nothing)]
     for start in range(0, T, queries):
         stop = min(start + queries, T)
@@ -212,9 +212,9 @@ def _extremes(
             logits = logits.div_(softcap).tanh_().mul_(softcap)
         part = None if mask_BKGTS is None else mask_BKGTS[:, :, :, start:stop, low:high]
         floor, ceiling = _seen(logits, part, visible, (first, start, low))
-        pieces.append((floor.amax(dim=(0, 3, 4)).flatten(), ceiling.amin(dim=(0, 3, 4)).flatten()))
+        pieces.append((floor.amax(dim=(3, 4)), ceiling.amin(dim=(3, 4))))
     largest, smallest = zip(*pieces, strict=True)
-    return torch.stack(largest).amax(dim=0), torch.stack(smallest).amin(dim=0)
+    return torch.stack(largest).amax(dim=(0, 1)).flatten(), torch.stack(smallest).amin(dim=(0, 1)).flatten()
 
 
 def _seen(
@@ -248,7 +248,8 @@ def _seen(
             place.view([-1 if dim == own else 1 for dim in range(4)]) for own, place in enumerate(places)
         )
         if visible.score_mod is not None:
-            logits = visible.score_mod(logits.view(B, K * G, T, S), b, h, query, key).float().view(B, K, G, T, S)
+            scores = visible.score_mod(logits.view(B, K * G, T, S), b, h, query, key)
+            logits = scores.to(torch.float32, copy=True).view(B, K, G, T, S)  # what it gave may be the user's own
             hidden = _either(hidden, logits <= HIDDEN_BELOW)
         if visible.mask_mod is not None:
             seen = visible.mask_mod(b, h, query, key).expand(B, K * G, T, S)
@@ -258,9 +259,14 @@ def _seen(
         is_bias = mask.is_floating_point()
         bias = mask.float() if is_bias else torch.zeros_like(mask, dtype=torch.float32)
         veiled = mask <= HIDDEN_BELOW if is_bias else ~mask
-        floor, ceiling = (logits + bias.masked_fill(veiled, no) for no in (NOT_MEASURED, -NOT_MEASURED))
-    if hidden is not None:
-        floor, ceiling = floor.masked_fill(hidden, NOT_MEASURED), ceiling.masked_fill(hidden, -NOT_MEASURED)
+        floor = logits + bias.masked_fill(veiled, NOT_MEASURED)
+        ceiling = logits.add_(bias.masked_fill(veiled, -NOT_MEASURED))
+        if hidden is not None:
+            floor.masked_fill_(hidden, NOT_MEASURED)
+            ceiling.masked_fill_(hidden, -NOT_MEASURED)
+    elif hidden is not None:
+        floor = logits.masked_fill(hidden, NOT_MEASURED)
+        ceiling = logits.masked_fill_(hidden, -NOT_MEASURED)
     return floor, ceiling
 
 
