@@ -62,14 +62,15 @@ class _Place:
 class Listening:
     """One listener of one function, until it is removed or dies."""
 
-    __slots__ = ("__weakref__", "_listener", "_traced", "function")
+    __slots__ = ("__weakref__", "_death", "_listener", "_traced", "function")
 
     def __init__(self, function: "Function", listener: Listener, traced: Traced | None) -> None:
         self.function, self._traced = function, traced
         is_method = isinstance(listener, types.MethodType)
         self._listener: Any = weakref.WeakMethod(listener) if is_method else weakref.ref(listener)
         owner = listener.__self__ if isinstance(listener, types.MethodType) else listener
-        weakref.finalize(owner, _gone, weakref.ref(self)).atexit = False
+        self._death = weakref.finalize(owner, _gone, weakref.ref(self))
+        self._death.atexit = False
 
     @property
     def listener(self) -> Listener | None:
@@ -84,6 +85,7 @@ class Listening:
 
     def remove(self) -> None:
         """Listen no more. Harmless if that was so already."""
+        self._death.detach()
         self.function._remove(self)
 
 
@@ -98,6 +100,7 @@ class Function:
         self._bindings: list[tuple[Any, str]] = []
         self._places: list[_Place] = []
         self._wrappers: dict[int, tuple[Any, Any]] = {}
+        """By what stood there before: the same each time, or compiled code would take it for another function."""
         self._calls = threading.local()
 
     @property
@@ -143,7 +146,6 @@ class Function:
             self._changed()
             if not self._listening:
                 self._put_back()
-                self._wrappers.clear()
 
     def _bind(self, holder: Any, name: str) -> None:
         if not any(holder is known and name == known_name for known, known_name in self._bindings):

@@ -96,6 +96,20 @@ def test_a_dead_listener_is_dropped_and_nothing_keeps_it_alive(home, while_calle
     assert home.double is original
 
 
+def test_what_stands_in_its_place_is_the_same_each_time_and_leaves_nothing_behind(home):
+    hearer, record = Hearer(), function(home, "double")
+    record.listen(hearer.hear).remove()
+    pending = len(weakref.finalize._registry)
+    standing = set()
+    for _ in range(5):
+        listening = record.listen(hearer.hear)
+        standing.add(home.double)
+        listening.remove()
+
+    assert len(standing) == 1
+    assert len(weakref.finalize._registry) == pending
+
+
 def test_what_a_third_party_put_over_ours_stays(home):
     hearer = Hearer()
     listening = function(home, "double").listen(hearer.hear)
