@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from internist.errors import InternistError
     from internist.monitor.monitor import Monitor
     from internist.monitor.watching import alert, finish, log, unwatch, watch
+    from internist.observe.attention import attention_logits
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
     from internist.optim.muon_clip import MuonClip
@@ -28,6 +29,7 @@ __all__ = [
     "MuonPlusPlus",
     "QKClip",
     "alert",
+    "attention_logits",
     "finish",
     "log",
     "split_parameters",
@@ -43,6 +45,7 @@ _HOMES = {
     "MuonPlusPlus": "internist.optim.muon_plus_plus",
     "QKClip": "internist.optim.qk_clip",
     "alert": "internist.monitor.watching",
+    "attention_logits": "internist.observe.attention",
     "finish": "internist.monitor.watching",
     "log": "internist.monitor.watching",
     "split_parameters": "internist.optim.groups",

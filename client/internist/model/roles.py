@@ -17,7 +17,11 @@ Kind = Literal["embedding", "head", "matrix", "vector", "unknown", "none"]
 """What a parameter is. `unknown` is a matrix of unknown orientation, `none` has no known matrix view."""
 
 _WRAPPER_PREFIXES = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_ATTENTION_WORDS = re.compile(r"attn|attention", re.IGNORECASE)
+QUERY_NAMES = ("q_proj", "query", "wq", "w_q", "to_q", "q_lin", "query_proj", "q")
+KEY_NAMES = ("k_proj", "key", "wk", "w_k", "to_k", "k_lin", "key_proj", "k")
+QKV_NAMES = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn", "query_key_value")
+"""What attention's projections are called in the modules that own them: apart, or one for all."""
+_ATTENTION_WORDS = re.compile(r"attn|attention|MHA|MultiHead", re.IGNORECASE)
 _NORM_WORDS = re.compile(r"norm(alization)?(\d+d)?$", re.IGNORECASE)
 _HEAD_WORDS = re.compile(r"(^|\.)(lm_head|head|output|classifier|score|unembed\w*|out_proj_vocab)$", re.IGNORECASE)
 
@@ -73,8 +77,15 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """A module whose class is named after attention."""
-    return bool(_ATTENTION_WORDS.search(type(module).__name__))
+    """A module whose class is named after attention, or that owns projections named like its queries and keys."""
+    return bool(_ATTENTION_WORDS.search(type(module).__name__)) or _owns_projections(module)
+
+
+def _owns_projections(module: nn.Module) -> bool:
+    names = {name for name, child in module.named_children() if is_linear(child)}
+    names.update(name for name, _ in module.named_parameters(recurse=False))
+    apart = not names.isdisjoint(QUERY_NAMES) and not names.isdisjoint(KEY_NAMES)
+    return apart or not names.isdisjoint(QKV_NAMES)
 
 
 def stored_weight(module: nn.Module) -> nn.Parameter | None:

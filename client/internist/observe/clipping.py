@@ -1,38 +1,154 @@
-"""The gradient norm before clipping, from `clip_grad_norm_` wherever a module has bound it by name."""
+"""The gradient norm before clipping, of the watched model alone, from the functions of torch that clip by it."""
 
-import sys
+import logging
+import types
 from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Signature, signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
+from internist.model.patches import After, Listener, Prepare, function, listen_to
+
+_LOG = logging.getLogger("internist")
+
+
+@dataclass(slots=True)
+class _Clip:
+    """One clip of a round: the parameters it was over, and their norm before."""
+
+    parameters: set[int]
+    norm: Tensor
+
 
 class ClippingCapture:
-    """Wraps `clip_grad_norm_` and hands on the norm it returns."""
+    """Listens to `clip_grad_norm_`, and to `clip_grads_with_norm_` where the norm comes from `get_total_norm`, and
+    hands on a round's norm before clipping.
 
-    def __init__(self, clipped: Callable[[Tensor], None]) -> None:
-        self._original = original = clip_grad.clip_grad_norm_
+    A clip of parameters that the monitor does not own is another model's. Several clips over disjoint parts of the
+    model are one norm, the root of the sum of their squares; of parameters that are clipped again the first counts. A
+    round is not measured, and that is said once, where a clip was over our parameters and others, over some that were
+    clipped before and some that were not, by another norm than the 2-norm, or by a norm of sharded gradients.
+    """
 
-        def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
-            total_norm = original(*args, **kwargs)
-            if not torch.compiler.is_compiling() and isinstance(total_norm, Tensor) and type(total_norm) is Tensor:
-                clipped(total_norm)
-            return total_norm
+    def __init__(self, owns: Callable[[Tensor], bool]) -> None:
+        self._owns = owns
+        self._clips: list[_Clip] = []
+        self._reason = ""
+        self._said: set[str] = set()
+        self._is_clipping = False
+        self._norm_type: float | None = None
+        """Of the last norm that was computed apart from clipping in this round."""
+        listeners: tuple[tuple[str, Prepare | None, Listener], ...] = (
+            ("clip_grad_norm_", _with_list, self._clip_grad_norm),
+            ("_clip_grads_with_norm_", _with_list, self._clip_grads_with_norm),
+            ("_get_total_norm", None, self._get_total_norm),
+        )
+        self._listening = listen_to(
+            (function(clip_grad, name, prepare=prepare), listener)
+            for name, prepare, listener in listeners
+            if hasattr(clip_grad, name)
+        )
 
-        self._wrapper = clip_grad_norm_
-        self._places: list[tuple[Any, str]] = []
-        for module in list(sys.modules.values()):
-            names = getattr(module, "__dict__", None)
-            if isinstance(names, dict):
-                self._places += [(module, name) for name, value in list(names.items()) if value is original]
-        for module, name in self._places:
-            setattr(module, name, clip_grad_norm_)
+    def take(self) -> Tensor | None:
+        """The round's norm before clipping, () float32; None where nothing was clipped, or its norm is not known. The
+        next round begins."""
+        clips, reason = self._clips, self._reason
+        self._clips, self._reason, self._norm_type = [], "", None
+        if reason or not clips:
+            return None
+        norms = [clip.norm.detach().float().reshape(()) for clip in clips]
+        return norms[0].clone() if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def remove(self) -> None:
-        """Put the original back wherever ours still stands."""
-        for module, name in self._places:
-            if getattr(module, name, None) is self._wrapper:
-                setattr(module, name, self._original)
-        self._places.clear()
+        """Put the functions back."""
+        for listening in self._listening:
+            listening.remove()
+        self._listening.clear()
+
+    # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _clip_grad_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After | None:
+        given = _CLIP_GRAD_NORM.bind(*args, **kwargs).arguments
+        parameters = _parameters(given["parameters"])
+        self._is_clipping = True
+
+        def after(total_norm: Any) -> None:
+            self._is_clipping = False
+            if total_norm is not None:
+                self._note(parameters, total_norm, float(given.get("norm_type", 2.0)))
+
+        return after
+
+    def _get_total_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After | None:
+        if not self._is_clipping:
+            self._norm_type = float(_GET_TOTAL_NORM.bind(*args, **kwargs).arguments.get("norm_type", 2.0))
+        return None
+
+    def _clip_grads_with_norm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After | None:
+        """The second half of `clip_grad_norm_`, also called by those who compute the norm apart."""
+        if not self._is_clipping:
+            given = _CLIP_WITH_NORM.bind(*args, **kwargs).arguments
+            self._note(_parameters(given["parameters"]), given["total_norm"], self._norm_type)
+        return None
+
+    def _note(self, parameters: list[Tensor], norm: Any, norm_type: float | None) -> None:
+        with_gradient = [p for p in parameters if p.grad is not None]
+        ours = {id(p) for p in with_gradient if self._owns(p)}
+        if not ours:
+            return
+        if len(ours) < len({id(p) for p in with_gradient}):
+            self._give_up("parameters of the model were clipped together with others")
+            return
+        if norm_type != 2.0:
+            by = "a norm of unknown kind" if norm_type is None else f"their {norm_type:g}-norm"
+            self._give_up(f"gradients were clipped by {by}, and the 2-norm is recorded")
+            return
+        if type(norm) is not Tensor:
+            self._give_up(f"the norm is a {type(norm).__name__}, each rank's part of one")
+            return
+        before = set().union(*(clip.parameters for clip in self._clips))
+        if ours <= before:
+            return  # clipped already: what it was before is known
+        if ours & before:
+            self._give_up("gradients were clipped over parts of the model that overlap")
+            return
+        self._clips.append(_Clip(ours, norm))
+
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        if reason not in self._said:
+            self._said.add(reason)
+            _LOG.warning("internist: gradient.norm_before_clip is not measured: %s", reason)
+
+
+def _parameters(given: Any) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else list(given)
+
+
+def _with_list(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with the parameters as a list, where they could be read only once. An empty generator stays
+    one: torch warns of it."""
+    given = args[0] if args else kwargs.get("parameters")
+    if (
+        given is None
+        or isinstance(given, Tensor | list | tuple | set | frozenset | dict)
+        or not hasattr(given, "__iter__")
+    ):
+        return args, kwargs
+    read: Any = list(given)
+    if not read and isinstance(given, types.GeneratorType):
+        read = (parameter for parameter in list[Tensor]())
+    return ((read, *args[1:]), kwargs) if args else (args, {**kwargs, "parameters": read})
+
+
+def _signature(name: str) -> Signature:
+    return signature(getattr(clip_grad, name, clip_grad.clip_grad_norm_))
+
+
+_CLIP_GRAD_NORM = _signature("clip_grad_norm_")
+_CLIP_WITH_NORM = _signature("_clip_grads_with_norm_")
+_GET_TOTAL_NORM = _signature("_get_total_norm")

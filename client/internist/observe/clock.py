@@ -47,13 +47,20 @@ class Clock:
         optimizers: those that were named.
         owns: whether a torch optimizer owns a watched parameter now.
         told: receives what happens.
+        ignores: whether a step made now is none of the run's (a model that steps an optimizer in a replay of ours).
     """
 
     def __init__(
-        self, *, start: int, optimizers: Sequence[Any], owns: Callable[[Optimizer], bool], told: Rounds
+        self,
+        *,
+        start: int,
+        optimizers: Sequence[Any],
+        owns: Callable[[Optimizer], bool],
+        told: Rounds,
+        ignores: Callable[[], bool],
     ) -> None:
         self.step = start
-        self._owns, self._told = owns, told
+        self._owns, self._told, self._ignores = owns, told, ignores
         self._takes: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._rounds: list[set[int]] = []
         """Ids of those that stepped in each of the last rounds."""
@@ -121,7 +128,7 @@ class Clock:
 
     def pre_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """torch is about to make a step of this optimizer."""
-        if self._outer or not self._takes_part(optimizer):
+        if self._outer or self._ignores() or not self._takes_part(optimizer):
             return
         depth = 1
         if id(optimizer) in self._open:
@@ -132,7 +139,7 @@ class Clock:
 
     def post_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """It has made it."""
-        if self._outer or not self._takes_part(optimizer):
+        if self._outer or self._ignores() or not self._takes_part(optimizer):
             return
         depth = self._open.pop(id(optimizer), (optimizer, 1))[1] - 1
         if depth > 0:
@@ -196,7 +203,7 @@ class _Wrapped:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         clock = self._clock()
-        if clock is None or clock._outer:
+        if clock is None or clock._outer or clock._ignores():
             return self._original(*args, **kwargs)
         closure = has_closure(args, kwargs)
         clock.begin(self._optimizer, closure=closure)

@@ -67,7 +67,8 @@ class ActivationCapture:
         self._outline, self._gate, self._faults = outline, gate, faults
         self.series = CallSeries(outline, book=book, sampling=sampling, world_size=world_size)
         self._calls: dict[int, list[Call]] = {}
-        self._known: dict[int, _Known] = {}
+        self._known: dict[tuple[int, int], _Known] = {}
+        """By tensor and feature dimension."""
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._axes = Axes()
@@ -178,7 +179,7 @@ class ActivationCapture:
         norms, abs_max, nonfinite = self._extent(out, axis) if tokens is out else measure.extent(tokens)
         call = Call(norms, tokens.numel(), abs_max, nonfinite)
         if source is not None and source.numel() and source.dim() and not isinstance(module, nn.Embedding):
-            known = self._known.get(id(source))
+            known = self._known.get((id(source), in_axis))
             free = known is not None and known.of() is source and known.version == version_of(source)
             series.light_inputs.setdefault(order, free or watched.role == "block")
             if self._gate.heavy or free:
@@ -246,14 +247,14 @@ class ActivationCapture:
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
-        known = self._of(tensor)
+        known = self._of(tensor, axis)
         if known.norms is None:
             known.norms = measure.token_rms(tensor, channel_dim=axis)
         return known.norms
 
     def _extent(self, tensor: Tensor, axis: int) -> tuple[Tensor, Value, Value]:
         """Token RMS, largest entry and number of non-finite ones, once for a tensor that several modules give back."""
-        known = self._of(tensor)
+        known = self._of(tensor, axis)
         if known.norms is None or known.rest is None:
             known.norms, *rest = measure.extent(tensor, channel_dim=axis)
             known.rest = rest[0], rest[1]
@@ -261,16 +262,17 @@ class ActivationCapture:
 
     def _distances(self, tensor: Tensor, axis: int) -> Tensor:
         """Distances between a tensor's probe tokens, once for the module that gives it and those that take it."""
-        known = self._of(tensor)
+        known = self._of(tensor, axis)
         if known.distances is None:
             known.distances = measure.pair_distances(at_positions(tensor, axis))
         return known.distances
 
-    def _of(self, tensor: Tensor) -> _Known:
-        known = self._known.get(id(tensor))
+    def _of(self, tensor: Tensor, axis: int) -> _Known:
+        key = id(tensor), axis
+        known = self._known.get(key)
         version = version_of(tensor)
         if known is None or known.version != version or known.of() is not tensor:
-            known = self._known[id(tensor)] = _Known(weakref.ref(tensor), version)
+            known = self._known[key] = _Known(weakref.ref(tensor), version)
         return known
 
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:

@@ -93,6 +93,8 @@ class Observer:
         self._rounds = self._forwards = self._most_forwards = 0
         self._entries: tuple[CoverageEntry, ...] = ()
         self._share: float | None = None
+        self._entered: Captures | None = None
+        """Whose attention the forward under way has entered."""
         self.on_step: Callable[[], None] = _nothing
         """Called when a sampled step has been handed to the recorder."""
         self.step_ended = time.monotonic()
@@ -103,9 +105,11 @@ class Observer:
         self._close_safely, self._arm_safely = guard(self._close_round), guard(self.arm)
         self._close_manual_safely = guard(self._after_manual)
         self._captures = self._captured(outline)
-        self._clipping = ClippingCapture(guard(self._clipped))
+        self._clipping = ClippingCapture(self._is_watched)
         self._root = RootCalls(model, outline.root, begins=self._begin_safely, ends=self._end_safely)
-        self.clock = Clock(start=start_step, optimizers=optimizers, owns=self._owns, told=self)
+        self.clock = Clock(
+            start=start_step, optimizers=optimizers, owns=self._owns, told=self, ignores=self._is_replaying
+        )
         self._captures.parameters.note_groups(optimizers)
         self._optimizers = [reference_to(optimizer) for optimizer in optimizers]
         self.arm(start_step)
@@ -173,6 +177,9 @@ class Observer:
     # ---- forward ---------------------------------------------------------------------------------------------------
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
+        if self.gate.heavy and self._captures.attention.installed:
+            self._captures.attention.enter()
+            self._entered = self._captures
         if self._captures.probe.running or self._is_closed or under_transform():
             return
         root = self._outline.root
@@ -206,6 +213,9 @@ class Observer:
         self._seconds += time.perf_counter() - began
 
     def _forward_ends(self, output: Any) -> None:
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            entered.attention.leave()
         if self._captures.probe.running or self._is_closed or under_transform():
             return
         was_training = self.gate.in_root or (not self._due.light and torch.is_grad_enabled() and self._has_forward)
@@ -308,12 +318,6 @@ class Observer:
             parameters.gradients(owned, None, self._recorder)
             parameters.updates(owned, self._recorder, self._due)
 
-    def _clipped(self, total_norm: Tensor) -> None:
-        if self._due.light and self._speaker.reports_replicated:
-            series = self._model_series("gradient.norm_before_clip")
-            if series is not None:
-                self._recorder.add([series], total_norm.detach().float())
-
     # ---- end of a round --------------------------------------------------------------------------------------------
 
     def _close_round(self, step: int) -> None:
@@ -322,7 +326,9 @@ class Observer:
         self._most_forwards, self._forwards = max(self._most_forwards, self._forwards), 0
         self._has_forward = self._is_impatient = False
         self._mode.round_ended()
-        loss = self._loss.mean()
+        norm, loss = self._clipping.take(), self._loss.mean()
+        if norm is not None and self._due.light and self._speaker.reports_replicated:
+            self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
         if loss is not None and not self._recorder.is_logged(step, "loss"):
             self._recorder.log(step, "loss", host_or_device(loss))
         if self._due.light:
@@ -431,6 +437,12 @@ class Observer:
     def _named(self) -> list[Any]:
         """The optimizers that were named and are still there."""
         return [found for reference in self._optimizers if (found := reference()) is not None]
+
+    def _is_replaying(self) -> bool:
+        return self._captures.probe.running
+
+    def _is_watched(self, tensor: Tensor) -> bool:
+        return self._captures.parameters.is_watched(tensor)
 
     def _owns(self, optimizer: Any) -> bool:
         return bool(self._captures.parameters.owned_by(optimizer))

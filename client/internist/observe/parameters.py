@@ -82,6 +82,10 @@ class ParameterCapture:
                 found[id(tensor)] = parameter
         self._by_id = found
 
+    def is_watched(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter of the model."""
+        return id(tensor) in self._by_id
+
     def all(self) -> list[WatchedParameter]:
         """Every parameter that can be measured."""
         return [p for p in self._by_id.values() if not p.unsupported and not p.excluded]

@@ -1,15 +1,13 @@
 """The queries and keys of every training forward, as attention receives them, and the logits they can make.
 
-While an attention layer is called, and only then, `scaled_dot_product_attention` is replaced by a function that notes
-its queries and keys and goes on to whatever stood there, which may be a monitor's own replacement. Compiled code is
-traced with that function inside: its note is an operator of its own, so the graph stays whole.
+While an attention layer is called, and only then, `scaled_dot_product_attention` is listened to. Compiled code is
+traced with a note inside that is an operator of its own, so the graph stays whole.
 
 Shapes: B batch, H query heads, K key heads, T queries, S keys, D head features.
 """
 
 import itertools
 import math
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +20,7 @@ from torch.nn import functional
 
 from internist.measures.attention import HIDDEN_BELOW, max_logits
 from internist.measures.precision import full_precision
+from internist.model.patches import Listening, function
 
 BOUND_SLACK = 1e-4
 """Rounding of float32 norms and products over some hundred features."""
@@ -119,9 +118,14 @@ class LogitCapture:
         self._training: bool | None = None
         self._stack: list[int] = []
         self._modules: list[nn.Module] = []
-        self._places = _bindings()
+        self._error: Exception | None = None
+        """What noting a call gave, until its layer is left."""
+        noting = _Noting(self.number, self._stack, [torch.zeros((), dtype=torch.uint8) for _ in layers])
+        self._traced = noting.note
+        self._attention = function(functional, "scaled_dot_product_attention")
+        self._listening: Listening | None = None
+        self._places = self._attention.places()
         self._inners: list[Any] = []
-        self._tokens = [torch.zeros((), dtype=torch.uint8) for _ in layers]
         self._replacements = [self._replacing(place) for place in range(len(self._places))]
         self._handles = [
             root.register_forward_pre_hook(_Hook(self, root, "begin")),
@@ -138,6 +142,8 @@ class LogitCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._listening is not None:
+            self._listening.remove()
         _captures.pop(self.number, None)
 
     def begin(self) -> None:
@@ -157,10 +163,14 @@ class LogitCapture:
             return
         self._stack.append(index)
         self._modules.append(module)
-        if len(self._stack) == 1:
-            self._inners = [getattr(place, name) for place, name in self._places]
-            for (place, name), replacement in zip(self._places, self._replacements, strict=True):
-                setattr(place, name, replacement)
+        if len(self._stack) > 1:
+            return
+        if not torch.compiler.is_compiling():
+            self._listening = self._attention.listen(self._called, traced=self._traced)
+            return
+        self._inners = [getattr(place, name) for place, name in self._places]
+        for (place, name), replacement in zip(self._places, self._replacements, strict=True):
+            setattr(place, name, replacement)
 
     def leave(self, module: nn.Module, *, failed: bool) -> None:
         """A layer's forward is over."""
@@ -169,10 +179,13 @@ class LogitCapture:
         index = self._stack.pop()
         self._modules.pop()
         if not self._stack:
-            for (place, name), inner in zip(self._places, self._inners, strict=True):
-                setattr(place, name, inner)
-            self._inners = []
-        if not torch.compiler.is_compiling() and not failed:
+            self._restore()
+        if torch.compiler.is_compiling():
+            return
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if not failed:
             self._left(index)
 
     def note(self, layer: int, call: Call) -> None:
@@ -182,39 +195,69 @@ class LogitCapture:
         with torch.no_grad(), _outside_modes(), full_precision(call.query):
             self.observe(layer, call)
 
-    def _replacing(self, place: int) -> Callable[..., Tensor]:
-        """What stands at this place while a layer is called, and goes on to what stood there."""
+    def _restore(self) -> None:
+        if self._listening is not None:
+            self._listening.remove()
+            self._listening = None
+        for (place, name), inner in zip(self._places, self._inners, strict=False):
+            setattr(place, name, inner)
+        self._inners = []
 
-        def scaled_dot_product_attention(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attn_mask: Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            scale: float | None = None,
-            enable_gqa: bool = False,
-        ) -> Any:
-            layer = self._stack[-1]
-            mask = None if attn_mask is None else attn_mask.detach()
-            if torch.compiler.is_compiling():
-                _note_attention(
-                    self._tokens[layer],
-                    query.detach(),
-                    key.detach(),
-                    mask,
-                    is_causal,
-                    scale,
-                    enable_gqa,
-                    self.number,
-                    layer,
-                )
-            else:
-                self.note(layer, Call(query.detach(), key.detach(), mask, is_causal, scale, enable_gqa))
-            inner = self._inners[place]
-            return inner(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    def _replacing(self, place: int) -> Callable[..., Tensor]:
+        """What a compiler sees at this place while it traces a layer's call."""
+
+        def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
+            self._traced(args, kwargs)
+            return self._inners[place](*args, **kwargs)
 
         return scaled_dot_product_attention
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._stack:
+            return
+        try:
+            self.note(self._stack[-1], _read(*args, **kwargs))
+        except Exception as error:  # raised as the layer is left: listening to a function never raises
+            self._error = error
+
+
+class _Noting:
+    """What stands in compiled code. It knows no model, so that it may live as long as the code does."""
+
+    def __init__(self, capture: int, stack: list[int], tokens: list[Tensor]) -> None:
+        self._capture, self._stack, self._tokens = capture, stack, tokens
+
+    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Put the note of a call into the graph."""
+        if not self._stack:
+            return
+        layer = self._stack[-1]
+        call = _read(*args, **kwargs)
+        _note_attention(
+            self._tokens[layer],
+            call.query,
+            call.key,
+            call.mask,
+            call.is_causal,
+            call.scale,
+            call.enable_gqa,
+            self._capture,
+            layer,
+        )
+
+
+def _read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,  # noqa: ARG001
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Call:
+    mask = None if attn_mask is None else attn_mask.detach()
+    return Call(query.detach(), key.detach(), mask, is_causal, scale, enable_gqa)
 
 
 class _Hook:
@@ -314,16 +357,3 @@ def _outside_modes() -> AbstractContextManager[Any]:
 
     context: AbstractContextManager[Any] = _disable_current_modes()
     return context
-
-
-def _bindings() -> list[tuple[Any, str]]:
-    """Every module-level name that is bound to attention as it is now, `torch.nn.functional`'s own first."""
-    present = functional.scaled_dot_product_attention
-    places: list[tuple[Any, str]] = [(functional, "scaled_dot_product_attention")]
-    for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        builtin = getattr(module, "__name__", "").startswith("torch._C")
-        if module is functional or not isinstance(names, dict) or builtin:
-            continue
-        places += [(module, name) for name, value in list(names.items()) if value is present]
-    return places

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from internist.model.roles import is_attention, is_linear, is_transposed_linear, plain_name
+from internist.model.roles import (
+    KEY_NAMES,
+    QKV_NAMES,
+    QUERY_NAMES,
+    is_attention,
+    is_linear,
+    is_transposed_linear,
+    plain_name,
+)
 
 Arrangement = Literal["blocks", "interleaved", "grouped"]
 
-_QUERIES = ("q_proj", "query", "wq", "w_q", "to_q", "q_lin", "query_proj", "q")
-_KEYS = ("k_proj", "key", "wk", "w_k", "to_k", "k_lin", "key_proj", "k")
-_FUSED = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn", "query_key_value")
 _AGREEING = 0.95
 """Share of head norms that must agree; of other rows next to none do."""
 _NORMS = re.compile(r"^(q|k|qk|query|key)_?(norm|layernorm|ln)$", re.IGNORECASE)
@@ -163,7 +168,7 @@ def attention_layers(
             layers[name] = _layer(name, module, projections)
     for name, module in tree:
         if is_attention(module) and not _covered(name, {*layers, *left_out}) and any(True for _ in module.parameters()):
-            known = ", ".join((*_QUERIES[:4], *_FUSED[:2]))
+            known = ", ".join((*QUERY_NAMES[:4], *QKV_NAMES[:2]))
             raise ValueError(
                 f"the query and key projections of {name!r} ({type(module).__name__}) are not known: it holds "
                 f"{', '.join(n for n, _ in module.named_children()) or 'no modules'}, and none is named like {known}. "
@@ -252,11 +257,11 @@ def _read(module: nn.Module) -> Projections | None:
             return Separate("q_proj_weight", "k_proj_weight")
         return Fused("in_proj_weight", "blocks")
     children = {name: child for name, child in module.named_children() if is_linear(child)}
-    query = next((name for name in _QUERIES if name in children), None)
-    key = next((name for name in _KEYS if name in children), None)
+    query = next((name for name in QUERY_NAMES if name in children), None)
+    key = next((name for name in KEY_NAMES if name in children), None)
     if query is not None and key is not None:
         return Separate(query, key)
-    fused = next((name for name in _FUSED if name in children), None)
+    fused = next((name for name in QKV_NAMES if name in children), None)
     return None if fused is None else Fused(fused)
 
 

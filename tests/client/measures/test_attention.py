@@ -10,7 +10,7 @@ from torch import Tensor
 
 from internist.measures import attention
 from internist.measures.activations import NOT_MEASURED
-from internist.measures.attention import max_logits
+from internist.measures.attention import max_entries, max_logits
 
 ROUNDING = 1e-5
 """A float32 product over at most 64 features, against float64."""
@@ -186,3 +186,131 @@ def test_shapes_that_do_not_fit_are_refused(q, k, options):
 def test_integers_are_refused():
     with pytest.raises(ValueError, match="floating"):
         max_logits(torch.ones(1, 1, 2, 2).long(), torch.ones(1, 1, 2, 2))
+
+
+# ---- what other kernels add ----------------------------------------------------------------------------------------
+
+
+def full(q, k, *, mask=None, softcap=None, window=(None, None), causal=False, from_end=False):
+    """(2, H) of the whole matrix in float64, in the order of the kernels: scale, softcap, mask, window."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = q.double() @ k.double().transpose(-1, -2) * q.shape[-1] ** -0.5
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    T, S = logits.shape[-2:]
+    ahead = torch.arange(S) - torch.arange(T).unsqueeze(1) - (S - T if from_end else 0)
+    left, right = window[0], 0 if causal else window[1]
+    seen = torch.ones(logits.shape, dtype=torch.bool)
+    if left is not None:
+        seen &= ahead >= -left
+    if right is not None:
+        seen &= ahead <= right
+    if mask is not None and mask.dtype == torch.bool:
+        seen = seen & mask
+    elif mask is not None:
+        logits, seen = logits + mask.double(), seen & (mask > -5e3)
+    signed = logits.masked_fill(~seen, -torch.inf).amax((0, 2, 3))
+    return torch.stack((signed, logits.abs().masked_fill(~seen, -torch.inf).amax((0, 2, 3)))).float()
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("window", [(None, None), (7, None), (None, 3), (5, 2), (0, 0)])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("causal", "from_end"), [(False, False), (True, False), (True, True), (False, True)])
+def test_windows_softcaps_and_alignments_match_the_materialised_matrix(mask, window, softcap, causal, from_end):
+    q, k = random(2, 8, 70, 16), random(2, 4, 90, 16, seed=1)
+
+    found = max_logits(
+        q, k, mask=mask, softcap=softcap, window=window, is_causal=causal, from_end=from_end, enable_gqa=True
+    )
+    expected = full(q, k, mask=mask, softcap=softcap, window=window, causal=causal, from_end=from_end)
+    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_is_computed_in_float32(dtype):
+    q, k = random(2, 8, 70, 16).to(dtype), random(2, 2, 70, 16, seed=1).to(dtype)
+
+    found = max_logits(q, k, softcap=2.0, window=(9, 0), enable_gqa=True)
+    torch.testing.assert_close(found, full(q, k, softcap=2.0, window=(9, 0)), rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("entries", [1, 700, 10_000])
+def test_functions_of_indices_get_those_of_the_whole_whatever_the_pieces(entries, monkeypatch):
+    q, k = random(3, 4, 50, 8), random(3, 2, 50, 8, seed=1)
+    bias, seen = random(3, 4, 50, 50, seed=2), random(3, 4, 50, 50, seed=3) > 0
+    monkeypatch.setattr(attention, "ENTRIES_CPU", entries)
+
+    found = max_logits(
+        q,
+        k,
+        enable_gqa=True,
+        window=(30, 5),
+        score_mod=lambda scores, b, h, query, key: scores + bias[b, h, query, key],
+        mask_mod=lambda b, h, query, key: seen[b, h, query, key],
+    )
+    expected = full(q, k, mask=torch.where(seen, bias, -torch.inf), window=(30, 5))
+    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_memory_stays_bounded_by_the_pieces():
+    q, k = random(1, 2, 4_000, 4), random(1, 2, 4_000, 4, seed=1)
+    largest = []
+
+    def noting(scores, *_):
+        largest.append(scores.numel())
+        return scores
+
+    max_logits(q, k, score_mod=noting)
+    assert max(largest) <= attention.ENTRIES_CPU
+
+
+def test_a_key_of_one_batch_serves_all():
+    q, k = random(3, 2, 5, 4), random(1, 2, 6, 4, seed=1)
+
+    torch.testing.assert_close(max_logits(q, k), max_logits(q, k.expand(3, -1, -1, -1)))
+
+
+# ---- what enters a softmax -----------------------------------------------------------------------------------------
+
+
+def test_entries_by_hand():
+    logits = torch.tensor([[[[1.0, -4.0], [2.0, -torch.inf]], [[-1e9, -3.0], [-1.0, -9_984.0]]]])
+
+    assert max_entries(logits).tolist() == [[2.0, -1.0], [4.0, 3.0]]
+
+
+@pytest.mark.parametrize("entries", [1, 50, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entries_match_the_logits_they_were_made_of(entries, dtype, monkeypatch):
+    monkeypatch.setattr(attention, "ENTRIES_CPU", entries)
+    logits = (random(3, 4, 20, 25) * 10).to(dtype)
+    seen = random(3, 1, 20, 25, seed=1) > 0
+    expected = torch.stack(
+        (logits.float().masked_fill(~seen, -torch.inf), logits.float().abs().masked_fill(~seen, -torch.inf))
+    ).amax((1, 3, 4))
+
+    torch.testing.assert_close(max_entries(logits.masked_fill(~seen, torch.finfo(dtype).min)), expected)
+
+
+def test_entries_that_were_shifted_by_their_maximum_are_not_measured_and_zeros_are():
+    logits = random(2, 3, 8, 8)
+
+    assert (max_entries(logits - logits.amax(-1, keepdim=True)) == NOT_MEASURED).all()
+    assert (max_entries(torch.zeros(2, 3, 8, 8)) == 0).all()
+
+
+def test_nan_and_hidden_heads_among_entries():
+    logits = random(1, 3, 4, 4)
+    logits[0, 1, 2, 2], logits[0, 2] = torch.nan, -torch.inf
+    found = max_entries(logits)
+
+    assert found[:, 0].isfinite().all()
+    assert found[:, 1].isnan().all()
+    assert (found[:, 2] == NOT_MEASURED).all()
+
+
+@pytest.mark.parametrize("logits", [torch.ones(2, 3, 4), torch.ones(1, 0, 2, 2), torch.ones(1, 1, 2, 2).int()])
+def test_entries_of_another_shape_are_refused(logits):
+    with pytest.raises(ValueError, match="expected a floating"):
+        max_entries(logits)
