@@ -51,7 +51,7 @@ class Batch:
             ValueError: no probe can be taken; the message says why.
         """
         self._arguments: Arguments = tuple(args), dict(kwargs)
-        self._places = reachable([("", self._arguments)], depth=DEPTH)
+        self._places = reachable([("", self._arguments)], depth=DEPTH).places
         own = _arguments_own(self._places)
         _refuse_what_cannot_be_copied(own)
         self._tensors = [place.thing for place in own if place.kind == "tensor"]
@@ -148,7 +148,7 @@ class Batch:
         inside: dict[int, set[int]] = {}
         for place in self._places:
             if place.kind == "list" and len(place.thing) > 1 and _is_argument(place, self._places):
-                inside[id(place.thing)] = {id(p.thing) for p in reachable([("", place.thing)], depth=DEPTH)}
+                inside[id(place.thing)] = {id(p.thing) for p in reachable([("", place.thing)], depth=DEPTH).places}
         lengths = {len(p.thing) for p in self._places if id(p.thing) in inside}
         if len(lengths) != 1:
             return
@@ -175,7 +175,7 @@ class Batch:
 
 def fresh(arguments: Arguments) -> Arguments:
     """The arguments for one forward, which may write to them: copies, what cannot change shared."""
-    copied: Arguments = copy.deepcopy(arguments, _memo(reachable([("", arguments)], depth=DEPTH)))
+    copied: Arguments = copy.deepcopy(arguments, _memo(reachable([("", arguments)], depth=DEPTH).places))
     return copied
 
 

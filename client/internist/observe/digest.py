@@ -47,7 +47,7 @@ class Digest:
 
 def digest(root: nn.Module) -> Digest:
     """The state that can be reached from a model."""
-    places = reachable(roots_of(root), depth=DEPTH)
+    places = reachable(roots_of(root), depth=DEPTH).places
     found = Digest(places, {}, {})
     for place in places:
         name = name_of(place, places)
@@ -124,7 +124,7 @@ def _value(place: Place) -> Any:
         tokens = [_token(entry) for entry in base.__iter__(thing)]  # type: ignore[attr-defined]
         return frozenset(tokens) if kind == "set" else tuple(tokens)
     if kind == "object":
-        return tuple(_token(_slot(member, thing)) for member in own_slots(type(thing)))
+        return tuple(_token(_slot(member, thing)) for member in own_slots(type(thing)))  # type: ignore[arg-type]
     if kind == "cell":
         return _token(cell_value(thing))
     if kind == "function":

@@ -13,7 +13,8 @@ import random
 import sys
 import threading
 import types
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -68,14 +69,28 @@ def roots_of(model: nn.Module) -> list[tuple[str, Any]]:
         *((f"class {cls.__qualname__}", cls) for cls in classes),
         *((f"torch's {name}", value) for name, value in hooks),
         ("torch's parametrizations", nn.utils.parametrize._cache),
-        *((name, buffer) for name, buffer in model.named_buffers()),  # those that a ScriptModule keeps elsewhere
+        *(
+            pair
+            for name, module in modules
+            if isinstance(module, torch.jit.ScriptModule)
+            for pair in _scripted(name, module)
+        ),
     ]
 
 
-def reachable(roots: Iterable[tuple[str, Any]], *, depth: int) -> list[Place]:
-    """Every mutable thing within `depth` references of the roots, once each, nearest first."""
+@dataclass(slots=True)
+class Reach:
+    """What was found: every mutable thing once, nearest first."""
+
+    places: list[Place]
+    empty: list[Any]
+    """Containers without entries, as most of a module's are: they need no more than to be emptied again."""
+
+
+def reachable(roots: Iterable[tuple[str, Any]], *, depth: int) -> Reach:
+    """Every mutable thing within `depth` references of the roots."""
     kinds: dict[type, Kind] = dict(_KINDS)
-    places: list[Place] = []
+    found = Reach([], [])
     seen: set[int] = set()
     queue: list[tuple[Any, Any, int, int]] = [(key, thing, -1, 0) for key, thing in roots]
     for key, thing, parent, level in queue:
@@ -85,15 +100,15 @@ def reachable(roots: Iterable[tuple[str, Any]], *, depth: int) -> list[Place]:
         if kind == "atom" or id(thing) in seen:
             continue
         seen.add(id(thing))
-        index = len(places)
-        places.append(Place(thing, kind, parent, key))
+        index = len(found.places)
+        found.places.append(Place(thing, kind, parent, key))
         if level < depth and len(queue) < MOST_PLACES:
-            queue += [
-                (name, child, index, level + 1)
-                for name, child in _children(thing, kind)
-                if kinds.get(type(child)) != "atom"
-            ]
-    return places
+            for name, child in _children(thing, kind):
+                if type(child) in _CONTAINERS and not child:
+                    found.empty.append(child)
+                elif kinds.get(type(child)) != "atom":
+                    queue.append((name, child, index, level + 1))
+    return found
 
 
 def name_of(place: Place, places: list[Place]) -> str:
@@ -118,11 +133,11 @@ def names_in(code: types.CodeType) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1_024)
-def own_slots(kind: Hashable) -> tuple[Any, ...]:
+def own_slots(kind: type) -> tuple[Any, ...]:
     """Descriptors of the attributes that instances keep outside of a `__dict__`."""
     return tuple(
         member
-        for cls in kind.__mro__  # type: ignore[attr-defined]
+        for cls in kind.__mro__
         for member in vars(cls).values()
         if type(member) is types.MemberDescriptorType and cls.__module__ != "builtins"
     )
@@ -199,6 +214,7 @@ _BASES: tuple[tuple[Any, Kind], ...] = (
     (_ITERATORS, "iterator"),
     ((int, float, complex, str, bytes), "atom"),
 )
+_CONTAINERS = (dict, collections.OrderedDict, list, set, collections.deque)
 _KINDS: dict[type, Kind] = dict.fromkeys(_IMMUTABLE, "atom")
 
 
@@ -229,7 +245,10 @@ def _children(thing: Any, kind: Kind) -> Iterable[tuple[Any, Any]]:
 
 def _children_of_object(thing: Any) -> Iterator[tuple[Any, Any]]:
     own = attributes(thing)
-    slots = [] if isinstance(thing, nn.Module) else _slot_values(thing)
+    if isinstance(thing, nn.Module):
+        yield "", own
+        return
+    slots = _slot_values(thing)
     if any(isinstance(value, _SHARED) for value in (*(own or {}).values(), *(value for _, value in slots))):
         return
     if own is not None:
@@ -251,9 +270,14 @@ def _children_of_function(function: types.FunctionType) -> Iterator[tuple[Any, A
             yield name, value
 
 
+def _scripted(name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Buffers that a ScriptModule keeps outside of Python."""
+    yield from module.named_buffers(prefix=name, recurse=False)
+
+
 def _slot_values(thing: Any) -> list[tuple[str, Any]]:
     found = []
-    for member in own_slots(type(thing)):
+    for member in own_slots(type(thing)):  # type: ignore[arg-type]
         try:
             found.append((member.__name__, member.__get__(thing)))
         except AttributeError:

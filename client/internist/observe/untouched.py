@@ -10,7 +10,6 @@ installed libraries, and what `reachable` does not look into. The first replay's
 """
 
 import collections
-import itertools
 import operator
 import random
 import sys
@@ -50,17 +49,21 @@ def untouched(root: nn.Module, *, written: Iterable[int] | None = ()) -> Iterato
         written: parameters, by id, that are known to be written to by a forward; None: it is not known, so as many as
             fit are copied.
     """
-    places = reachable(roots_of(root), depth=DEPTH)
+    reach = reachable(roots_of(root), depth=DEPTH)
+    places = reach.places
     tensors = KeptTensors(places, None if written is None else set(written))
     undos = [undo for place in places if (undo := _undo(place)) is not None]
     undos += _switches()
-    undos += _global_generators(root)
+    undos += _global_generators(places)
     trace = Trace([], set())
     try:
-        undos += [_evaluate(module) for module in root.modules()]
+        undos += [_evaluate(place.thing) for place in places if place.parent < 0 and isinstance(place.thing, nn.Module)]
         undos.append(_without_cached_weights())
         yield trace
     finally:
+        for container in reach.empty:
+            if container:
+                container.clear()
         for undo in undos:
             try:
                 undo()
@@ -171,7 +174,7 @@ def _undo_bytes(thing: Any) -> Undo:
 
 
 def _undo_object(thing: Any) -> Undo | None:
-    members = () if isinstance(thing, nn.Module) else own_slots(type(thing))
+    members = () if isinstance(thing, nn.Module) else own_slots(type(thing))  # type: ignore[arg-type]
     if not members:
         return None
     kept = [(member, _slot_value(member, thing)) for member in members]
@@ -262,7 +265,7 @@ def _undo_numpy_generator(generator: Any) -> Undo:
     return lambda: _ignore(generator.set_state(legacy))
 
 
-def _global_generators(root: nn.Module) -> list[Undo]:
+def _global_generators(places: list[Place]) -> list[Undo]:
     """Random states that belong to no object: torch's of every device in use, Python's, NumPy's where it is loaded."""
     undos: list[Undo] = [_undo_torch_generator(torch.default_generator)]
     state = random.getstate()
@@ -271,8 +274,8 @@ def _global_generators(root: nn.Module) -> list[Undo]:
     if numpy is not None:
         legacy = numpy.get_state(legacy=False)
         undos.append(lambda: numpy.set_state(legacy))
-    tensors = itertools.chain(root.parameters(), root.buffers())
-    for device in {tensor.device for tensor in tensors if tensor.device.type in ("cuda", "mps", "xpu")}:
+    devices = {place.thing.device for place in places if place.kind == "tensor"}
+    for device in (device for device in devices if device.type in ("cuda", "mps", "xpu")):
         module = torch.get_device_module(device)
         if hasattr(module, "default_generators"):
             index = module.current_device() if device.index is None else device.index
