@@ -73,7 +73,7 @@ def roots_of(model: nn.Module) -> list[tuple[str, Any]]:
             pair
             for name, module in modules
             if isinstance(module, torch.jit.ScriptModule)
-            for pair in _scripted(name, module)
+            for pair in module.named_buffers(prefix=name, recurse=False)  # kept outside of Python
         ),
     ]
 
@@ -97,6 +97,8 @@ def reachable(roots: Iterable[tuple[str, Any]], *, depth: int) -> Reach:
         kind = kinds.get(type(thing))
         if kind is None:
             kind = kinds[type(thing)] = _kind_of(type(thing))
+        if kind == "atom" and parent < 0 and isinstance(thing, type):
+            kind = "class"  # a module's; other classes that are met are left alone
         if kind == "atom" or id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -115,7 +117,7 @@ def name_of(place: Place, places: list[Place]) -> str:
     """The way to a place, as one would write it: `blocks.3.moe.counts[2]`."""
     parts: list[str] = []
     while True:
-        if isinstance(place.key, str):
+        if isinstance(place.key, str) and place.key not in ("_buffers", "_parameters", "_modules"):
             parts.append(place.key)
         elif isinstance(place.key, int):
             parts.append(f"[{place.key}]")
@@ -268,11 +270,6 @@ def _children_of_function(function: types.FunctionType) -> Iterator[tuple[Any, A
     for name, value in watched_globals(function).items():
         if _kind_of(type(value)) in _FOLLOWED_GLOBALS:  # others' objects may be in use elsewhere
             yield name, value
-
-
-def _scripted(name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Buffers that a ScriptModule keeps outside of Python."""
-    yield from module.named_buffers(prefix=name, recurse=False)
 
 
 def _slot_values(thing: Any) -> list[tuple[str, Any]]:
