@@ -102,12 +102,7 @@ class Batch:
     def _candidates(self) -> Iterator[Cut]:
         tensors = sorted((t for t in self._tensors if t.dim()), key=_leads)
         lead = tensors[0]
-        whole = []
-        if (
-            _tokens(lead) <= WHOLE_BATCH_TOKENS
-            and sum(t.numel() * t.element_size() for t in tensors) <= WHOLE_BATCH_BYTES
-        ):
-            whole = [Cut("the whole micro-batch", {})]
+        whole = [Cut("the whole micro-batch", {})] if _is_small(lead, tensors) else []
         if lead.dim() == 1:
             if all(t.dim() == 1 and t.shape == lead.shape for t in tensors):
                 yield Cut("the first entries", {id(t): (0, min(FLAT_TOKENS, lead.shape[0])) for t in tensors})
@@ -129,11 +124,11 @@ class Batch:
         dims: dict[int, int] = {}
         either: dict[int, int] = {}
         for tensor in tensors:
-            place = _batch_dim(tensor, batch, lead)
+            place = dim if tensor is lead else _batch_dim(tensor, batch, lead, dim)
             if place is None:
                 return
             if place >= 0:
-                dims[id(tensor)] = dim if tensor is lead else place
+                dims[id(tensor)] = place
                 if tensor is not lead and tensor.dim() > 1 and tensor.shape[0] == tensor.shape[1] == batch:
                     either[id(tensor)] = 1 - place
         lists = self._lists_of(batch) if batch > 1 else frozenset()
@@ -217,7 +212,7 @@ def _leads(tensor: Tensor) -> tuple[bool, bool, bool]:
     return tensor.dim() == 1, tensor.shape[0] == 1, not is_ids
 
 
-def _batch_dim(tensor: Tensor, batch: int, lead: Tensor) -> int | None:
+def _batch_dim(tensor: Tensor, batch: int, lead: Tensor, lead_dim: int) -> int | None:
     """Where a tensor has the batch; -1: it has none and is taken whole; None: it cannot belong to this batch.
 
     Integers may index what is cut, and an index beyond the end ends a process on a GPU: they are taken whole only where
@@ -228,9 +223,12 @@ def _batch_dim(tensor: Tensor, batch: int, lead: Tensor) -> int | None:
         if shape[0] == batch:
             return 0
         return -1 if tensor.is_floating_point() or shape[0] == 1 or shape[0] in lead.shape else None
-    if tensor.dim() > 2 and shape[1:3] == tuple(lead.shape[:2]) and tensor is not lead and shape[1] == batch:
+    if tensor.dim() > 2 and shape[1:3] == tuple(lead.shape[:2]) and shape[1] == batch:
         return 1  # a stack of what the leading tensor has once: position ids (3, batch, sequence)
-    if batch in shape[:2]:
+    if tensor.dim() == lead.dim() == 2:
+        if shape[lead_dim] == batch:
+            return lead_dim
+    elif batch in shape[:2]:
         return shape.index(batch)
     if shape[0] == 1:
         return -1
@@ -251,7 +249,11 @@ def _is_argument(place: Place, places: list[Place]) -> bool:
     return steps <= 4
 
 
-def _tokens(lead: Tensor) -> int:
+def _is_small(lead: Tensor, tensors: list[Tensor]) -> bool:
+    """Whether a micro-batch can be replayed whole."""
     if not lead.is_floating_point():
-        return lead.numel()
-    return lead.numel() // max(lead.shape[-1], 1) if lead.dim() > 2 else lead.shape[0]
+        tokens = lead.numel()
+    else:
+        tokens = lead.numel() // max(lead.shape[-1], 1) if lead.dim() > 2 else lead.shape[0]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return max(tokens, *(tensor.shape[0] for tensor in tensors)) <= WHOLE_BATCH_TOKENS and size <= WHOLE_BATCH_BYTES

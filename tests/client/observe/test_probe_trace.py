@@ -463,7 +463,9 @@ def test_modules_keep_their_flags_their_gradients_and_torch_its_switches():
         whole[0](torch.ones(4, WIDTH))
 
     assert [m.training for m in model.modules()] == [True, True, False, True]
-    assert all(p.grad is gradient and p.requires_grad for p, gradient in zip(model.parameters(), gradients, strict=True))
+    assert all(
+        p.grad is gradient and p.requires_grad for p, gradient in zip(model.parameters(), gradients, strict=True)
+    )
     assert torch.get_default_dtype() is torch.float32 and not torch.are_deterministic_algorithms_enabled()
 
 
