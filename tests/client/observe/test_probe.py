@@ -119,7 +119,7 @@ def test_the_first_replay_names_what_it_could_not_put_back_and_is_the_last(tmp_p
 def test_a_rehearsal_measures_nothing(tmp_path):
     model = nn.Sequential(Linear(), Linear())
     calls = []
-    model[0].register_forward_hook(lambda module, args, output: calls.append(None))
+    model[0].register_forward_hook(lambda *_: calls.append(None))
     _, reason, points = train(model, tmp_path, rows, steps=1)
 
     assert reason == "" and calls == [None]  # the hook's list was put back each time

@@ -195,7 +195,8 @@ class Counting(nn.Module):
 
 COUNTERS = [
     "buffer in place", "buffer behind autograd's back", "buffer reassigned", "buffer exchanged", "tensor", "list",
-    "number", "dict", "deque", "set", "array", "default dict", "counter", "object", "slots", "nested", "created", "cached",
+    "number", "dict", "deque", "set", "array", "default dict", "counter", "object", "slots", "nested", "created",
+    "cached",
 ]  # fmt: skip
 
 
@@ -404,7 +405,7 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: dict[str, list[float]] = {}
 
-    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def hook(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         self.seen.setdefault("all", []).append(output.mean().item())
         return output * (1 + 0.01 * len(self.seen["all"]))
 
