@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internist.observe.kept_tensors import is_plain
 from internist.observe.reachable import (
     MOST_CHILDREN,
     Place,
@@ -33,6 +34,8 @@ DEPTH = 16
 SAMPLED_ENTRIES = 16_384
 """Of larger tensors so many entries, evenly strided, are compared."""
 
+NUMPY = "NumPy's generator"
+
 
 @dataclass(slots=True)
 class Digest:
@@ -49,6 +52,13 @@ def digest(root: nn.Module) -> Digest:
     """The state that can be reached from a model."""
     places = reachable(roots_of(root), depth=DEPTH).places
     found = Digest(places, {}, {})
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        _fill(found)
+    return found
+
+
+def _fill(found: Digest) -> None:
+    places = found.places
     for place in places:
         name = name_of(place, places)
         if place.kind == "tensor":
@@ -62,8 +72,8 @@ def digest(root: nn.Module) -> Digest:
     found.values["torch's generator"] = torch.get_rng_state().tolist()
     found.values["Python's generator"] = random.getstate()
     numpy = sys.modules.get("numpy.random")
-    found.values["NumPy's generator"] = None if numpy is None else _plain(numpy.get_state(legacy=False))
-    return found
+    if numpy is not None:
+        found.values[NUMPY] = _plain(numpy.get_state(legacy=False))
 
 
 def difference(before: Digest, after: Digest) -> list[str]:
@@ -71,7 +81,8 @@ def difference(before: Digest, after: Digest) -> list[str]:
     names = [
         name
         for name in dict.fromkeys((*before.values, *after.values))
-        if before.values.get(name, _ABSENT) != after.values.get(name, _ABSENT)
+        if (name != NUMPY or NUMPY in before.values)  # a forward may be the first to load NumPy
+        and before.values.get(name, _ABSENT) != after.values.get(name, _ABSENT)
     ]
     flags: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, old in before.samples.items():
@@ -95,20 +106,17 @@ def _free(name: str, taken: dict[str, Any]) -> str:
 
 
 def _description(tensor: Tensor) -> tuple[Any, ...]:
-    memory = tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided else 0
-    return id(tensor), tuple(tensor.shape), tensor.dtype, memory, version_of(tensor), tensor.requires_grad
+    told = id(tensor), version_of(tensor), tensor.requires_grad
+    return (*told, tensor.shape, tensor.dtype, tensor.data_ptr()) if is_plain(tensor) else told
 
 
 def _sample(tensor: Tensor) -> Tensor | None:
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.device.type == "meta":
+    if not is_plain(tensor) or not tensor.numel():
         return None
-    if tensor.is_quantized or not tensor.numel():
-        return None
-    with torch.no_grad():
-        flat = tensor.detach()
-        flat = flat.view(-1) if flat.is_contiguous() else flat.flatten()
-        step = -(-flat.numel() // SAMPLED_ENTRIES)
-        return flat[::step].clone().view(torch.uint8)
+    flat = tensor.detach()
+    flat = flat.view(-1) if flat.is_contiguous() else flat.flatten()
+    step = -(-flat.numel() // SAMPLED_ENTRIES)
+    return flat[::step].clone().view(torch.uint8)
 
 
 def _value(place: Place) -> Any:

@@ -127,32 +127,35 @@ def _kept(place: Place) -> _Kept:
     return _Kept(
         place,
         version_of(tensor),
-        data=tensor.detach() if _is_plain(tensor) and not tensor.is_inference() else None,
+        data=tensor.detach() if is_plain(tensor) and not tensor.is_inference() else None,
         grad=grad,
         grad_version=-1 if grad is None else version_of(grad),
         wants_grad=tensor.requires_grad,
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is memory and nothing else; other classes are told by their version alone."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout == torch.strided
         and tensor.device.type != "meta"
         and not tensor.is_quantized
+        and not tensor.is_nested
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
 def _bytes_of(thing: Any) -> int:
-    return int(thing.numel() * thing.element_size()) if isinstance(thing, Tensor) else int(thing.nbytes)
+    if isinstance(thing, Tensor):
+        return thing.numel() * thing.element_size() if is_plain(thing) else 0
+    return int(thing.nbytes)
 
 
 def _copy_of(thing: Any) -> Any:
     """A copy of a tensor or array; None where one could not be written back."""
     if isinstance(thing, Tensor):
-        return thing.detach().clone() if _is_plain(thing) else None
+        return thing.detach().clone() if is_plain(thing) else None
     return None if thing.dtype.hasobject or not thing.flags.writeable else thing.copy()
 
 
@@ -189,4 +192,12 @@ def _write(kept: _Kept) -> None:
             target, copy = target.narrow(dim, 0, 1), copy.narrow(dim, 0, 1)
     target.copy_(copy)
     if version_of(thing) != kept.version:
-        torch._C._autograd._unsafe_set_version_counter((thing,), (kept.version,))
+        _set_version(thing, kept.version)
+
+
+def _set_version(tensor: Tensor, version: int) -> None:
+    rewind: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        rewind((tensor,), (version,))
+    except TypeError:  # as older releases of torch take it
+        rewind(tensor, version)
