@@ -22,6 +22,8 @@ WHOLE_BATCH_BYTES = 64 << 20
 """And up to this many bytes of tensors."""
 FLAT_TOKENS = 128
 """Taken of arguments that are all one-dimensional: a stream of tokens, or rows of a table."""
+PROBE_BYTES = 256 << 20
+"""A probe of more bytes than this is not taken: its copies would be felt."""
 MOST_THINGS = 20_000
 """Arguments that hold more objects than this are not copied."""
 DEPTH = 12
@@ -85,7 +87,11 @@ class Batch:
 
         Raises:
             TypeError: something among them cannot be copied.
+            ValueError: they are too large.
         """
+        size = sum(_bytes_taken(tensor, cut) for tensor in self._tensors)
+        if size > PROBE_BYTES:
+            raise ValueError(f"a probe of {size >> 20} MiB is larger than {PROBE_BYTES >> 20} MiB")
         memo = _memo(self._places)
         with torch.no_grad():
             for tensor in self._tensors:
@@ -247,6 +253,12 @@ def _is_argument(place: Place, places: list[Place]) -> bool:
     while place.parent >= 0:
         place, steps = places[place.parent], steps + (places[place.parent].kind != "object")
     return steps <= 4
+
+
+def _bytes_taken(tensor: Tensor, cut: Cut) -> int:
+    dim, kept = cut.tensors.get(id(tensor), (0, -1))
+    share = 1 if kept < 0 or not tensor.numel() else tensor.shape[dim] // kept
+    return tensor.numel() * tensor.element_size() // max(share, 1)
 
 
 def _is_small(lead: Tensor, tensors: list[Tensor]) -> bool:

@@ -31,7 +31,7 @@ from internist.observe.tokens import version_of
 
 DEPTH = 16
 """References followed from a module; further than a restoration."""
-SAMPLED_ENTRIES = 16_384
+SAMPLED_ENTRIES = 4_096
 """Of larger tensors so many entries, evenly strided, are compared."""
 
 NUMPY = "NumPy's generator"

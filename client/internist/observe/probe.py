@@ -103,8 +103,9 @@ class ProbeReplay:
         try:
             batch = Batch(args, kwargs, self._outline.root)
             cuts = batch.cuts()
-            chosen = [cut for cut in cuts if cut.how == self._way] or cuts
-            self._probe = Probe({cut.how: batch.take(cut) for cut in chosen}, _autocast_state(batch.devices()))
+            if self._way is not None:
+                cuts = [cut for cut in cuts if cut.how == self._way][:1] or cuts[:1]
+            self._probe = Probe({cut.how: batch.take(cut) for cut in cuts}, _autocast_state(batch.devices()))
         except Exception as error:
             self._switch_off(str(error) if isinstance(error, ValueError) else _reason(error))
 

@@ -224,6 +224,13 @@ def test_a_model_that_refuses_one_row_is_replayed_on_the_whole_micro_batch(tmp_p
     assert set(points["update.feature", "linear", None]) == {0, 1, 2}
 
 
+def test_a_later_micro_batch_of_another_layout_is_replayed_as_it_comes(tmp_path):
+    sizes = iter([4, 1, 6, 4])
+    _, reason, points = train(Linear(), tmp_path, lambda: ((torch.randn(next(sizes), 5, WIDTH),), {}))
+
+    assert reason == "" and set(points["update.feature", "linear", None]) == {0, 1, 2}
+
+
 @dataclass
 class Data:
     x: Tensor

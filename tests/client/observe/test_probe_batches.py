@@ -210,6 +210,20 @@ def test_what_cannot_be_taken_is_refused_with_its_reason(argument, reason):
         cut(argument)
 
 
+def test_a_probe_that_would_be_felt_is_refused(monkeypatch):
+    monkeypatch.setattr("internist.observe.batches.PROBE_BYTES", 1_000)
+
+    with pytest.raises(ValueError, match="a probe of 0 MiB is larger"):
+        cut(ids(B, T), torch.ones(T, T))
+
+
+def test_packed_sequences_of_an_rnn_are_taken_whole():
+    packed = nn.utils.rnn.pack_padded_sequence(torch.ones(3, 5, 2), torch.tensor([5, 4, 2]), batch_first=True)
+    (kept,), _ = cut(packed)
+
+    assert type(kept) is type(packed) and torch.equal(kept.data, packed.data)
+
+
 def test_the_whole_micro_batch_is_the_last_resort_where_it_is_small():
     assert ways(ids(B, T))[:2] == ["the first row along dimension 0", "the whole micro-batch"]
     assert "the whole micro-batch" not in ways(ids(B, 4_096))

@@ -506,3 +506,77 @@ def test_an_object_that_other_threads_use_is_left_alone():
         layer.queue.entries.append(2)  # as another thread would
 
     assert layer.queue.entries == [1, 2]
+
+
+# ---- odd things ----------------------------------------------------------------------------------------------------
+
+
+def test_tensors_of_every_kind_are_put_back():
+    layer = nn.Linear(WIDTH, WIDTH)
+    layer.register_buffer("float8", torch.randn(4, 4).to(torch.float8_e4m3fn))
+    layer.register_buffer("expanded", torch.zeros(1).expand(4))
+    layer.register_buffer("sparse", torch.eye(3).to_sparse())
+    layer.register_buffer("complex", torch.ones(3, dtype=torch.complex64))
+    layer.register_buffer("nan", torch.full((3,), torch.nan))
+    layer.register_buffer("meta", torch.zeros(3, device="meta"))
+    layer.register_buffer("none", torch.zeros(0))
+    layer.register_buffer("bits", torch.zeros(3, dtype=torch.bool))
+    layer.lazy = nn.LazyLinear(3)
+    with torch.inference_mode():
+        layer.register_buffer("inference", torch.ones(3))
+    state = digest(layer)
+    with untouched(layer, written=None) as trace, torch.no_grad():
+        layer.float8.data.copy_(torch.zeros(4, 4).to(torch.float8_e4m3fn))
+        layer.expanded[:1] += 1
+        layer.complex.zero_()
+        layer.nan.zero_()
+        layer.bits.logical_not_()
+        layer.weight.data.zero_()
+        with torch.inference_mode():
+            layer.inference.add_(1)
+
+    assert trace.left == [] and trace.written == {id(layer.weight)}
+    assert difference(state, digest(layer)) == []
+    assert torch.equal(layer.inference, torch.ones(3)) and layer.nan.isnan().all() and not layer.bits.any()
+    assert layer.expanded.tolist() == [0.0] * 4 and layer.weight.any()
+
+
+class Hostile(dict):
+    """Refuses whatever could be asked of it."""
+
+    def refuse(self, *_: Any) -> Any:
+        raise AssertionError("the user's code was called")
+
+    items = keys = values = __len__ = __iter__ = __eq__ = __repr__ = __bool__ = __contains__ = refuse  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Guarded:
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+    __eq__ = __bool__ = __repr__ = Hostile.refuse  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_no_code_of_the_user_runs_while_we_look():
+    layer = nn.Linear(2, 2)
+    layer.hostile, layer.guarded, layer.keyed = Hostile(x=1), Guarded(), {1: Guarded()}
+    state = digest(layer)
+    with untouched(layer) as trace:
+        dict.__setitem__(layer.hostile, "y", 2)
+        layer.guarded.z = 3
+
+    assert trace.left == [] and difference(state, digest(layer)) == []
+    assert list(dict.items(layer.hostile)) == [("x", 1)] and vars(layer.guarded) == {}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_scripted_model_gets_its_mode_and_its_buffers_back():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)))
+    before = [b.clone() for b in scripted.buffers()]
+    with untouched(scripted), torch.no_grad():
+        scripted.train()
+        scripted(torch.randn(4, WIDTH))
+
+    assert scripted.training and all(map(torch.equal, scripted.buffers(), before))
