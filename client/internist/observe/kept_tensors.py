@@ -20,7 +20,7 @@ class Trace:
     left: list[str]
     """Names of what moved and could not be put back."""
     written: set[int]
-    """Parameters, by id, that the forward wrote to: to be copied at every replay."""
+    """Parameters, and tensors of optimizers, by id, that the forward wrote to: to be copied at every replay."""
 
 
 @dataclass(slots=True)
@@ -46,10 +46,11 @@ class KeptTensors:
 
         Args:
             places: where they are.
-            written: parameters, by id, to be copied; None: as many as fit.
+            written: parameters (and tensors of optimizers), by id, to be copied; None: as many as fit.
         """
         self._places, self._finds_written = places, written is None
         self._kept: list[_Kept] = []
+        self._large = _parameters_and_their_optimizers(places)
         left = {"other": SAVED_BYTES, "parameter": SAVED_BYTES}
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
             for place in places:
@@ -58,10 +59,10 @@ class KeptTensors:
                 thing = place.thing
                 kept = _kept(place)
                 self._kept.append(kept)
-                is_parameter = isinstance(thing, nn.Parameter)
-                if is_parameter and written is not None and id(thing) not in written:
+                is_large = id(thing) in self._large
+                if is_large and written is not None and id(thing) not in written:
                     continue
-                budget, size = "parameter" if is_parameter else "other", _bytes_of(thing)
+                budget, size = "parameter" if is_large else "other", _bytes_of(thing)
                 if size <= left[budget]:
                     left[budget] -= size
                     kept.copy = _copy_of(thing)
@@ -76,7 +77,7 @@ class KeptTensors:
                         rewritten.append(kept)
                 except Exception as error:
                     trace.left.append(f"{name_of(kept.place, self._places)} ({type(error).__name__}: {error})"[:200])
-            self._note_written([kept for kept in rewritten if isinstance(kept.place.thing, nn.Parameter)], trace)
+            self._note_written([kept for kept in rewritten if id(kept.place.thing) in self._large], trace)
             for kept in rewritten:
                 try:
                     _write(kept)
@@ -117,6 +118,19 @@ class KeptTensors:
             here = [(kept, flag) for kept, flag in zip(there, flags, strict=True) if flag.device == device]
             moved = torch.stack([flag for _, flag in here]).tolist()
             trace.written.update(id(kept.place.thing) for (kept, _), was in zip(here, moved, strict=True) if was)
+
+
+def _parameters_and_their_optimizers(places: list[Place]) -> set[int]:
+    """Ids of the tensors that are too many to be copied at every replay: parameters, and states of optimizers that hang
+    on a module."""
+    inside: set[int] = set()
+    large: set[int] = set()
+    for index, place in enumerate(places):
+        if place.parent in inside or isinstance(place.thing, torch.optim.Optimizer):
+            inside.add(index)
+        if place.kind == "tensor" and (index in inside or isinstance(place.thing, nn.Parameter)):
+            large.add(id(place.thing))
+    return large
 
 
 def _kept(place: Place) -> _Kept:

@@ -1,7 +1,7 @@
 """What a model's forward can change: every mutable thing found from its modules outward, by looking only.
 
 Nothing of the user's runs while we look: no property, no `__eq__`, no `__repr__`, no overridden `items`. Not looked
-into: our own objects, optimizers, data sets, process groups, classes and globals of installed libraries, whatever holds
+into: our own objects, data sets, process groups, classes and globals of installed libraries, whatever holds
 a lock (other threads use it, and putting it back would undo their work), and what lies deeper than asked.
 """
 
@@ -44,7 +44,7 @@ _ITERATORS: tuple[type, ...] = (
     type(iter({})), enumerate, zip,
 )  # fmt: skip
 _OUR_ROOMS = ("internist.observe", "internist.monitor", "internist.record", "internist.ship")
-_NOT_LOOKED_INTO = ("torch.optim", "torch.utils.data", "torch.distributed", "torch.autograd")
+_NOT_LOOKED_INTO = ("torch.utils.data", "torch.distributed", "torch.autograd")
 _FOREIGN = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "weakref", "_weakref")
 
 
@@ -187,7 +187,11 @@ def _kind_of(kind: type) -> Kind:
         return "numpy generator" if names & {"Generator", "RandomState"} else "atom"
     if any(cls.__module__.startswith((*_OUR_ROOMS, *_NOT_LOOKED_INTO)) for cls in kind.__mro__):
         return "atom"
-    if issubclass(kind, nn.Module) or home.startswith("torch.nn.") or top in ("types", "collections", "argparse"):
+    if (
+        issubclass(kind, nn.Module)
+        or home.startswith(("torch.nn.", "torch.optim."))
+        or top in ("types", "collections", "argparse")
+    ):
         return "object"
     if top in _FOREIGN or top in sys.stdlib_module_names - {"__main__"}:
         return "atom"

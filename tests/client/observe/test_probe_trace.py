@@ -5,7 +5,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -298,6 +298,74 @@ class Table(nn.Module):
         return x + self.embedding((x.detach().abs() * 7).long()[:, 0] % 16)
 
 
+CALLS = {"helper": 0}
+
+
+def helper() -> int:
+    CALLS["helper"] += 1
+    return CALLS["helper"]
+
+
+class Global(nn.Module):
+    """Counts in a dictionary of its file, by a function of its file, and in one of its class."""
+
+    shared: ClassVar[dict[str, int]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        CALLS["helper"] = 0
+        self.shared.clear()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shared["calls"] = self.shared.get("calls", 0) + 1
+        return self.linear(x) * (1 + 0.01 * helper() + 0.01 * self.shared["calls"])
+
+
+class Hidden(nn.Module):
+    """Keeps modules where `modules()` does not see them: they stay in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.hidden = nn.Linear(WIDTH, WIDTH), [nn.BatchNorm1d(WIDTH), nn.Dropout(0.3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.hidden[1](self.hidden[0](x)))
+
+
+class Experts(nn.Module):
+    """Balances its experts by a bias that every forward moves, and remembers auxiliary losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(WIDTH, 4), nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.register_buffer("bias", torch.zeros(4))
+        self.auxiliary: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.gate(x) + self.bias).softmax(-1)
+        self.load = torch.bincount(weights.argmax(-1), minlength=4).float()
+        self.bias -= 0.01 * torch.sign(self.load - self.load.mean())
+        self.auxiliary.append(weights.mean())
+        return sum(weights[:, j : j + 1] * expert(x) for j, expert in enumerate(self.experts))
+
+
+class Training(nn.Module):
+    """Trains a layer of its own in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.fast = nn.Linear(WIDTH, WIDTH), [nn.Linear(WIDTH, WIDTH)]
+        self.optimizer = torch.optim.AdamW(self.fast[0].parameters(), lr=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            self.optimizer.zero_grad()
+            self.fast[0](x.detach()).square().mean().backward()
+            self.optimizer.step()
+        return self.linear(x) + self.fast[0](x).detach()
+
+
 class Functional(nn.Module):
     """Dropout and normalisation as functions, which no flag of a submodule turns off."""
 
@@ -314,6 +382,10 @@ class Functional(nn.Module):
         Swapping,
         Table,
         Functional,
+        Global,
+        Hidden,
+        Experts,
+        Training,
         lambda: nn.BatchNorm1d(WIDTH),
         lambda: nn.BatchNorm1d(WIDTH, momentum=None),
         lambda: nn.Dropout(0.5),
@@ -323,6 +395,7 @@ class Functional(nn.Module):
     ],
     ids=[
         "carried state", "codebook", "writes to a parameter", "swaps its submodule", "max_norm", "functional dropout",
+        "globals", "hidden modules", "experts", "trains itself",
         "batch norm", "cumulative batch norm", "dropout", "weight norm", "orthogonal", "old spectral norm",
     ],
 )  # fmt: skip
