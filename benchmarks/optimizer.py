@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.optim import _muon as torchs
 
 from internist.optim import Muon, native
+from internist.optim.coefficients import COEFFICIENTS
 from internist.optim.muon_plus_plus import MuonPlusPlus
-from internist.optim.orthogonalize import COEFFICIENTS
 
 SIZES = {"GPT 6x384": (384, 6), "GPT-2-small": (768, 12)}
 ROUNDS = {"GPT 6x384": 30, "GPT-2-small": 6}

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from internist.mup import plan, sample
 from internist.mup.multipliers import multiply
-from internist.mup.plan import Plan
+from internist.mup.planning import Plan
 from internist.mup.trial import Trial, train
 from internist.optim import Muon, MuonPlusPlus
 from internist.scaling.members import Member

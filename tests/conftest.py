@@ -1,12 +1,16 @@
-"""What tests of several rooms share: a real browser."""
+"""What tests of several rooms share: a real browser, and which of them are fast."""
 
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
+from tests.speed import LONGEST, why_slow
+
+ROOT = PurePosixPath(Path(__file__).parents[1].as_posix())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -28,3 +32,25 @@ def browser() -> Iterator[Any]:
         instance = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
         yield instance
         instance.close()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as fast whatever `tests.speed` does not list."""
+    for item in items:
+        path = PurePosixPath(item.path.as_posix()).relative_to(ROOT)
+        function, fixtures = getattr(item, "originalname", item.name), set(getattr(item, "fixturenames", ()))
+        if why_slow(path, function, fixtures, {marker.name for marker in item.iter_markers()}) is None:
+            item.add_marker("fast")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the fast tests that were not: for a machine that does nothing else, such as CI's."""
+    took: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and "fast" in report.keywords:
+                took[report.nodeid] = took.get(report.nodeid, 0.0) + report.duration
+    for name, seconds in sorted(took.items(), key=lambda entry: -entry[1]):
+        if seconds > LONGEST and os.environ.get("CI"):
+            terminalreporter.write_line(f"not fast: {seconds:.1f} s {name} (tests/speed.py)")

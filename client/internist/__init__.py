@@ -51,11 +51,32 @@ _HOMES = {
 }
 _ROOMS = ("mup", "optim")
 """Packages with public names of their own."""
+_OTHERS = {
+    "init": "call internist.watch(model, optimizer)",
+    "start_run": "call internist.watch(model, optimizer)",
+    "autolog": "call internist.watch(model, optimizer)",
+    "config": "pass config= to internist.watch",
+    "run": "internist.watch returns the monitor of the run",
+    "summary": "internist.log(name=value) keeps every value of a scalar",
+    "define_metric": "internist.log(values, step=n, axis='tokens') names the axis of a scalar",
+    "add_scalar": "call internist.log({name: value})",
+    "log_metric": "call internist.log({name: value})",
+    "login": "set INTERNIST_SERVER and INTERNIST_TOKEN, or pass server= and token= to internist.watch",
+    "save": "it keeps numbers, no files",
+    "log_artifact": "it keeps numbers, no files",
+    "Artifact": "it keeps numbers, no files",
+    "Table": "it keeps numbers: internist.log({name: value})",
+    "Image": "it keeps numbers: internist.log({name: value})",
+    "Histogram": "it keeps numbers, and measures the model by itself: internist.watch(model, optimizer)",
+}
+"""Names that users of other tools look for, and what there is instead."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"internist.{name}")
+    if name in _OTHERS:
+        raise AttributeError(f"internist has no {name}: {_OTHERS[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'internist' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -6,9 +6,11 @@ InternistError
 ├── SpoolError           the spool directory cannot be used (also an OSError)
 └── ServerError          the server cannot be used
     ├── ServerUnreachable
-    ├── NotInternist     something answers there, but it is no Internist server
+    │   └── ConnectionBroken   it was cut, or fell silent, while a request was under way
+    ├── NotInternist     what answered is no Internist server
     ├── TokenRefused
     └── RequestRefused   it understood the request and will not take it
+        └── BodyTooLarge the server, or something on the way to it, takes no body of this size
 """
 
 
@@ -29,11 +31,24 @@ class SpoolError(InternistError, OSError):
 
 
 class ServerError(InternistError):
-    """The server cannot be used."""
+    """The server cannot be used.
+
+    Attributes:
+        status: the HTTP status that was answered; None without an answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ServerUnreachable(ServerError):  # noqa: N818
     """Nothing answers at the server's address."""
+
+
+class ConnectionBroken(ServerUnreachable):
+    """The connection was cut, or fell silent, while a request was under way: that is also how some proxies and routers
+    treat a body that is too large for them."""
 
 
 class NotInternist(ServerError):  # noqa: N818
@@ -45,12 +60,9 @@ class TokenRefused(ServerError):  # noqa: N818
 
 
 class RequestRefused(ServerError):  # noqa: N818
-    """The server understood the request and will not take it.
+    """The server understood the request and will not take it, for example (409) because it is of a format newer than it
+    knows."""
 
-    Attributes:
-        status: the HTTP status it answered: 409 for a format newer than it knows, 413 for a request too large.
-    """
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+class BodyTooLarge(RequestRefused):
+    """The server, or a proxy in between, takes no body of this size."""

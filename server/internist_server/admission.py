@@ -1,10 +1,12 @@
-"""What may enter: each record checked on its own, with the reason in words when it may not. No database here."""
+"""What may enter: each record checked on its own, and each line of one that has lines, with the reason in words for
+what may not. No database here."""
 
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
 
 from internist.schema.wire import (
     MAX_NAME_LENGTH,
@@ -15,7 +17,9 @@ from internist.schema.wire import (
     Facts,
     Frame,
     Heartbeat,
+    Module,
     Note,
+    Outline,
     Plan,
     Record,
     Route,
@@ -25,7 +29,8 @@ from internist.schema.wire import (
 )
 from internist_server.envelope import require_version
 from internist_server.errors import Invalid
-from internist_server.store.attempts import LAST_STEP
+from internist_server.store.attempts import LAST_STEP, MAX_OUTLINE
+from internist_server.store.series import NO_SERIES
 
 LAST_MS: Final = 253_402_300_799_999
 """The end of the year 9999."""
@@ -33,11 +38,10 @@ LAST_SEQUENCE: Final = (1 << 62) - 1
 LAST_COUNT: Final = (1 << 53) - 1
 LAST_INDEX: Final = (1 << 31) - 1
 MAX_CONFIG_ENTRIES: Final = 10_000
-MAX_MODULES: Final = 200_000
-MAX_ROUTES: Final = 200_000
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
-_CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish")
+_CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish", "outline")
+_T = TypeVar("_T")
 
 
 def require_start(start: RunStart) -> None:
@@ -67,35 +71,43 @@ def require_start(start: RunStart) -> None:
         or _text("reference", start.reference or "")
         or _text("client", start.client)
         or _mesh(start.mesh)
-        or _config(start.config)
-        or _outline(start)
-        or _routing(start.routing)
     )
 
 
-def require_heartbeat(beat: Heartbeat) -> None:
+def tidy_start(start: RunStart) -> tuple[RunStart, list[str]]:
+    """A start without lines that cannot be kept, and why each is left out."""
+    kept, reasons = tidy_outline(Outline(start.config, start.modules, start.routing))
+    return replace(start, config=kept.config, modules=kept.modules, routing=kept.routing), reasons
+
+
+def tidy_outline(outline: Outline) -> tuple[Outline, list[str]]:
+    """An outline without lines that cannot be kept, and why each is left out. Numbers of the config that JSON cannot
+    carry become text, and long text is cut."""
+    modules, of_modules = _sift(outline.modules, _module, most=MAX_OUTLINE)
+    routing, of_routing = _sift(outline.routing, _route, most=MAX_OUTLINE)
+    names, of_config = _sift(tuple(outline.config), _config_name, most=MAX_CONFIG_ENTRIES)
+    config = {name: _tidy(outline.config[name]) for name in names}
+    return Outline(config, modules, routing), [*of_config, *of_modules, *of_routing]
+
+
+def require_heartbeat(heartbeat: Heartbeat) -> None:
     """Refuse a heartbeat that cannot be true.
 
     Raises:
         Invalid: with the reason.
     """
-    require_id("attempt", beat.attempt)
-    if not 0 <= beat.rank < MAX_WORLD_SIZE:
-        raise Invalid(f"the rank lies between 0 and {MAX_WORLD_SIZE - 1}, got {beat.rank}")
-    _raise(_step(beat.step))
-    if not 0 <= beat.step_age_ms <= LAST_MS:
-        raise Invalid(f"the age of a step is not negative, got {beat.step_age_ms} ms")
+    require_id("attempt", heartbeat.attempt)
+    if not 0 <= heartbeat.rank < MAX_WORLD_SIZE:
+        raise Invalid(f"the rank lies between 0 and {MAX_WORLD_SIZE - 1}, got {heartbeat.rank}")
+    _raise(_step(heartbeat.step))
+    if not 0 <= heartbeat.step_age_ms <= LAST_MS:
+        raise Invalid(f"the age of a step is not negative, got {heartbeat.step_age_ms} ms")
 
 
 def require_id(what: str, value: str) -> None:
     """Refuse an id that could not stand in a path."""
     if not _ID.fullmatch(value):
         raise Invalid(f"the id of the {what} is 1 to 128 letters, digits, `.`, `_`, `-`, got {_shown(value)}")
-
-
-def tidy_config(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The config as it is kept: numbers that JSON cannot carry become text, long text is cut. Nothing is refused."""
-    return {key: _tidy(value) for key, value in config.items()}
 
 
 def is_single(record: Record) -> bool:
@@ -112,33 +124,64 @@ def refuse_sequence(sequence: int) -> str | None:
     )
 
 
-def refuse_series(series: Sequence[Series]) -> str | None:
-    """Why a declaration of series is not taken, or None."""
+def sift_series(series: Sequence[Series]) -> tuple[tuple[Series, ...], list[str]]:
+    """The series of a declaration that are taken, and why the others are not. Of two under one number the first is."""
     if len(series) > MAX_SERIES_PER_PLAN:
-        return f"{len(series)} series in one record; at most {MAX_SERIES_PER_PLAN}"
-    if len({one.number for one in series}) != len(series):
-        return "it gives two series the same number"
-    return next((f"series {one.number}: {reason}" for one in series if (reason := _series(one))), None)
+        return (), [f"{len(series)} series in one record; at most {MAX_SERIES_PER_PLAN}"]
+    firsts: dict[int, Series] = {}
+    for one in series:
+        firsts.setdefault(one.number, one)
+    return _sift(
+        series,
+        lambda one: _series(one) or (None if firsts[one.number] is one else "another series has its number"),
+        named=lambda one: f"series {one.number}",
+    )
 
 
-def refuse_plan(plan: Plan, numbers: Mapping[int, int]) -> str | None:
-    """Why a plan is not taken, or None. `numbers` are the series this rank has declared."""
+def refuse_plan(plan: Plan) -> str | None:
+    """Why a plan is not taken, or None. Bad series of a good plan are left to `sift_plan`."""
     if not 0 <= plan.number <= LAST_INDEX:
         return f"the plan's number lies between 0 and {LAST_INDEX}, got {plan.number}"
     if not plan.series:
         return f"plan {plan.number} names no series"
     if len(plan.series) > MAX_SERIES_PER_PLAN:
         return f"plan {plan.number} names {len(plan.series)} series; at most {MAX_SERIES_PER_PLAN}"
-    if len(set(plan.series)) != len(plan.series):
-        return f"plan {plan.number} names a series twice"
-    unknown = next((number for number in plan.series if number not in numbers), None)
-    if unknown is not None:
-        return f"plan {plan.number} names series {unknown}, which was not declared"
     if plan.counts and len(plan.counts) != len(plan.series):
         return f"plan {plan.number} has {len(plan.counts)} counts for {len(plan.series)} series"
-    if any(not 1 <= count <= LAST_COUNT for count in plan.counts):
-        return f"plan {plan.number} has a count that is not between 1 and {LAST_COUNT}"
     return None
+
+
+def sift_plan(plan: Plan, ids: Mapping[int, int]) -> tuple[list[int], list[str]]:
+    """The server ids of a plan's series, and why some are not taken: those are `NO_SERIES`, and their values are not
+    read. Of a series that is named twice the first value counts.
+
+    Args:
+        ids: server ids by the numbers that the rank has declared.
+    """
+    found, reasons = [], []
+    known: set[int] = set()
+    for place, number in enumerate(plan.series):
+        one = ids.get(number)
+        if one is None:
+            reason = f"plan {plan.number} names series {number}, which was not declared; its values are left out"
+        elif one in known:
+            reason = f"plan {plan.number} names a series twice ({number}); its first value is kept"
+        elif plan.counts and not 1 <= plan.counts[place] <= LAST_COUNT:
+            reason = f"plan {plan.number} has a count that is not between 1 and {LAST_COUNT}: {plan.counts[place]}"
+        else:
+            known.add(one)
+            found.append(one)
+            continue
+        found.append(NO_SERIES)
+        reasons.append(reason)
+    return found, reasons
+
+
+def one_reason(reasons: Sequence[str]) -> str | None:
+    """Several reasons as one; None without any."""
+    if not reasons:
+        return None
+    return reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and {len(reasons) - 1} more of its lines)"
 
 
 def refuse_frame(frame: Frame, width: int | None) -> str | None:
@@ -150,12 +193,9 @@ def refuse_frame(frame: Frame, width: int | None) -> str | None:
     return _step(frame.step) or _moment(frame.measured_at_ms)
 
 
-def refuse_coverage(entries: Collection[CoverageEntry]) -> str | None:
-    """Why coverage entries are not taken, or None."""
-    if len(entries) > MAX_MODULES:
-        return f"{len(entries)} coverage entries in one record; at most {MAX_MODULES}"
-    reasons = (_subject(entry.subject) or _text("reason", entry.reason) for entry in entries)
-    return next((reason for reason in reasons if reason), None)
+def sift_coverage(entries: Sequence[CoverageEntry]) -> tuple[tuple[CoverageEntry, ...], list[str]]:
+    """The coverage entries that are taken, and why the others are not."""
+    return _sift(entries, lambda entry: _subject(entry.subject) or _text("reason", entry.reason), most=MAX_OUTLINE)
 
 
 def refuse_note(note: Note) -> str | None:
@@ -185,8 +225,9 @@ def _facts(facts: Facts) -> str | None:
         return "what its optimizer promises is not finite"
     if facts.scale is not None and not math.isfinite(facts.scale):
         return "the scale of its attention logits is not finite"
-    texts = (facts.method, facts.block or "", facts.module or "", facts.dtype or "", facts.view or "", *facts.aliases)
-    return next((reason for text in texts if (reason := _short("fact", text))), None)
+    texts = (facts.method, facts.block or "", facts.module or "", facts.dtype or "", facts.view or "")
+    names = (facts.axis or "", *facts.aliases)
+    return next((reason for text in (*texts, *names) if (reason := _short("fact", text))), None)
 
 
 def _subject(subject: str) -> str | None:
@@ -237,10 +278,8 @@ def _mesh(mesh: Mapping[str, int]) -> str | None:
     return next((reason for name in mesh if (reason := _name("mesh dimension", name))), None)
 
 
-def _config(config: Mapping[str, Scalar]) -> str | None:
-    if len(config) > MAX_CONFIG_ENTRIES:
-        return f"a config has at most {MAX_CONFIG_ENTRIES} entries, got {len(config)}"
-    return next((reason for key in config if (reason := _short("a key of the config", key))), None)
+def _config_name(name: str) -> str | None:
+    return _short("a key of the config", name)
 
 
 def _tidy(value: Scalar) -> Scalar:
@@ -251,37 +290,46 @@ def _tidy(value: Scalar) -> Scalar:
     return value if math.isfinite(value) and abs(value) <= LAST_COUNT else str(value)
 
 
-def _outline(start: RunStart) -> str | None:
-    if len(start.modules) > MAX_MODULES:
-        return f"a model's outline has at most {MAX_MODULES} modules, got {len(start.modules)}"
-    for module in start.modules:
-        reason = (
-            _short("module", module.name) or _short("module type", module.type) or _short("block", module.block or "")
-        )
-        if reason is None and not 0 <= module.parameters <= LAST_COUNT:
-            reason = f"module {_shown(module.name)} has {module.parameters} parameters"
-        if reason is None and not math.isfinite(module.multiplier):
-            reason = f"the multiplier of module {_shown(module.name)} is not finite"
-        if reason is not None:
-            return reason
-    return None
+def _module(module: Module) -> str | None:
+    reason = _short("module", module.name) or _short("module type", module.type) or _short("block", module.block or "")
+    if reason is None and not 0 <= module.parameters <= LAST_COUNT:
+        reason = f"module {_shown(module.name)} has {module.parameters} parameters"
+    if reason is None and not math.isfinite(module.multiplier):
+        reason = f"the multiplier of module {_shown(module.name)} is not finite"
+    return reason
 
 
-def _routing(routes: Sequence[Route]) -> str | None:
-    if len(routes) > MAX_ROUTES:
-        return f"a routing table has at most {MAX_ROUTES} lines, got {len(routes)}"
-    for route in routes:
-        texts = (route.parameter, route.optimizer, route.algorithm, route.group, route.role, route.scale)
-        reasons = (_short("route", text) for text in (*texts, route.coefficients, route.policy))
-        reason = next((reason for reason in reasons if reason), None)
-        if reason is None and (len(route.shape) > 16 or any(not 0 <= size <= LAST_COUNT for size in route.shape)):
-            reason = f"the shape of {_shown(route.parameter)} is none"
-        numbers = (route.lr, route.weight_decay, route.eps, route.init_rms)
-        if reason is None and any(number is not None and not math.isfinite(number) for number in numbers):
-            reason = f"a number of {_shown(route.parameter)} is not finite"
-        if reason is not None:
-            return reason
-    return None
+def _route(route: Route) -> str | None:
+    texts = (route.parameter, route.optimizer, route.algorithm, route.group, route.role, route.scale)
+    reasons = (_short("route", text) for text in (*texts, route.coefficients, route.policy))
+    reason = next((reason for reason in reasons if reason), None)
+    if reason is None and (len(route.shape) > 16 or any(not 0 <= size <= LAST_COUNT for size in route.shape)):
+        reason = f"the shape of {_shown(route.parameter)} is none"
+    numbers = (route.lr, route.weight_decay, route.eps, route.init_rms)
+    if reason is None and any(number is not None and not math.isfinite(number) for number in numbers):
+        reason = f"a number of {_shown(route.parameter)} is not finite"
+    return reason
+
+
+def _sift(
+    lines: Sequence[_T],
+    reason_of: Callable[[_T], str | None],
+    *,
+    most: int | None = None,
+    named: Callable[[_T], str] | None = None,
+) -> tuple[tuple[_T, ...], list[str]]:
+    """The good ones of some lines, and the reasons of the others; `most` are taken."""
+    kept: list[_T] = []
+    reasons: list[str] = []
+    for line in lines:
+        reason = reason_of(line)
+        if reason is None and most is not None and len(kept) >= most:
+            reason = f"at most {most} are taken, and there are {len(lines)}"
+        if reason is None:
+            kept.append(line)
+        else:
+            reasons.append(reason if named is None else f"{named(line)}: {reason}")
+    return tuple(kept), reasons
 
 
 def _shown(value: str) -> str:

@@ -1,9 +1,10 @@
 """What a request of frames holds: its records one by one, so that a bad one does not spoil its neighbours."""
 
+import logging
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -18,6 +19,9 @@ from internist.schema.wire import (
     RunStart,
 )
 from internist_server.errors import Invalid, Malformed, NewerVersion, UnsupportedContent
+from internist_server.salvage import UNREADABLE, salvage_record, salvage_start
+
+log = logging.getLogger(__name__)
 
 JSON_CONTENT_TYPE: Final = "application/json"
 UNKNOWN_SEQUENCE: Final = -1
@@ -30,8 +34,8 @@ _JSON_RECORD = msgspec.json.Decoder(Record)
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """The readable records of one rank, in order, and what was refused."""
+class Contents:
+    """What a request brings: the readable records of one rank, in order, and what was refused."""
 
     attempt: str
     rank: int
@@ -56,13 +60,28 @@ _ENVELOPE = msgspec.msgpack.Decoder(_Envelope)
 _JSON_ENVELOPE = msgspec.json.Decoder(_Envelope)
 _NUMBERED = msgspec.msgpack.Decoder(_Numbered)
 _JSON_NUMBERED = msgspec.json.Decoder(_Numbered)
+_PLAIN = msgspec.msgpack.Decoder()
+_JSON_PLAIN = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How records are read: as such, only their number, and as plain objects."""
+
+    record: _Decoder[Record]
+    numbered: _Decoder[_Numbered]
+    plain: _Decoder[Any]
+
+
+_MSGPACK = _Format(_RECORD, _NUMBERED, _PLAIN)
+_JSON = _Format(_JSON_RECORD, _JSON_NUMBERED, _JSON_PLAIN)
 _START = msgspec.msgpack.Decoder(RunStart)
 _JSON_START = msgspec.json.Decoder(RunStart)
-_BEAT = msgspec.msgpack.Decoder(Heartbeat)
-_JSON_BEAT = msgspec.json.Decoder(Heartbeat)
+_HEARTBEAT = msgspec.msgpack.Decoder(Heartbeat)
+_JSON_HEARTBEAT = msgspec.json.Decoder(Heartbeat)
 
 
-def open_parcel(body: bytes, content_type: str, *, attempt: str | None, rank: int | None) -> Parcel:
+def open_contents(body: bytes, content_type: str, *, attempt: str | None, rank: int | None) -> Contents:
     """The records of a request.
 
     Args:
@@ -80,20 +99,27 @@ def open_parcel(body: bytes, content_type: str, *, attempt: str | None, rank: in
     if content_type == SPOOL_CONTENT_TYPE:
         return _open_spool(body, attempt, rank)
     if content_type == MSGPACK_CONTENT_TYPE:
-        return _open_request(body, _ENVELOPE, _RECORD, _NUMBERED)
+        return _open_request(body, _ENVELOPE, _MSGPACK)
     if content_type == JSON_CONTENT_TYPE:
-        return _open_request(body, _JSON_ENVELOPE, _JSON_RECORD, _JSON_NUMBERED)
+        return _open_request(body, _JSON_ENVELOPE, _JSON)
     raise _unsupported(content_type, f"{SPOOL_CONTENT_TYPE}, {MSGPACK_CONTENT_TYPE} or {JSON_CONTENT_TYPE}")
 
 
 def open_start(body: bytes, content_type: str) -> RunStart:
-    """The start that a request holds, in msgpack or JSON."""
-    return _decode(body, content_type, _START, _JSON_START)
+    """The start that a request holds, in msgpack or JSON, without lines that cannot be read."""
+    try:
+        return _decode(body, content_type, _START, _JSON_START)
+    except Invalid:
+        saved = salvage_start(body, _PLAIN if content_type == MSGPACK_CONTENT_TYPE else _JSON_PLAIN)
+        if saved is None:
+            raise
+        log.warning("run %s: of its start is left out: %s", saved[0].run, saved[1])
+        return saved[0]
 
 
 def open_heartbeat(body: bytes, content_type: str) -> Heartbeat:
     """The heartbeat that a request holds, in msgpack or JSON."""
-    return _decode(body, content_type, _BEAT, _JSON_BEAT)
+    return _decode(body, content_type, _HEARTBEAT, _JSON_HEARTBEAT)
 
 
 def require_version(version: int) -> None:
@@ -111,30 +137,25 @@ def _decode(body: bytes, content_type: str, msgpack: msgspec.msgpack.Decoder[_T]
         return (msgpack if content_type == MSGPACK_CONTENT_TYPE else json).decode(body)
     except msgspec.ValidationError as error:
         raise Invalid(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"the body cannot be read: {error}") from error
 
 
-def _open_request(
-    body: bytes,
-    envelopes: _Decoder[_Envelope],
-    records: _Decoder[Record],
-    numbered: _Decoder[_Numbered],
-) -> Parcel:
+def _open_request(body: bytes, envelopes: _Decoder[_Envelope], form: _Format) -> Contents:
     try:
         envelope = envelopes.decode(body)
     except msgspec.ValidationError as error:
         raise Invalid(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"the body cannot be read: {error}") from error
     require_version(envelope.version)
     gathered = _Gathered()
     for raw in envelope.records:
-        gathered.take(raw, records, numbered)
-    return Parcel(envelope.attempt, envelope.rank, tuple(gathered.records), tuple(gathered.refused))
+        gathered.take(raw, form)
+    return Contents(envelope.attempt, envelope.rank, tuple(gathered.records), tuple(gathered.refused))
 
 
-def _open_spool(body: bytes, attempt: str | None, rank: int | None) -> Parcel:
+def _open_spool(body: bytes, attempt: str | None, rank: int | None) -> Contents:
     view, at = memoryview(body), 0
     gathered = _Gathered()
     while at < len(view):
@@ -150,14 +171,14 @@ def _open_spool(body: bytes, attempt: str | None, rank: int | None) -> Parcel:
         elif zlib.crc32(view[begin:end]) != checksum:
             gathered.refuse("its checksum does not match its content")
         else:
-            gathered.take(view[begin:end], _RECORD, _NUMBERED)
+            gathered.take(view[begin:end], _MSGPACK)
         at = end
     start = next((record.start for record in gathered.records if record.start is not None), None)
     attempt = start.attempt if attempt is None and start is not None else attempt
     rank = start.rank if rank is None and start is not None else rank
     if attempt is None or rank is None:
         raise Invalid("a spool slice needs the query parameters `attempt` and `rank`, for its records do not name them")
-    return Parcel(attempt, rank, tuple(gathered.records), tuple(gathered.refused))
+    return Contents(attempt, rank, tuple(gathered.records), tuple(gathered.refused))
 
 
 class _Gathered:
@@ -167,19 +188,19 @@ class _Gathered:
         self.records: list[Record] = []
         self.refused: list[Refused] = []
 
-    def take(
-        self,
-        body: memoryview | msgspec.Raw,
-        records: _Decoder[Record],
-        numbered: _Decoder[_Numbered],
-    ) -> None:
+    def take(self, body: memoryview | msgspec.Raw, form: _Format) -> None:
         if len(memoryview(body)) > MAX_RECORD_BYTES:
             self.refuse(f"oversized: over the limit of {MAX_RECORD_BYTES} bytes")
             return
         try:
-            self.records.append(records.decode(body))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.refuse(f"it cannot be read: {error}", _sequence_of(body, numbered))
+            self.records.append(form.record.decode(body))
+        except UNREADABLE as error:
+            saved = salvage_record(body, form.plain)
+            if saved is None:
+                self.refuse(f"it cannot be read: {error}", _sequence_of(body, form.numbered))
+            else:
+                self.records.append(saved[0])
+                self.refuse(saved[1], saved[0].sequence)
 
     def refuse(self, reason: str, sequence: int = UNKNOWN_SEQUENCE) -> None:
         self.refused.append(Refused(sequence, reason))
@@ -188,7 +209,7 @@ class _Gathered:
 def _sequence_of(body: memoryview | msgspec.Raw, numbered: _Decoder[_Numbered]) -> int:
     try:
         return numbered.decode(body).sequence
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return UNKNOWN_SEQUENCE
 
 

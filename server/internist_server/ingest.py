@@ -4,15 +4,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist.schema.wire import Directive, FramesReply, Heartbeat, HeartbeatReply, RunStart, RunStarted
+from internist.schema.wire import (
+    VERSION,
+    Directive,
+    FramesReply,
+    Heartbeat,
+    HeartbeatReply,
+    RunStart,
+    RunStarted,
+)
 from internist_server import admission, observability
 from internist_server.changes import Changes
-from internist_server.envelope import Parcel
+from internist_server.cursor import advance_cursor
+from internist_server.envelope import Contents, require_version
 from internist_server.errors import AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress
@@ -47,7 +55,7 @@ class Ingest:
         on_queued: Callable[[], None] = lambda: None,
         clock: Callable[[], int] = system_clock_ms,
     ) -> None:
-        """An ingest desk.
+        """Ingest into a database.
 
         Args:
             max_series: series of one run beyond this are refused.
@@ -77,17 +85,17 @@ class Ingest:
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
-    def take(self, run: str, parcel: Parcel) -> FramesReply:
+    def take(self, run: str, contents: Contents) -> FramesReply:
         """Store and judge the records of one rank; durable when this returns.
 
         Raises:
             NotFound: the run, attempt or rank was never registered, nor do the records begin with a start.
             Refused: the request as a whole cannot be taken.
         """
-        admission.require_id("attempt", parcel.attempt)
+        admission.require_id("attempt", contents.attempt)
         now_ms = self._clock()
-        with self._transaction(run, parcel) as session:
-            attempt, rank = self._speaker(session, run, parcel)
+        with self._transaction(run, contents) as session:
+            attempt, rank = self._speaker(session, run, contents)
             intake = Intake(
                 session,
                 attempt,
@@ -97,8 +105,10 @@ class Ingest:
                 max_series=self._max_series,
                 notify=self._notify,
             )
-            for record in parcel.records:
+            for record in contents.records:
                 intake.take(record)
+            for one in contents.refused:
+                intake.pass_over(one.sequence)
             attempt = intake.close()
             if intake.has_new_facts:
                 self._progress.forget(attempt.id)
@@ -106,15 +116,15 @@ class Ingest:
             is_queued = self._watch(session, attempt, now_ms=now_ms) or is_queued
             attempts.touch_run(session, run)
             directives = _directives(session, attempt)
-        refused = (*parcel.refused, *intake.refused)
+        refused = (*contents.refused, *intake.refused)
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
-            log.warning("run %s rank %d: record %d refused: %s", run, parcel.rank, one.sequence, one.reason)
+            log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
         self._announce(run, is_queued=is_queued)
         acknowledged = sequences.highest(rank.delivered)
         return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, directives)
 
-    def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
+    def heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Keep a rank's sign of life.
 
         Raises:
@@ -124,7 +134,9 @@ class Ingest:
         now_ms = self._clock()
         with self._transaction(run) as session:
             attempt = attempts.find_attempt(session, run, heartbeat.attempt)
-            attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
+            rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
+            advance_cursor(session, attempt, rank)
+            attempts.save_rank(session, attempt.id, rank)
             is_queued = self._watch(session, attempt, now_ms=now_ms)
             attempts.touch_run(session, run)
             reply = HeartbeatReply(_directives(session, attempt))
@@ -149,12 +161,11 @@ class Ingest:
             self._announce(attempt.run, is_queued=is_queued)
 
     @contextmanager
-    def _transaction(self, run: str, parcel: Parcel | None = None) -> Iterator[Session]:
+    def _transaction(self, run: str, contents: Contents | None = None) -> Iterator[Session]:
         """A transaction that holds the run's lock. When it is undone, so is what judges in memory have learnt."""
-        begins = parcel is not None and any(record.start is not None for record in parcel.records)
         try:
             with self._database.write() as session:
-                if not begins:
+                if contents is None:
                     attempts.lock_run(session, run)
                 yield session
         except BaseException:
@@ -163,33 +174,39 @@ class Ingest:
 
     def _register(self, session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:
         """The attempt and rank of a start, and whether a notification was queued."""
-        tidy = replace(start, config=admission.tidy_config(start.config))
+        tidy, reasons = admission.tidy_start(start)
+        if reasons:
+            log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
         attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms)
         if not is_new:
             return attempt, rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self._notify and notifications.queue_resolved(session, start.run, now_ms=now_ms)
 
-    def _speaker(self, session: Session, run: str, parcel: Parcel) -> tuple[Attempt, Rank]:
-        """Who sent the parcel: registered before, or by the start among its records."""
-        for record in parcel.records:
-            start = record.start
-            if start is not None and (start.run, start.attempt, start.rank) == (run, parcel.attempt, parcel.rank):
-                admission.require_start(start)
-                attempt, rank, _ = self._register(session, start, now_ms=self._clock())
-                return attempt, rank
-        attempts.lock_run(session, run)
-        attempt = attempts.find_attempt(session, run, parcel.attempt)
-        found = attempts.find_rank(session, attempt.id, parcel.rank) if parcel.rank >= 0 else None
-        if found is None:
-            raise AttemptNotFound(run, f"{parcel.attempt}, rank {parcel.rank}")
+    def _speaker(self, session: Session, run: str, contents: Contents) -> tuple[Attempt, Rank]:
+        """Who sent the request: registered before, or by the start among its records."""
+        starts = [record.start for record in contents.records if record.start is not None]
+        start = next((one for one in starts if _names(one) == (run, contents.attempt, contents.rank)), None)
+        if start is not None and start.version > VERSION:
+            require_version(start.version)
+        try:
+            attempts.lock_run(session, run)
+            attempt = attempts.find_attempt(session, run, contents.attempt)
+            found = attempts.find_rank(session, attempt.id, contents.rank) if contents.rank >= 0 else None
+            if found is None:
+                raise AttemptNotFound(run, f"{contents.attempt}, rank {contents.rank}")
+        except NotFound:
+            if start is None:
+                raise
+            admission.require_start(start)
+            attempt, found, _ = self._register(session, start, now_ms=self._clock())
         return attempt, found
 
     def _is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
         """Whether time alone has brought something: a step to judge, or another state of the run."""
         vitals = _vitals(session, attempt, now_ms=now_ms)
         known = {state for state, rule in _RUN_RULES.items() if alerts.find_run_alert(session, attempt.run, rule=rule)}
-        if known != ({vitals.state} & set(_RUN_RULES)) and _has_beaten(session, attempt):
+        if known != ({vitals.state} & set(_RUN_RULES)) and _was_live(session, attempt):
             return True
         return self._progress.is_due(session, attempt, now_ms=now_ms)
 
@@ -202,7 +219,7 @@ class Ingest:
         for state, rule in _RUN_RULES.items():
             if vitals.state != state:
                 has_news |= alerts.close_run_alert(session, attempt.run, rule=rule, step=None, now_ms=now_ms)
-            elif _has_beaten(session, attempt):
+            elif _was_live(session, attempt):
                 message = f"the run is {state}: {vitals.reason}"
                 opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
                 has_news |= opened is not None
@@ -215,13 +232,18 @@ class Ingest:
             self._on_queued()
 
 
+def _names(start: RunStart) -> tuple[str, str, int]:
+    """Whom a start names."""
+    return start.run, start.attempt, start.rank
+
+
 def _vitals(session: Session, attempt: Attempt, *, now_ms: int) -> Vitals:
     ranks = attempts.list_ranks(session, attempt.id)
     summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
     return vitals_of(attempt, ranks, step_ms=summary.step_ms, now_ms=now_ms)
 
 
-def _has_beaten(session: Session, attempt: Attempt) -> bool:
+def _was_live(session: Session, attempt: Attempt) -> bool:
     """Whether a client was ever live on this attempt: one that is only shipped afterwards is not lost."""
     return any(rank.heartbeat_at_ms is not None for rank in attempts.list_ranks(session, attempt.id))
 

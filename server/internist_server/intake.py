@@ -1,10 +1,13 @@
 """The records of one request on their way into the database: stored, known already, or refused with a reason."""
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
-from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Plan, Record, Refused, RunStart, Series
+from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Outline, Plan, Record, Refused, RunStart, Series
 from internist_server import admission
+from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
 from internist_server.store import alerts, attempts, coverage, frames, notifications, sequences
 from internist_server.store import series as series_store
@@ -14,7 +17,11 @@ from internist_server.store.series import StoredPlan
 
 
 class Intake:
-    """Takes the records of one rank in order, within the caller's transaction; `close` writes what was gathered."""
+    """Takes the records of one rank in order, within the caller's transaction; `close` writes what was gathered.
+
+    What is bad costs itself: of a record with many lines (series, a plan's series, coverage, an outline) only the bad
+    ones are left out, and the record is refused as a whole where nothing good is left.
+    """
 
     def __init__(
         self,
@@ -47,8 +54,12 @@ class Intake:
         self._max_series = max_series
         self._notify = notify
         self._frames: list[NewFrame] = []
+        self._measured: set[int] = set()
+        self._last_steps: dict[int, int] = {}
         self._plans: dict[int, StoredPlan | None] = {}
         self._numbers: dict[int, int] | None = None
+        self._held: int | None = None
+        self._outlines: list[Outline] = []
 
     def take(self, record: Record) -> None:
         """Take one record."""
@@ -57,29 +68,27 @@ class Intake:
             self.duplicates += 1
             return
         if reason is None:
-            reason = self._store(record)
+            reason, is_stored = self._store(record)
             sequences.add(self.rank.delivered, record.sequence)  # a refusal is for good, too
-        if reason is None:
-            self.stored += 1
-        else:
+            self.stored += is_stored
+        if reason is not None:
             self.refused.append(Refused(record.sequence, reason))
 
+    def pass_over(self, sequence: int) -> None:
+        """Note that a record of this number came and cannot be read: sent again it would be no better."""
+        if admission.refuse_sequence(sequence) is None and not sequences.holds(self.rank.delivered, sequence):
+            sequences.add(self.rank.delivered, sequence)
+
     def close(self) -> Attempt:
-        """Write frames and what is known of the rank now; the attempt as it is then."""
+        """Write what was gathered and what is known of the rank now; the attempt as it is then."""
+        if self._outlines:
+            self.attempt = attempts.add_outline(self._session, self.attempt, _joined(self._outlines))
         frames.add_frames(self._session, self.attempt.id, self.rank.rank, self._frames, now_ms=self._now_ms)
-        last_steps: dict[int, int] = {}
-        for frame in self._frames:
-            plan = self._plans[frame.plan]
-            assert plan is not None
-            self.points += len(plan.series)
-            self.rank.last_step = max(self.rank.last_step, frame.step)
-            if plan.is_sampled:
-                self.rank.sampled_step = max(self.rank.sampled_step, frame.step)
-            last_steps[frame.plan] = max(last_steps.get(frame.plan, -1), frame.step)
+        advance_cursor(self._session, self.attempt, self.rank, measured=self._measured)
         if self._frames:
             self.rank.frame_at_ms = self._now_ms
         self.rank.received_at_ms = self._now_ms
-        series_store.save_last_steps(self._session, self.attempt.id, self.rank.rank, last_steps)
+        series_store.save_last_steps(self._session, self.attempt.id, self.rank.rank, self._last_steps)
         attempts.save_rank(self._session, self.attempt.id, self.rank)
         return self.attempt
 
@@ -88,18 +97,25 @@ class Intake:
         """Number of frames stored."""
         return len(self._frames)
 
-    def _store(self, record: Record) -> str | None:
-        """Store a record's content; the reason why not."""
+    def _store(self, record: Record) -> tuple[str | None, bool]:
+        """Store a record's content: why it, or a part of it, is refused, and whether anything of it is stored."""
         if not admission.is_single(record):
-            return "it does not hold exactly one content that this server knows"
-        if record.frame is not None:
-            return self._take_frame(record.sequence, record.frame)
+            return "it does not hold exactly one content that this server knows", False
         if record.series is not None:
             return self._take_series(record.sequence, record.series)
         if record.plan is not None:
             return self._take_plan(record.plan)
         if record.coverage is not None:
             return self._take_coverage(record.coverage)
+        if record.outline is not None:
+            return self._take_outline(record.outline)
+        reason = self._take_whole(record)
+        return reason, reason is None
+
+    def _take_whole(self, record: Record) -> str | None:
+        """Store a content that is taken or refused as a whole; the reason why not."""
+        if record.frame is not None:
+            return self._take_frame(record.sequence, record.frame)
         if record.note is not None:
             return self._take_note(record.note)
         if record.finish is not None:
@@ -117,54 +133,80 @@ class Intake:
             return (
                 f"it starts run {start.run!r}, attempt {start.attempt!r}, rank {start.rank}; the request is of another"
             )
+        self._take_outline(Outline(start.config, start.modules, start.routing))
         return None
 
-    def _take_series(self, sequence: int, series: tuple[Series, ...]) -> str | None:
-        reason = admission.refuse_series(series)
-        if reason is not None:
-            return reason
-        held = series_store.count_series(self._session, self.attempt.run)
-        if held + len(series) > self._max_series:
-            new = len(series) - series_store.count_known(self._session, self.attempt.run, series)
-            if held + new > self._max_series:
-                return f"the run would have {held + new} series; at most {self._max_series}"
-        ids = series_store.declare(self._session, self.attempt.run, self.attempt.id, self.rank.rank, sequence, series)
-        if self._numbers is not None:
-            self._numbers.update(ids)
-        self.has_new_facts = True
-        return None
+    def _take_outline(self, outline: Outline) -> tuple[str | None, bool]:
+        kept, reasons = admission.tidy_outline(outline)
+        is_kept = bool(kept.config or kept.modules or kept.routing)
+        if is_kept:
+            self._outlines.append(kept)
+        return admission.one_reason(reasons), is_kept
 
-    def _take_plan(self, plan: Plan) -> str | None:
+    def _take_series(self, sequence: int, series: tuple[Series, ...]) -> tuple[str | None, bool]:
+        taken, reasons = admission.sift_series(series)
+        taken, too_many = self._within_limit(taken)
+        if taken:
+            ids = series_store.declare(
+                self._session, self.attempt.run, self.attempt.id, self.rank.rank, sequence, taken
+            )
+            if self._numbers is not None:
+                self._numbers.update(ids)
+            self.has_new_facts = True
+        return admission.one_reason([*reasons, *too_many]), bool(taken)
+
+    def _within_limit(self, series: tuple[Series, ...]) -> tuple[tuple[Series, ...], list[str]]:
+        """The series that a run may have, and why the others are refused."""
+        if self._held is None:
+            self._held = series_store.count_series(self._session, self.attempt.run)
+        known = series_store.find_known(self._session, self.attempt.run, series)
+        room = self._max_series - self._held
+        taken, refused = [], 0
+        for one, is_known in zip(series, known, strict=True):
+            if is_known or room > 0:
+                taken.append(one)
+                room -= not is_known
+            else:
+                refused += 1
+        self._held = self._max_series - room
+        if not refused:
+            return tuple(taken), []
+        return tuple(taken), [f"the run would have {self._held + refused} series; at most {self._max_series}"]
+
+    def _take_plan(self, plan: Plan) -> tuple[str | None, bool]:
         if self._numbers is None:
             self._numbers = series_store.declared(self._session, self.attempt.id, self.rank.rank)
-        reason = admission.refuse_plan(plan, self._numbers)
+        reason = admission.refuse_plan(plan)
         if reason is not None:
-            return reason
-        ids = [self._numbers[number] for number in plan.series]
-        if len(set(ids)) != len(ids):
-            return f"plan {plan.number} names one series under two numbers"
+            return reason, False
+        ids, reasons = admission.sift_plan(plan, self._numbers)
+        if not any(ids):
+            return admission.one_reason(reasons), False
         known = self._plan(plan.number)
-        if known is None:
+        counts = None if known is None or known.counts is None else known.counts.tolist()
+        if known is None or known.series.tolist() != ids or (counts or []) != list(plan.counts):
             self._plans[plan.number] = series_store.add_plan(self._session, self.attempt.id, self.rank.rank, plan, ids)
-        elif known.series.tolist() != ids or (() if known.counts is None else tuple(known.counts)) != plan.counts:
-            return f"plan {plan.number} is known with other series or counts; a changed plan needs a new number"
-        return None
+        return admission.one_reason(reasons), True
 
     def _take_frame(self, sequence: int, frame: Frame) -> str | None:
         plan = self._plan(frame.plan)
         reason = admission.refuse_frame(frame, None if plan is None else len(plan.series))
-        if reason is None:
-            late = frame.step <= self._judged_step
-            self._frames.append(
-                NewFrame(sequence, frame.step, frame.plan, frame.measured_at_ms, frame.skipped, late, frame.values)
-            )
-        return reason
+        if reason is not None or plan is None:
+            return reason
+        late = frame.step <= self._judged_step
+        self._frames.append(
+            NewFrame(sequence, frame.step, plan.number, frame.measured_at_ms, frame.skipped, late, frame.values)
+        )
+        self.points += len(plan.series)
+        self._last_steps[plan.number] = max(self._last_steps.get(plan.number, -1), frame.step)
+        if plan.is_sampled and not frame.continued:
+            self._measured.add(frame.step)
+        return None
 
-    def _take_coverage(self, entries: tuple[CoverageEntry, ...]) -> str | None:
-        reason = admission.refuse_coverage(entries)
-        if reason is None:
-            coverage.save_coverage(self._session, self.attempt.id, self.rank.rank, entries)
-        return reason
+    def _take_coverage(self, entries: tuple[CoverageEntry, ...]) -> tuple[str | None, bool]:
+        taken, reasons = admission.sift_coverage(entries)
+        coverage.save_coverage(self._session, self.attempt.id, self.rank.rank, taken)
+        return admission.one_reason(reasons), bool(taken) or not reasons
 
     def _take_note(self, note: Note) -> str | None:
         reason = admission.refuse_note(note)
@@ -180,6 +222,7 @@ class Intake:
         reason = admission.refuse_finish(finish.step, finish.finished_at_ms)
         if reason is None:
             self.rank.finished_at_ms = finish.finished_at_ms
+            note_end(self.rank, finish.step)
             attempts.save_rank(self._session, self.attempt.id, self.rank)
             self.attempt = attempts.finish(self._session, self.attempt, finish)
         return reason
@@ -189,6 +232,12 @@ class Intake:
         if not 0 <= number <= admission.LAST_INDEX:
             return None
         if number not in self._plans:
-            found = series_store.list_plans(self._session, self.attempt.id, rank=self.rank.rank, numbers=[number])
-            self._plans[number] = found[0] if found else None
+            self._plans[number] = series_store.find_plan(self._session, self.attempt.id, self.rank.rank, number)
         return self._plans[number]
+
+
+def _joined(outlines: Sequence[Outline]) -> Outline:
+    """Several outlines as one."""
+    config = dict(entry for outline in outlines for entry in outline.config.items())
+    modules = tuple(module for outline in outlines for module in outline.modules)
+    return Outline(config, modules, tuple(route for outline in outlines for route in outline.routing))

@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
+from internist_server.cursor import reached
 from internist_server.errors import AttemptNotFound
 from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
 from internist_server.store import alerts, notifications
@@ -33,7 +34,8 @@ from internist_server.store.judgements import (
     save_state,
 )
 from internist_server.store.merge import Ids, codes_of
-from internist_server.store.series import Columns, StoredSeries, list_plans, list_series
+from internist_server.store.series import NO_SERIES, Columns, StoredSeries, list_plans, list_series
+from internist_server.store.tables import NEVER
 from internist_server.store.vitals import step_time_ms
 
 log = logging.getLogger(__name__)
@@ -42,13 +44,13 @@ SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
 SPECTRAL_OPTIMIZERS: Final = ("muon", "shampoo", "soap", "scion", "dion")
 """Optimizers whose name holds one of these control the spectral norm of their updates."""
-MAX_SEATS: Final = 64
+MAX_JUDGES: Final = 64
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
 
 
 @dataclass(slots=True)
-class Seat:
+class LiveJudge:
     """A judge in memory between two requests, with the columns it sees."""
 
     judge: Judge
@@ -66,15 +68,15 @@ class Progress:
 
     def __init__(self, *, notify: bool) -> None:
         self._notify = notify
-        self._seats: dict[int, Seat] = {}
+        self._judges: dict[int, LiveJudge] = {}
 
     def forget(self, attempt_id: int) -> None:
         """Drop a judge in memory: its series have changed."""
-        self._seats.pop(attempt_id, None)
+        self._judges.pop(attempt_id, None)
 
     def forget_all(self) -> None:
         """Drop every judge in memory: a transaction was undone."""
-        self._seats.clear()
+        self._judges.clear()
 
     def is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
         """Whether a step is complete and not judged."""
@@ -91,10 +93,10 @@ class Progress:
         is_queued = False
         rows = STEPS_AT_ONCE
         while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
-            seat = self._seat(session, attempt)
-            rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(seat.columns.ids))))
+            live = self._live_judge(session, attempt)
+            rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
-            is_queued |= self._judge(session, attempt, newest, seat, steps, ranks, now_ms=now_ms)
+            is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
             judged_step = steps[-1]
         return is_queued
 
@@ -103,7 +105,7 @@ class Progress:
         session: Session,
         attempt: Attempt,
         newest: Attempt,
-        seat: Seat,
+        live: LiveJudge,
         steps: Sequence[int],
         ranks: Sequence[Rank],
         *,
@@ -111,27 +113,27 @@ class Progress:
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
         is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, seat.columns)
+        matrix = read_matrix(session, attempt.id, steps, live.columns)
         judged: list[Judged] = []
         for row, step in enumerate(steps):
-            window = seat.judge.window_due(step)
+            window = live.judge.window_due(step)
             if window is not None:
-                self._refresh(session, attempt, seat, step, window)
-            said = seat.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+                self._refresh(session, attempt, live, step, window)
+            said = live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
                 judged.append(_to_store(said, attempt, ranks))
             if said.transitions:
                 at_ms = int(matrix.measured_at_ms[row])
                 is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
-        seat.stored = JudgeState(
-            version=seat.stored.version + 1,
+        live.stored = JudgeState(
+            version=live.stored.version + 1,
             judged_step=steps[-1],
-            order=seat.columns.ids,
-            state=seat.judge.state(),
-            summary=self._summary(session, attempt, seat, matrix),
+            order=live.columns.ids,
+            state=live.judge.state(),
+            summary=self._summary(session, attempt, live, matrix),
         )
-        save_state(session, attempt.id, seat.stored)
+        save_state(session, attempt.id, live.stored)
         return is_queued
 
     def _alert(
@@ -149,45 +151,45 @@ class Progress:
             alerts.supersede(session, newest, now_ms=now_ms)
         return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
 
-    def _refresh(self, session: Session, attempt: Attempt, seat: Seat, step: int, window: tuple[int, int]) -> None:
+    def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
         """Hand the judge the points of a window: of each plan those it asks for."""
         segment = Segment(attempt.id, 0, LAST_STEP)
         sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
         found = np.array(
             steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
         ).reshape(-1, 2)
-        chosen = [seat.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
+        chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
         wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-        height = max(8, 8 * MAX_CELLS // max(1, len(seat.columns.ids)))
+        height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
         if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
             wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-        matrix = read_matrix(session, attempt.id, wanted.tolist(), seat.columns)
-        seat.judge.refresh(step, matrix.values, matrix.steps)
+        matrix = read_matrix(session, attempt.id, wanted.tolist(), live.columns)
+        live.judge.refresh(step, matrix.values, matrix.steps)
 
-    def _seat(self, session: Session, attempt: Attempt) -> Seat:
+    def _live_judge(self, session: Session, attempt: Attempt) -> LiveJudge:
         """The attempt's judge, as of the database, with all series of its plans."""
-        seat = self._seats.pop(attempt.id, None)
-        if seat is None or seat.stored.version != load_version(session, attempt.id):
-            seat = _load(session, attempt)
-        fresh = _new_series(session, attempt, seat.columns.ids)
+        live = self._judges.pop(attempt.id, None)
+        if live is None or live.stored.version != load_version(session, attempt.id):
+            live = _load(session, attempt)
+        fresh = _new_series(session, attempt, live.columns.ids)
         if len(fresh):
             added = list_series(session, fresh)
-            seat.judge.add_series([_judged(one) for one in added])
-            seat.series += added
-            ids = np.concatenate([seat.columns.ids, fresh])
-            seat.columns = Columns(ids, codes_of([one.metric for one in seat.series]))
-        while len(self._seats) >= MAX_SEATS:
-            self._seats.pop(next(iter(self._seats)), None)
-        self._seats[attempt.id] = seat
-        return seat
+            live.judge.add_series([_judged(one) for one in added])
+            live.series += added
+            ids = np.concatenate([live.columns.ids, fresh])
+            live.columns = Columns(ids, codes_of([one.metric for one in live.series]))
+        while len(self._judges) >= MAX_JUDGES:
+            self._judges.pop(next(iter(self._judges)), None)
+        self._judges[attempt.id] = live
+        return live
 
-    def _summary(self, session: Session, attempt: Attempt, seat: Seat, matrix: Matrix) -> Summary:
+    def _summary(self, session: Session, attempt: Attempt, live: LiveJudge, matrix: Matrix) -> Summary:
         """What the runs table shows after these steps."""
-        said = seat.judge.summary()
-        before = seat.stored.summary
+        said = live.judge.summary()
+        before = live.stored.summary
         values = dict(before.values)
         sampled_at_ms = before.sampled_at_ms
-        for name, column in _shown_columns(seat.series).items():
+        for name, column in _shown_columns(live.series).items():
             rows = np.flatnonzero(matrix.present[:, column])
             if name == "overhead":
                 for row in rows.tolist():
@@ -205,13 +207,13 @@ class Progress:
             violated=said.violated,
             drifting=said.drifting,
             values=values,
-            step_ms=step_time_ms(recent_times(session, attempt.id)),
+            step_ms=step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1]))),
             sampled_at_ms=sampled_at_ms,
         )
 
 
 def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, waiting_since_ms: int | None) -> int:
-    """The last step that needs no more waiting; -1 if there is none.
+    """The last step that needs no more waiting; -1 if there is none. It is never beyond where the ranks have come to.
 
     A rank has delivered a step when its sampled frame of that step has come, or any frame of a later one. It is not
     waited for when it has finished, or has sent nothing for `SILENT_AFTER_MS` while the step was waiting; a rank that
@@ -220,11 +222,11 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
     Args:
         waiting_since_ms: when the earliest step that is not judged came.
     """
+    bound = max((reached(rank) for rank in ranks), default=NEVER)
     if attempt.finished_at_ms is not None or waiting_since_ms is None:
-        return LAST_STEP
+        return bound
     if len(ranks) < attempt.world_size and now_ms - attempt.received_at_ms <= SILENT_AFTER_MS:
-        return -1
-    bound = LAST_STEP
+        return NEVER
     for rank in ranks:
         is_silent = now_ms - max(rank.received_at_ms, waiting_since_ms) > SILENT_AFTER_MS
         if rank.finished_at_ms is None and not is_silent:
@@ -249,7 +251,7 @@ def _parent_order(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None
     return stored.order, stored.state
 
 
-def _load(session: Session, attempt: Attempt) -> Seat:
+def _load(session: Session, attempt: Attempt) -> LiveJudge:
     stored = load_state(session, attempt.id)
     inherited: bytes | None = None
     if stored.state is None:
@@ -262,7 +264,7 @@ def _load(session: Session, attempt: Attempt) -> Seat:
     judge = Judge([_judged(one) for one in series], mup=is_mup, every=attempt.every, state=stored.state)
     if inherited is not None:
         judge.inherit(inherited)
-    return Seat(judge, series, Columns(stored.order, codes_of([one.metric for one in series])), stored)
+    return LiveJudge(judge, series, Columns(stored.order, codes_of([one.metric for one in series])), stored)
 
 
 def load_judge(session: Session, attempt: Attempt) -> Judge:
@@ -274,7 +276,7 @@ def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:
     plans = list_plans(session, attempt.id)
     if not plans:
         return np.empty(0, np.int64)
-    return np.setdiff1d(np.concatenate([plan.series for plan in plans]), known)
+    return np.setdiff1d(np.concatenate([plan.series for plan in plans]), np.append(known, NO_SERIES))
 
 
 def _judged(series: StoredSeries) -> JudgedSeries:

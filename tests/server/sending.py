@@ -93,11 +93,18 @@ class Sender:
         return [self.record(series=tuple(series)), self.record(plan=plan)]
 
     def frame(
-        self, step: int, values: Sequence[float], *, plan: int = 0, at_ms: int | None = None, skipped: bool = False
+        self,
+        step: int,
+        values: Sequence[float],
+        *,
+        plan: int = 0,
+        at_ms: int | None = None,
+        skipped: bool = False,
+        continued: bool = False,
     ) -> Record:
         blob = np.asarray(values, dtype="<f4").tobytes()
         moment = EPOCH_MS + step * STEP_MS if at_ms is None else at_ms
-        return self.record(frame=Frame(plan, step, moment, blob, skipped))
+        return self.record(frame=Frame(plan, step, moment, blob, skipped, continued))
 
     def finish(self, step: int, outcome: Any = "finished") -> Record:
         return self.record(finish=Finish(step, EPOCH_MS + step * STEP_MS, outcome))

@@ -216,15 +216,16 @@ def test_a_run_whose_step_does_not_move_is_stalled(sender, clock):
     assert [alert["state"] for alert in alerts(sender)] == ["resolved"]
 
 
-def test_a_finished_run_is_neither_lost_nor_stalled(sender, clock):
+@pytest.mark.parametrize("outcome", ["finished", "failed", "killed"])
+def test_a_run_that_has_ended_is_neither_lost_nor_stalled(sender, clock, outcome):
     sender.beat(990)
-    sender.send([sender.finish(1000)])
+    sender.send([sender.finish(1000, outcome)])
     clock.advance(3600)
 
     sender.api.app.state.services.ingest.tick()
 
     assert alerts(sender) == []
-    assert sender.get()["state"] == "finished"
+    assert sender.get()["state"] == outcome
 
 
 def test_a_run_that_is_only_shipped_afterwards_is_lost_without_alarm(sender, clock):

@@ -6,7 +6,7 @@ import pytest
 
 from internist.schema.wire import Series
 from internist_server.progress import complete_bound
-from internist_server.store.attempts import LAST_STEP, Attempt, Rank
+from internist_server.store.attempts import Attempt, Rank
 from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [
@@ -188,6 +188,25 @@ def test_a_failed_rank_fails_the_run(sqlite_api):
     assert first.get()["state"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        (("killed", "finished"), "killed"),
+        (("finished", "killed"), "killed"),
+        (("killed", "failed"), "failed"),
+        (("failed", "killed"), "failed"),
+        (("killed", "killed"), "killed"),
+    ],
+)
+def test_the_gravest_end_of_its_ranks_is_the_end_of_the_run(sqlite_api, outcomes, state):
+    senders = two_ranks(sqlite_api)
+
+    for sender, outcome in zip(senders, outcomes, strict=True):
+        sender.send([sender.finish(0, outcome)])
+
+    assert senders[0].get()["state"] == state
+
+
 def attempt(world_size):
     return Attempt(1, "run", "a", 1, None, world_size, 10, 0, 0, "standard", (), None, None)
 
@@ -202,7 +221,8 @@ def attempt(world_size):
         ([Rank(0, 0, last_step=20, sampled_step=20), Rank(1, 0, finished_at_ms=1)], 1, 20),
         ([Rank(0, 0, last_step=20, sampled_step=20)], 29, -1),
         ([Rank(0, 31_000, last_step=20, sampled_step=20)], 31, 20),
-        ([Rank(0, 0, finished_at_ms=1), Rank(1, 0, finished_at_ms=1)], 1, LAST_STEP),
+        ([Rank(0, 0, finished_at_ms=1), Rank(1, 0, finished_at_ms=1)], 1, -1),
+        ([Rank(0, 0, last_step=20, finished_at_ms=1), Rank(1, 0, heartbeat_step=25, finished_at_ms=1)], 1, 25),
     ],
 )
 def test_the_last_complete_step_follows_from_what_ranks_have_sent(ranks, now_s, bound):

@@ -202,7 +202,7 @@ def test_every_relative_link_of_a_page_leads_somewhere(page):
 
 def test_the_page_of_optimizers_names_every_public_one_and_every_rule():
     from internist import optim
-    from internist.optim.orthogonalize import COEFFICIENTS
+    from internist.optim.coefficients import COEFFICIENTS
     from internist.optim.scaling import SCALES
 
     words = set(re.findall(r"\w+", (ROOT / "docs/optimizers.md").read_text()))

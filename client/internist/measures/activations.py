@@ -12,9 +12,6 @@ from torch.nn import functional
 
 from internist.measures import host
 
-NOT_MEASURED = -torch.inf
-"""The maximum over nothing. Where a docstring names it, it says that there was nothing to measure, and is no value."""
-
 Value = Tensor | float
 """A 0-d tensor, or a float where the host has the number already."""
 
@@ -150,10 +147,11 @@ def nonfinite(x: Tensor, abs_max: Tensor) -> Tensor:
     return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
 
 
-def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None) -> Value:
-    """What a residual block adds to its stream: mean square of (output - input) over mean square of the input.
+def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None) -> tuple[Value, Value]:
+    """What a residual block adds to its stream, and the stream: two sums of squares.
 
-    The square is what ranks can average; its root is the metric.
+    The root of their ratio is the metric. Sums are what calls and ranks can add up: the ratio of the sums is that of
+    all tokens together, which no mean of ratios is.
 
     Args:
         output: what left the block.
@@ -161,7 +159,7 @@ def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None)
         input_rms: the input's `token_rms` if it is known, which saves reading the input once more.
 
     Returns:
-        One number, on the CPU a float. NaN in, NaN out; `NOT_MEASURED` if the input is all zeros.
+        Sum of squares of (output - input), and of the input: floats on the CPU, () float32 elsewhere. NaN in, NaN out.
 
     Raises:
         ValueError: the tensors are empty, not floating, or differ in shape.
@@ -170,13 +168,12 @@ def contribution(output: Tensor, input: Tensor, input_rms: Tensor | None = None)
     if output.shape != input.shape:
         raise ValueError(f"expected output and input of one shape, got {tuple(output.shape)} and {tuple(input.shape)}")
     known = _narrow(input) if input_rms is None else input_rms
-    stream = linalg.vector_norm(known, dtype=torch.float32)
-    entries = input.numel() / known.numel()
-    if stream.device.type == "cpu":
-        base = stream.item()
-        return NOT_MEASURED if base == 0 else _distance_squared(output, input) / base**2 / entries
+    features = input.numel() / known.numel()
+    norm = linalg.vector_norm(known, dtype=torch.float32)
+    if norm.device.type == "cpu":
+        return _distance_squared(output, input), norm.item() ** 2 * features
     added = linalg.vector_norm(_narrow(output - input), dtype=torch.float32)
-    return torch.where(stream == 0, NOT_MEASURED, (added / stream).square() / entries)
+    return added.square(), norm.square() * features
 
 
 def pair_distances(tokens: Tensor) -> Tensor:
@@ -197,7 +194,7 @@ def pair_distances(tokens: Tensor) -> Tensor:
     return functional.pdist(tokens.float().contiguous()).div_(math.sqrt(tokens.shape[1]))
 
 
-def spread(between: Tensor, apart: Tensor | None = None) -> Tensor:
+def spread(between: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How far apart modules put different tokens, and how much they stretch the distance between two.
 
     Pairs whose inputs are equal, or closer than `LEFT_OUT` of the largest input distance, are left out of all three
@@ -210,29 +207,33 @@ def spread(between: Tensor, apart: Tensor | None = None) -> Tensor:
 
     Returns:
         (..., 3) float32: largest RMS distance of two outputs, their mean RMS distance, largest ratio of RMS output
-        distance to RMS input distance. NaN in, NaN out; `NOT_MEASURED` where no pair is left.
+        distance to RMS input distance. NaN in, NaN out. And (..., 3) bool: False where no pair is left to measure.
 
     Raises:
         ValueError: the two differ in shape.
     """
     if apart is not None and apart.shape != between.shape:
         raise ValueError(f"expected as many inputs as outputs, got {tuple(apart.shape)} and {tuple(between.shape)}")
-    unmeasured = between.new_full(between.shape[:-1], NOT_MEASURED)
+    rows = between.shape[:-1]
     if between.shape[-1] == 0:
-        return torch.stack((unmeasured, unmeasured, unmeasured), dim=-1)
+        return between.new_zeros(*rows, 3), torch.zeros(*rows, 3, dtype=torch.bool, device=between.device)
     if apart is None:
-        return torch.stack((between.amax(dim=-1), between.mean(dim=-1), unmeasured), dim=-1)
+        values = torch.stack((between.amax(dim=-1), between.mean(dim=-1), torch.zeros_like(between[..., 0])), dim=-1)
+        known = torch.ones_like(values, dtype=torch.bool)
+        known[..., 2] = False
+        return values, known
     left_out = (apart < LEFT_OUT * apart.amax(dim=-1, keepdim=True)).logical_or_(apart == 0)  # NaN is not left out
     kept = left_out.logical_not().sum(dim=-1)
     mean = between.masked_fill(left_out, 0.0).sum(dim=-1) / kept
-    return torch.stack(
+    values = torch.stack(
         (
-            between.masked_fill(left_out, NOT_MEASURED).amax(dim=-1),
-            torch.where(kept == 0, unmeasured, mean),
-            (between / apart).masked_fill_(left_out, NOT_MEASURED).amax(dim=-1),
+            between.masked_fill(left_out, -torch.inf).amax(dim=-1),
+            mean,
+            (between / apart).masked_fill_(left_out, -torch.inf).amax(dim=-1),
         ),
         dim=-1,
     )
+    return values, (kept > 0).unsqueeze(-1).expand(*rows, 3)
 
 
 def log_z(logits: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from internist.measures.activations import NOT_MEASURED
 from internist.measures.precision import full_precision
+
+NOT_MEASURED = -torch.inf
+"""The largest logit of a head in which no query sees a key: a maximum over nothing."""
 
 HIDDEN_BELOW = -1e4
 """An additive mask at or under this hides its key: in float32 the softmax gives such a key exactly zero."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, linalg
 from torch.nn import functional
 
-from internist.measures.activations import NOT_MEASURED
 from internist.measures.precision import full_precision
 
 EXACT_UP_TO = 256
@@ -103,11 +102,10 @@ def stable_rank(frobenius_squared: Tensor, spectral_norm: Tensor) -> Tensor:
         spectral_norm: () largest singular value of the same matrix.
 
     Returns:
-        () float32, from 1 to the smaller side. NaN in, NaN out; `NOT_MEASURED` for a matrix of zeros, as fresh
-        output projections often are.
+        () float32, from 1 to the smaller side. NaN in, NaN out; NaN too for a matrix of zeros, as fresh output
+        projections often are: it has no rank to speak of.
     """
-    ratio = (frobenius_squared.sqrt() / spectral_norm).square()
-    return torch.where(spectral_norm == 0, NOT_MEASURED, ratio)
+    return (frobenius_squared.sqrt() / spectral_norm).square()
 
 
 def _exact(tall: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _mean_squares_on_host(tensors: Sequence[Tensor]) -> Tensor:
-    large = [i for i, x in enumerate(tensors) if x.numel() > LARGE and host.is_plain(x) and x.is_contiguous()]
+    large = [i for i, x in enumerate(tensors) if x.numel() > LARGE and host.can_sum(x)]
     sums = {i: host.square_sum(tensors[i]) for i in large}
     rest = [i for i in range(len(tensors)) if i not in sums]
     if rest:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,30 +18,45 @@ from internist.model.roles import (
     parameter_kind,
     plain_name,
 )
-from internist.schema.wire import Facts, Module, Role
+from internist.schema.wire import Module, Role
 
 Rename = Callable[[str], str]
+MEASURED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(slots=True, eq=False)
 class WatchedModule:
-    """A module whose calls are measured."""
+    """A module whose calls are measured. The model is the user's: it is only weakly held."""
 
     name: str
-    module: nn.Module
+    reference: "weakref.ref[nn.Module]"
     role: Role
     order: int
     block: str | None
     excluded: bool = False
     parameters: list["WatchedParameter"] = field(default_factory=list)
 
+    @property
+    def module(self) -> nn.Module:
+        """The module itself.
+
+        Raises:
+            ReferenceError: the model is gone.
+        """
+        module = self.reference()
+        if module is None:
+            raise ReferenceError(f"module {self.name} is gone")
+        return module
+
 
 @dataclass(slots=True, eq=False)
 class WatchedParameter:
-    """A parameter whose weight, gradient and update are measured. Tied parameters are one, with all their roles."""
+    """A parameter whose weight, gradient and update are measured. Tied parameters are one, with all their roles.
+
+    The tensor is looked up in its module each time: it may have been replaced, and only the user keeps it alive.
+    """
 
     name: str
-    tensor: nn.Parameter
     owner: WatchedModule
     attribute: str
     """Its name in the owner: `weight`, `bias`, ..."""
@@ -50,19 +66,48 @@ class WatchedParameter:
     view: str = ""
     aliases: list[str] = field(default_factory=list)
     unsupported: str = ""
+    """Why nothing of it can be measured; empty if something can."""
+    viewless: str = ""
+    """Why it is no matrix, so that it has no spectrum; empty if it may have one."""
     excluded: bool = False
     turn: int = 0
     """Its place among parameters of more than one dimension: matrices are measured in rotation."""
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The parameter as its module has it now.
+
+        Raises:
+            ReferenceError: the module is gone, or has no parameter of this name any more.
+        """
+        found = self.owner.module._parameters.get(self.attribute)
+        if found is None:
+            raise ReferenceError(f"parameter {self.name} is gone")
+        return found
 
 
 @dataclass(slots=True)
 class Outline:
     """Everything that is watched, in registration order."""
 
-    root: nn.Module
+    reference: "weakref.ref[nn.Module]"
     modules: list[WatchedModule]
     parameters: list[WatchedParameter]
     head: WatchedModule | None
+    signature: tuple[object, ...]
+    """`signature_of` the model when it was read."""
+
+    @property
+    def root(self) -> nn.Module:
+        """The watched model.
+
+        Raises:
+            ReferenceError: it is gone.
+        """
+        root = self.reference()
+        if root is None:
+            raise ReferenceError("the watched model is gone")
+        return root
 
     def describe(self) -> tuple[Module, ...]:
         """The outline as it travels."""
@@ -73,7 +118,7 @@ class Outline:
                 m.role,
                 m.block,
                 sum(p.tensor.numel() for p in m.parameters),
-                _multiplier(m.module),
+                multiplier(m.module),
             )
             for m in self.modules
         )
@@ -113,7 +158,7 @@ def outline(
         shown = translate(name) or "model"
         excluded = (bool(keep) and not any(r.search(shown) for r in keep)) or any(r.search(shown) for r in drop)
         watched = WatchedModule(
-            shown, module, role, len(modules), translate(block) if block is not None else None, excluded
+            shown, weakref.ref(module), role, len(modules), translate(block) if block is not None else None, excluded
         )
         modules.append(watched)
         for attribute, tensor in own:
@@ -121,7 +166,7 @@ def outline(
             known = parameters.get(id(tensor))
             if known is None:
                 known = parameters[id(tensor)] = WatchedParameter(
-                    full, tensor, watched, attribute, len(parameters), excluded=excluded
+                    full, watched, attribute, len(parameters), excluded=excluded
                 )
             else:
                 known.aliases.append(full)
@@ -129,43 +174,28 @@ def outline(
             _classify(known, watched, attribute)
     for turn, parameter in enumerate(p for p in parameters.values() if "matrix" in p.roles or p.view == "unknown"):
         parameter.turn = turn
-    return Outline(root, modules, list(parameters.values()), next((m for m in modules if m.role == "head"), None))
+    head_module = next((m for m in modules if m.role == "head"), None)
+    return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root))
 
 
-def matrix_view(parameter: WatchedParameter, tensor: Tensor) -> Tensor:
-    """The parameter (or its update) as one matrix or, for convolutions, one per group: (groups, fan_out, fan_in) or
-    (fan_out, fan_in)."""
-    if parameter.view == "transposed":
-        return tensor.t()
-    if parameter.view.startswith("convolution"):
-        module = parameter.owner.module
-        groups = int(getattr(module, "groups", 1))
-        if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            tensor = tensor.transpose(0, 1) if groups == 1 else tensor
-        return tensor.reshape(groups, tensor.shape[0] // groups, -1) if groups > 1 else tensor.flatten(1)
-    return tensor
+def signature_of(root: nn.Module) -> tuple[object, ...]:
+    """What an outline depends on: which modules there are, by identity, and of what kind the parameters in them are.
+
+    Two equal signatures mean the same outline. A parameter that is replaced by one of the same kind in its old place
+    changes nothing that the outline says.
+    """
+    parts: list[object] = []
+    tied: dict[int, int] = {}
+    for module in root.modules():
+        parts.append(id(module))
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                place = tied.setdefault(id(tensor), len(tied))
+                parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
+    return tuple(parts)
 
 
-def resolve_view(parameter: WatchedParameter, input_width: int | None, output_width: int | None) -> None:
-    """Settle the orientation of a 2-D parameter of an unknown module from the widths its module was seen with."""
-    if parameter.view != "unknown":
-        return
-    rows, columns = parameter.tensor.shape
-    straight = columns == input_width and rows != input_width
-    turned = rows == input_width and columns != input_width
-    if straight or (rows == output_width and columns == input_width and rows != columns):
-        parameter.view, parameter.roles = "(fan_out, fan_in)", {"matrix"}
-    elif turned:
-        parameter.view, parameter.roles = "transposed", {"matrix"}
-    else:
-        parameter.view = ""
-        parameter.unsupported = (
-            f"shape {rows} x {columns} of {type(parameter.owner.module).__name__} fits its input width {input_width} "
-            "in neither or in both orientations"
-        )
-
-
-def _multiplier(module: nn.Module) -> float:
+def multiplier(module: nn.Module) -> float:
     """What the module's forward hooks multiply its output by, as far as they say so by a number named `factor`."""
     told = [getattr(hook, "factor", None) for hook in module._forward_hooks.values()]
     product = math.prod(float(f) for f in told if isinstance(f, int | float) and not isinstance(f, bool))
@@ -197,14 +227,8 @@ def _worth_watching(name: str, module: nn.Module, block: str | None) -> bool:
 
 def _classify(parameter: WatchedParameter, module: WatchedModule, attribute: str) -> None:
     tensor, owner = parameter.tensor, module.module
-    if _is_sharded(tensor):
-        parameter.unsupported = "a sharded tensor (DTensor): sharded models are not measured yet"
-        return
-    if tensor.numel() == 0:
-        parameter.unsupported = "it has no entries"
-        return
-    if tensor.is_complex() or not tensor.is_floating_point():
-        parameter.unsupported = f"dtype {tensor.dtype} is not a real floating-point type"
+    parameter.unsupported = obstacle(tensor)
+    if parameter.unsupported:
         return
     kind, view = parameter_kind(owner, module.role, attribute, tensor.shape)
     if kind == "unknown":
@@ -213,48 +237,27 @@ def _classify(parameter: WatchedParameter, module: WatchedModule, attribute: str
         parameter.roles.add(kind)
         parameter.view = (parameter.view or view) if kind == "head" else (view or parameter.view)
     elif isinstance(owner, nn.modules.conv._ConvNd) and owner.transposed:
-        parameter.unsupported = "a grouped transposed convolution has no stated matrix view"
+        parameter.viewless = "a grouped transposed convolution has no stated matrix view"
     elif not parameter.roles:
-        parameter.unsupported = f"no matrix view is known for shape {tuple(tensor.shape)} of {type(owner).__name__}"
+        parameter.viewless = f"no matrix view is known for shape {tuple(tensor.shape)} of {type(owner).__name__}"
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    return type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor"
-
-
-def fans(parameter: WatchedParameter) -> tuple[int, int]:
-    """(fan_out, fan_in) of the parameter's matrix view; of a vector, its length twice."""
-    shape: torch.Size = parameter.tensor.shape
-    if len(shape) == 0:
-        return 1, 1
-    if "embedding" in parameter.roles and "head" not in parameter.roles:
-        return int(shape[1]), int(shape[0])
-    if parameter.view == "transposed":
-        return int(shape[1]), int(shape[0])
-    if parameter.view.startswith("convolution"):
-        module = parameter.owner.module
-        groups = int(getattr(module, "groups", 1))
-        if getattr(module, "transposed", False):
-            return int(shape[1]), int(shape[0]) * int(shape[2:].numel())
-        return int(shape[0]) // groups, int(shape[1:].numel())
-    return int(shape[0]), int(shape[1:].numel()) if len(shape) > 1 else int(shape[0])
-
-
-def facts_of(parameter: WatchedParameter) -> Facts:
-    """What is known of every series of a parameter, whatever its metric."""
-    fan_out, fan_in = fans(parameter)
-    return Facts(
-        role=parameter.owner.role,
-        block=parameter.owner.block,
-        module=parameter.owner.name,
-        order=parameter.owner.order,
-        fan_in=fan_in,
-        fan_out=fan_out,
-        dtype=str(parameter.tensor.dtype).removeprefix("torch."),
-        parameters=parameter.tensor.numel(),
-        view=parameter.view or None,
-        aliases=tuple(parameter.aliases),
-    )
+def obstacle(tensor: Tensor) -> str:
+    """Why nothing of a parameter can be measured; empty if it can."""
+    if isinstance(tensor, nn.UninitializedParameter):
+        return "it is not initialised yet"
+    kind = type(tensor.data)
+    if type(tensor).__name__ == "DTensor" or kind.__name__ == "DTensor":
+        return "a sharded tensor (DTensor): sharded models are not measured yet"
+    if kind is not Tensor:
+        return f"a {kind.__name__}: only plain tensors are measured"
+    if tensor.layout != torch.strided:
+        return f"its layout is {tensor.layout}, not strided"
+    if tensor.dtype not in MEASURED_DTYPES:
+        return f"no arithmetic to measure {str(tensor.dtype).removeprefix('torch.')} by"
+    if tensor.is_meta:
+        return "it lies on the meta device: it has no entries yet"
+    return "" if tensor.numel() else "it has no entries"
 
 
 def hidden_matrices(outline: Outline) -> list[WatchedParameter]:

@@ -77,6 +77,12 @@ def is_attention(module: nn.Module) -> bool:
     return bool(_ATTENTION_WORDS.search(type(module).__name__))
 
 
+def stored_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter that a module stores as its `weight`; None where it has none, or computes it (parametrizations,
+    weight norm): reading that would run the computation, which may have a state."""
+    return module._parameters.get("weight")
+
+
 def is_linear(module: nn.Module) -> bool:
     """A module that computes x W^T + b with a 2-D `weight`: `nn.Linear` and its heirs, Hugging Face's `Conv1D`."""
     return isinstance(module, nn.Linear) or is_transposed_linear(module)
@@ -84,7 +90,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_transposed_linear(module: nn.Module) -> bool:
     """Hugging Face's `Conv1D`, a linear layer whose weight is stored (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and module._parameters.get("weight") is not None
 
 
 def module_role(name: str, module: nn.Module, blocks: set[str], head: str | None, *, is_root: bool) -> Role:
@@ -128,13 +134,13 @@ def head_name(
     named = [name for name in linears if _HEAD_WORDS.search(name)]
     if named:
         return named[-1]
-    embeddings = {id(m.weight) for m in root.modules() if isinstance(m, nn.Embedding)}
-    tied = [name for name, module in tree if name in linears and id(getattr(module, "weight", None)) in embeddings]
+    embeddings = {id(stored_weight(m)) for m in root.modules() if isinstance(m, nn.Embedding)} - {id(None)}
+    tied = [name for name, module in tree if name in linears and id(stored_weight(module)) in embeddings]
     return tied[-1] if tied else (linears[-1] if linears else None)
 
 
 def parameter_kind(owner: nn.Module, role: Role, attribute: str, shape: torch.Size) -> tuple[Kind, str]:
-    """What a parameter of a module is, and how it is a matrix.
+    """What a parameter of a module is, and how it is a matrix (or, of an unknown module, a stack of matrices).
 
     Args:
         owner: the module that holds it.
@@ -155,8 +161,11 @@ def parameter_kind(owner: nn.Module, role: Role, attribute: str, shape: torch.Si
         return "head" if role == "head" else "matrix", view
     if isinstance(owner, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
         return "matrix", "(fan_out, fan_in)"
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase) and attribute.startswith("weight_") and len(shape) == 2:
+        return "matrix", "(fan_out, fan_in)"
     if isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
         if owner.transposed and owner.groups > 1:
             return "none", ""
         return "matrix", f"convolution, {owner.groups} groups" if owner.groups > 1 else "convolution"
-    return ("unknown" if len(shape) == 2 else "none"), ""
+    is_stack = len(shape) == 3 and shape[0] > 1 and min(shape[1:]) > 1
+    return ("unknown" if len(shape) == 2 or is_stack else "none"), ""

@@ -1,30 +1,47 @@
-"""The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`. Only these calls raise, never the
-training loop."""
+"""The monitor of one model: wires the observer, the recorder, the spool and the sender, and takes the user's calls.
+None of these raises into training."""
 
 import logging
-import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import internist
 from internist.errors import ConfigurationError
 from internist.model.outline import outline
 from internist.model.roles import unwrap
+from internist.monitor.axes import whole_number
+from internist.monitor.ending import outcome_of
+from internist.monitor.finishing import Finishing, Stage
 from internist.monitor.identity import identify
+from internist.monitor.logs import Logs
 from internist.monitor.options import Options
-from internist.observe.clock import step_of_state
-from internist.observe.observer import Observer, host_or_device
+from internist.monitor.refusals import check_choice
+from internist.observe.captures import Speaker
+from internist.observe.observer import Observer
+from internist.observe.optimizer_facts import step_of_state
 from internist.observe.routing import routing
-from internist.record.recorder import Recorder
-from internist.schema.wire import MAX_NAME_LENGTH, MAX_TEXT_LENGTH, VERSION, CoverageEntry, Finish, Note, RunStart
+from internist.observe.sampling import Sampling
+from internist.record.recorder import POLL_S, Recorder
+from internist.record.series_book import SeriesBook
+from internist.schema.wire import (
+    MAX_NAME_LENGTH,
+    MAX_TEXT_LENGTH,
+    VERSION,
+    CoverageEntry,
+    Directive,
+    Finish,
+    Note,
+    Outcome,
+    RunStart,
+)
 from internist.ship.connection import Connection
 from internist.ship.sender import Sender
 from internist.ship.spool import Spool
@@ -35,6 +52,8 @@ FINISH_TIMEOUT_S = 10.0
 """How long `finish` waits for the server to take the last frames; what is left stays in the spool."""
 
 Level = Literal["info", "warning", "error"]
+T = TypeVar("T")
+_MOST_COMPLAINTS = 100
 _LEVELS: dict[str, Level] = {"info": "info", "warn": "warning", "warning": "warning", "error": "error"}
 
 
@@ -51,14 +70,15 @@ class Monitor:
         run: str | None,
     ) -> None:
         self._options = options
-        self._root = unwrap(model)
-        self.is_finished = False
-        self._lock = threading.Lock()
+        root = unwrap(model)
         self._complained: set[str] = set()
         self._observer: Observer | None = None
         self._spool: Spool | None = None
         self._sender: Sender | None = None
         self._recorder: Recorder | None = None
+        self._logs: Logs | None = None
+        self._last_coverage: tuple[CoverageEntry, ...] = ()
+        self._finishing = Finishing(self._stages(), self._release, self._drop)
         self.on_finish: Callable[[Monitor], None] = _nothing
         """Called once, when the monitor is finished."""
         self.run = ""
@@ -66,13 +86,15 @@ class Monitor:
         if options.mode == "disabled":
             return
 
+        read = partial(outline, include=options.include, exclude=options.exclude, output=output, rename=rename)
         start_step = options.step if options.step is not None else (step_of_state(optimizers) or 0)
         try:
-            plan = outline(self._root, include=options.include, exclude=options.exclude, output=output, rename=rename)
+            plan = read(root)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+        check_choice(plan, include=options.include, exclude=options.exclude)
         who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
-        name = options.name or f"{type(self._root).__name__}-{who.run[:6]}"
+        name = options.name or f"{type(root).__name__}-{who.run[:6]}"
         start = RunStart(
             version=VERSION,
             run=who.run,
@@ -98,20 +120,21 @@ class Monitor:
         if connection is not None and options.mode == "online":
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
+        sampling = Sampling(options.every, options.metrics, options.max_overhead, options.replay)
         device = next((p.tensor.device for p in plan.parameters), torch.device("cpu"))
-        self._recorder = Recorder(self._spool, device)
+        self._recorder = Recorder(self._spool, device, SeriesBook(sampling.wants))
         self._observer = Observer(
             model,
             plan,
             self._recorder,
+            read=read,
             optimizers=optimizers,
-            every=options.every,
+            sampling=sampling,
             start_step=start_step,
-            wanted=options.wanted,
-            max_overhead=options.max_overhead,
-            rank=who.rank,
-            world_size=who.world_size,
+            reads_step=options.step is None,
+            speaker=Speaker(who.rank, who.world_size, who.rank == 0),
             on_coverage=self._send_coverage,
+            on_start=self._restart,
         )
         self._rank = who.rank
         self._sender = Sender(
@@ -120,66 +143,71 @@ class Monitor:
             connection,
             drain=self._drain,
             progress=self._progress,
-            on_directives=self._observer.obey,
+            on_directives=self._direct,
         )
+        self._logs = Logs(self._observer, self._recorder, self._complain)
         self._sender.start()
         self._observer.on_step = self._sender.wake
 
     # ---- the user's calls ------------------------------------------------------------------------------------------
 
-    def log(self, values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **named: Any) -> None:
+    def log(
+        self, values: Mapping[str, Any] | None = None, /, *, step: Any = None, axis: str | None = None, **named: Any
+    ) -> None:
         """Record scalars: `log(loss=loss)` or `log({"val/loss": 2.1})`.
 
         Tensors stay on their device until the next shipment. Without `step` they belong to the step under way, or to
-        the one
-        just made if no forward has begun since. A value that is no number is reported once and left out.
-        """
-        if self._observer is None or self._recorder is None or self.is_finished:
-            return
-        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-            self._complain(f"log(step={step!r}): expected a whole number, 0 or more; nothing was recorded")
-            return
-        at = self._observer.log_step if step is None else step
-        for name, value in {**(values or {}), **named}.items():
-            problem = _name_problem(name)
-            number = None if problem else _scalar(value)
-            if number is None:
-                self._complain(
-                    f"log({name!r}): {problem or f'{type(value).__name__} is no single number'}; it was left out"
-                )
-                continue
-            self._recorder.log(at, name, number)
+        the one just made if no forward has begun since. What is no number is left out and said once.
 
-    def step(self, n: int | None = None) -> None:
+        Args:
+            values: scalars by name.
+            step: the optimizer step they belong to, if it is at most one away from the step under way; any other number
+                is a position on an axis of its own: it is recorded as a scalar beside them, and they belong to the step
+                under way.
+            axis: what `step` counts, if not optimizer steps: `tokens`, `epoch`, any name. The position is the scalar of
+                that name, else `step`.
+            named: more scalars.
+        """
+        if self._logs is not None and not self.is_finished:
+            waits = self._recorder is not None and self._recorder.busy
+            self._quietly("log", lambda logs: logs.log(values, named, step=step, axis=axis), self._logs)
+            if self._sender is not None and not waits:
+                self._sender.wake()
+
+    def step(self, n: Any = None) -> None:
         """The step is over: for loops without a torch optimizer. With a number, that step's number."""
         if self._observer is not None and not self.is_finished:
-            self._observer.manual_step(n)
+            self._quietly("step", lambda observer: self._step(observer, n), self._observer)
 
     def alert(self, title: str, text: str = "", level: str = "warning") -> None:
-        """Raise an alert of one's own.
+        """Raise an alert of one's own. A level other than info, warning, error is said once: a warning."""
+        if self._spool is not None and not self.is_finished:
+            self._quietly("alert", lambda spool: self._note(spool, title, text, level), self._spool)
 
-        Raises:
-            ConfigurationError: the level is none of info, warning, error.
-        """
-        if level not in _LEVELS:
-            raise ConfigurationError(f"level={level!r}: expected info, warning or error")
-        if self._spool is None or self._observer is None or self.is_finished:
-            return
-        note = Note(
-            str(title)[:MAX_NAME_LENGTH],
-            str(text)[:MAX_TEXT_LENGTH],
-            _LEVELS[level],
-            self._observer.log_step,
-            time.time_ns() // 1_000_000,
-        )
-        self._spool.append(note=note)
-        if self._sender is not None:
-            self._sender.wake()
+    def add_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Follow optimizers that were made after the model was watched."""
+        if self._observer is not None and not self.is_finished:
+            self._quietly("watch", lambda observer: observer.add_optimizers(list(optimizers)), self._observer)
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
         """What became of every watched module and parameter: measured, silent, frozen, not captured, unsupported,
         excluded."""
-        return () if self._observer is None else self._observer.coverage()
+        return self._last_coverage if self._observer is None else self._observer.coverage()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the monitor has ended, or is about to: it takes nothing more."""
+        return self._finishing.has_begun
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps it has seen."""
+        return 0 if self._observer is None else self._observer.rounds
+
+    @property
+    def is_released(self) -> bool:
+        """Whether none of its hooks is left in the model."""
+        return self._finishing.is_released
 
     @property
     def url(self) -> str | None:
@@ -194,23 +222,63 @@ class Monitor:
         """Where this rank's frames are kept; None if disabled."""
         return None if self._spool is None else self._spool.directory
 
-    def finish(self, outcome: Literal["finished", "failed"] = "finished", *, timeout: float = FINISH_TIMEOUT_S) -> None:
-        """Remove every hook, ship what is left, and say that the run ended. A second call does nothing."""
-        with self._lock:
-            if self.is_finished:
-                return
-            self.is_finished = True
-        self.on_finish(self)
-        if self._observer is None or self._recorder is None or self._spool is None or self._sender is None:
+    def finish(self, outcome: Outcome = "finished", *, timeout: float = FINISH_TIMEOUT_S) -> None:
+        """Remove every hook, ship what is left, and say how the run ended. Never raises; a second call does nothing but
+        wait for the first, where that is under way in another thread."""
+        self._finishing.finish(outcome, timeout)
+
+    def record_end(self, outcome: Outcome, timeout: float) -> None:
+        """Ship what is left and say how the run ended, from a thread that does not know what the training does: the
+        hooks stay until `release`."""
+        self._finishing.record(outcome, timeout)
+
+    def release(self) -> None:
+        """Remove every hook."""
+        self._finishing.release()
+
+    def abandon(self) -> None:
+        """Let go of the model without a word, in a forked copy of the process."""
+        self._finishing.abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(outcome_of(error))
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _stages(self) -> tuple[Stage, ...]:
+        return (
+            ("its place among the monitors", lambda outcome, until: self.on_finish(self)),  # noqa: ARG005
+            ("the last measurements", self._end_of_measurements),
+            ("the coverage", self._end_of_coverage),
+            ("the run", self._end_of_run),
+            ("the delivery", self._end_of_delivery),
+        )
+
+    def _end_of_measurements(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
+        if self._logs is not None:
+            self._logs.settle()
+        if self._recorder is not None:
+            while self._recorder.drain(everything=True) is not None and time.monotonic() < until:
+                time.sleep(POLL_S)
+
+    def _end_of_coverage(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
+        self._last_coverage = self.coverage()
+        if self._observer is not None:
+            self._send_coverage(self._last_coverage)
+
+    def _end_of_run(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
+        if self._spool is not None:
+            self._spool.append(finish=Finish(self._progress()[0], time.time_ns() // 1_000_000, outcome))
+
+    def _end_of_delivery(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
+        if self._sender is None or self._spool is None:
             return
-        self._observer.close()
-        self._recorder.flush_logs()
-        deadline = time.monotonic() + timeout
-        while self._drain() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self._send_coverage(self._observer.coverage())
-        self._spool.append(finish=Finish(max(self._observer.clock.step - 1, 0), time.time_ns() // 1_000_000, outcome))
-        delivered = self._sender.close(max(0.0, deadline - time.monotonic()))
+        delivered = self._sender.close(max(0.0, until - time.monotonic()))
         self._spool.close()
         if not delivered and self._options.mode != "offline":
             _LOG.warning(
@@ -219,51 +287,73 @@ class Monitor:
                 self._options.directory,
             )
 
-    def __enter__(self) -> Self:
-        return self
+    def _release(self) -> None:
+        if self._observer is not None:
+            self._observer.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish("finished" if kind is None else "failed")
+    def _drop(self) -> None:
+        """Let go of the model and of all that was measured; what is left is where it was written."""
+        self._observer = self._recorder = self._sender = self._logs = None
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
-    def _drain(self) -> bool:
-        assert self._recorder is not None and self._spool is not None
-        return self._recorder.drain()
+    def _drain(self) -> float | None:
+        recorder = self._recorder
+        return None if recorder is None else recorder.drain()
+
+    def _restart(self, step: int) -> None:
+        """The optimizers' state, loaded after the model was watched, tells a later first step."""
+        if self._sender is not None:
+            self._sender.restart(step)
 
     def _progress(self) -> tuple[int, int]:
-        assert self._observer is not None
-        return max(self._observer.clock.step - 1, 0), int((time.monotonic() - self._observer.step_ended) * 1e3)
+        observer = self._observer
+        if observer is None:
+            return 0, 0
+        return max(observer.clock.step - 1, 0), int((time.monotonic() - observer.step_ended) * 1e3)
+
+    def _direct(self, directives: Sequence[Directive]) -> None:
+        if self._observer is not None:
+            self._observer.take_directives(directives)
+
+    def _step(self, observer: Observer, n: Any) -> None:
+        number = whole_number(n)
+        if n is not None and number is None:
+            self._complain("step", f"step({n!r}): expected a whole number, 0 or more; the step was counted without it")
+        observer.manual_step(number)
+
+    def _note(self, spool: Spool, title: str, text: str, level: str) -> None:
+        if level not in _LEVELS:
+            self._complain(
+                "level", f"level={level!r}: expected info, warning or error; the alert is taken for a warning"
+            )
+        step = self._observer.log_step if self._observer is not None else 0
+        kind = _LEVELS.get(level, "warning")
+        spool.append(
+            note=Note(
+                str(title)[:MAX_NAME_LENGTH], str(text)[:MAX_TEXT_LENGTH], kind, step, time.time_ns() // 1_000_000
+            )
+        )
+        if self._sender is not None:
+            self._sender.wake()
+
+    def _quietly(self, name: str, act: Callable[[T], None], part: T) -> None:
+        """Do what the user's training asks for; whatever goes wrong is said once and costs that call alone."""
+        try:
+            act(part)
+        except Exception as error:
+            self._complain(name, f"{name}(): {type(error).__name__}: {error}; nothing was recorded")
 
     def _send_coverage(self, entries: tuple[CoverageEntry, ...]) -> None:
         if self._spool is not None and self._rank == 0:
             self._spool.append(coverage=entries)
 
-    def _complain(self, message: str) -> None:
-        if message not in self._complained:
-            self._complained.add(message)
+    def _complain(self, key: str, message: str) -> None:
+        if key not in self._complained and len(self._complained) < _MOST_COMPLAINTS:
+            self._complained.add(key)
             _LOG.warning("internist: %s", message)
 
     _rank = 0
-
-
-def _name_problem(name: Any) -> str:
-    if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        return f"expected a name of 1 to {MAX_NAME_LENGTH} printable characters"
-    return ""
-
-
-def _scalar(value: Any) -> float | Tensor | None:
-    if isinstance(value, Tensor):
-        return host_or_device(value) if value.numel() == 1 and not value.is_complex() else None
-    if isinstance(value, bool | int | float):
-        return float(value) if not isinstance(value, int) or abs(value) < 1 << 1000 else math.inf
-    try:
-        return float(value) if hasattr(value, "__float__") else None
-    except (TypeError, ValueError):
-        return None
 
 
 def _nothing(_: Monitor) -> None:

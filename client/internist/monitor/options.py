@@ -17,6 +17,8 @@ DEFAULT_SERVER = "http://127.0.0.1:8237"
 DEFAULT_DIRECTORY = "internist-runs"
 MODES: tuple[str, ...] = ("auto", "online", "offline", "disabled")
 RESUME: tuple[str, ...] = ("auto", "never", "must")
+MOST_OVERHEAD = 0.5
+"""A monitor that may take more than half of the time bounds nothing; such a number is meant as per cent."""
 PARAMETRIZATIONS: tuple[str, ...] = ("standard", "mup", "spectral")
 
 
@@ -40,6 +42,8 @@ class Options:
     mode: Mode
     directory: Path
     max_overhead: float
+    replay: bool
+    """Whether the model may be called with a probe of its own input, to see what an update changes."""
 
     def wanted(self, metric: str) -> bool:
         """Whether a metric is measured."""
@@ -63,10 +67,14 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ConfigurationError(f"every={every!r}: expected a whole number of optimizer steps, 1 or more")
     overhead = arguments["max_overhead"]
-    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or overhead < 0:
+    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 <= overhead <= MOST_OVERHEAD:
         raise ConfigurationError(
-            f"max_overhead={overhead!r}: expected a share of the run's time, such as 0.01; 0 switches the governor off"
+            f"max_overhead={overhead!r}: expected a share of the run's time from 0 to {MOST_OVERHEAD}, such as 0.01 for"
+            " 1 %; 0 switches the governor off"
         )
+    replay = arguments["replay"]
+    if not isinstance(replay, bool):
+        raise ConfigurationError(f"replay={replay!r}: expected True or False")
     return Options(
         project=_text(
             "project", arguments["project"] or environ.get("INTERNIST_PROJECT") or Path.cwd().name or "default"
@@ -85,6 +93,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         mode=_mode(arguments["mode"], environ),
         directory=_directory(arguments["directory"] or environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY),
         max_overhead=float(overhead),
+        replay=replay,
     )
 
 

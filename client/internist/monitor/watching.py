@@ -1,25 +1,21 @@
 """The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`, all on the current monitor."""
 
-import atexit
 import logging
 import os
-import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from internist.errors import ConfigurationError, NothingToWatch
 from internist.model.roles import unwrap
 from internist.monitor.monitor import Monitor
 from internist.monitor.options import settle
-from internist.observe.clock import parameter_groups
+from internist.monitor.refusals import check_model, checked_optimizers, note_oddities
+from internist.monitor.registry import Registry
 
 _LOG = logging.getLogger("internist")
 
-_watched: "weakref.WeakKeyDictionary[nn.Module, Monitor]" = weakref.WeakKeyDictionary()
-_current: list[Monitor] = []
+_monitors = Registry()
 
 
 def watch(
@@ -46,19 +42,20 @@ def watch(
     compile: str | None = None,
     distributed: str = "merge",
     max_overhead: float = 0.01,
+    replay: bool = True,
 ) -> Monitor:
     """Watch a model while it trains. No other call is needed: the optimizer's steps are the clock.
 
     Args:
         model: the module that is trained; inside DistributedDataParallel or torch.compile if it is trained so.
-        optimizer: its optimizer, or a list of them; None: any torch optimizer that steps parameters of the model.
+        optimizer: its optimizer, or a list or dict of them; None: any torch optimizer that steps parameters of it.
         project: groups runs; default: INTERNIST_PROJECT, else the working directory's name.
         name: the run's name for people; default: INTERNIST_NAME, else the model's class and the run's id.
         config: hyper-parameters to keep with the run: a mapping, a dataclass instance or a namespace.
             `parametrization` in it
             (`standard`, `mup`, `spectral`) tells the judge which targets apply.
         every: steps between light samples; heavy ones are ten times rarer.
-        include: regular expressions of module names to watch; default: all.
+        include: regular expressions of module names to watch, each of which must match some; default: all.
         exclude: regular expressions of module names to leave out.
         metrics: names or families of the catalogue to measure; default: all.
         output: name of the module whose output is the model's f; default: the output head.
@@ -75,112 +72,69 @@ def watch(
         directory: where frames wait and are kept; default: INTERNIST_DIR, else ./internist-runs.
         compile: how compiled models are measured. Only None (replay of a probe) is built.
         distributed: how ranks are combined. Only `merge` (parts are shipped, the server merges) is built.
-        max_overhead: share of the run's time the monitor may take before it samples more rarely; 0: no limit.
+        max_overhead: share of the run's time the monitor may take before it samples more rarely, at most 0.5; 0: no
+            limit.
+        replay: whether a few tokens may be run through the model once more on heavy steps, before and after an update,
+            to measure how far the update moves what its modules return; False: the model is called by nobody but you.
 
     Returns:
-        The monitor. Watching a model again returns the monitor it has.
+        The monitor. Watching a model again returns the monitor it has, which then follows the optimizer as well. In a
+        notebook, a monitor whose cell is executed again, or whose model no variable holds any more, is finished first.
 
     Raises:
-        ConfigurationError: an argument or environment variable is wrong, or asks for what is not built yet.
+        ConfigurationError: an argument or environment variable is wrong, or asks for what is not built yet; what was
+            handed over is no model or no optimizer.
         NothingToWatch: the model has no parameters.
         SpoolError: the directory cannot be written.
         ServerError: `mode="online"` and the server cannot be used.
     """
     arguments = dict(locals())
-    _check_model(model)
-    optimizers = _optimizers(optimizer)
-    known = _watched.get(unwrap(model))
-    if known is not None and not known.is_finished:
+    check_model(model)
+    optimizers = checked_optimizers(optimizer)
+    root = unwrap(model)
+    known = _monitors.of(root)
+    if known is not None:
+        known.add_optimizers(optimizers)
         _LOG.warning(
-            "internist: this model is watched already; the monitor it has stays, other arguments were not used"
+            "internist: this model is watched already; the monitor it has stays%s, other arguments were not used",
+            " and follows the optimizer" if optimizers else "",
         )
         return known
+    _monitors.finish_superseded(root)
     options = settle(arguments, os.environ)
     if options.mode != "disabled":
-        _check_ownership(model, optimizers)
+        note_oddities(model, optimizers)
     monitor = Monitor(model, optimizers, options, rename, output, id)
-    monitor.on_finish = _forget
-    _watched[unwrap(model)] = monitor
-    _current.append(monitor)
+    _monitors.add(monitor, root)
     return monitor
 
 
 def unwatch(model: nn.Module | None = None) -> None:
     """Stop watching a model (default: the current one): every hook is removed and the run is finished."""
-    monitor = _watched.get(unwrap(model)) if model is not None else (_current[-1] if _current else None)
+    monitor = _monitors.current if model is None else _monitors.of(unwrap(model))
     if monitor is not None:
         monitor.finish()
 
 
-def log(values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **named: Any) -> None:
+def log(values: Mapping[str, Any] | None = None, /, *, step: Any = None, axis: str | None = None, **named: Any) -> None:
     """Record scalars on the current monitor; does nothing if no model is watched. See `Monitor.log`."""
-    if _current:
-        _current[-1].log(values, step=step, **named)
+    monitor = _monitors.current
+    if monitor is not None:
+        monitor.log(values, step=step, axis=axis, **named)
 
 
 def alert(title: str, text: str = "", level: str = "warning") -> None:
     """Raise an alert on the current monitor. See `Monitor.alert`."""
-    if _current:
-        _current[-1].alert(title, text, level)
+    monitor = _monitors.current
+    if monitor is not None:
+        monitor.alert(title, text, level)
 
 
 def finish() -> None:
     """Finish the current monitor. See `Monitor.finish`."""
-    if _current:
-        _current[-1].finish()
-
-
-def _forget(monitor: Monitor) -> None:
-    if monitor in _current:
-        _current.remove(monitor)
-    for root, known in list(_watched.items()):
-        if known is monitor:
-            del _watched[root]
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"watch(model): expected a torch.nn.Module, got {type(model).__name__}")
-    if next(model.parameters(), None) is None:
-        raise NothingToWatch(
-            f"watch(model): {type(model).__name__} has no parameters; build its layers before watching it"
-        )
-
-
-def _optimizers(optimizer: Any) -> list[Any]:
-    if optimizer is None:
-        return []
-    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    for each in given:
-        if not callable(getattr(each, "step", None)):
-            raise ConfigurationError(
-                f"watch(model, optimizer): expected an optimizer with a step() method, got {type(each).__name__}"
-            )
-    return given
-
-
-def _check_ownership(model: nn.Module, optimizers: Sequence[Any]) -> None:
-    """An optimizer of other tensors (master copies) is a good clock, but its updates cannot be seen: say so once."""
-    if not optimizers:
-        return
-    mine = {id(parameter) for parameter in model.parameters()}
-    owned = any(id(t) in mine for o in optimizers for group in parameter_groups(o) for t in group["params"])
-    if not owned and any(parameter_groups(o) for o in optimizers):
-        names = ", ".join(type(o).__name__ for o in optimizers)
-        _LOG.warning(
-            "internist: %s owns none of %s's %d parameters (another model's optimizer, or master copies?); it is used "
-            "as the clock, but updates and gradients cannot be measured",
-            names,
-            type(model).__name__,
-            len(mine),
-        )
-
-
-@atexit.register
-def _finish_all() -> None:
-    failed = getattr(sys, "last_value", None) is not None or getattr(sys, "last_exc", None) is not None
-    for monitor in list(_current):
-        monitor.finish("failed" if failed else "finished")
+    monitor = _monitors.current
+    if monitor is not None:
+        monitor.finish()
 
 
 __all__ = ["Monitor", "alert", "finish", "log", "unwatch", "watch"]

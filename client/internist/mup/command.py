@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from internist.mup.rules import OPTIMIZERS, PARAMETRIZATIONS
-from internist.mup.scale import ScaleTable, scale, size_of
+from internist.mup.scale_table import ScaleTable, scale, size_of
 
 USAGE = 2
 

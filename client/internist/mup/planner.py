@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 from torch import nn
 
 from internist.mup.family import Family, against_model, against_size, unplaced
-from internist.mup.plan import Init, Placed, Plan, PlanRow
+from internist.mup.planning import Init, Placed, Plan, PlanRow
 from internist.mup.rules import (
     OPTIMIZERS,
     PARAMETRIZATIONS,

@@ -4,7 +4,8 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from internist.model.outline import outline
 from internist.model.roles import unwrap
+from internist.observe.captures import Speaker
 from internist.observe.observer import Observer
 from internist.observe.routing import routing
+from internist.observe.sampling import Sampling
 from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
 from internist.scaling.description import describe
 from internist.scaling.members import METRICS_USED, Member
 from internist.scaling.summary import needed_steps, summarise
 from internist.schema.metrics import combine_of
 from internist.schema.wire import Frame, Plan, Series
-from internist.ship.spool import Spool
 
 Batch = tuple[Any, Any]
 """What the model is called with (a tensor, or a tuple of arguments), and the targets its loss takes."""
@@ -55,20 +58,20 @@ def train(trial: Trial, model: nn.Module, *, name: str, seed: int) -> Member:
     plan = outline(root, output=trial.output)
     begun = routing(optimizers, plan)
     kept = _Kept()
-    device = next(model.parameters()).device
-    recorder = Recorder(cast(Spool, kept), device)  # of a spool it uses `append` and `dropped`
+    sampling = Sampling(every=max(1, trial.steps // SAMPLES), wanted=frozenset(METRICS_USED), max_overhead=0.0)
+    recorder = Recorder(kept, next(model.parameters()).device, SeriesBook(sampling.wants))
     observer = Observer(
         model,
         plan,
         recorder,
+        read=partial(outline, output=trial.output),
         optimizers=optimizers,
-        every=max(1, trial.steps // SAMPLES),
+        sampling=sampling,
         start_step=0,
-        wanted=frozenset(METRICS_USED).__contains__,
-        max_overhead=0.0,
-        rank=0,
-        world_size=1,
+        reads_step=False,
+        speaker=Speaker(),
         on_coverage=_nothing,
+        on_start=_nothing,
     )
     try:
         torch.manual_seed(seed)
@@ -82,11 +85,10 @@ def train(trial: Trial, model: nn.Module, *, name: str, seed: int) -> Member:
             loss.backward()  # type: ignore[no-untyped-call]
             for optimizer in optimizers:
                 optimizer.step()
-            recorder.drain()
+            recorder.drain(everything=True)
     finally:
         observer.close()
-    recorder.flush_logs()
-    recorder.drain()
+    recorder.drain(everything=True)
     series = list(kept.series.values())
     description = describe(series, plan.describe(), begun)
     steps, values = kept.matrix([series[place].number for place in description.places])
@@ -106,9 +108,11 @@ class _Kept:
         self._plans: dict[int, Plan] = {}
         self._frames: list[Frame] = []
 
-    def append(self, *, series: Sequence[Series] = (), plan: Plan | None = None, frame: Frame | None = None) -> bool:
+    def append(
+        self, *, series: tuple[Series, ...] | None = None, plan: Plan | None = None, frame: Frame | None = None
+    ) -> bool:
         """Keep what is given."""
-        self.series.update((one.number, one) for one in series)
+        self.series.update((one.number, one) for one in series or ())
         if plan is not None:
             self._plans[plan.number] = plan
         if frame is not None:

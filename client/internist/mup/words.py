@@ -8,7 +8,7 @@ from internist.mup.rules import SAME, Powers, Ratios, Rule
 from internist.mup.structure import Part
 
 if TYPE_CHECKING:
-    from internist.mup.plan import Plan, PlanRow
+    from internist.mup.planning import Plan, PlanRow
 
 _ROLES = {
     "input": "input",

@@ -5,7 +5,6 @@ Nothing is installed on other steps, so dormant steps cost nothing and a compile
 
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from internist.measures import attention as measure
+from internist.measures.attention import NOT_MEASURED
 from internist.model.outline import WatchedModule
+from internist.observe.faults import Faults
+from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
 from internist.observe.tokens import outside_modes
-from internist.record.recorder import Recorder, Spec
+from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
 from internist.schema.metrics import Bound
-from internist.schema.wire import Facts
+from internist.schema.wire import Facts, Series
 
 
 class AttentionCapture:
@@ -28,19 +31,18 @@ class AttentionCapture:
         self,
         gate: Gate,
         *,
-        fault: Callable[[str, str, BaseException], None],
-        wanted: Callable[[str], bool],
-        heavy_every: int,
+        book: SeriesBook,
+        faults: Faults,
+        sampling: Sampling,
     ) -> None:
-        self._gate, self._fault, self._wanted, self._heavy_every = gate, fault, wanted, heavy_every
+        self._gate, self._book, self._faults, self._sampling = gate, book, faults, sampling
         self._values: dict[int, list[Tensor]] = {}
         self._subjects: dict[int, WatchedModule] = {}
         self._scales: dict[int, float] = {}
-        self._specs: dict[tuple[int, int, str, str], Spec] = {}
         self._places: list[tuple[Any, str]] | None = None
         self._original: Any = None
-        self._broken: set[int] = set()
-        self.measured: set[int] = set()
+        self.measured_now: set[int] = set()
+        """Orders of modules measured in the step that is being closed."""
 
     @property
     def installed(self) -> bool:
@@ -49,7 +51,7 @@ class AttentionCapture:
 
     def install(self) -> None:
         """Replace attention wherever a module has bound it by name."""
-        if self.installed or not (self._wanted("attention.max_logit") or self._wanted("attention.max_abs_logit")):
+        if self.installed or not self._sampling.wants("attention.max_logit", "attention.max_abs_logit"):
             return
         self._original = functional.scaled_dot_product_attention
         if self._places is None:
@@ -73,17 +75,18 @@ class AttentionCapture:
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the largest logits of the step to the recorder, one per head."""
         bound: Bound = "sampled" if sampled else "exact"
+        self.measured_now = set()
         for order, calls in self._values.items():
             heads = {c.shape[1] for c in calls}
             if len(heads) != 1:
                 continue
             largest = torch.stack(calls).amax(0) if len(calls) > 1 else calls[0]
             count = heads.pop()
-            layout: list[Spec | None] = []
+            layout: list[Series | None] = []
             for metric in ("attention.max_logit", "attention.max_abs_logit"):
-                layout += [self._spec(order, head, metric, bound) for head in range(count)]
-            recorder.add(layout, largest)
-            self.measured.add(order)
+                layout += [self._series(order, head, metric, bound) for head in range(count)]
+            recorder.add(layout, largest, measured=largest != NOT_MEASURED)
+            self.measured_now.add(order)
         self._values.clear()
 
     def _watching(self, original: Any) -> Any:
@@ -109,7 +112,7 @@ class AttentionCapture:
         if torch._C._current_graph_task_id() != -1 or not self._gate.stack:
             return
         watched = self._gate.stack[-1]
-        if watched.excluded or watched.order in self._broken:
+        if watched.excluded or self._faults.is_given_up("attention", watched.name):
             return
         if not self._gate.replay and not self._gate.in_root and not torch.is_grad_enabled():
             return
@@ -129,28 +132,24 @@ class AttentionCapture:
             if math.isfinite(used):
                 self._scales.setdefault(watched.order, used)
         except Exception as error:
-            self._broken.add(watched.order)
-            self._fault("attention", watched.name, error)
+            self._faults.note("attention", watched.name, error)
 
-    def _spec(self, order: int, head: int, metric: str, bound: Bound) -> Spec | None:
-        if not self._wanted(metric):
-            return None
-        key = order, head, metric, bound
-        spec = self._specs.get(key)
-        if spec is None:
-            watched = self._subjects[order]
-            facts = Facts(
+    def _series(self, order: int, head: int, metric: str, bound: Bound) -> Series | None:
+        watched = self._subjects[order]
+
+        def facts() -> Facts:
+            return Facts(
                 method="chunked",
                 role="attention",
                 block=watched.block,
                 module=watched.name,
                 order=watched.order,
-                cadence=self._heavy_every,
+                cadence=self._sampling.cadence(metric),
                 placement="data_parallel",
                 scale=self._scales.get(order),
             )
-            spec = self._specs[key] = Spec(metric, "module", watched.name, head, bound, facts)
-        return spec
+
+        return self._book.series(metric, "module", watched.name, facts, index=head, bound=bound)
 
 
 def _bindings(original: Any) -> list[tuple[Any, str]]:

@@ -9,10 +9,12 @@ from torch import Tensor
 from internist.measures import activations as measure
 from internist.measures.activations import Value
 from internist.model.outline import Outline, WatchedModule
+from internist.observe.sampling import HEAVY_EVERY, Sampling
 from internist.observe.tokens import PROBE_TOKENS
-from internist.record.recorder import LAYOUTS_KEPT, Layout, Recorder, Spec
+from internist.record.recorder import Recorder
+from internist.record.series_book import Layout, SeriesBook
 from internist.schema.metrics import Bound
-from internist.schema.wire import Facts
+from internist.schema.wire import Facts, Series
 
 
 @dataclass(slots=True)
@@ -25,7 +27,10 @@ class Call:
     abs_max: Value
     nonfinite: Value
     input_norms: Tensor | None = None
-    contribution: Value | None = None
+    added: Value | None = None
+    """Of a residual block: sum of squares of what it adds to its input,"""
+    stream: Value | None = None
+    """and of the input."""
     log_z: Tensor | None = None
     distances: Tensor | None = None
     """(pairs,) between the probe tokens of the output."""
@@ -41,13 +46,8 @@ Entries = Mapping[int, int]
 class CallSeries:
     """What is known of every module, and the series its calls are recorded as."""
 
-    def __init__(
-        self, outline: Outline, *, wanted: Callable[[str], bool], every: int, heavy_every: int, world_size: int
-    ) -> None:
-        self._outline, self._wanted = outline, wanted
-        self._every, self._heavy_every, self._world = every, heavy_every, world_size
-        self._specs: dict[tuple[int, str, str], Spec] = {}
-        self._layouts: dict[tuple[tuple[int, ...], tuple[tuple[str, Bound], ...]], Layout] = {}
+    def __init__(self, outline: Outline, *, book: SeriesBook, sampling: Sampling, world_size: int) -> None:
+        self._outline, self._book, self._sampling, self._world = outline, book, sampling, world_size
         self.widths: dict[int, tuple[int | None, int | None]] = {}
         """By module order: features of input and output, once seen."""
         self.normalized: dict[int, bool] = {}
@@ -69,11 +69,10 @@ class CallSeries:
         self._record_log_z(calls, recorder, bound)
         self._record_spreads(calls, recorder)
 
-    def facts(
-        self, watched: WatchedModule, *, heavy: bool = False, probe: int | None = None, method: str = ""
-    ) -> Facts:
+    def facts(self, watched: WatchedModule, metric: str, *, probe: int | None = None, method: str = "") -> Facts:
         """Facts of a series of this module."""
         width_in, width_out = self.widths.get(watched.order, (None, None))
+        rare = metric == "activation.input_rms_max" and not self.light_inputs.get(watched.order, True)
         return Facts(
             method=method,
             role=watched.role,
@@ -84,7 +83,7 @@ class CallSeries:
             fan_in=width_in,
             fan_out=width_out,
             probe=probe,
-            cadence=self._heavy_every if heavy else self._every,
+            cadence=self._sampling.cadence(metric) * (HEAVY_EVERY if rare else 1),
             placement="data_parallel",
         )
 
@@ -108,7 +107,8 @@ class CallSeries:
                     ),
                     dim=1,
                 )
-            quantile_bound: Bound = "lower" if bound == "exact" and (len(shape) > 1 or self._world > 1) else bound
+            # the largest quantile of the parts is never below the quantile of all
+            quantile_bound: Bound = "upper" if bound == "exact" and (len(shape) > 1 or self._world > 1) else bound
             bounds: dict[str, Bound] = {
                 "activation.rms": bound,
                 "activation.rms_max": bound,
@@ -133,10 +133,15 @@ class CallSeries:
     def _record_values(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         abs_max = {order: [call.abs_max for call in own] for order, own in calls.items()}
         nonfinite = {order: [call.nonfinite for call in own] for order, own in calls.items()}
-        added = {o: [c.contribution for c in own if c.contribution is not None] for o, own in calls.items()}
         self._record_reduced(entries, recorder, "activation.abs_max", bound, abs_max, torch.amax)
         self._record_reduced(entries, recorder, "activation.nonfinite", bound, nonfinite, torch.sum)
-        self._record_reduced(entries, recorder, "block.contribution", bound, added, torch.mean)
+        blocks = [order for order, own in calls.items() if any(call.added is not None for call in own)]
+        if blocks:
+            added = _sums(calls[order] for order in blocks)
+            stream = _sums((calls[order] for order in blocks), of_stream=True)
+            layout = self._layout(blocks, {"block.contribution": bound})
+            counts = [entries[order] for order in blocks]
+            recorder.add(layout, added / stream, counts, measured=stream != 0)
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
@@ -144,7 +149,7 @@ class CallSeries:
             if logs:
                 stacked = torch.stack(logs)
                 recorder.add(
-                    [self._spec(order, "output.log_z", bound), self._spec(order, "output.log_z_max", bound)],
+                    [self._of(order, "output.log_z", bound), self._of(order, "output.log_z_max", bound)],
                     torch.stack((stacked[:, 0].mean(), stacked[:, 1].amax())),
                     [sum(call.norms.numel() for call in own), 1],
                 )
@@ -156,24 +161,28 @@ class CallSeries:
                 if call.distances is not None:
                     kind = call.distances.numel(), call.input_distances is not None
                     rows.setdefault(kind, []).append((order, call))
-        found: dict[int, list[Tensor]] = {}
+        bounds: dict[str, Bound] = {
+            "activation.spread": "lower",
+            "activation.spread_mean": "sampled",
+            "activation.lipschitz": "lower",
+        }
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for (_, has_inputs), members in rows.items():
             between = torch.stack([call.distances for _, call in members if call.distances is not None])
             apart = [call.input_distances for _, call in members if call.input_distances is not None]
-            spreads = measure.spread(between, torch.stack(apart) if has_inputs else None)
-            for (order, _), spread in zip(members, spreads.unbind(), strict=True):
-                found.setdefault(order, []).append(spread)
-        for order, spreads_of in found.items():
-            layout: list[Spec | None] = [
-                self._spec(order, "activation.spread", "lower"),
-                self._spec(order, "activation.spread_mean", "sampled"),
-                self._spec(order, "activation.lipschitz", "lower"),
-            ]
-            value = spreads_of[0]
-            if len(spreads_of) > 1:
-                stacked = torch.stack(spreads_of)
-                value = torch.stack((stacked[:, 0].amax(), stacked[:, 1].mean(), stacked[:, 2].amax()))
-            recorder.add(layout, value)
+            spreads, measured = measure.spread(between, torch.stack(apart) if has_inputs else None)
+            once = [i for i, (order, _) in enumerate(members) if len(calls[order]) == 1]
+            if len(once) == len(members):
+                recorder.add(self._layout([order for order, _ in members], bounds), spreads, measured=measured)
+                continue
+            for (order, _), spread, is_measured in zip(members, spreads.unbind(), measured.unbind(), strict=True):
+                found.setdefault(order, []).append((spread, is_measured))
+        for order, several in found.items():
+            stacked, masks = (torch.stack(each) for each in zip(*several, strict=True))
+            largest = stacked.masked_fill(~masks, -torch.inf).amax(0)
+            mean = stacked.masked_fill(~masks, 0.0).sum(0) / masks.sum(0)
+            value = torch.stack((largest[0], mean[1], largest[2]))
+            recorder.add(self._layout([order], bounds), value, measured=masks.any(0))
 
     def _record_reduced(
         self,
@@ -197,25 +206,15 @@ class CallSeries:
 
     def _layout(self, orders: Sequence[int], bounds: Mapping[str, Bound]) -> Layout:
         """The series of these metrics of each module in turn."""
-        key = tuple(orders), tuple(bounds.items())
-        if key not in self._layouts:
-            if len(self._layouts) >= LAYOUTS_KEPT:  # modules that are called in ever other combinations
-                self._layouts.clear()
-            self._layouts[key] = [self._spec(order, *metric) for order in orders for metric in bounds.items()]
-        return self._layouts[key]
+        key = "calls", tuple(orders), tuple(bounds.items())
+        return self._book.layout(key, lambda: [self._of(order, *each) for order in orders for each in bounds.items()])
 
-    def _spec(self, order: int, metric: str, bound: Bound) -> Spec | None:
-        if not self._wanted(metric):
-            return None
-        key = order, metric, bound
-        spec = self._specs.get(key)
-        if spec is None:
-            watched = self._outline.modules[order]
-            pairs = metric.startswith(("activation.spread", "activation.lipschitz"))
-            heavy = pairs or (metric == "activation.input_rms_max" and not self.light_inputs.get(order, True))
-            facts = self.facts(watched, heavy=heavy, probe=PROBE_TOKENS if pairs else None)
-            spec = self._specs[key] = Spec(metric, "module", watched.name, None, bound, facts)
-        return spec
+    def _of(self, order: int, metric: str, bound: Bound) -> Series | None:
+        watched = self._outline.modules[order]
+        probe = PROBE_TOKENS if metric.startswith(("activation.spread", "activation.lipschitz")) else None
+        return self._book.series(
+            metric, "module", watched.name, lambda: self.facts(watched, metric, probe=probe), bound=bound
+        )
 
 
 def _grouped(calls: Calls, size: Callable[[Call], int]) -> dict[tuple[int, ...], list[int]]:
@@ -226,7 +225,22 @@ def _grouped(calls: Calls, size: Callable[[Call], int]) -> dict[tuple[int, ...],
 
 
 def _stacked(values: Iterable[Value]) -> Tensor:
-    """One float32 tensor of numbers that are on their device, or all on the host."""
+    """One float32 tensor of numbers, each of which lies on its device or on the host."""
     listed = list(values)
     tensors = [value for value in listed if isinstance(value, Tensor)]
-    return torch.stack(tensors) if tensors else torch.tensor(listed, dtype=torch.float32)
+    if not tensors:
+        return torch.tensor(listed, dtype=torch.float32)
+    if len(tensors) == len(listed):
+        return torch.stack(tensors)
+    home = tensors[0].device
+    return torch.stack([v.float() if isinstance(v, Tensor) else torch.tensor(v, device=home) for v in listed])
+
+
+def _sums(calls: Iterable[Sequence[Call]], *, of_stream: bool = False) -> Tensor:
+    """(blocks,) sums over each block's calls of what it added, or of its input."""
+    totals: list[Value] = []
+    for own in calls:
+        parts = [call.stream if of_stream else call.added for call in own]
+        given = [part for part in parts if part is not None]
+        totals.append(given[0] if len(given) == 1 else _stacked(given).sum())
+    return _stacked(totals)

@@ -1,9 +1,10 @@
 """The step clock: optimizer hooks tell when a round of updates begins and ends. No step call is needed."""
 
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import (
@@ -12,48 +13,62 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-_LEARNING_ROUNDS = 2
-"""Rounds in which the clock learns which optimizers take part, where none was named."""
+from internist.observe.optimizer_facts import has_closure, unwrap_optimizer
+
+log = logging.getLogger("internist")
+
+REMEMBERED_ROUNDS = 2
+"""An optimizer that stepped in none of so many rounds is not waited for."""
+
+
+class Rounds(Protocol):
+    """What the clock tells. None of it may raise."""
+
+    def before_update(self, optimizer: Any, *, closure: bool) -> None:
+        """An optimizer is about to step."""
+
+    def after_update(self, optimizer: Any, *, closure: bool) -> None:
+        """It has stepped."""
+
+    def round_ended(self, step: int) -> None:
+        """The round with that number is over."""
 
 
 class Clock:
     """Counts optimizer rounds.
 
     `step` is the number of rounds completed. A round ends when every optimizer that takes part has stepped, or when the
-    next training forward begins after at least one has. A `step` that calls its base class's is one step, though torch
-    may call hooks for both. Callbacks run outside any compiled graph and must not raise.
+    next training forward begins after at least one has. Any torch optimizer that owns a watched parameter takes part,
+    whenever it was made, and so does every optimizer that was named. Who is waited for is learned from the last rounds,
+    so that an optimizer that is replaced, or steps more rarely, holds nothing up.
+
+    Args:
+        start: rounds completed already.
+        optimizers: those that were named.
+        owns: whether a torch optimizer owns a watched parameter now.
+        told: receives what happens.
     """
 
     def __init__(
-        self,
-        *,
-        start: int,
-        optimizers: Sequence[Any],
-        owns: Callable[[Optimizer], bool],
-        before_update: Callable[[Any, bool], None],
-        after_update: Callable[[Any, bool], None],
-        round_ended: Callable[[int], None],
+        self, *, start: int, optimizers: Sequence[Any], owns: Callable[[Optimizer], bool], told: Rounds
     ) -> None:
         self.step = start
-        self._owns = owns
-        self._owned: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
-        self._before, self._after, self._ended = before_update, after_update, round_ended
-        self._explicit = [unwrap_optimizer(optimizer) for optimizer in optimizers]
-        self._expected = {id(optimizer) for optimizer in self._explicit}
-        self._learned = 0 if not self._explicit else _LEARNING_ROUNDS
-        self._stepped: set[int] = set()
+        self._owns, self._told = owns, told
+        self._takes: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._rounds: list[set[int]] = []
+        """Ids of those that stepped in each of the last rounds."""
+        self._named: set[int] = set()
+        self._stepped: dict[int, Any] = {}
+        """By id, those that stepped in this round: held while it lasts, so that no id is used twice."""
         self._outer = 0
-        self._open: dict[int, int] = {}
-        """By optimizer: how many of its `step` calls, one within the other, have begun and not ended."""
-        self._restore: list[Callable[[], None]] = []
-        if any(not isinstance(optimizer, Optimizer) for optimizer in self._explicit):
-            for optimizer in self._explicit:
-                if not isinstance(optimizer, Optimizer):
-                    self._wrap(optimizer)
-        untraced: Callable[..., Any] = torch.compiler.disable  # a compiled step would trace the hooks
-        pre = register_optimizer_step_pre_hook(untraced(self._pre_hook))
-        post = register_optimizer_step_post_hook(untraced(self._post_hook))
-        self._restore += [pre.remove, post.remove]
+        self._open: dict[int, tuple[Any, int]] = {}
+        """By id: an optimizer, and how many of its `step` calls, one within the other, have begun and not ended."""
+        self._forward_since = False
+        """Whether a training forward has begun since the last round ended."""
+        self._wrapped: list[_Wrapped] = []
+        _LIVE.add(self)
+        _listen()
+        self.add(optimizers)
 
     @property
     def updating(self) -> bool:
@@ -61,14 +76,33 @@ class Clock:
         return bool(self._stepped)
 
     @property
-    def seen(self) -> bool:
-        """Whether any optimizer has ever stepped, or one was named."""
-        return bool(self._explicit) or self._learned > 0 or bool(self._stepped)
+    def in_step(self) -> bool:
+        """Whether an optimizer's `step` call is under way."""
+        if self._open and not any(_calls_under_way(optimizer) for optimizer, _ in self._open.values()):
+            self._open.clear()  # it raised
+        return bool(self._open) or self._outer > 0
+
+    def add(self, optimizers: Sequence[Any]) -> None:
+        """Name optimizers: they take part whatever they own."""
+        for given in optimizers:
+            optimizer = unwrap_optimizer(given)
+            self._named.add(id(optimizer))
+            if isinstance(optimizer, Optimizer):
+                self._takes[optimizer] = True
+            elif not any(each.is_of(optimizer) for each in self._wrapped):
+                self._wrapped.append(_Wrapped(optimizer, self))
+
+    def outlined(self) -> None:
+        """The model was read anew: who owns its parameters is asked again."""
+        for optimizer in list(self._takes.keys()):
+            if id(optimizer) not in self._named:
+                del self._takes[optimizer]
 
     def forward_begins(self) -> None:
         """A training forward of the root begins: a round in which an optimizer has stepped is over."""
-        if self._stepped:
+        if self._stepped and not self.in_step:
             self._end_round()
+        self._forward_since = True
 
     def end_round(self, step: int | None = None) -> None:
         """The user's own `step()` call, for loops without an optimizer; with a number, that round's number."""
@@ -77,88 +111,161 @@ class Clock:
         self._end_round()
 
     def close(self) -> None:
-        """Remove every hook."""
-        for restore in self._restore:
-            restore()
-        self._restore.clear()
+        """Hear of no optimizer any more."""
+        _LIVE.discard(self)
+        for wrapped in self._wrapped:
+            wrapped.restore()
+        self._wrapped.clear()
 
-    def _takes_part(self, optimizer: Any) -> bool:
-        if self._explicit:
-            return any(optimizer is mine for mine in self._explicit)
-        known = self._owned.get(optimizer)
-        if known is None:
-            known = self._owned[optimizer] = self._owns(optimizer)
-        return known
+    # ---- torch's optimizers ----------------------------------------------------------------------------------------
 
-    def _pre_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def pre_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """torch is about to make a step of this optimizer."""
         if self._outer or not self._takes_part(optimizer):
             return
-        depth = self._open.get(id(optimizer), 0) + 1
-        if depth > 1:
-            depth = _depth(optimizer)  # one step within another, or an earlier one has raised
-        self._open[id(optimizer)] = depth
+        depth = 1
+        if id(optimizer) in self._open:
+            depth = max(1, _calls_under_way(optimizer))  # one step within another, or an earlier one has raised
+        self._open[id(optimizer)] = optimizer, depth
         if depth == 1:
-            self._begin(optimizer, has_closure(args, kwargs))
+            self.begin(optimizer, closure=has_closure(args, kwargs))
 
-    def _post_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def post_hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """It has made it."""
         if self._outer or not self._takes_part(optimizer):
             return
-        depth = self._open.pop(id(optimizer), 1) - 1
+        depth = self._open.pop(id(optimizer), (optimizer, 1))[1] - 1
         if depth > 0:
-            self._open[id(optimizer)] = depth
+            self._open[id(optimizer)] = optimizer, depth
         else:
-            self._finish(optimizer, has_closure(args, kwargs))
+            self.finish(optimizer, closure=has_closure(args, kwargs))
 
-    def _begin(self, optimizer: Any, closure: bool) -> None:
+    def begin(self, optimizer: Any, *, closure: bool) -> None:
+        """An optimizer's step begins."""
         if id(optimizer) in self._stepped:
             self._end_round()
-        self._before(optimizer, closure)
+        if not self._is_late(optimizer):
+            self._told.before_update(optimizer, closure=closure)
 
-    def _finish(self, optimizer: Any, closure: bool) -> None:
-        self._after(optimizer, closure)
-        self._stepped.add(id(optimizer))
-        if self._learned >= _LEARNING_ROUNDS and self._expected <= self._stepped:
+    def finish(self, optimizer: Any, *, closure: bool) -> None:
+        """It has ended."""
+        if self._is_late(optimizer):
+            self._rounds[-1].add(id(optimizer))
+            return
+        self._told.after_update(optimizer, closure=closure)
+        self._stepped[id(optimizer)] = optimizer
+        expected = set().union(*self._rounds)
+        if len(self._rounds) < REMEMBERED_ROUNDS:
+            expected |= self._named
+        if (self._named or len(self._rounds) >= REMEMBERED_ROUNDS) and expected <= self._stepped.keys():
             self._end_round()
 
+    def _is_late(self, optimizer: Any) -> bool:
+        """Whether an optimizer that was not waited for steps after the others of its round: it makes no new one."""
+        begun = self._forward_since or bool(self._stepped) or not self._rounds
+        return not begun and id(optimizer) not in self._rounds[-1]
+
+    def _takes_part(self, optimizer: Any) -> bool:
+        known = self._takes.get(optimizer)
+        if known is None:
+            known = self._owns(optimizer)
+            if known or self._rounds:  # before the first round ends the model may not be whole yet
+                self._takes[optimizer] = known
+        return known
+
     def _end_round(self) -> None:
-        if self._learned < _LEARNING_ROUNDS:
-            self._expected |= self._stepped
-            self._learned += 1
+        self._rounds = [*self._rounds[-REMEMBERED_ROUNDS + 1 :], set(self._stepped)]
         self._stepped.clear()
+        self._forward_since = False
         finished, self.step = self.step, self.step + 1
-        self._ended(finished)
-
-    def _wrap(self, optimizer: Any) -> None:
-        """Wrap `step` of something that is no torch optimizer, outermost, at the instance."""
-        original = optimizer.step
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            if self._outer:
-                return original(*args, **kwargs)
-            self._begin(optimizer, has_closure(args, kwargs))
-            self._outer += 1
-            try:
-                result = original(*args, **kwargs)
-            finally:
-                self._outer -= 1
-            self._finish(optimizer, has_closure(args, kwargs))
-            return result
-
-        had_own = "step" in vars(optimizer)
-        optimizer.step = step
-
-        def restore() -> None:
-            if vars(optimizer).get("step") is step:
-                if had_own:
-                    optimizer.step = original
-                else:
-                    del optimizer.step
-
-        self._restore.append(restore)
+        self._told.round_ended(finished)
 
 
-def _depth(optimizer: Optimizer) -> int:
-    """How many of an optimizer's `step` calls are under way, at least one: read from the stack, for the rare case."""
+class _Wrapped:
+    """Stands in front of the `step` of something that is no torch optimizer, at the instance."""
+
+    def __init__(self, optimizer: Any, clock: Clock) -> None:
+        self._optimizer, self._clock = optimizer, weakref.ref(clock)
+        self._original = optimizer.step
+        self._had_own = "step" in vars(optimizer) if hasattr(optimizer, "__dict__") else False
+        optimizer.step = self
+
+    def is_of(self, optimizer: Any) -> bool:
+        """Whether it stands in front of this optimizer."""
+        return self._optimizer is optimizer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        clock = self._clock()
+        if clock is None or clock._outer:
+            return self._original(*args, **kwargs)
+        closure = has_closure(args, kwargs)
+        clock.begin(self._optimizer, closure=closure)
+        clock._outer += 1
+        try:
+            result = self._original(*args, **kwargs)
+        finally:
+            clock._outer -= 1
+        clock.finish(self._optimizer, closure=closure)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._optimizer, "step")  # a pickle of the optimizer finds its class's own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._optimizer))
+        return self._original if copied is None else type(copied).step.__get__(copied)
+
+    def restore(self) -> None:
+        """Put the original back where ours still stands."""
+        if getattr(self._optimizer, "step", None) is self:
+            if self._had_own:
+                self._optimizer.step = self._original
+            else:
+                del self._optimizer.step
+
+
+_LIVE: "weakref.WeakSet[Clock]" = weakref.WeakSet()
+_listening: list[Any] = []
+
+
+def _listen() -> None:
+    """Hear of every step of every torch optimizer, once for the process and for good: a hook is never taken off, since
+    that may happen while torch goes through its hooks."""
+    if not _listening:
+        untraced: Callable[..., Any] = torch.compiler.disable  # a compiled step would trace the hooks
+        _listening.append(register_optimizer_step_pre_hook(untraced(_pre_hook)))
+        _listening.append(register_optimizer_step_post_hook(untraced(_post_hook)))
+
+
+def _pre_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for clock in list(_LIVE):
+        try:
+            clock.pre_hook(optimizer, args, kwargs)
+        except Exception as error:
+            _give_up(clock, error)
+
+
+def _post_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for clock in list(_LIVE):
+        try:
+            clock.post_hook(optimizer, args, kwargs)
+        except Exception as error:
+            _give_up(clock, error)
+
+
+def _give_up(clock: Clock, error: Exception) -> None:
+    """A clock that fails hears of no further step: whatever it is, the user's optimizer must not notice."""
+    _LIVE.discard(clock)
+    log.warning("internist: steps are not counted from here on: %r (training is not affected)", error)
+
+
+def _calls_under_way(optimizer: Any) -> int:
+    """How many of an optimizer's `step` calls are under way: read from the stack, for the rare case."""
     count = 0
     frame = sys._getframe()
     while frame.f_back is not None:
@@ -166,42 +273,4 @@ def _depth(optimizer: Optimizer) -> int:
         if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == Optimizer.__module__:
             args = frame.f_locals.get("args")
             count += int(args is not None and len(args) > 0 and args[0] is optimizer)
-    return max(1, count)
-
-
-def unwrap_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer inside a wrapper that is an `Optimizer` without hooks of its own (Accelerate's)."""
-    inner = getattr(optimizer, "optimizer", None)
-    if isinstance(optimizer, Optimizer) and isinstance(inner, Optimizer):
-        return unwrap_optimizer(inner)
-    return optimizer
-
-
-def has_closure(args: Any, kwargs: Any) -> bool:
-    """Whether a `step` call carries a closure. A hook's `args` may begin with the optimizer itself."""
-    if kwargs.get("closure") is not None:
-        return True
-    rest = args[1:] if args and isinstance(args[0], Optimizer) else args
-    return bool(rest) and callable(rest[0])
-
-
-def parameter_groups(optimizer: Any) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups; empty where it shows none."""
-    groups = getattr(optimizer, "param_groups", None)
-    return list(groups) if isinstance(groups, list) else []
-
-
-def step_of_state(optimizers: Sequence[Any]) -> int | None:
-    """The largest `step` in the optimizers' states: how many updates a resumed optimizer has made."""
-    steps: list[int] = []
-    for optimizer in optimizers:
-        state = getattr(unwrap_optimizer(optimizer), "state", None)
-        if not state:
-            continue
-        for entry in list(state.values()):
-            value = entry.get("step") if isinstance(entry, dict) else None
-            if isinstance(value, torch.Tensor) and value.numel() == 1:
-                steps.append(int(value.item()))
-            elif isinstance(value, int | float):
-                steps.append(int(value))
-    return max(steps, default=None)
+    return count

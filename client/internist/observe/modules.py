@@ -1,14 +1,10 @@
-"""Forward hooks: what every watched module's output and input look like on a sampled step.
-
-Hooks lie on the modules of an eager model on sampled steps only: a module with hooks takes a slower way through its
-call, whatever they do. While a compiler traces a hook returns at once, so the user's graph does not contain it. No hook
-keeps an activation alive past its own call.
-"""
+"""What every watched module's output and input look like on a sampled step: the taps of an eager model stand on sampled
+steps only, and none keeps an activation alive past its own call."""
 
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +12,15 @@ from torch import Tensor, nn
 
 from internist.measures import activations as measure
 from internist.measures.activations import Value
-from internist.model.outline import Outline, WatchedModule
-from internist.model.roles import is_linear
+from internist.model.axes import Axes
+from internist.model.outline import Outline, WatchedModule, multiplier
 from internist.observe.calls import Call, CallSeries
-from internist.observe.taps import EnterTap, Gate, Tap
+from internist.observe.faults import Faults
+from internist.observe.own import Probe, has_rule, probe_of
+from internist.observe.proofs import Proofs
+from internist.observe.root import under_transform
+from internist.observe.sampling import Sampling
+from internist.observe.taps import Gate, Tap, Taps, can_tap
 from internist.observe.tokens import (
     OWN_TOKENS,
     at_positions,
@@ -30,6 +31,7 @@ from internist.observe.tokens import (
     version_of,
 )
 from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
 
 WIDE_OUTPUT = 16_384
 """Modules with more output features than this are measured on the probe tokens only."""
@@ -57,65 +59,47 @@ class ActivationCapture:
         outline: Outline,
         gate: Gate,
         *,
-        fault: Callable[[str, str, BaseException], None],
-        wanted: Callable[[str], bool],
-        every: int,
-        heavy_every: int,
+        book: SeriesBook,
+        faults: Faults,
+        sampling: Sampling,
         world_size: int,
     ) -> None:
-        self._outline, self._gate, self._fault = outline, gate, fault
-        self.series = CallSeries(outline, wanted=wanted, every=every, heavy_every=heavy_every, world_size=world_size)
+        self._outline, self._gate, self._faults = outline, gate, faults
+        self.series = CallSeries(outline, book=book, sampling=sampling, world_size=world_size)
         self._calls: dict[int, list[Call]] = {}
         self._known: dict[int, _Known] = {}
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._broken: set[int] = set()
-        self._has_convolutions = any(m.role == "convolution" for m in outline.modules)
-        self.measured: set[int] = set()
-        self.probes: dict[int, Tensor] = {}
+        self._axes = Axes()
+        self.measured_now: set[int] = set()
+        """Orders of modules that were measured in the step that is being closed."""
+        self.probes: dict[int, Probe] = {}
         """By module order: what the module received at the probe tokens of the step's first micro-batch."""
+        self._proofs = Proofs(faults)
         self.kept: dict[int, Tensor] = {}
         """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
         self.keep: set[int] = set()
         self.seconds = 0.0
         """Host time spent in measuring calls since it was last set to zero."""
         self._records = True
-        self._hooks = self._taps()
-        self._handles: list[Any] = []
-        self.install()
-
-    def _taps(self) -> list[tuple[nn.Module, Tap]]:
-        taps: list[tuple[nn.Module, Tap]] = []
-        for watched in self._outline.modules:
-            if watched.excluded and watched.role != "block":
-                continue
-            taps.append((watched.module, Tap(self._gate, watched, self._observe)))
-            if watched.role in ("block", "attention", "container", "root") or any(
-                True for _ in watched.module.children()
-            ):
-                taps.append((watched.module, EnterTap(self._gate, watched, self._enter)))
-        return taps
+        self._taps = Taps(
+            Tap(module, partial(self._enter, watched), partial(self._leave, watched))
+            for watched in outline.modules
+            if (not watched.excluded or watched.role == "block") and can_tap(module := watched.module)
+        )
 
     @property
     def installed(self) -> bool:
-        """Whether the hooks are on their modules now."""
-        return bool(self._handles)
+        """Whether the taps stand in front of their modules now."""
+        return self._taps.installed
 
     def install(self) -> None:
-        """Put the hooks on their modules, after those that are there."""
-        if self._handles:
-            return
-        for module, tap in self._hooks:
-            if isinstance(tap, EnterTap):
-                self._handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(tap, with_kwargs=True))
+        """Set every tap."""
+        self._taps.install()
 
     def remove(self) -> None:
-        """Take every hook off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Take every tap away."""
+        self._taps.remove()
 
     def reset(self) -> None:
         """Forget the step's measurements."""
@@ -133,47 +117,61 @@ class ActivationCapture:
     # ---- in a forward ----------------------------------------------------------------------------------------------
 
     def _enter(self, watched: WatchedModule, args: Any, kwargs: Any) -> None:
+        if not self._gate.on:
+            return
         self._gate.stack.append(watched)
-        if watched.role == "block":
+        if watched.role != "block":
+            return
+        try:
             source = first_tensor(args, kwargs)
             if source is not None:
                 self._input_versions[watched.order] = (weakref.ref(source), version_of(source))
+        except Exception as error:
+            self._faults.note("module", watched.name, error)
 
-    def _observe(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, watched: WatchedModule, args: Any, kwargs: Any, output: Any) -> None:
         stack = self._gate.stack
-        if stack and stack[-1] is watched:
-            stack.pop()
-        if watched.excluded or watched.order in self._broken or not self._gate.wants_activations:
+        while stack and watched in stack and stack.pop() is not watched:
+            pass
+        if not self._gate.on or output is None:
+            return
+        began = time.perf_counter()
+        try:
+            self._observe(watched, args, kwargs, output)
+        except Exception as error:
+            self._calls.pop(watched.order, None)
+            self._faults.note("module", watched.name, error)
+        self.seconds += time.perf_counter() - began
+
+    def _observe(self, watched: WatchedModule, args: Any, kwargs: Any, output: Any) -> None:
+        if watched.excluded or not self._gate.wants_activations or self._faults.is_given_up("module", watched.name):
             return
         if self._gate.replay and not self._records and watched.order not in self.keep:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # a recomputation in backward (activation checkpointing): the first pass was measured
+        module = watched.module
         if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
             return
+        if under_transform():
+            return  # a call on batched or traced tensors is none of the step's
         if watched.role == "root" and self._outline.head is not None and not watched.parameters:
             return  # the model's f is its head's output; what the root returns may be a loss
-        began = time.perf_counter()
-        try:
-            with torch.no_grad(), outside_modes():
-                if self._gate.replay and not self._records:
-                    self._keep_output(watched, output)
-                else:
-                    self._measure(watched, module, args, kwargs, output)
-        except Exception as error:
-            self._broken.add(watched.order)
-            self._calls.pop(watched.order, None)
-            self._fault("module", watched.name, error)
-        self.seconds += time.perf_counter() - began
+        with torch.no_grad(), outside_modes():
+            if self._gate.replay and not self._records:
+                self._keep_output(watched, output)
+            else:
+                self._measure(watched, module, args, kwargs, output)
+        self._faults.well("module", watched.name)
 
     def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         out = first_tensor((output,), {})
-        if out is None or out.numel() == 0 or out.dim() == 0:
+        if out is None or out.numel() == 0 or out.dim() == 0 or out.is_meta or out.layout != torch.strided:
             return
         source = first_tensor(args, kwargs)
-        axis = self._feature_axis(watched, out)
+        axis = self._axes.of(module, out)
         features = out.shape[axis]
-        in_axis = self._feature_axis(watched, source) if source is not None else -1
+        in_axis = self._axes.of(module, source) if source is not None else -1
         order, series = watched.order, self.series
         series.widths[order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
         tokens = at_positions(out, axis) if features > WIDE_OUTPUT else out
@@ -192,7 +190,7 @@ class ActivationCapture:
             self._norm_outputs[id(out)] = weakref.ref(out)
         if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
             call.input_norms = self._token_rms(source, in_axis)
-            call.contribution = measure.contribution(out, source, call.input_norms)
+            call.added, call.stream = measure.contribution(out, source, call.input_norms)
         if watched is self._outline.head:
             call.log_z = measure.log_z(tokens)
         if self._gate.heavy and watched.role != "embedding" and norms.numel() > 1:
@@ -203,8 +201,8 @@ class ActivationCapture:
                 and source.numel() // source.shape[in_axis] == out.numel() // out.shape[axis]
             ):
                 call.input_distances = self._distances(source, in_axis)
-        if order not in self._calls and (watched.parameters or watched.role == "embedding"):
-            self._keep_probe(watched, module, source, args, in_axis)
+        if order not in self._calls and watched.parameters:
+            self._keep_probe(watched, module, source, args, in_axis, out)
         if self._gate.replay:
             self._keep_output(watched, output)
         self._calls.setdefault(order, []).append(call)
@@ -212,7 +210,7 @@ class ActivationCapture:
     def _keep_output(self, watched: WatchedModule, output: Any) -> None:
         out = first_tensor((output,), {}) if watched.order in self.keep else None
         if out is not None and out.dim():
-            self.kept[watched.order] = owned(at_positions(out.detach(), self._feature_axis(watched, out)))
+            self.kept[watched.order] = owned(at_positions(out.detach(), self._axes.of(watched.module, out)))
 
     def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
         """Whether the block maps a tensor to one of its shape and has not written into its input."""
@@ -226,14 +224,25 @@ class ActivationCapture:
         )
 
     def _keep_probe(
-        self, watched: WatchedModule, module: nn.Module, source: Tensor | None, args: Any, in_axis: int
+        self, watched: WatchedModule, module: nn.Module, source: Tensor | None, args: Any, in_axis: int, out: Tensor
     ) -> None:
+        if not has_rule(module) or self._faults.is_given_up("own update", watched.name):
+            return
         if isinstance(module, nn.Embedding):
             ids = next((a for a in args if isinstance(a, Tensor)), None)
-            if ids is not None and not ids.is_floating_point() and ids.numel():
-                self.probes[watched.order] = ids.reshape(-1)[positions(ids.numel(), ids.device, OWN_TOKENS)]
-        elif source is not None and (is_linear(module) or watched.role == "norm"):
-            self.probes[watched.order] = owned(at_positions(source, in_axis, OWN_TOKENS))
+            if ids is None or ids.is_floating_point() or not ids.numel():
+                return
+            tokens = ids.reshape(-1)[positions(ids.numel(), ids.device, OWN_TOKENS)]
+        elif source is not None:
+            kept = probe_of(module, source, in_axis)
+            if kept is None:
+                return
+            tokens = kept
+        else:
+            return
+        probe = Probe(tokens, multiplier(module))
+        if self._proofs.holds(watched, module, probe, out):
+            self.probes[watched.order] = probe
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
@@ -264,12 +273,6 @@ class ActivationCapture:
             known = self._known[id(tensor)] = _Known(weakref.ref(tensor), version)
         return known
 
-    def _feature_axis(self, watched: WatchedModule, tensor: Tensor) -> int:
-        if watched.role == "convolution":
-            dims = len(getattr(watched.module, "kernel_size", ())) or 1
-            return tensor.dim() - 1 - dims
-        return 1 if self._has_convolutions and tensor.dim() in (4, 5) else -1
-
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the step's values to the recorder.
 
@@ -277,4 +280,4 @@ class ActivationCapture:
             sampled: the values come from a replay of the probe, not from the training forward.
         """
         self.series.record(self._calls, recorder, sampled=sampled)
-        self.measured.update(self._calls)
+        self.measured_now = set(self._calls)

@@ -1,39 +1,66 @@
-"""What happens around one training step: wires the clock, the captures and the recorder. Nothing here raises into
-training."""
+"""What happens around one training step: the clock's rounds and the root's forwards drive captures and recorder.
+Nothing here raises into training."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from internist.model.outline import Outline, WatchedParameter
-from internist.observe.attention import AttentionCapture
+from internist.model.outline import Outline, WatchedParameter, signature_of
+from internist.observe.captures import Captures, Speaker
 from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
-from internist.observe.coverage import coverage, coverage_share
-from internist.observe.modules import ActivationCapture
-from internist.observe.optimizers import OptimizerCapture
-from internist.observe.parameters import ParameterCapture
-from internist.observe.probe import ProbeReplay, replay_obstacle
-from internist.observe.root import RootHooks, is_compiled
-from internist.observe.sampling import HEAVY_EVERY, NOTHING, Due, Governor, due
+from internist.observe.coverage import Circumstances, Ledger, coverage, missing
+from internist.observe.faults import Faults
+from internist.observe.groups import reference_to
+from internist.observe.loss import LossPickup, host_or_device, wants_gradient
+from internist.observe.mode import TrainingMode
+from internist.observe.optimizer_facts import step_of_state
+from internist.observe.own import has_rule
+from internist.observe.root import RootCalls, under_transform
+from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
 from internist.observe.taps import Gate
-from internist.record.recorder import Recorder, Spec
-from internist.schema.wire import CoverageEntry, Directive, Facts
+from internist.record.recorder import Recorder
+from internist.schema.coverage import Family, share
+from internist.schema.wire import CoverageEntry, Directive, Facts, Series
 
 log = logging.getLogger("internist")
 
-FAULTS_TOLERATED = 3
-"""Exceptions in one of the observer's own callbacks before that callback is switched off."""
-
-F = TypeVar("F", bound=Callable[..., Any])
+NAMED = 5
+"""Lines about what is not measured that the log names."""
+PATIENCE = 100
+"""Training forwards without a counted step before the run is asked for one; ten times what a round has had, if more."""
+FAMILY_METRICS: dict[Family, tuple[str, ...]] = {
+    "activation": ("activation.rms", "activation.rms_max", "activation.rms_q99", "activation.abs_max"),
+    "attention": ("attention.max_logit", "attention.max_abs_logit"),
+    "update.own": ("update.own", "update.own_mean"),
+    "update.feature": ("update.feature", "update.feature_mean"),
+    "gradient": ("gradient.rms", "gradient.global_norm"),
+    "update": ("update.rms", "weight.rms"),
+    "spectrum": ("weight.spectral_norm", "update.spectral_norm", "weight.operator_norm", "update.operator_norm"),
+    "loss": ("loss",),
+    "clock": (),
+}
 
 
 class Observer:
-    """Measures one model while it trains."""
+    """Measures one model while it trains.
+
+    Args:
+        model: as it was watched, wrappers included; weakly held, like everything of the user's.
+        read: reads the outline of the model's root.
+        recorder: takes what is measured.
+        optimizers: those that were named.
+        sampling: what is measured, and how often.
+        start_step: rounds made already.
+        reads_step: whether a larger step that the optimizers' state tells when the first round begins counts instead.
+        speaker: who this rank is.
+        on_coverage: receives the coverage when it has changed.
+        on_start: receives the first step, where the optimizers' state told a larger one.
+    """
 
     def __init__(
         self,
@@ -41,86 +68,46 @@ class Observer:
         outline: Outline,
         recorder: Recorder,
         *,
+        read: Callable[[nn.Module], Outline],
         optimizers: Sequence[Any],
-        every: int,
+        sampling: Sampling,
         start_step: int,
-        wanted: Callable[[str], bool],
-        max_overhead: float,
-        rank: int,
-        world_size: int,
+        reads_step: bool,
+        speaker: Speaker,
         on_coverage: Callable[[tuple[CoverageEntry, ...]], None],
+        on_start: Callable[[int], None],
     ) -> None:
-        self._model, self._outline, self._recorder = model, outline, recorder
-        self._every, self._wanted, self._rank = every, wanted, rank
-        self._on_coverage = on_coverage
-        self._governor = Governor(max_overhead)
-        self._dense_until = -1
+        self._read, self._recorder, self._sampling, self._speaker = read, recorder, sampling, speaker
+        self._on_coverage, self._on_start, self._reads_step = on_coverage, on_start, reads_step
+        self._outline = outline
+        self._governor = Governor(sampling.max_overhead, sampling.every)
+        self._faults, self._ledger, self._loss, self._mode = Faults(), Ledger(), LossPickup(), TrainingMode()
+        self.gate = Gate()
         self._due: Due = NOTHING
-        self._faults: dict[str, int] = {}
-        self._reasons: dict[tuple[str, str], str] = {}
+        self._dense_until = -1
+        self._compiled = False
+        self._is_closed = self._is_manual = self._is_tentative = self._is_impatient = False
+        self._has_forward = self._has_replayed = self._has_said = False
         self._seconds = 0.0
         self._round_began = time.perf_counter()
-        self._coverage_key: tuple[int, ...] = ()
-        """What coverage depends on, as it was when it was last worked out."""
-        self._coverage_share: float | None = None
-        self._forward_seen = False
-        self._auto_loss: Tensor | None = None
-        self._auto_losses = 0
-        self._places: dict[int, int] = {}
-        self._sampled_steps = 0
-        self._rounds = 0
-        self._manual = False
+        self._rounds = self._forwards = self._most_forwards = 0
+        self._entries: tuple[CoverageEntry, ...] = ()
+        self._share: float | None = None
         self.on_step: Callable[[], None] = _nothing
         """Called when a sampled step has been handed to the recorder."""
-        self._replayed = False
         self.step_ended = time.monotonic()
-        self._monitor_specs: dict[str, Spec] = {}
 
-        self.gate = Gate()
-        heavy_every = every * HEAVY_EVERY
-        self._compiled = is_compiled(model, outline.root)
-        self.activations = ActivationCapture(
-            outline,
-            self.gate,
-            fault=self.fault,
-            wanted=wanted,
-            every=every,
-            heavy_every=heavy_every,
-            world_size=world_size,
-        )
-        self.attention = AttentionCapture(self.gate, fault=self.fault, wanted=wanted, heavy_every=heavy_every)
-        self.parameters = ParameterCapture(
-            outline,
-            self.activations,
-            fault=self.fault,
-            wanted=wanted,
-            every=every,
-            heavy_every=heavy_every,
-            reports_parameters=rank == 0,
-        )
-        self.optimizers = OptimizerCapture(
-            outline,
-            fault=self.fault,
-            wanted=wanted,
-            every=every,
-            heavy_every=heavy_every,
-            reports_routing=rank == 0,
-        )
-        self.probe = ProbeReplay(outline, self.gate, self.activations, heavy_every=heavy_every)
-        self.probe.unsupported = replay_obstacle(outline.root)
-        self._clipping = ClippingCapture(self._clipped)
-        self._root = RootHooks(
-            model, outline.root, begins=self._guard(self._forward_begins), ends=self._guard(self._forward_ends)
-        )
-        self.clock = Clock(
-            start=start_step,
-            optimizers=optimizers,
-            owns=lambda optimizer: bool(self.parameters.owned_by(optimizer)),
-            before_update=self._guard(self._before_update),
-            after_update=self._guard(self._after_update),
-            round_ended=self._round_ended,
-        )
-        self.parameters.note_groups(optimizers)
+        guard = self._faults.guard
+        self.before_update, self.after_update = guard(self._before_update), guard(self._after_update)
+        self._begin_safely, self._end_safely = guard(self._forward_begins), guard(self._forward_ends)
+        self._close_safely, self._arm_safely = guard(self._close_round), guard(self.arm)
+        self._close_manual_safely = guard(self._after_manual)
+        self._captures = self._captured(outline)
+        self._clipping = ClippingCapture(guard(self._clipped))
+        self._root = RootCalls(model, outline.root, begins=self._begin_safely, ends=self._end_safely)
+        self.clock = Clock(start=start_step, optimizers=optimizers, owns=self._owns, told=self)
+        self._captures.parameters.note_groups(optimizers)
+        self._optimizers = [reference_to(optimizer) for optimizer in optimizers]
         self.arm(start_step)
 
     # ---- what the monitor calls ------------------------------------------------------------------------------------
@@ -129,276 +116,336 @@ class Observer:
     def log_step(self) -> int:
         """The step that a scalar logged now belongs to: the round under way, or the last one if no forward has begun
         since."""
-        under_way = self._forward_seen or self.clock.updating or not self._rounds
+        under_way = self._has_forward or self.clock.updating or not self._rounds
         return self.clock.step if under_way else self.clock.step - 1
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of optimizer steps have ended since it was made."""
+        return self._rounds
+
+    def add_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Optimizers that were named later."""
+        self.clock.add(optimizers)
+        self._optimizers += [reference_to(optimizer) for optimizer in optimizers]
+        self._captures.parameters.note_groups(self._named())
 
     def manual_step(self, step: int | None) -> None:
         """The user's own step call: the round is over; updates are differences to the snapshot taken when its forward
         began."""
-        self._manual = True
-        self._guard(self._after_manual)()
+        self._is_manual = True
+        self._close_manual_safely()
         self.clock.end_round(step)
 
-    def obey(self, directives: Sequence[Directive]) -> None:
+    def take_directives(self, directives: Sequence[Directive]) -> None:
         """Sample densely as the server wishes."""
         for directive in directives:
             if directive.until_step > self._dense_until:
                 self._dense_until = directive.until_step
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
-        """What became of every watched module and parameter."""
-        return coverage(
-            self._outline,
-            measured_modules=self.activations.measured,
-            measured_parameters=self.parameters.measured,
-            stepped=self.parameters.stepped,
-            reasons=self._reasons,
-            compiled=self._compiled or not self._root.seen,
-            sampled=self._sampled_steps > 0,
-            replay_obstacle=self.probe.unsupported,
+        """What became of every metric family of every watched module and parameter."""
+        hidden = ""
+        if self._compiled or (self._rounds and not self._root.seen and not self._ledger.measured("activation")):
+            hidden = "compiled code hides its calls; call watch() after torch.compile, with the compiled model"
+            hidden = self._captures.probe.unsupported or hidden
+        known = Circumstances(
+            hidden=hidden,
+            replay=self._captures.probe.unsupported,
+            stepped=frozenset(self._captures.parameters.stepped),
+            loss=""
+            if self._loss.found or "loss" in self._recorder.logged
+            else "no loss was seen: call internist.log(loss=loss)",
+            clock="" if self._rounds else "no optimizer step was seen",
+            own_rule=has_rule,
         )
+        return coverage(self._outline, self._ledger, self._faults, known, wanted=self._wants_family)
 
     def close(self) -> None:
-        """Remove every hook and put everything back."""
+        """Take every tap away and put everything back."""
+        self._is_closed = True
         self.gate.on = False
-        self.attention.remove()
         self.clock.close()
         self._root.remove()
         self._clipping.remove()
-        self.activations.remove()
-
-    def fault(self, kind: str, subject: str, error: BaseException) -> None:
-        """Something could not be measured: say it once, remember why, go on."""
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-        if (kind, subject) not in self._reasons:
-            self._reasons[kind, subject] = reason
-            log.warning(
-                "internist: %s %s is not measured from here on: %s (training is not affected)", kind, subject, reason
-            )
+        self._captures.remove()
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
-        if self.probe.running:
+        if self._captures.probe.running or self._is_closed or under_transform():
             return
         root = self._outline.root
-        training = root.training and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if not training:
+        gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        answer = self._mode.begins(in_training_mode=root.training, gradients=gradients)
+        self._is_tentative = answer == "perhaps"
+        if answer == "no":
             self.gate.on = False
             return
+        if self._mode.mistaken:
+            self._captures.activations.reset()
+            self._captures.probe.reset()
+        self._count_forward()
         self.clock.forward_begins()
-        self._recorder.release()
-        self._forward_seen = True
+        self._recorder.step_under_way = self.clock.step
+        self._has_forward = True
+        if self._recorder.busy:
+            self.on_step()
         if not self._due.light:
             return
         began = time.perf_counter()
         self.gate.in_root = True
         self.gate.on = not self._compiled
-        if self._manual or not self.clock.seen:
+        if self._is_manual or not (self._optimizers or self._rounds):
             self._snapshot_manual()
-        if (self._due.heavy or self._compiled) and not self.probe.ready:
+        if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
             with torch.no_grad():
-                self.probe.take(args, kwargs)
+                self._captures.probe.take(args, kwargs)
+        if self.clock.in_step:  # a closure: what it begins with are the weights before the step
+            self._replay_before()
         self._seconds += time.perf_counter() - began
 
     def _forward_ends(self, output: Any) -> None:
-        if self.probe.running:
+        if self._captures.probe.running or self._is_closed or under_transform():
             return
-        was_training = self.gate.in_root or (self.gate.on or not self._due.light)
+        was_training = self.gate.in_root or (not self._due.light and torch.is_grad_enabled() and self._has_forward)
         self.gate.in_root = False
         self.gate.stack.clear()
         self.gate.on = self._due.light and not self._compiled
-        root = self._outline.root
-        if was_training and root.training and torch.is_grad_enabled():
-            loss = loss_of(output)
-            if loss is not None:
-                value = loss.detach().float().reshape(-1)[0].clone()
-                self._auto_loss = value if self._auto_loss is None else self._auto_loss + value
-                self._auto_losses += 1
+        if not was_training or output is None:
+            return
+        if self._is_tentative and not wants_gradient(output):
+            self._captures.activations.reset()
+            return
+        self._loss.take(output)
+
+    def _count_forward(self) -> None:
+        self._forwards += 1
+        if self._forwards < max(PATIENCE, 10 * self._most_forwards) or self._is_impatient or self.clock.updating:
+            return
+        self._is_impatient = True
+        log.warning(
+            "internist: %d training forwards and no optimizer step since step %d: pass the optimizer that trains this "
+            "model to watch(model, optimizer), or call monitor.step() after each update",
+            self._forwards, self.clock.step,
+        )  # fmt: skip
 
     # ---- optimizer -------------------------------------------------------------------------------------------------
 
-    def _before_update(self, optimizer: Any, closure: bool) -> None:
+    def round_ended(self, step: int) -> None:
+        """The round is over: its frame is closed, and the next step prepared."""
+        self._close_safely(step)
+        self._arm_safely(self.clock.step)
+
+    def _before_update(self, optimizer: Any, *, closure: bool) -> None:
+        if self._reads_step and not self._rounds and not self.clock.updating:
+            self._read_step(optimizer)
         if not self._due.light:
             return
         began = time.perf_counter()
+        captures = self._captures
         with torch.no_grad():
-            if not self.clock.updating and not self._replayed:
+            if not self.clock.updating:
                 self._replay_before()
-            owned = self.parameters.owned_by(optimizer)
+            owned = captures.parameters.owned_by(optimizer)
             if not closure:
-                self.parameters.gradients(owned, optimizer, self._recorder)
-            self.parameters.snapshot(owned, self.clock.step, self._due)
+                captures.parameters.gradients(owned, optimizer, self._recorder)
+            captures.parameters.snapshot(owned, self.clock.step, self._due)
             if self._due.heavy:
-                self.optimizers.request(optimizer)
+                captures.optimizers.request(optimizer)
         self._seconds += time.perf_counter() - began
 
-    def _after_update(self, optimizer: Any, closure: bool) -> None:
-        place = self._places.setdefault(id(optimizer), len(self._places))
+    def _after_update(self, optimizer: Any, *, closure: bool) -> None:
         if not self._due.light:
             return
         began = time.perf_counter()
+        captures = self._captures
         with torch.no_grad():
-            owned = self.parameters.owned_by(optimizer)
+            owned = captures.parameters.owned_by(optimizer)
             if closure:
-                self.parameters.gradients(owned, optimizer, self._recorder)
-            self.parameters.updates(owned, self._recorder, self._due)
-            self.parameters.groups(self._recorder, optimizer, place)
-            self.optimizers.pull(optimizer, self._recorder, self._due)
+                captures.parameters.gradients(owned, optimizer, self._recorder)
+            captures.parameters.updates(owned, self._recorder, self._due)
+            captures.parameters.groups(self._recorder, optimizer)
+            captures.optimizers.pull(optimizer, self._recorder, self._due)
         self._seconds += time.perf_counter() - began
+
+    def _read_step(self, optimizer: Any) -> None:
+        """A state that was loaded after the model was watched knows how many steps were made."""
+        found = step_of_state([optimizer, *self._named()])
+        if found is not None and found > self.clock.step:
+            self.clock.step = found
+            self._recorder.step_under_way = found
+            self._on_start(found)
 
     def _replay_before(self) -> None:
-        self._replayed = True
-        features = self._due.heavy and (self._wanted("update.feature") or self._wanted("update.feature_mean"))
-        if not self.probe.ready or self.probe.unsupported or not (features or self._compiled):
+        probe = self._captures.probe
+        features = self._due.heavy and self._sampling.wants("update.feature", "update.feature_mean")
+        if self._has_replayed or not probe.ready or probe.unsupported or not (features or self._compiled):
             return
+        self._has_replayed = True
         try:
             if self._compiled and self._due.heavy:
-                self.attention.install()
-            self.probe.before(features=features, activations=self._compiled)
+                self._captures.attention.install()
+            probe.before(features=features, activations=self._compiled)
         except Exception as error:
-            self.probe.reset()
-            self.probe.unsupported = f"{type(error).__name__}: {error}"[:300]
-            self.fault("model", "probe replay", error)
+            probe.reset()
+            probe.unsupported = f"{type(error).__name__}: {error}"[:300]
+            self._faults.note("model", "probe replay", error, final=True)
         finally:
             if self._compiled:
-                self.attention.remove()
+                self._captures.attention.remove()
 
     def _snapshot_manual(self) -> None:
         with torch.no_grad():
-            self.parameters.snapshot(self._outline.parameters, self.clock.step, self._due)
+            self._captures.parameters.snapshot(self._captures.parameters.all(), self.clock.step, self._due)
 
     def _after_manual(self) -> None:
         if not self._due.light:
             return
-        owned: list[WatchedParameter] = [p for p in self._outline.parameters if not p.unsupported and not p.excluded]
+        parameters = self._captures.parameters
+        owned: list[WatchedParameter] = parameters.all()
         with torch.no_grad():
-            self.parameters.gradients(owned, None, self._recorder)
-            self.parameters.updates(owned, self._recorder, self._due)
+            parameters.gradients(owned, None, self._recorder)
+            parameters.updates(owned, self._recorder, self._due)
 
     def _clipped(self, total_norm: Tensor) -> None:
-        if self._due.light and self._rank == 0 and self._wanted("gradient.norm_before_clip"):
-            self._recorder.add([self._monitor_spec("gradient.norm_before_clip")], total_norm.detach().float())
+        if self._due.light and self._speaker.reports_replicated:
+            series = self._model_series("gradient.norm_before_clip")
+            if series is not None:
+                self._recorder.add([series], total_norm.detach().float())
 
     # ---- end of a round --------------------------------------------------------------------------------------------
-
-    def _round_ended(self, step: int) -> None:
-        self._guard(self._close_round)(step)
-        self._guard(self.arm)(step + 1)
 
     def _close_round(self, step: int) -> None:
         began = time.perf_counter()
         self._rounds += 1
-        self._recorder.release()
-        self._forward_seen = False
-        if self._auto_loss is not None:
-            if not self._recorder.is_logged(step, "loss"):
-                self._recorder.log(step, "loss", host_or_device(self._auto_loss / self._auto_losses))
-            self._auto_loss, self._auto_losses = None, 0
+        self._most_forwards, self._forwards = max(self._most_forwards, self._forwards), 0
+        self._has_forward = self._is_impatient = False
+        self._mode.round_ended()
+        loss = self._loss.mean()
+        if loss is not None and not self._recorder.is_logged(step, "loss"):
+            self._recorder.log(step, "loss", host_or_device(loss))
         if self._due.light:
             self.gate.on = False
             with torch.no_grad():
                 self._collect(step, began)
+        if not self._root.seen:
+            self._root.search()
         now = time.perf_counter()
-        self._governor.observe(step, self._seconds + self.activations.seconds + (now - began), now - self._round_began)
-        self._seconds = self.activations.seconds = 0.0
+        spent = self._seconds + self._captures.activations.seconds + (now - began)
+        self._governor.observe(self._due, spent, now - self._round_began)
+        self._seconds = self._captures.activations.seconds = 0.0
         self._round_began = now
         self.step_ended = time.monotonic()
 
     def _collect(self, step: int, began: float) -> None:
-        self._sampled_steps += 1
-        if self._due.heavy and not self.probe.unsupported:
+        captures, recorder = self._captures, self._recorder
+        if self._due.heavy and not captures.probe.unsupported:
             try:
-                self.probe.after(self._recorder, self._wanted)
+                captures.probe.after(recorder)
             except Exception as error:
-                self.probe.unsupported = f"{type(error).__name__}: {error}"[:300]
-                self.fault("model", "probe replay", error)
-        self.parameters.finish(self._recorder)
-        self.optimizers.finish(self._recorder, self._due)
-        self.activations.collect(self._recorder, sampled=self._compiled)
-        self.attention.collect(self._recorder, sampled=self._compiled)
-        known = len(self.activations.measured), len(self.parameters.measured), len(self.parameters.stepped)
-        if (*known, len(self._reasons), self._compiled, self._root.seen) != self._coverage_key:
-            self._coverage_key = (*known, len(self._reasons), self._compiled, self._root.seen)
-            entries = self.coverage()
-            self._coverage_share = coverage_share(entries)
-            self._on_coverage(entries)
-        if self._rank == 0 and self._coverage_share is not None:
-            self._add_host("monitor.coverage", self._coverage_share)
-        self._add_host("monitor.dropped", float(self._recorder.dropped))
-        spent = self._seconds + self.activations.seconds + (time.perf_counter() - began)
+                captures.probe.unsupported = f"{type(error).__name__}: {error}"[:300]
+                self._faults.note("model", "probe replay", error, final=True)
+        captures.parameters.finish(recorder)
+        captures.optimizers.finish(recorder, self._due)
+        captures.activations.collect(recorder, sampled=self._compiled)
+        captures.attention.collect(recorder, sampled=self._compiled)
+        captures.tell(self._ledger, self._due)
+        if self._due.heavy or not self._entries:
+            self._tell_coverage()
+        if self._speaker.reports_replicated and self._share is not None:
+            self._add_host("monitor.coverage", self._share)
+        self._add_host("monitor.dropped", float(recorder.dropped))
+        spent = self._seconds + captures.activations.seconds + (time.perf_counter() - began)
         self._add_host("monitor.overhead_ms", spent * 1e3)
-        self._recorder.close_step(step)
+        recorder.close_step(step)
         self.on_step()
 
+    def _tell_coverage(self) -> None:
+        entries = self.coverage()
+        if entries == self._entries:
+            return
+        self._entries, self._share = entries, share(entries)
+        self._on_coverage(entries)
+        if self._due.heavy and not self._has_said and self._speaker.reports_replicated:
+            self._has_said = True
+            lines = missing([entry for entry in entries if entry.family != "loss" or self._rounds > 1])
+            if lines:
+                log.info(
+                    "internist: not measured: %s; `internist doctor` and the board's coverage list say more",
+                    "; ".join(lines[:5]),
+                )
+
     def arm(self, step: int, wish: Due | None = None) -> None:
-        """Prepare for a step: from here to its end every hook sees the same decision (`wish`, or what the cadence
+        """Prepare for a step: from here to its end every tap sees the same decision (`wish`, or what the cadence
         says)."""
-        self.activations.reset()
-        self.attention.reset()
-        self.parameters.reset()
-        self.probe.reset()
-        self._replayed = False
-        self._due = wish or due(step, self._every, power=self._governor.power, dense_until=self._dense_until)
+        if self._is_closed:
+            return
+        self._captures.reset()
+        self._recorder.discard_step()
+        self._has_replayed = False
+        self._due = wish or due(step, self._sampling.every, power=self._governor.power, dense_until=self._dense_until)
         if self._due.light:
-            self._compiled = is_compiled(self._model, self._outline.root)
             self._root.refresh()
-        if self._root.seen and not self._compiled:
-            if self._due.light:
-                self.activations.install()
-            else:
-                self.activations.remove()
+            self._compiled = self._root.is_compiled()
+            self._follow()
+        if self._due.light and not self._compiled:
+            self._captures.activations.install()
+        else:
+            self._captures.activations.remove()
         self.gate.heavy = self._due.heavy
         self.gate.on = self._due.light and not self._compiled
         self.gate.in_root = False
         if self._due.heavy and not self._compiled:
-            self.attention.install()
+            self._captures.attention.install()
         else:
-            self.attention.remove()
+            self._captures.attention.remove()
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
+    def _captured(self, outline: Outline) -> Captures:
+        return Captures(
+            outline,
+            self.gate,
+            book=self._recorder.book,
+            faults=self._faults,
+            sampling=self._sampling,
+            speaker=self._speaker,
+        )
+
+    def _follow(self) -> None:
+        """The model may have changed: blocks appended, heads swapped, parameters replaced by others of another kind."""
+        root = self._outline.root
+        if signature_of(root) == self._outline.signature:
+            self._captures.parameters.refresh()
+            return
+        self._captures.remove()
+        self._outline = self._read(root)
+        self._ledger.clear()
+        self._entries = ()
+        self._recorder.book.forget_layouts()
+        self._captures = self._captured(self._outline)
+        self._captures.parameters.note_groups(self._named())
+        self.clock.outlined()
+
+    def _named(self) -> list[Any]:
+        """The optimizers that were named and are still there."""
+        return [found for reference in self._optimizers if (found := reference()) is not None]
+
+    def _owns(self, optimizer: Any) -> bool:
+        return bool(self._captures.parameters.owned_by(optimizer))
+
+    def _wants_family(self, family: Family) -> bool:
+        metrics = FAMILY_METRICS[family]
+        return not metrics or self._sampling.wants(*metrics)
+
     def _add_host(self, metric: str, value: float) -> None:
-        if self._wanted(metric):
-            self._recorder.add_host(self._monitor_spec(metric), value)
+        self._recorder.add_host(self._model_series(metric), value)
 
-    def _monitor_spec(self, metric: str) -> Spec:
-        if metric not in self._monitor_specs:
-            facts = Facts(method="as given", cadence=self._every)
-            self._monitor_specs[metric] = Spec(metric, "model", "model", None, "exact", facts)
-        return self._monitor_specs[metric]
-
-    def _guard(self, function: F) -> F:
-        """The function, never raising: a fault is logged, the step's measurements are dropped, training goes on."""
-        name = function.__name__.strip("_")
-
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self._faults.get(name, 0) >= FAULTS_TOLERATED:
-                return None
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                self._faults[name] = self._faults.get(name, 0) + 1
-                log.debug("internist: fault in %s", name, exc_info=True)
-                self.fault("monitor", name, error)
-                return None
-
-        return guarded  # type: ignore[return-value]
+    def _model_series(self, metric: str) -> Series | None:
+        facts = Facts(method="as given", cadence=self._sampling.cadence(metric))
+        return self._recorder.book.series(metric, "model", "model", lambda: facts)
 
 
 def _nothing() -> None:
     """Nobody listens yet."""
-
-
-def loss_of(output: Any) -> Tensor | None:
-    """The `loss` of what a root module returned, where it is a one-element floating tensor."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(loss, Tensor) and loss.is_floating_point() and loss.numel() == 1:
-        return loss
-    return None
-
-
-def host_or_device(value: Tensor) -> float | Tensor:
-    """A one-element tensor as a number if that needs no waiting, else a copy that stays on its device."""
-    value = value.detach()
-    return float(value.item()) if value.device.type == "cpu" else value.reshape(-1)[0].float().clone()

@@ -8,19 +8,22 @@ optimizer that fails at it is not asked again.
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from internist.model.outline import Outline, WatchedParameter, facts_of, hidden_matrices
-from internist.observe.clock import parameter_groups
+from internist.model.outline import Outline, WatchedParameter, hidden_matrices
+from internist.model.views import facts_of
+from internist.observe.faults import Faults
+from internist.observe.optimizer_facts import parameter_groups
 from internist.observe.routing import algorithm_of, is_matrix_algorithm
-from internist.observe.sampling import Due
-from internist.record.recorder import Recorder, Spec
+from internist.observe.sampling import HEAVY_EVERY, Due, Sampling
+from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
 from internist.schema.metrics import METRICS
+from internist.schema.wire import Facts, Series
 
 log = logging.getLogger("internist")
 
@@ -28,6 +31,7 @@ GAP_POLICIES = frozenset({"cap", "none"})
 """Gap policies under which nothing but the spectral gap keeps the operator norm of a weight."""
 LEAST_GAP = 1e-6
 """A gap that is used up, or crossed, counts as this small: the share of it that a step uses stays a number."""
+OPTIMIZER_METRICS = tuple(name for name in METRICS if name.startswith("optimizer."))
 NAMED = 3
 """Names in a warning; the rest is counted."""
 
@@ -36,29 +40,22 @@ class OptimizerCapture:
     """Records what the optimizers that take part tell of the parameters they step."""
 
     def __init__(
-        self,
-        outline: Outline,
-        *,
-        fault: Callable[[str, str, BaseException], None],
-        wanted: Callable[[str], bool],
-        every: int,
-        heavy_every: int,
-        reports_routing: bool,
+        self, outline: Outline, *, book: SeriesBook, faults: Faults, sampling: Sampling, reports_routing: bool
     ) -> None:
-        self._fault, self._wanted, self._reports_routing = fault, wanted, reports_routing
-        self._every, self._heavy_every = every, heavy_every
-        self._by_id = {id(p.tensor): p for p in outline.parameters if not p.excluded}
+        self._book, self._faults, self._sampling, self._reports_routing = book, faults, sampling, reports_routing
+        self._outline = outline
+        self._by_id: dict[int, WatchedParameter] = {}
         self._hidden = hidden_matrices(outline)
         self._algorithms: dict[int, str] = {}
         """By order: what steps each parameter, as last seen."""
         self._classes: dict[int, str] = {}
-        self._specs: dict[tuple[int, str], Spec] = {}
         self._told: set[tuple[int, str]] = set()
-        self._broken: set[int] = set()
         self._has_warned = False
 
     def request(self, optimizer: Any) -> None:
         """Before a model-heavy step: ask for the diagnostics of that step, which may cost as much as the step."""
+        if not self._sampling.wants(*OPTIMIZER_METRICS):
+            return
         for teller in self._tellers(optimizer):
             ask = getattr(teller, "request_diagnostics", None)
             if callable(ask):
@@ -68,13 +65,16 @@ class OptimizerCapture:
         """After the step: record what the optimizer tells of it, and on heavy steps whom it steps."""
         if due.heavy:
             self._note(optimizer)
+        if not self._sampling.wants(*OPTIMIZER_METRICS):
+            return
+        self._by_id = {id(p.tensor): p for p in self._outline.parameters if not p.excluded}
         for teller in self._tellers(optimizer):
             self._guarded(teller, partial(self._record, teller, optimizer, recorder))
 
     def finish(self, recorder: Recorder, due: Due) -> None:
         """When the round is over: record which hidden matrices are not on the matrix optimizer, if there is one."""
         self._told.clear()
-        if not due.heavy or not self._reports_routing or not self._wanted("optimizer.misrouted"):
+        if not due.heavy or not self._reports_routing or not self._sampling.wants("optimizer.misrouted"):
             return
         if not any(map(is_matrix_algorithm, self._algorithms.values())):
             return
@@ -84,9 +84,9 @@ class OptimizerCapture:
             if algorithm is None or not parameter.tensor.requires_grad:
                 continue
             is_astray = not is_matrix_algorithm(algorithm)
-            spec = self._spec(parameter, "optimizer.misrouted", self._classes[parameter.order], self._heavy_every)
-            if spec is not None:
-                recorder.add_host(spec, float(is_astray))
+            series = self._series(parameter, "optimizer.misrouted", self._classes[parameter.order], rarely=True)
+            if series is not None:
+                recorder.add_host(series, float(is_astray))
             astray += [parameter] if is_astray else []
         if astray:
             self._warn(astray)
@@ -94,28 +94,32 @@ class OptimizerCapture:
     # ---- private ---------------------------------------------------------------------------------------------------
 
     def _tellers(self, optimizer: Any) -> list[Any]:
-        return [teller for teller in tellers(optimizer) if id(teller) not in self._broken]
+        return [
+            t
+            for t in tellers(optimizer)
+            if not self._faults.is_given_up("optimizer", f"{type(t).__name__}.diagnostics")
+        ]
 
     def _guarded(self, teller: Any, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:
-            self._broken.add(id(teller))
-            self._fault("optimizer", f"{type(teller).__name__}.diagnostics", error)
+            self._faults.note("optimizer", f"{type(teller).__name__}.diagnostics", error, final=True)
 
     def _note(self, optimizer: Any) -> None:
+        by_id = self._by_id = {id(p.tensor): p for p in self._outline.parameters if not p.excluded}
         for group in parameter_groups(optimizer):
             algorithm = algorithm_of(optimizer, group)
             for tensor in group["params"]:
-                parameter = self._by_id.get(id(tensor))
+                parameter = by_id.get(id(tensor))
                 if parameter is not None:
                     self._algorithms[parameter.order] = algorithm
                     self._classes[parameter.order] = type(optimizer).__name__
 
     def _record(self, teller: Any, optimizer: Any, recorder: Recorder) -> None:
         groups = {id(tensor): group for group in parameter_groups(optimizer) for tensor in group["params"]}
-        cadence = self._heavy_every if hasattr(teller, "request_diagnostics") else self._every
-        by_device: dict[torch.device, tuple[list[Spec | None], list[Tensor]]] = {}
+        rarely = hasattr(teller, "request_diagnostics")
+        by_device: dict[torch.device, tuple[list[Series | None], list[Tensor]]] = {}
         for tensor, metrics in teller.diagnostics().items():
             parameter = self._by_id.get(id(tensor))
             if parameter is None:
@@ -124,28 +128,29 @@ class OptimizerCapture:
             policy = group.get("policy")
             how = f"told by {type(teller).__name__}" + (f", policy {policy}" if isinstance(policy, str) else "")
             for metric, value in {**metrics, **_gap_use(metrics, group)}.items():
-                spec = self._spec(parameter, metric, how, cadence)
-                if spec is None or (parameter.order, metric) in self._told:
+                series = self._series(parameter, metric, how, rarely=rarely)
+                if series is None or (parameter.order, metric) in self._told:
                     continue
                 self._told.add((parameter.order, metric))
                 if isinstance(value, Tensor):
                     layout, values = by_device.setdefault(value.device, ([], []))
-                    layout.append(spec)
+                    layout.append(series)
                     values.append(value if value.dtype == torch.float32 and value.dim() == 0 else _scalar(value))
                 else:
-                    recorder.add_host(spec, float(value))
+                    recorder.add_host(series, float(value))
         for layout, values in by_device.values():
             recorder.add(layout, torch.stack(values).detach())
 
-    def _spec(self, parameter: WatchedParameter, metric: str, method: str, cadence: int) -> Spec | None:
+    def _series(self, parameter: WatchedParameter, metric: str, method: str, *, rarely: bool) -> Series | None:
         """The series of a metric of the catalogue; None for what is not in it, or not wanted."""
-        if metric not in METRICS or not metric.startswith("optimizer.") or not self._wanted(metric):
+        if metric not in METRICS or not metric.startswith("optimizer."):
             return None
-        key = parameter.order, metric
-        if key not in self._specs:
-            facts = replace(facts_of(parameter), method=method, cadence=cadence)
-            self._specs[key] = Spec(metric, "parameter", parameter.name, None, "exact", facts)
-        return self._specs[key]
+
+        def facts() -> Facts:
+            cadence = self._sampling.every * (HEAVY_EVERY if rarely else 1)
+            return facts_of(parameter, method=method, cadence=cadence)
+
+        return self._book.series(metric, "parameter", parameter.name, facts)
 
     def _warn(self, astray: Sequence[WatchedParameter]) -> None:
         if self._has_warned:

@@ -2,49 +2,146 @@
 that is exact."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from internist.measures import updates
-from internist.model.roles import is_linear
+from internist.model.roles import is_linear, is_transposed_linear, stored_weight
+from internist.observe.tokens import OWN_TOKENS, at_positions, owned
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CORNER = 16
+"""Pixels of each side of the corner of an image that is a convolution's probe."""
+TOLERANCE = 0.02
+"""Of the largest entry: how far a module's real output may be from its rule's. bfloat16 products of a few thousand
+terms stay below half of it, and a layer that computes something else is off by far more."""
 
 
-def own_update(module: nn.Module, probe: Tensor, deltas: Mapping[str, Tensor]) -> Tensor | None:
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a module received at the probe tokens of a step's first micro-batch."""
+
+    tokens: Tensor
+    """(tokens, features); token ids of an embedding; (1, channels, *space) of a convolution."""
+    factor: float = 1.0
+    """What hooks of the module multiply its output by."""
+
+
+def has_rule(module: nn.Module) -> bool:
+    """Whether it is known how a module's output depends on its own parameters, and they are stored as such."""
+    if isinstance(module, nn.Embedding):
+        return stored_weight(module) is not None and module.max_norm is None
+    if isinstance(module, CONVOLUTIONS):
+        return is_plain(module) and module.padding_mode == "zeros"
+    if is_linear(module) or _is_known_norm(module):
+        return stored_weight(module) is not None or "bias" in module._parameters
+    return False
+
+
+def probe_of(module: nn.Module, source: Tensor, axis: int) -> Tensor | None:
+    """What of a module's input is kept as its probe; None where it has none: a few tokens, of a convolution's input a
+    corner of the first image."""
+    if isinstance(module, CONVOLUTIONS):
+        if source.dim() != 2 + len(module.kernel_size):
+            return None
+        corner = (slice(0, 1), slice(None), *(slice(0, CORNER) for _ in module.kernel_size))
+        return source[corner].detach().clone()
+    return owned(at_positions(source, axis, OWN_TOKENS))
+
+
+def own_update(module: nn.Module, probe: Probe, deltas: Mapping[str, Tensor]) -> Tensor | None:
     """(tokens,) RMS of the change of a module's output on its probe, from its own parameters; None: unknown rule."""
+    change = _change(module, probe.tokens, deltas)
+    return change if change is None or probe.factor == 1.0 else change * abs(probe.factor)
+
+
+def deviation(module: nn.Module, probe: Probe, output: Tensor) -> Tensor:
+    """() float32: how far a module's real output is from what its rule makes of the probe, as a share of the largest
+    entry.
+
+    A linear layer whose weight is computed (weight norm, orthogonal parametrisations), whose forward is overridden, or
+    that is changed by a hook, has another rule: its own update cannot be told from its parameters' changes.
+
+    Args:
+        module: one that `has_rule`, and no convolution: of that only torch's own have one.
+        probe: what it received.
+        output: (tokens, features) what it gave.
+    """
+    expected = _forward(module, probe.tokens) * probe.factor
+    output = output.float()
+    return (output - expected).abs().amax() / output.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is torch's own, with nothing that changes what it computes: its rule needs no proof."""
+    return (
+        type(module) in (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, *CONVOLUTIONS)
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and stored_weight(module) is not None
+    )
+
+
+def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> Tensor | None:
     weight, bias = deltas.get("weight"), deltas.get("bias")
     if isinstance(module, nn.Embedding):
-        return None if weight is None else updates.own_embedding(probe, weight)
+        return None if weight is None else updates.own_embedding(tokens, weight)
     if is_linear(module):
         if weight is None and bias is None:
             return None
         if weight is None:
-            weight = torch.zeros_like(_parameter(module, "weight"))
-        return updates.own_linear(probe, weight if isinstance(module, nn.Linear) else weight.t(), bias)
-    normalized = _normalized(module, probe)
+            stored = stored_weight(module)
+            if stored is None:
+                return None
+            weight = torch.zeros_like(stored)
+        return updates.own_linear(tokens, weight.t() if is_transposed_linear(module) else weight, bias)
+    if isinstance(module, CONVOLUTIONS):
+        if weight is None:
+            return None
+        return updates.own_convolution(
+            tokens,
+            weight,
+            bias,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=module.groups,
+        )
+    normalized = _normalized(module, tokens)
     return None if normalized is None or weight is None else updates.own_gain(normalized, weight, bias)
 
 
-def _normalized(module: nn.Module, probe: Tensor) -> Tensor | None:
-    """What a normalisation layer multiplies by its gain; None for layers whose rule is not known."""
-    x = probe.float()
+def _forward(module: nn.Module, tokens: Tensor) -> Tensor:
+    weight, bias = stored_weight(module), module._parameters.get("bias")
+    offset = 0.0 if bias is None else bias.detach().float()
+    if isinstance(module, nn.Embedding):
+        assert weight is not None
+        return weight.detach()[tokens].float()
+    if is_linear(module):
+        assert weight is not None
+        turned = weight.detach().float()
+        return tokens.float() @ (turned if is_transposed_linear(module) else turned.t()) + offset
+    normalized = _normalized(module, tokens)
+    assert normalized is not None
+    return normalized * (1.0 if weight is None else weight.detach().float()) + offset
+
+
+def _is_known_norm(module: nn.Module) -> bool:
     if isinstance(module, nn.LayerNorm):
-        return (
-            nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-            if len(module.normalized_shape) == 1
-            else None
-        )
-    if isinstance(module, nn.RMSNorm) or type(module).__name__.endswith("RMSNorm"):
-        eps = next(
-            (v for name in ("eps", "variance_epsilon") if isinstance(v := getattr(module, name, None), float)), None
-        )
-        return x * torch.rsqrt(
-            x.square().mean(-1, keepdim=True) + (torch.finfo(torch.float32).eps if eps is None else eps)
-        )
-    return None
+        return len(module.normalized_shape) == 1
+    return isinstance(module, nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
 
 
-def _parameter(module: nn.Module, name: str) -> Tensor:
-    value = getattr(module, name)
-    assert isinstance(value, Tensor)
-    return value.detach()
+def _normalized(module: nn.Module, tokens: Tensor) -> Tensor | None:
+    """What a normalisation layer multiplies by its gain; None for layers whose rule is not known."""
+    if not _is_known_norm(module):
+        return None
+    x = tokens.float()
+    if isinstance(module, nn.LayerNorm):
+        return nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+    told = (getattr(module, name, None) for name in ("eps", "variance_epsilon"))
+    eps = next((value for value in told if isinstance(value, float)), torch.finfo(torch.float32).eps)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)

@@ -12,7 +12,6 @@ offloading are. What they reach is put back as `untouched` says; what they print
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +25,13 @@ from internist.observe.batches import Arguments, Batch, fresh
 from internist.observe.digest import difference, digest
 from internist.observe.kept_tensors import Trace
 from internist.observe.modules import ActivationCapture
+from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
 from internist.observe.tokens import PROBE_TOKENS
 from internist.observe.untouched import untouched
-from internist.record.recorder import Recorder, Spec
-from internist.schema.wire import Facts
+from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
+from internist.schema.wire import Series
 
 log = logging.getLogger("internist")
 
@@ -66,30 +67,25 @@ class ProbeReplay:
         gate: Gate,
         activations: ActivationCapture,
         *,
-        heavy_every: int,
-        enabled: bool = True,
+        book: SeriesBook,
+        sampling: Sampling,
     ) -> None:
-        self._outline, self._gate, self._activations, self._heavy_every = outline, gate, activations, heavy_every
+        self._outline, self._gate, self._activations = outline, gate, activations
+        self._book, self._sampling = book, sampling
         self._probe: Probe | None = None
         self._before: dict[int, Tensor] = {}
-        self._specs: dict[tuple[int, str], Spec] = {}
         self._turn = 0
         self._way: str | None = None
         """How the probe is cut, once a rehearsal has shown that it works."""
         self._written: set[int] = set()
         """Parameters, by id, that the forward itself writes to."""
-        self._unsupported = ""
-        self.enabled = enabled
-        self.running = False
-
-    @property
-    def unsupported(self) -> str:
+        self.unsupported = "" if sampling.replay else TURNED_OFF
         """Why the probe is not replayed; empty if it is."""
-        return self._unsupported if self.enabled else TURNED_OFF
-
-    @unsupported.setter
-    def unsupported(self, reason: str) -> None:
-        self._unsupported = reason
+        self.running = False
+        self.turns = 1
+        """Replays in which every block has its turn."""
+        self.measured_now: set[int] = set()
+        """Orders of modules whose change was measured in the step that is being closed."""
 
     @property
     def ready(self) -> bool:
@@ -128,12 +124,12 @@ class ProbeReplay:
         except Exception as error:
             self._switch_off(_reason(error))
 
-    def after(self, recorder: Recorder, wanted: Callable[[str], bool]) -> None:
+    def after(self, recorder: Recorder) -> None:
         """Replay with the weights after the step and record how far every kept output moved."""
         if not self._before or self.unsupported:
             return
         try:
-            self._compare(recorder, wanted)
+            self._compare(recorder)
         except Exception as error:
             self._switch_off(_reason(error))
 
@@ -141,9 +137,10 @@ class ProbeReplay:
         """Forget the step's probe and kept outputs."""
         self._probe = None
         self._before = {}
+        self.measured_now = set()
         self._activations.keep, self._activations.kept = set(), {}
 
-    def _compare(self, recorder: Recorder, wanted: Callable[[str], bool]) -> None:
+    def _compare(self, recorder: Recorder) -> None:
         self._activations.keep = set(self._before)
         self._run(activations=False)
         after, self._activations.kept, self._activations.keep = self._activations.kept, {}, set()
@@ -157,8 +154,8 @@ class ProbeReplay:
             values = moved(torch.stack([change for _, _, change in members]))
             for (order, entries, _), value in zip(members, values.unbind(), strict=True):
                 names = "update.feature", "update.feature_mean"
-                layout = [self._spec(order, name) if wanted(name) else None for name in names]
-                recorder.add(layout, value, [1, entries])
+                recorder.add([self._series(order, name) for name in names], value, [1, entries])
+                self.measured_now.add(order)
 
     def _chosen(self) -> set[int]:
         """Blocks and the model's output, as many as fit the budget, blocks in rotation."""
@@ -169,6 +166,7 @@ class ProbeReplay:
         ]
         size = 4 * PROBE_TOKENS * max((w or 0 for _, w in self._activations.series.widths.values()), default=0)
         room = max(1, KEPT_BYTES // max(size, 1) - 1)
+        self.turns = -(-len(blocks) // room)
         if len(blocks) > room:
             start = self._turn * room % len(blocks)
             blocks = (blocks + blocks)[start : start + room]
@@ -241,8 +239,7 @@ class ProbeReplay:
             gate.heavy = saved[1] and activations
             gate.wants_activations = True
             self._activations.replay_records(activations)
-            call: Callable[..., Any] = root._call_impl  # past compiled code, hooks included
-            call(*args, **kwargs)
+            root(*args, **kwargs)
         seconds = time.perf_counter() - began
         if seconds > LONG_SECONDS:
             self._switch_off(f"one replay took {seconds:.0f} seconds")
@@ -263,16 +260,14 @@ class ProbeReplay:
         gate.on, gate.heavy, gate.replay, gate.in_root, gate.wants_activations = saved
         gate.stack.clear()
 
-    def _spec(self, order: int, metric: str) -> Spec:
-        key = order, metric
-        spec = self._specs.get(key)
-        if spec is None:
-            watched = self._outline.modules[order]
-            facts: Facts = self._activations.series.facts(
-                watched, heavy=True, probe=PROBE_TOKENS, method="probe replay"
-            )
-            spec = self._specs[key] = Spec(metric, "module", watched.name, None, "exact", facts)
-        return spec
+    def _series(self, order: int, metric: str) -> Series | None:
+        watched = self._outline.modules[order]
+        return self._book.series(
+            metric,
+            "module",
+            watched.name,
+            lambda: self._activations.series.facts(watched, metric, probe=PROBE_TOKENS, method="probe replay"),
+        )
 
 
 def _autocast_state(devices: set[str]) -> tuple[tuple[str, bool, torch.dtype], ...]:

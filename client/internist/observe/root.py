@@ -1,5 +1,7 @@
-"""The root of the model: where a forward begins and ends, outside of compiled code."""
+"""The root of the model: where a forward begins and ends, eager or compiled."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,85 +9,99 @@ import torch
 from torch import nn
 
 from internist.model.roles import unwrap
-from internist.observe.taps import inert_hook
+from internist.observe.taps import Tap, can_tap, compiled_call, stands
+
+SEARCHES = 4
+"""Times that a compiled wrapper of an unseen root is looked for: it walks all objects of the process."""
 
 
-class _RootHook:
-    """A hook on the root; inert in copies and while a compiler traces."""
+class RootCalls:
+    """Tells when a forward of the model begins and ends, whichever of its wrappers is called.
 
-    __slots__ = ("_call", "_end")
-
-    def __init__(self, call: Callable[..., None], *, end: bool) -> None:
-        self._call, self._end = call, end
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:  # noqa: ARG002
-        if torch.compiler.is_compiling():
-            return
-        if self._end:
-            self._call(output)
-        else:
-            self._call(args, kwargs)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return inert_hook, ()
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return inert_hook()
-
-
-class RootHooks:
-    """Tells when a forward of the model begins and ends, eager or compiled."""
+    Args:
+        model: as it was watched, wrappers included.
+        root: the user's own module inside.
+        begins: told of the arguments.
+        ends: told of the output; of None where the forward raised.
+    """
 
     def __init__(
         self, model: nn.Module, root: nn.Module, *, begins: Callable[[Any, Any], None], ends: Callable[[Any], None]
     ) -> None:
-        self._model, self._root = model, root
-        self.seen = False
-
-        def begin(args: Any, kwargs: Any) -> None:
-            self.seen = True
-            begins(args, kwargs)
-
-        self._begins, self._ends = begin, ends
-        place = next((m for m in chain(model) if type(m).__name__ == "OptimizedModule"), root)
-        self._handles = [
-            place.register_forward_pre_hook(_RootHook(begin, end=False), with_kwargs=True),
-            place.register_forward_hook(_RootHook(ends, end=True), with_kwargs=True, always_call=True),
-        ]
-        self._wrapped: list[tuple[nn.Module, Any, Any]] = []
+        self._begins, self._ends = begins, ends
+        self._places = [weakref.ref(module) for module in chain(model) if can_tap(module)]
+        self._root = weakref.ref(root)
+        self._taps: dict[int, Tap] = {}
+        self._depth = 0
+        self._searches = 0
+        self.calls = 0
+        """Forwards that were seen."""
         self.refresh()
 
+    @property
+    def seen(self) -> bool:
+        """Whether a forward was ever seen."""
+        return self.calls > 0
+
     def refresh(self) -> None:
-        """`model.compile()` puts compiled code in front of all hooks: stand in front of it, outside the graph."""
-        for module in chain(self._model):
-            compiled = getattr(module, "_compiled_call_impl", None)
-            if compiled is None or any(compiled is ours for _, _, ours in self._wrapped):
+        """Stand in front of the model's calls again, where `compile()` has taken the place."""
+        for reference in self._places:
+            module = reference()
+            if module is None:
                 continue
-            if any(module is known for known, _, _ in self._wrapped):
-                self._wrapped = [entry for entry in self._wrapped if entry[0] is not module]
-            wrapper = self._wrap(compiled)
-            module._compiled_call_impl = wrapper
-            self._wrapped.append((module, compiled, wrapper))
+            tap = self._taps.get(id(module))
+            if tap is None:
+                tap = self._taps[id(module)] = Tap(module, self._enter, self._leave)
+            if not stands(module, tap):
+                tap.insert(outermost=True)
+
+    def search(self) -> bool:
+        """Look for a compiled wrapper that was made after the model was watched; whether one was found."""
+        root = self._root()
+        if root is None or self._searches >= SEARCHES:
+            return False
+        self._searches += 1
+        known = {id(reference()) for reference in self._places}
+        found = [
+            each
+            for each in gc.get_objects()
+            if type(each).__name__ == "OptimizedModule" and id(each) not in known and _innermost(each) is root
+        ]
+        self._places += [weakref.ref(wrapper) for wrapper in found]
+        self.refresh()
+        return bool(found)
+
+    def is_compiled(self) -> bool:
+        """Whether any of the model's forward runs in compiled code, as far as can be seen from here."""
+        root = self._root()
+        if root is None:
+            return False
+        places = [module for reference in self._places if (module := reference()) is not None]
+        return any(
+            type(module).__name__ == "OptimizedModule"
+            or compiled_call(module) is not None
+            or hasattr(
+                vars(module).get("forward"), "_torchdynamo_orig_callable"
+            )  # m.forward = torch.compile(m.forward)
+            for module in (*places, *root.modules())
+        )
 
     def remove(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        for module, original, ours in self._wrapped:
-            if module._compiled_call_impl is ours:
-                module._compiled_call_impl = original
+        """Take the taps away."""
+        for tap in self._taps.values():
+            tap.unlink()
+        self._taps.clear()
 
-    def _wrap(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def _enter(self, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self.calls += 1
             self._begins(args, kwargs)
-            output = None
-            try:
-                output = compiled(*args, **kwargs)
-            finally:
-                self._ends(output)
-            return output
 
-        return call
+    def _leave(self, _args: Any, _kwargs: Any, output: Any) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._ends(output)
 
 
 def chain(model: nn.Module) -> Iterator[nn.Module]:
@@ -98,12 +114,12 @@ def chain(model: nn.Module) -> Iterator[nn.Module]:
     yield inner
 
 
-def is_compiled(model: nn.Module, root: nn.Module) -> bool:
-    """Whether any of the model's forward runs in compiled code, as far as can be seen from here."""
-    wrapped = any(type(m).__name__ == "OptimizedModule" for m in chain(model))
-    return wrapped or any(
-        getattr(m, "_compiled_call_impl", None) is not None
-        or type(m).__name__ == "OptimizedModule"
-        or hasattr(vars(m).get("forward"), "_torchdynamo_orig_callable")  # m.forward = torch.compile(m.forward)
-        for m in root.modules()
-    )
+def _innermost(wrapper: Any) -> nn.Module | None:
+    module = vars(wrapper).get("_orig_mod") or vars(wrapper).get("_modules", {}).get("_orig_mod")
+    return unwrap(module) if isinstance(module, nn.Module) else None
+
+
+def under_transform() -> bool:
+    """Whether a function transform (vmap, grad, functionalize) or a tracer is at work: what is called then is no step's
+    forward."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from internist.measures.weights import mean_squares
-from internist.model.outline import Outline, fans
-from internist.observe.clock import parameter_groups, unwrap_optimizer
+from internist.model.outline import Outline
+from internist.model.views import fans
+from internist.observe.optimizer_facts import parameter_groups, unwrap_optimizer
 from internist.schema.wire import MAX_NAME_LENGTH, Route
 
 log = logging.getLogger("internist")
@@ -28,11 +29,12 @@ TORCH_MUON_BAND = (0.68, 1.134)
 
 
 def algorithm_of(optimizer: Any, group: Mapping[str, Any]) -> str:
-    """What steps the parameters of a group: the group's `algorithm`, else its `use_muon` (a published optimizer with
-    AdamW for the rest), else the optimizer's class in lower case."""
-    told = group.get("algorithm")
-    if isinstance(told, str) and told:
-        return told.lower()
+    """What steps the parameters of a group: the group's `algorithm` or `kind`, else its `use_muon` (a published
+    optimizer with AdamW for the rest), else the optimizer's class in lower case."""
+    for key in ("algorithm", "kind"):
+        told = group.get(key)
+        if isinstance(told, str) and told:
+            return told.lower()
     if isinstance(group.get("use_muon"), bool):
         return "muon" if group["use_muon"] else "adamw"
     return type(optimizer).__name__.lower()
@@ -138,7 +140,7 @@ def _initial_rms(outline: Outline) -> dict[int, float]:
     weights, and one wait for each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for p in outline.parameters:
-        if not p.unsupported and not p.excluded and not p.tensor.is_meta:
+        if not p.unsupported and not p.excluded:
             by_device.setdefault(p.tensor.device, []).append(p.tensor)
     found: dict[int, float] = {}
     for tensors in by_device.values():

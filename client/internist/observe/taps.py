@@ -1,11 +1,15 @@
-"""Taps: the hooks on every watched module, and the gate that opens them.
+"""Taps: how calls of the user's modules are seen without a hook.
 
-Behind a shut gate a tap returns after one comparison; while a compiler traces it returns at once, so that the user's
-graph does not contain it.
+A module calls what stands in its attribute `_compiled_call_impl` (where `nn.Module.compile` keeps compiled code) in
+place of itself. A tap stands there while it is installed, looks at the call's beginning and end, and makes the call.
+So nothing is registered anywhere: a tap can be set and taken away at any moment, also from inside a forward; a module
+without one runs at full speed; a compiler that traces the module does not see it; and torch leaves the attribute out of
+pickles and copies.
 """
 
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +18,12 @@ from torch import nn
 
 from internist.model.outline import WatchedModule
 
+PLACE = "_compiled_call_impl"
+
 
 @dataclass(slots=True)
 class Gate:
-    """What the hooks may do now. One object per monitor, read by every hook."""
+    """What taps may do now. One object per monitor, read by every tap."""
 
     on: bool = False
     """Measure: a sampled step's training forward, or a replay."""
@@ -29,58 +35,123 @@ class Gate:
     """A forward of the root is under way."""
     wants_activations: bool = True
     stack: list[WatchedModule] = field(default_factory=list)
-    """Containers being called, innermost last; kept on measured forwards only."""
+    """Watched modules being called, innermost last; kept on measured forwards only."""
 
 
 class Tap:
-    """The forward hook of one module. Copies and pickles of the model carry an inert one."""
+    """Stands in front of one module's calls. Taps of one module form a chain, at whose end is compiled code or nothing.
 
-    __slots__ = ("_observe", "gate", "owner", "watched")
+    Args:
+        module: whose calls; weakly held.
+        enter: told of a call's arguments before it; must not raise.
+        leave: told of its arguments and output after it; must not raise. Told of None where the call raised.
+    """
 
-    def __init__(self, gate: Gate, watched: WatchedModule, observe: Callable[..., None]) -> None:
-        self.gate = gate
-        self.watched = watched
-        self.owner = weakref.ref(watched.module)
-        self._observe = observe
+    __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "inner")
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Take one call of the module."""
-        if torch.compiler.is_compiling():
+    def __init__(
+        self, module: nn.Module, enter: Callable[[Any, Any], None], leave: Callable[[Any, Any, Any], None]
+    ) -> None:
+        self._owner = weakref.ref(module)
+        self._enter, self._leave = enter, leave
+        self.inner: Callable[..., Any] | None = None
+        """What comes next; None: the module itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the module's call."""
+        module = self._owner()
+        if torch.compiler.is_compiling():  # what follows is nothing that a compiler should see
+            return module._call_impl(*args, **kwargs)  # type: ignore[union-attr]
+        caller = sys._getframe(1).f_locals.get("self")
+        itself = caller if isinstance(caller, nn.Module) else module
+        assert itself is not None
+        plain: Callable[..., Any] = itself._call_impl
+        if itself is not module:  # a replica that was made of the module's dictionary
+            return plain(*args, **kwargs)
+        call = self.inner or plain
+        self._enter(args, kwargs)
+        output = None
+        try:
+            output = call(*args, **kwargs)
+        finally:
+            self._leave(args, kwargs, output)
+        return output
+
+    def insert(self, *, outermost: bool) -> None:
+        """Stand in front of the module's calls: before every other tap, or behind the outermost."""
+        module = self._owner()
+        if module is None:
             return
-        if not self.gate.on:
-            return
-        if self.owner() is module:
-            self._observe(self.watched, module, args, kwargs, output)
+        first = vars(module).get(PLACE)
+        if isinstance(first, Tap) and not outermost:
+            self.inner, first.inner = first.inner, self
+        else:
+            self.inner = first
+            vars(module)[PLACE] = self
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return inert_hook, ()
+    def unlink(self) -> None:
+        """Stand aside; the others stay as they are."""
+        module = self._owner()
+        each = vars(module).get(PLACE) if module is not None else None
+        if each is self and module is not None:
+            if self.inner is None:
+                vars(module).pop(PLACE, None)
+            else:
+                vars(module)[PLACE] = self.inner
+        while isinstance(each, Tap):
+            if each.inner is self:
+                each.inner = self.inner
+                break
+            each = each.inner
+        self.inner = None
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        return inert_hook()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a module that pickles its dictionary itself keeps what it would have without us
 
-
-class EnterTap(Tap):
-    """The forward pre-hook of a container: notes that it is being called."""
-
-    __slots__ = ()
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:  # noqa: ARG002
-        """Take the beginning of one call."""
-        if torch.compiler.is_compiling():
-            return
-        if not self.gate.on:
-            return
-        if self.owner() is module:
-            self._observe(self.watched, args, kwargs)
-
-
-class _Inert:
-    """A hook that does nothing: what a copy of a watched model carries."""
-
-    def __call__(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
 
 
-def inert_hook() -> _Inert:
-    """A hook that does nothing."""
-    return _Inert()
+class Taps:
+    """The taps of a model's modules: all set, or none."""
+
+    def __init__(self, taps: Iterable[Tap]) -> None:
+        self._taps = list(taps)
+        self.installed = False
+
+    def install(self) -> None:
+        """Set every tap."""
+        if not self.installed:
+            self.installed = True
+            for tap in self._taps:
+                tap.insert(outermost=False)
+
+    def remove(self) -> None:
+        """Take every tap away."""
+        if self.installed:
+            self.installed = False
+            for tap in self._taps:
+                tap.unlink()
+
+
+def stands(module: nn.Module, tap: Tap) -> bool:
+    """Whether a tap stands in front of a module's calls."""
+    each = vars(module).get(PLACE)
+    while isinstance(each, Tap):
+        if each is tap:
+            return True
+        each = each.inner
+    return False
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """What `module.compile()` has put in front of a module's calls, behind all taps; None where there is nothing."""
+    each = vars(module).get(PLACE)
+    while isinstance(each, Tap):
+        each = each.inner
+    return each
+
+
+def can_tap(module: nn.Module) -> bool:
+    """Whether a module's calls go through the place: scripted ones are no Python."""
+    return not isinstance(module, torch.jit.ScriptModule)

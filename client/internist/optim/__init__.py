@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from internist.optim.coefficients import COEFFICIENTS, orthogonalize
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
     from internist.optim.muon_clip import MuonClip
     from internist.optim.muon_plus_plus import MuonPlusPlus
     from internist.optim.muon_sphere import MuonSphere
-    from internist.optim.orthogonalize import COEFFICIENTS, orthogonalize
     from internist.optim.projections import Fused, Latent, Separate
     from internist.optim.qk_clip import QKClip
     from internist.optim.scaling import SCALES
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "COEFFICIENTS": "internist.optim.orthogonalize",
+    "COEFFICIENTS": "internist.optim.coefficients",
     "Fused": "internist.optim.projections",
     "Latent": "internist.optim.projections",
     "Separate": "internist.optim.projections",
@@ -43,7 +43,7 @@ _HOMES = {
     "MuonSphere": "internist.optim.muon_sphere",
     "QKClip": "internist.optim.qk_clip",
     "SCALES": "internist.optim.scaling",
-    "orthogonalize": "internist.optim.orthogonalize",
+    "orthogonalize": "internist.optim.coefficients",
     "split_parameters": "internist.optim.groups",
 }
 

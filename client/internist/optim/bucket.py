@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from internist.optim.orthogonalize import arithmetic_dtype
+from internist.optim.alignment import is_even
+from internist.optim.coefficients import arithmetic_dtype
 from internist.optim.parts import CACHED_ENTRIES
 
 Group = dict[str, Any]
@@ -60,9 +61,12 @@ class Bucket:
 
 
 def fits(bucket: Bucket, weight: Tensor) -> bool:
-    """Whether a bucket has room for more matrices: on a CPU, while they stay in its cache; elsewhere always."""
+    """Whether a bucket has room for more matrices: on a CPU, while they stay in its cache, and only if none moves those
+    after it off a boundary; elsewhere always."""
     if weight.device.type != "cpu":
         return True
+    if not is_even(weight.shape[1:]):
+        return False
     return sum(held.numel() for held in bucket.weights) + weight.numel() <= CACHED_ENTRIES
 
 

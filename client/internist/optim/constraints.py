@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from internist.measures.precision import full_precision
-from internist.optim.orthogonalize import orthogonalize
+from internist.optim.coefficients import orthogonalize
 
 Retraction = Literal["hard", "dynamic"]
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from internist.optim import passes
 from internist.optim.adamw import step_adamw
 from internist.optim.bucket import Bucket, Group, fits, learning_rate
+from internist.optim.coefficients import coefficients, norm_band, orthogonality_residual
 from internist.optim.group_checks import check_group
 from internist.optim.matrices import matrix_views
 from internist.optim.newton_schulz import newton_schulz
-from internist.optim.orthogonalize import coefficients, norm_band, orthogonality_residual
 from internist.optim.parallel import step_each
 from internist.optim.promise import update_promise
 from internist.optim.scaling import scale

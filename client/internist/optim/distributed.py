@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
+from internist.optim.alignment import aligned
 from internist.optim.bucket import Bucket, Group, fits
 from internist.optim.core import Alone, MatrixOptimizer
 from internist.optim.matrices import matrix_views
@@ -267,7 +268,7 @@ def _compute(optimizer: MatrixOptimizer, directions: Mapping[Job, Tensor], weigh
             views.append(n)
             offset += w.shape[0]
     for bucket, views, writes_whole in buckets:
-        d = optimizer._orthogonalized(bucket, views[0] if len(views) == 1 else torch.cat(views))
+        d = optimizer._orthogonalized(bucket, aligned(views[0]) if len(views) == 1 else torch.cat(views))
         if writes_whole:
             optimizer._write(bucket, d)
             continue

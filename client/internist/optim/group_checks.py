@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from internist.optim.bucket import Group
+from internist.optim.coefficients import coefficients
 from internist.optim.constraints import spectral_radius
 from internist.optim.matrices import check_matrices
 from internist.optim.newton_schulz import GROWTH_BEFORE_RESTART
-from internist.optim.orthogonalize import coefficients
 from internist.optim.scaling import known_scale
 from internist.optim.spectral_init import is_zero
 

@@ -9,6 +9,7 @@ from torch import Tensor, linalg
 
 from internist.optim import frozen_step
 from internist.optim.bucket import Bucket, Group
+from internist.optim.coefficients import longest, norm_band
 from internist.optim.complement import (
     adaptive_factor,
     add_step,
@@ -23,7 +24,6 @@ from internist.optim.core import MatrixOptimizer, is_shared, learning_rate
 from internist.optim.frozen_step import is_large
 from internist.optim.group_checks import check_pair_keeping
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import longest, norm_band
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, stacked, step_of
 from internist.optim.spectral_init import open_gap_init, spectral_init

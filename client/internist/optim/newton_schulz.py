@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from internist.optim import passes
+from internist.optim.alignment import aligned
 
 Triple = tuple[float, float, float]
 
@@ -60,7 +61,8 @@ def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float) -> Tens
     if x.device.type != "cpu":
         return _iterate(x, plan, shrink)
     # one after another, so that each stays in the cache; batches of one, as bmm is faster than mm in bfloat16
-    done = [_iterate(one if x.dtype == torch.bfloat16 else one[0], plan, shrink) for one in torch.split(x, 1)]
+    ones = [one if torch.compiler.is_compiling() else aligned(one) for one in torch.split(x, 1)]
+    done = [_iterate(one if x.dtype == torch.bfloat16 else one[0], plan, shrink) for one in ones]
     return done[0].view(x.shape) if len(done) == 1 else torch.cat([one.view(1, *x.shape[1:]) for one in done])
 
 

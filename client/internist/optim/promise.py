@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from internist.optim.coefficients import longest, norm_band
 from internist.optim.constraints import spectral_radius
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import longest, norm_band
 from internist.optim.scaling import scale
 
 

@@ -1,325 +1,262 @@
-"""The recorder: what a step measured becomes one flat device buffer, one copy to the host, and frames in the spool."""
+"""The recorder: what a step measured becomes one flat device buffer, one copy to the host, and one frame.
 
-import ctypes
+The training thread adds values and, when a round ends, closes the step: that is the only place where a frame ends. The
+sender's thread writes a closed step once its copy has arrived and the next step is under way (or `HOLD_S` are over),
+with the scalars that were logged for it until then. Scalars that come later travel alone.
+"""
+
+import logging
 import math
 import struct
 import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from internist.measures.activations import NOT_MEASURED
-from internist.schema.metrics import Bound, Kind
-from internist.schema.wire import Facts, Frame, Plan, Series
-from internist.ship.spool import Spool
+from internist.record.logs import Logs
+from internist.record.plans import Plans, Sink
+from internist.record.series_book import Layout, SeriesBook
+from internist.record.transfer import Transfer, Transfers
+from internist.schema.metrics import METRICS
+from internist.schema.wire import Series
+
+log = logging.getLogger("internist")
 
 QUEUE_LENGTH = 8
 """Copies under way at most; beyond, frames are dropped and counted."""
 HOLD_S = 0.5
-"""A sampled frame waits this long for scalars logged after the optimizer step, unless the next step begins sooner."""
-PLANS_KEPT = 64
-LAYOUTS_KEPT = 64
-"""Lists of series, each of as many as a step measures, that a capture keeps for steps to come."""
-_NOT_MEASURED_BYTES = struct.pack("<f", NOT_MEASURED)
+"""A closed step waits this long for scalars logged after the optimizer step, unless the next step begins sooner. A
+logged scalar without a frame of its step waits no longer either."""
 
-
-@dataclass(eq=False, slots=True)
-class Spec:
-    """One series as the client knows it. Identity is the object's."""
-
-    metric: str
-    kind: Kind
-    subject: str
-    index: int | None
-    bound: Bound
-    facts: Facts
-    number: int = -1
-    """Given when it is first recorded."""
-
-
-Layout = Sequence[Spec | None]
-"""Which series each entry of a tensor belongs to; None: an entry that is not kept."""
+POLL_S = 0.01
+"""Between two looks at a copy that is under way."""
 
 
 @dataclass(slots=True)
-class _Copy:
-    """A step's values on their way to the host."""
+class _Closed:
+    """A step that is over."""
 
     step: int
     measured_at_ms: int
     closed_s: float
-    layout: list[Spec | None]
+    layout: list[Series | None]
     counts: list[int]
-    host: Tensor | None
-    event: "torch.cuda.Event | None"
-    host_values: list[tuple[Spec, float]]
+    transfer: Transfer | None
+    host_values: list[tuple[Series, float]]
     flags: int
     """Number of leading entries that are `found_inf` flags of gradient scalers."""
-    logged: dict[int, dict[str, float]] = field(default_factory=dict)
+    masks: list[tuple[int, int]]
+    """By trailing entries: which of the values (from, to) they say of whether they were measured."""
 
 
 class Recorder:
-    """Collects values of one step (training thread) and turns finished steps into spool records (sender thread)."""
+    """Collects values of one step (training thread) and turns closed steps into records (sender's thread)."""
 
-    def __init__(self, spool: Spool, device: torch.device) -> None:
-        self._spool = spool
-        self._device = device
-        self._lock = threading.Lock()
+    def __init__(self, sink: Sink, device: torch.device, book: SeriesBook) -> None:
+        self.book = book
+        self.step_under_way = -1
+        """The newest step whose forward has begun."""
+        self._transfers = Transfers(device)
+        self._logs = Logs(self._transfers)
+        self._plans = Plans(sink)
         self._drain_lock = threading.Lock()
-        self._tensors: list[Tensor] = []
-        self._layout: list[Spec | None] = []
-        self._counts: list[int] = []
-        self._host_values: list[tuple[Spec, float]] = []
-        self._flags: list[Tensor] = []
-        self._queue: deque[_Copy] = deque()
-        self._open: _Copy | None = None
-        self._logs: dict[int, dict[str, float | Tensor]] = {}
-        self._log_copies: deque[tuple[list[tuple[int, str]], Tensor, torch.cuda.Event | None]] = deque()
-        self._ready_logs: dict[int, dict[str, float]] = {}
-        self._specs: list[Spec] = []
-        self._log_specs: dict[str, Spec] = {}
-        self._plans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        self._next_plan = 0
-        self._pinned: list[Tensor] = []
-        self._buffer: Tensor | None = None
+        self._queue: deque[_Closed] = deque()
+        self._refused: set[str] = set()
+        self.logged: set[str] = set()
+        """Names of all scalars that were ever logged."""
         self._dropped = 0
-        self.points = 0
+        self._clear()
 
     # ---- training thread -------------------------------------------------------------------------------------------
 
-    def add(self, layout: Layout, values: Tensor, counts: Sequence[int] | None = None) -> None:
-        """Record a tensor of values, one per entry of `layout`."""
-        self._tensors.append(values.reshape(-1))
+    def add(
+        self,
+        layout: Layout,
+        values: Tensor,
+        counts: Sequence[int] | None = None,
+        *,
+        measured: Tensor | None = None,
+    ) -> None:
+        """Record a tensor of values, one per entry of `layout`.
+
+        Args:
+            layout: the series of each entry, in the order of the flattened values.
+            values: of any shape; they stay on their device until the step is closed.
+            counts: entries each part stands for; None: one each.
+            measured: of the shape of `values`, False where there was nothing to measure; None: all were.
+
+        A length that does not fit is a fault of the caller's: the part is left out, counted and said once.
+        """
+        flat = values.reshape(-1)
+        wrong = flat.numel() != len(layout) or (counts is not None and len(counts) != len(layout))
+        if wrong or (measured is not None and measured.numel() != flat.numel()):
+            self._refuse(layout, flat.numel(), None if counts is None else len(counts))
+            return
+        if measured is not None:
+            start = len(self._layout)
+            self._mask_tensors.append(measured.reshape(-1))
+            self._masks.append((start, start + flat.numel()))
+        self._tensors.append(flat)
         self._layout.extend(layout)
         self._counts.extend(counts if counts is not None else (1,) * len(layout))
 
-    def add_host(self, spec: Spec, value: float) -> None:
+    def add_host(self, series: Series | None, value: float) -> None:
         """Record a value that is already on the host."""
-        self._host_values.append((spec, value))
+        if series is not None:
+            self._host_values.append((series, value))
 
     def add_flag(self, found_inf: Tensor) -> None:
         """Record a gradient scaler's flag: if it is not zero, this step was skipped."""
         self._flags.append(found_inf.reshape(-1)[:1])
 
-    def log(self, step: int, name: str, value: float | Tensor) -> None:
-        """Record a scalar of a step; the last value of a name wins. A tensor stays on its device until the next
-        shipment."""
-        with self._lock:
-            self._logs.setdefault(step, {})[name] = value
+    def log(self, step: int, name: str, value: float | Tensor, axis: str | None = None) -> None:
+        """Record a scalar of a step; the last value of a name wins. A tensor stays on its device until it is taken."""
+        self.logged.add(name)
+        self._logs.put(step, self.book.logged(name, axis), value)
 
     def is_logged(self, step: int, name: str) -> bool:
         """Whether a scalar of that name was logged for that step and is not shipped yet."""
-        return name in self._logs.get(step, ())
+        return self._logs.has(step, self.book.logged(name))
 
     def close_step(self, step: int) -> None:
         """The step is over: start its one copy to the host."""
-        tensors, layout, counts = self._flags + self._tensors, self._layout, self._counts
+        tensors = self._flags + self._tensors + self._mask_tensors
+        layout, counts, masks = self._layout, self._counts, self._masks
         host_values, flags = self._host_values, len(self._flags)
-        self._tensors, self._layout, self._counts, self._host_values, self._flags = [], [], [], [], []
-        copy = _Copy(
-            step, time.time_ns() // 1_000_000, time.monotonic(), layout, counts, None, None, host_values, flags
+        self._clear()
+        if len(self._queue) >= QUEUE_LENGTH:
+            self._dropped += 1
+            return
+        transfer = self._transfers.begin(tensors) if tensors else None
+        self._queue.append(
+            _Closed(
+                step, time.time_ns() // 1_000_000, time.monotonic(), layout, counts, transfer, host_values, flags, masks
+            )
         )
-        if tensors:
-            if len(self._queue) >= QUEUE_LENGTH:
-                self._dropped += 1
-                return
-            copy.host, copy.event = self._to_host(tensors)
-        with self._lock:
-            if self._open is not None:
-                self._queue.append(self._open)
-            self._open = copy
 
-    def release(self) -> bool:
-        """The next step has begun: no more scalars belong to the step that was closed. True if there is something to
-        ship."""
-        with self._lock:
-            if self._open is None:
-                return False
-            self._ship_logs()
-            self._queue.append(self._open)
-            self._open = None
-            return True
-
-    def flush_logs(self) -> None:
-        """Start the copy of logged scalars although no sampled step closes (at the end of a run)."""
-        with self._lock:
-            self._ship_logs()
-            if self._open is not None:
-                self._queue.append(self._open)
-                self._open = None
+    def discard_step(self) -> None:
+        """Forget what was added since the last step was closed."""
+        self._clear()
 
     @property
     def busy(self) -> bool:
-        """Whether anything that was measured is not in the spool yet."""
-        return self._open is not None or bool(self._queue) or bool(self._log_copies) or bool(self._ready_logs)
+        """Whether anything that was measured or logged is not written yet."""
+        return bool(self._queue) or self._logs.waiting
 
     @property
     def dropped(self) -> int:
-        """Frames dropped so far: here because the host did not keep up, or in the spool."""
-        return self._dropped + self._spool.dropped
+        """Frames dropped so far: here because the host did not keep up, or by the sink."""
+        return self._dropped + self._plans.dropped
 
-    # ---- sender thread ---------------------------------------------------------------------------------------------
+    @property
+    def points(self) -> int:
+        """Points written so far."""
+        return self._plans.points
 
-    def drain(self) -> bool:
-        """Turn what has arrived on the host into spool records. True if something is still on its way."""
+    # ---- sender's thread -------------------------------------------------------------------------------------------
+
+    def drain(self, *, everything: bool = False) -> float | None:
+        """Write what has arrived on the host; seconds until it is worth another try, None if nothing waits.
+
+        Args:
+            everything: hold nothing back for scalars to come.
+        """
         with self._drain_lock:
-            return self._drain()
+            return self._drain(everything)
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
-    def _drain(self) -> bool:
-        with self._lock:
-            if self._open is not None and time.monotonic() - self._open.closed_s > HOLD_S:
-                self._ship_logs()
-                self._queue.append(self._open)
-                self._open = None
-        self._take_logs()
-        while self._queue and not self._log_copies:
-            copy = self._queue[0]
-            if not _arrived(copy.event):
-                return True
-            self._write(copy)
-            with self._lock:
-                self._queue.popleft()
-        if not self._queue and not self._log_copies:
-            self._write_logs(before=None)
-        return bool(self._queue) or bool(self._log_copies) or self._open is not None
+    def _clear(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._layout: list[Series | None] = []
+        self._counts: list[int] = []
+        self._host_values: list[tuple[Series, float]] = []
+        self._flags: list[Tensor] = []
+        self._mask_tensors: list[Tensor] = []
+        self._masks: list[tuple[int, int]] = []
 
-    def _to_host(self, tensors: list[Tensor]) -> tuple[Tensor, "torch.cuda.Event | None"]:
-        home = self._device
-        flat = [t if t.dtype == torch.float32 else t.float() for t in tensors]
-        if home.type == "cpu":
-            return torch.cat([t if t.device.type == "cpu" else t.cpu() for t in flat]), None
-        flat = [t if t.device == home else t.to(home, non_blocking=True) for t in flat]
-        size = sum(t.numel() for t in flat)
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = torch.empty(size + size // 4, dtype=torch.float32, device=home)
-        buffer = torch.cat(flat, out=self._buffer[:size])
-        pinned = self._pinned.pop() if self._pinned and self._pinned[-1].numel() >= size else None
-        if pinned is None:
-            pinned = torch.empty(size + size // 4, dtype=torch.float32, pin_memory=home.type == "cuda")
-        host = pinned[:size]
-        host.copy_(buffer, non_blocking=True)
-        if home.type != "cuda":
-            return host.clone(), None
-        new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-        event = new_event()
-        event.record()
-        return host, event
+    def _refuse(self, layout: Layout, values: int, counts: int | None) -> None:
+        self._dropped += 1
+        metric = next((series.metric for series in layout if series is not None), "a metric")
+        if metric not in self._refused:
+            self._refused.add(metric)
+            log.warning(
+                "internist: %s: %d values, %s counts, %d series; this part is left out (training is not affected)",
+                metric, values, "no" if counts is None else counts, len(layout),
+            )  # fmt: skip
 
-    def _ship_logs(self) -> None:
-        """Under the lock: start copying logged tensors; plain numbers are ready at once."""
-        if not self._logs:
-            return
-        logs, self._logs = self._logs, {}
-        keys: list[tuple[int, str]] = []
-        tensors: list[Tensor] = []
-        for step, values in logs.items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    keys.append((step, name))
-                    tensors.append(value.reshape(-1)[:1])
-                else:
-                    self._ready_logs.setdefault(step, {})[name] = value
-        if tensors:
-            host, event = self._to_host(tensors)
-            self._log_copies.append((keys, host, event))
+    def _drain(self, everything: bool) -> float | None:
+        now = time.monotonic()
+        while self._queue:
+            closed = self._queue[0]
+            held = closed.step >= self.step_under_way and now - closed.closed_s < HOLD_S and not everything
+            if held or (closed.transfer is not None and not closed.transfer.arrived()):
+                break
+            logged = self._logs.take(upto=closed.step)
+            if logged is None:
+                break  # a scalar of this step is still on its way
+            for step, values in logged:
+                if step != closed.step:
+                    self._write_logs(step, values)
+            self._write(closed, [pair for step, values in logged if step == closed.step for pair in values])
+            self._queue.popleft()
+        if not self._queue:
+            age = 0.0 if everything else HOLD_S
+            for step, values in self._logs.take(older_than=age, under_way=self.step_under_way) or ():
+                self._write_logs(step, values)
+        if self._queue:
+            return POLL_S
+        return (POLL_S if everything else HOLD_S) if self._logs.waiting else None
 
-    def _take_logs(self) -> None:
-        while self._log_copies:
-            keys, host, event = self._log_copies[0]
-            if not _arrived(event):
-                return
-            values = host.tolist()
-            with self._lock:
-                for (step, name), value in zip(keys, values, strict=True):
-                    self._ready_logs.setdefault(step, {})[name] = value
-                self._log_copies.popleft()
+    def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
+        raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
+        self._plans.write(step, time.time_ns() // 1_000_000, [s for s, _ in values], (1,) * len(values), raw)
 
-    def _write_logs(self, before: int | None) -> None:
-        with self._lock:
-            steps = sorted(step for step in self._ready_logs if before is None or step < before)
-            if self._open is not None:  # their step's own frame is still to come
-                steps = [step for step in steps if step < self._open.step]
-            logs = [(step, self._ready_logs.pop(step)) for step in steps]
-        for step, values in logs:
-            self._emit(step, time.time_ns() // 1_000_000, [(self._log_spec(n), v) for n, v in values.items()])
-
-    def _write(self, copy: _Copy) -> None:
-        self._write_logs(before=copy.step)
-        with self._lock:
-            logged = self._ready_logs.pop(copy.step, {})
-        raw = b"" if copy.host is None else _bytes_of(copy.host)
-        if copy.event is not None and copy.host is not None and len(self._pinned) < QUEUE_LENGTH:
-            self._pinned.append(copy.host._base if copy.host._base is not None else copy.host)
-        skipped = any(v != 0 for v in struct.unpack_from(f"<{copy.flags}f", raw))
-        raw = raw[4 * copy.flags :]
-        extra = copy.host_values + [(self._log_spec(name), value) for name, value in logged.items()]
-        layout, counts = copy.layout, copy.counts
-        if skipped or _NOT_MEASURED_BYTES in raw or None in layout:
+    def _write(self, closed: _Closed, logged: list[tuple[Series, float]]) -> None:
+        raw = b"" if closed.transfer is None else closed.transfer.take()
+        skipped = any(v != 0 for v in struct.unpack_from(f"<{closed.flags}f", raw))
+        end = 4 * (closed.flags + len(closed.layout))
+        masks, raw = raw[end:], raw[4 * closed.flags : end]
+        layout, counts = closed.layout, closed.counts
+        unmeasured = _unmeasured(masks, closed.masks)
+        if skipped or unmeasured or None in layout:
             values = array("f", raw)
             keep = [
                 i
-                for i, s in enumerate(layout)
-                if s is not None and not (skipped and s.metric.startswith("update.")) and values[i] != NOT_MEASURED
+                for i, series in enumerate(layout)
+                if series is not None and i not in unmeasured and not (skipped and _is_of_update(series))
             ]
             raw = array("f", [values[i] for i in keep]).tobytes()
             layout, counts = [layout[i] for i in keep], [counts[i] for i in keep]
-        specs = [spec for spec in layout if spec is not None] + [spec for spec, _ in extra]
+        extra = closed.host_values + logged
+        series = [each for each in layout if each is not None] + [each for each, _ in extra]
         raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value in extra))
-        self._append(copy.step, copy.measured_at_ms, specs, tuple(counts) + (1,) * len(extra), raw, skipped=skipped)
-
-    def _emit(self, step: int, at_ms: int, values: list[tuple[Spec, float]]) -> None:
-        raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
-        self._append(step, at_ms, [spec for spec, _ in values], (1,) * len(values), raw)
-
-    def _append(
-        self, step: int, at_ms: int, specs: list[Spec], counts: tuple[int, ...], raw: bytes, *, skipped: bool = False
-    ) -> None:
-        numbers = [spec.number for spec in specs]
-        if -1 in numbers:
-            new = [spec for spec in dict.fromkeys(specs) if spec.number < 0]
-            for spec in new:
-                spec.number = len(self._specs)
-                self._specs.append(spec)
-            self._spool.append(series=tuple(_declaration(spec) for spec in new))
-            numbers = [spec.number for spec in specs]
-        key = tuple(numbers), counts
-        plan = self._plans.get(key)
-        if plan is None:
-            plan, self._next_plan = self._next_plan, self._next_plan + 1
-            if len(self._plans) >= PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = plan
-            self._spool.append(plan=Plan(plan, key[0], counts))
-        if self._spool.append(frame=Frame(plan, step, at_ms, raw, skipped)):
-            self.points += len(specs)
-
-    def _log_spec(self, name: str) -> Spec:
-        spec = self._log_specs.get(name)
-        if spec is None:
-            facts = Facts(method="as given", placement="data_parallel")
-            spec = self._log_specs[name] = Spec(name, "model", "model", None, "exact", facts)
-        return spec
+        self._plans.write(
+            closed.step, closed.measured_at_ms, series, tuple(counts) + (1,) * len(extra), raw, skipped=skipped
+        )
 
 
-def _arrived(event: "torch.cuda.Event | None") -> bool:
-    query: Callable[[], bool] = bool if event is None else event.query
-    return event is None or query()
+def _unmeasured(masks: bytes, ranges: Sequence[tuple[int, int]]) -> set[int]:
+    """Places of values that were not measured."""
+    if not ranges:
+        return set()
+    flags, at = array("f", masks), 0
+    found: set[int] = set()
+    for start, stop in ranges:
+        found.update(start + i for i in range(stop - start) if flags[at + i] == 0)
+        at += stop - start
+    return found
 
 
-def _declaration(spec: Spec) -> Series:
-    return Series(spec.number, spec.metric, spec.kind, spec.subject, spec.index, spec.bound, replace(spec.facts))
-
-
-def _bytes_of(host: Tensor) -> bytes:
-    """The little-endian bytes of a contiguous float32 tensor on the host (torch does not bring numpy)."""
-    return ctypes.string_at(host.data_ptr(), host.numel() * 4) if host.numel() else b""
+def _is_of_update(series: Series) -> bool:
+    """Whether the value says something of an update: there is none where the step was skipped."""
+    known = METRICS.get(series.metric)
+    return known is not None and known.family == "update"
 
 
 def _single(value: float) -> float:

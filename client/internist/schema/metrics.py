@@ -33,6 +33,11 @@ class Metric:
     source: str = ""
     """The publication that defines it, where one does; what the project derived has none."""
 
+    @property
+    def family(self) -> str:
+        """What stands before the dot of its name: `activation`, `update`, ..."""
+        return self.name.partition(".")[0]
+
 
 _SPECTRAL = "Yang, Simon & Bernstein 2023, arXiv:2310.17813"
 _SU_3 = "Su 2026, kexue.fm/archives/11647"

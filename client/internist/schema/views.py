@@ -12,7 +12,7 @@ from internist.schema.rules import Severity
 from internist.schema.wire import CoverageEntry, Facts, Module, Route, Scalar
 
 Number = float | Literal["nan", "inf", "-inf"] | None
-RunState = Literal["live", "finished", "failed", "lost", "stalled"]
+RunState = Literal["live", "finished", "failed", "killed", "lost", "stalled"]
 AlertState = Literal["pending", "firing", "resolved", "superseded"]
 
 

@@ -19,6 +19,9 @@ MSGPACK_CONTENT_TYPE = "application/msgpack"
 
 MAX_REQUEST_BYTES = 32 << 20
 MAX_RECORD_BYTES = 16 << 20
+PIECE_BYTES = 30_000
+"""Clients cut what they have to say to records of at most this size: they pass wherever 32 KiB pass, through whatever
+proxies lie on the way."""
 MAX_SERIES_PER_PLAN = 200_000
 MAX_SERIES_PER_RUN = 1_000_000
 MAX_NAME_LENGTH = 512
@@ -28,6 +31,8 @@ MAX_WORLD_SIZE = 1 << 20
 Role = Literal["root", "block", "embedding", "head", "norm", "linear", "convolution", "attention", "container", "other"]
 Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
 CoverageState = Literal["measured", "silent", "frozen", "idle", "not captured", "unsupported", "excluded"]
+Outcome = Literal["finished", "failed", "killed"]
+"""How a run ended: by itself, by an error, or by a signal."""
 Scalar = str | int | float | bool | None
 
 
@@ -70,6 +75,9 @@ class Facts:
     """Singular values its orthogonalisation leaves, lowest and highest."""
     scale: float | None = None
     """Of attention logits: what the products of queries and keys are multiplied by."""
+    axis: str | None = None
+    """Of a logged scalar: the name of the scalar, logged at the same step, that says where on its own axis (tokens,
+    epoch) it was logged; None: the optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +115,20 @@ class Frame:
     values: bytes
     skipped: bool = False
     """The optimizer step was skipped (a gradient scaler found infinities): there are no update values."""
+    continued: bool = False
+    """Frames of other plans follow for this step: the rank has not delivered the step with this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoverageEntry:
-    """What became of one watched module or parameter."""
+    """What became of one metric family of one watched module or parameter, or of the run."""
 
     kind: Kind
     subject: str
     state: CoverageState
     reason: str = ""
+    family: str = ""
+    """Which metrics of the subject: a key of `internist.schema.coverage.FAMILIES`; empty: all that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +144,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run ended of its own accord."""
+    """The run ended, as far as its process could say so."""
 
     step: int
     finished_at_ms: int
-    outcome: Literal["finished", "failed"] = "finished"
+    outcome: Outcome = "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +221,16 @@ class RunStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """More of what a start tells, where it would be too large for one record: entries of its config, modules and
+    routes, which the server adds to those it knows. A module or route that it knows already changes nothing."""
+
+    config: dict[str, Scalar] = field(default_factory=dict)
+    modules: tuple[Module, ...] = ()
+    routing: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One record of the spool. Exactly one of its contents is present. Sequence numbers rise by one per attempt and
     rank."""
@@ -221,6 +243,7 @@ class Record:
     coverage: tuple[CoverageEntry, ...] | None = None
     note: Note | None = None
     finish: Finish | None = None
+    outline: Outline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +258,7 @@ class FramesRequest:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A record that was not taken, and why. The records around it are kept."""
+    """A record that was not taken, or a part of one, and why. What stands around it is kept."""
 
     sequence: int
     reason: str

@@ -3,17 +3,19 @@
 import http.client
 import time
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
-from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError
+from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout, Url, parse_url
 
 from internist import __version__
 from internist.errors import (
+    BodyTooLarge,
     ConfigurationError,
+    ConnectionBroken,
     NotInternist,
     RequestRefused,
     ServerError,
@@ -21,7 +23,16 @@ from internist.errors import (
     TokenRefused,
 )
 from internist.schema.scaling import Scaling
-from internist.schema.wire import SPOOL_CONTENT_TYPE, FramesReply, Heartbeat, HeartbeatReply, RunStart, RunStarted
+from internist.schema.wire import (
+    PIECE_BYTES,
+    SPOOL_CONTENT_TYPE,
+    FramesReply,
+    Heartbeat,
+    HeartbeatReply,
+    RunStart,
+    RunStarted,
+)
+from internist.ship.pieces import bare
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
 CONNECT_S: Final = 2.0
@@ -31,6 +42,8 @@ MAX_REPLY_BYTES: Final = 8 << 20
 _CHUNK = 64 << 10
 _SHOWN = 80
 _JSON = "application/json"
+_OF_A_GATEWAY: Final = (400, 403, 408, 411, 414, 500, 502, 503, 504)
+"""What proxies, firewalls and load balancers have been seen to answer to a body that is too large for them."""
 
 _Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling)
 
@@ -39,6 +52,15 @@ class _Detail(msgspec.Struct):
     """How the server words an error."""
 
     detail: object = None
+
+
+class _Answer(NamedTuple):
+    """What came back, whoever sent it."""
+
+    status: int
+    content_type: str
+    location: str
+    data: bytes
 
 
 class Connection:
@@ -63,6 +85,7 @@ class Connection:
         self.server = Url(address.scheme, None, address.host, address.port, address.path).url.rstrip("/")
         self._base = (address.path or "").rstrip("/")
         self._patience = timeout
+        self._starts_bare = False
         self._headers = {"User-Agent": f"internist/{__version__}", "Accept": _JSON}
         if token:
             if not token.isascii() or not token.isprintable():
@@ -78,11 +101,21 @@ class Connection:
     def start_run(self, start: RunStart) -> RunStarted:
         """Tell the server who speaks; it answers from where on it wants to hear.
 
+        A start that is too large for what lies on the way, or whose outline the server does not like, goes without
+        it; the outline follows in the records.
+
         Raises:
             ServerError: one of its kinds, see `internist.errors`; so do the other calls.
         """
-        body = msgspec.json.encode(start)
-        started = self._post("/api/v1/runs", body, _JSON, RunStarted)
+        body = msgspec.json.encode(bare(start) if self._starts_bare else start)
+        try:
+            started = self._post("/api/v1/runs", body, _JSON, RunStarted)
+        except ServerError as error:
+            is_refused = isinstance(error, RequestRefused) and error.status == 422  # perhaps for what the outline says
+            if self._starts_bare or not (is_refused or may_be_too_large(error, len(body))):
+                raise
+            started = self._post("/api/v1/runs", msgspec.json.encode(bare(start)), _JSON, RunStarted)
+            self._starts_bare = True
         if (started.run, started.attempt) != (start.run, start.attempt):
             raise NotInternist(f"{self.server} answered for run {started.run[:_SHOWN]!r}, not for {start.run!r}")
         return started
@@ -93,10 +126,10 @@ class Connection:
         path = f"/api/v1/runs/{quote(run, safe='')}/frames?{urlencode({'attempt': attempt, 'rank': rank})}"
         return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
 
-    def heartbeat(self, run: str, beat: Heartbeat) -> HeartbeatReply:
+    def heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Tell the server that this rank lives."""
         path = f"/api/v1/runs/{quote(run, safe='')}/heartbeat"
-        return self._post(path, msgspec.json.encode(beat), _JSON, HeartbeatReply)
+        return self._post(path, msgspec.json.encode(heartbeat), _JSON, HeartbeatReply)
 
     def scaling(self, runs: Sequence[str] = (), *, family: str | None = None, project: str | None = None) -> Scaling:
         """The scaling check of these runs, by id or name, or of a family; without either, the families there are."""
@@ -117,18 +150,17 @@ class Connection:
     def _get(self, path: str, reply: type[_Reply]) -> _Reply:
         return self._understood(path, self._exchange("GET", path, None, self._headers), reply)
 
-    def _understood(self, path: str, answer: tuple[int, str, bytes], reply: type[_Reply]) -> _Reply:
+    def _understood(self, path: str, answer: _Answer, reply: type[_Reply]) -> _Reply:
         """What an answer says, or the error that it stands for."""
-        status, kind, data = answer
-        if status in (200, 201, 202):
+        if answer.status in (200, 201, 202):
             try:
-                return msgspec.json.decode(data, type=reply)
+                return msgspec.json.decode(answer.data, type=reply)
             except msgspec.DecodeError as error:
-                raise self._stranger(status, kind, data) from error
-        raise self._refusal(path, status, kind, data)
+                raise self._stranger(answer) from error
+        raise self._refusal(path, answer)
 
-    def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str, bytes]:
-        """Status, content type and body of the answer."""
+    def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> _Answer:
+        """The answer to a request."""
         for attempt in (1, 2):
             try:
                 return self._ask(method, path, body, headers)
@@ -136,12 +168,15 @@ class Connection:
                 if any(type(cause) is http.client.BadStatusLine for cause in error.args):
                     raise NotInternist(f"what answers at {self.server} does not speak HTTP") from error
                 if attempt == 2:  # once may be a kept-alive socket that the server closed meanwhile
-                    raise self._unreachable(error) from error
+                    raise self._broken(error) from error
+            except ReadTimeoutError as error:
+                raise self._broken(error) from error
             except HTTPError as error:
-                raise self._unreachable(error) from error
+                message = f"no Internist server answers at {self.server} ({_cause(error)})"
+                raise ServerUnreachable(message) from error
         raise AssertionError("the second attempt returns or raises")
 
-    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str, bytes]:
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> _Answer:
         deadline = time.monotonic() + self._patience + CONNECT_S
         response = self._pool.urlopen(
             method,
@@ -159,32 +194,58 @@ class Connection:
                 if len(data) > MAX_REPLY_BYTES:
                     raise NotInternist(f"{self.server} answered with more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
-                    raise ServerUnreachable(f"{self.server} did not finish its answer in {self._patience:g} s")
+                    raise ConnectionBroken(f"{self.server} did not finish its answer in {self._patience:g} s")
         except BaseException:
             response.close()
             raise
         response.release_conn()
-        return response.status, response.headers.get("Content-Type", ""), bytes(data)
+        found = response.headers
+        return _Answer(response.status, found.get("Content-Type", ""), found.get("Location", ""), bytes(data))
 
-    def _unreachable(self, error: HTTPError) -> ServerUnreachable:
-        return ServerUnreachable(f"no Internist server answers at {self.server} ({_cause(error)})")
+    def _broken(self, error: HTTPError) -> ConnectionBroken:
+        return ConnectionBroken(f"no Internist server answers at {self.server} ({_cause(error)})")
 
-    def _refusal(self, path: str, status: int, kind: str, data: bytes) -> ServerError:
-        """The error that an answer other than success stands for."""
-        detail = _detail(data)
+    def _refusal(self, path: str, answer: _Answer) -> ServerError:
+        """The error that an answer other than success stands for.
+
+        An answer without a `detail` is not our server's: a proxy's, or another program's.
+        """
+        status, detail = answer.status, _detail(answer.data)
+        if status == 413:
+            whose = detail or f"by something on the way, with {self._shown(answer)}"
+            return BodyTooLarge(f"{self.server} takes no body of this size (413{_colon(whose)})", status=status)
         if status in (401, 403):
-            return TokenRefused(f"{self.server} refused the token ({status}{_colon(detail)})")
-        if status >= 500 or status in (408, 429):
-            return ServerError(f"{self.server} answered {status}{_colon(detail)}")
+            whose = detail or f"not by an Internist server: {self._shown(answer)}"
+            return TokenRefused(f"{self.server} refused the token ({status}{_colon(whose)})", status=status)
+        if (status >= 500 and status != 501) or status in (408, 429):
+            return ServerError(f"{self.server} answered {status}{_colon(detail)}", status=status)
+        if 300 <= status < 400 and answer.location:
+            return NotInternist(
+                f"{self.server} redirects ({status}) to {answer.location[:_SHOWN]!r}, and redirects are not followed:"
+                " give the address of the Internist server itself",
+                status=status,
+            )
         if not detail or (status == 404 and path.endswith("/runs")) or status in (405, 501) or 300 <= status < 400:
-            return self._stranger(status, kind, data)
+            return self._stranger(answer)
         return RequestRefused(f"{self.server} refused the request ({status}{_colon(detail)})", status=status)
 
-    def _stranger(self, status: int, kind: str, data: bytes) -> NotInternist:
-        shown = " ".join(data[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+    def _stranger(self, answer: _Answer) -> NotInternist:
         return NotInternist(
-            f"what answers at {self.server} is not an Internist server: {status} {kind or 'without type'} {shown!r}"
+            f"what answers at {self.server} is not an Internist server: {answer.status} {self._shown(answer)}",
+            status=answer.status,
         )
+
+    def _shown(self, answer: _Answer) -> str:
+        """The kind and the beginning of a body."""
+        text = " ".join(answer.data[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+        return f"{answer.content_type or 'without type'} {text!r}"
+
+
+def may_be_too_large(error: ServerError, size: int) -> bool:
+    """Whether a request may have failed for its size: what lies between here and the server says so in many ways."""
+    if isinstance(error, BodyTooLarge):
+        return True
+    return size > PIECE_BYTES and (isinstance(error, ConnectionBroken) or error.status in _OF_A_GATEWAY)
 
 
 def _parsed(server: str) -> Url:

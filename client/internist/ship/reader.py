@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from internist.ship import records
+from internist.ship import files, records
 from internist.ship.segments import read_head, segment_numbers, segment_path
 
 _WINDOW = 4 << 20
@@ -75,13 +75,13 @@ class SpoolReader:
 def _slice(path: Path, offset: int, max_bytes: int) -> tuple[bytes, int | None]:
     """The sound records at an offset of a segment; if damaged ones lie there, the offset of the next sound one."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = files.open_for_reading(path)
     except FileNotFoundError:  # dropped for the budget, or there is no segment yet
         return b"", None
     try:
-        data = os.pread(file, max_bytes, offset)
+        data = files.read_at(file, max_bytes, offset)
         if len(data) == max_bytes:  # the first record may be larger than the slice
-            data += os.pread(file, max(0, _size_at(file, offset) - max_bytes), offset + max_bytes)
+            data += files.read_at(file, max(0, _size_at(file, offset) - max_bytes), offset + max_bytes)
         end = 0
         while (behind := records.sound_end(data, end)) is not None:
             end = behind
@@ -96,12 +96,12 @@ def _next_sound(file: int, offset: int) -> int | None:
     """Offset of the first sound record behind `offset`; None if there is none: a torn tail, perhaps in the making."""
     at = offset + 1
     while True:
-        window = os.pread(file, _WINDOW, at)
+        window = files.read_at(file, _WINDOW, at)
         found = window.find(records.SIGNATURE)
         while found >= 0:
             candidate = at + found - records.SIGNATURE_OFFSET
             if candidate > offset:
-                record = os.pread(file, _size_at(file, candidate), candidate)
+                record = files.read_at(file, _size_at(file, candidate), candidate)
                 if records.sound_end(record, 0) is not None:
                     return candidate
             found = window.find(records.SIGNATURE, found + 1)
@@ -111,7 +111,7 @@ def _next_sound(file: int, offset: int) -> int | None:
 
 
 def _size_at(file: int, offset: int) -> int:
-    return records.claimed_size(os.pread(file, records.HEADER.size, offset))
+    return records.claimed_size(files.read_at(file, records.HEADER.size, offset))
 
 
 def _last_sequence(data: bytes) -> int:
@@ -119,14 +119,14 @@ def _last_sequence(data: bytes) -> int:
     at, view = 0, memoryview(data)
     while (end := at + records.claimed_size(view[at : at + records.HEADER.size])) < len(data):
         at = end
-    return records.outline(view[at + records.HEADER.size :])[0]
+    return records.glance(view[at + records.HEADER.size :]).sequence
 
 
 def _end_of_known(data: bytes, sequence: int) -> int:
     """Where the records up to `sequence` end in a slice."""
     end = 0
     for body in records.bodies(data):
-        if records.outline(body)[0] > sequence:
+        if records.glance(body).sequence > sequence:
             break
         end += records.HEADER.size + len(body)
     return end

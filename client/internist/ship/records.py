@@ -18,20 +18,38 @@ _ENCODER = msgspec.msgpack.Encoder()
 _RECORD = msgspec.msgpack.Decoder(Record)
 
 
-class _FrameStep(msgspec.Struct):
+class _FrameHead(msgspec.Struct):
     """Of a frame, only what ordering needs."""
 
     step: int
+    continued: bool = False
 
 
-class _Outline(msgspec.Struct):
+class _PlanHead(msgspec.Struct):
+    """Of a plan, only its number."""
+
+    number: int
+
+
+class Glance(msgspec.Struct):
     """Of a record, only what ordering needs; everything else is skipped unread."""
 
     sequence: int
-    frame: _FrameStep | None = None
+    frame: _FrameHead | None = None
+    plan: _PlanHead | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step of a frame."""
+        return None if self.frame is None else self.frame.step
+
+    @property
+    def ends_frame(self) -> bool:
+        """Whether it is a frame, and the last of its step."""
+        return self.frame is not None and not self.frame.continued
 
 
-_OUTLINE = msgspec.msgpack.Decoder(_Outline)
+_GLANCE = msgspec.msgpack.Decoder(Glance)
 
 
 def encode(sequence: int, kind: str, content: object) -> bytes:
@@ -57,10 +75,9 @@ def decode(body: bytes | memoryview) -> Record:
     return _RECORD.decode(body)
 
 
-def outline(body: bytes | memoryview) -> tuple[int, int | None]:
-    """Sequence number of a record and, when it is a frame, its step."""
-    peeked = _OUTLINE.decode(body)
-    return peeked.sequence, None if peeked.frame is None else peeked.frame.step
+def glance(body: bytes | memoryview) -> Glance:
+    """What ordering needs of a record."""
+    return _GLANCE.decode(body)
 
 
 def sound_end(buffer: bytes | memoryview, at: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The sender: the thread that turns finished measurements into spool records, and has the courier ship them.
+"""The sender: the thread that turns finished measurements into spool records, and has the uploader ship them.
 
 Writing and shipping are two threads, since a server that hangs must not keep finished measurements out of the spool.
 """
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from internist.schema.wire import Directive, RunStart
 from internist.ship.connection import Connection
-from internist.ship.courier import Courier
 from internist.ship.spool import Spool
+from internist.ship.uploader import Uploader
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.01
@@ -24,7 +24,8 @@ class Sender(threading.Thread):
         spool: where records wait.
         start: who is speaking.
         connection: the server; None: nothing is sent (offline), the spool waits for `internist sync`.
-        drain: turns finished device buffers into spool records; True if more are pending.
+        drain: turns what has arrived on the host into spool records; gives the seconds until it is worth another try,
+            None if nothing waits.
         progress: the last step and its age in ms.
         on_directives: receives the server's wishes; called from another thread.
         heartbeat_s: seconds between heartbeats.
@@ -36,7 +37,7 @@ class Sender(threading.Thread):
         start: RunStart,
         connection: Connection | None,
         *,
-        drain: Callable[[], bool],
+        drain: Callable[[], float | None],
         progress: Callable[[], tuple[int, int]],
         on_directives: Callable[[Sequence[Directive]], None],
         heartbeat_s: float = 15.0,
@@ -49,24 +50,30 @@ class Sender(threading.Thread):
         self._closing = threading.Event()
         self._complaints: set[str] = set()
         self._seen = -1
-        self._courier = connection and Courier(
+        self._uploader = connection and Uploader(
             spool, start, connection, progress=progress, on_directives=on_directives, heartbeat_s=heartbeat_s
         )
 
     @property
     def url(self) -> str | None:
         """Address of the run's page; None until the server has answered."""
-        return self._courier.delivery.url if self._courier else None
+        return self._uploader.delivery.url if self._uploader else None
 
     def start(self) -> None:
         """Begin to write and to ship."""
         super().start()
-        if self._courier:
-            self._courier.start()
+        if self._uploader:
+            self._uploader.start()
 
     def wake(self) -> None:
         """There may be something to drain or to ship. Costs next to nothing."""
         self._awake.set()
+
+    def restart(self, start_step: int) -> None:
+        """The first step of the run was corrected: write it down, and introduce the rank to the server again."""
+        self._spool.restart(start_step)
+        if self._uploader:
+            self._uploader.restart(start_step)
 
     def close(self, timeout: float) -> bool:
         """Drain, ship the rest, stop; at most `timeout` seconds. Whether the server has everything."""
@@ -77,30 +84,31 @@ class Sender(threading.Thread):
             self._empty(deadline)
         else:
             self.join(max(0.0, timeout))
-        return self._courier.close(deadline - time.monotonic()) if self._courier else False
+        return self._uploader.close(deadline - time.monotonic()) if self._uploader else False
 
     def run(self) -> None:
-        """Drain whenever woken, until closed and empty."""
+        """Drain whenever woken, or when what waits is due, until closed and empty."""
+        pause: float | None = None
         while not self._closing.is_set():
-            self._awake.wait()
+            self._awake.wait(pause)
             self._awake.clear()
-            self._empty(None)
+            pause = self._drained()
         self._empty(None)
 
     def _empty(self, deadline: float | None) -> None:
         """Drain until nothing is pending."""
-        while self._drained() and (deadline is None or time.monotonic() < deadline):
-            time.sleep(_POLL_S)
+        while (pause := self._drained()) is not None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(pause)
 
-    def _drained(self) -> bool:
+    def _drained(self) -> float | None:
         try:
-            pending = self._drain()
+            pause = self._drain()
         except Exception as error:  # a failing recorder must not end this thread
             if repr(error) not in self._complaints:
                 self._complaints.add(repr(error))
                 _LOG.exception("run %s: a measurement could not be written", self._run)
-            pending = False
-        if self._courier and self._spool.last_sequence != self._seen:
+            pause = None
+        if self._uploader and self._spool.last_sequence != self._seen:
             self._seen = self._spool.last_sequence
-            self._courier.wake()
-        return pending
+            self._uploader.wake()
+        return pause

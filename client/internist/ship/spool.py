@@ -1,33 +1,39 @@
 """The spool: an append-only, checksummed file of everything one rank has to say. The queue *is* the file."""
 
-import errno
-import fcntl
 import logging
 import os
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from internist.errors import SpoolError
 from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Plan, RunStart, Series
-from internist.ship import records
+from internist.ship import files, records
+from internist.ship.locks import FileLock, is_held
+from internist.ship.pieces import cut, cut_start
+from internist.ship.plans import Plans
 from internist.ship.reader import SpoolReader
 from internist.ship.segments import rank_directory, segment_numbers, segment_path
 
 _LOG = logging.getLogger(__name__)
 _SEGMENTS = 8
-_SERIES_PER_RECORD = 1_000
 _SCAN_BYTES = 1 << 20
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_LOSSES = (OSError, TypeError, ValueError, OverflowError, msgspec.MsgspecError)
+_LOCK = "lock"
+_INEXPRESSIBLE = (TypeError, ValueError, OverflowError, msgspec.MsgspecError)
+_LOSSES = (OSError, *_INEXPRESSIBLE)
+
+_Content = tuple[str, object]
+"""A field of `Record`, and what it holds."""
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class _Segment:
-    """One file of the spool: its size in bytes, its sequence numbers, and which of them are no frames."""
+    """One file of the spool: its size in bytes, its sequence numbers, and which of them end no frame."""
 
     number: int
     size: int = 0
@@ -48,10 +54,13 @@ class Spool:
     torn tail is cut, its numbers go on, and a new segment begins with the new start. Over the budget the oldest segment
     is deleted: an eighth of the budget, or twice the declarations that every segment repeats if those are more.
 
+    What is too large for one record of `PIECE_BYTES` is written as several: a start's outline, series, plans, frames
+    and coverage.
+
     Attributes:
         directory: the rank's directory.
-        dropped: records that were lost: not written because the disk was full, or deleted for the budget before the
-            server had them.
+        dropped: what was lost: not written because the disk was full or because msgpack cannot express it, deleted for
+            the budget before the server had it, or too large for whatever lies between here and the server.
         acknowledged: highest sequence number the server has, as far as is known here; -1: none.
         last_sequence: sequence number of the newest record.
 
@@ -70,9 +79,10 @@ class Spool:
         self.acknowledged = -1
         self.last_sequence = -1
         self._budget = budget
-        self._start = start
-        self._declared: list[tuple[str, object]] = []
-        self._owed: list[tuple[str, object]] = []
+        self._run = start.run
+        self._plans = Plans()
+        self._declared: list[_Content] = []
+        self._owed: list[_Content] = []
         self._segments: list[_Segment] = []
         self._preamble = 0
         self._file = -1
@@ -81,7 +91,7 @@ class Spool:
         self._mutex = threading.Lock()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.directory)
+            self._lock = FileLock(self.directory / _LOCK)
         except BlockingIOError:
             raise SpoolError(
                 f"{self.directory} has a writer already: every start needs an INTERNIST_ATTEMPT of its own"
@@ -89,10 +99,12 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot keep a spool in {self.directory}: {_reason(error)}") from error
         try:
+            head, outlines = cut_start(start)
+            self._declared = [("start", head), *(("outline", outline) for outline in outlines)]
             self._recover()
             self._begin_segment()
         except _LOSSES as error:
-            os.close(self._lock)
+            self._lock.release()
             raise SpoolError(f"cannot keep a spool in {self.directory}: {_reason(error)}") from error
 
     @property
@@ -110,30 +122,49 @@ class Spool:
         note: Note | None = None,
         finish: Finish | None = None,
     ) -> bool:
-        """Write what is given, one record each; whether it is in the file now. Never raises; any thread may call.
+        """Write what is given; whether all of it is in the file now. Never raises; any thread may call.
 
-        Series and plans are never lost: what cannot be written now is written before the next record. Anything else
-        that cannot be written is counted in `dropped`.
+        Series and plans are never lost for want of room: what cannot be written now is written before the next record.
+        Anything else that cannot be written is counted in `dropped`.
         """
         with self._mutex:
             if self._file < 0 or os.getpid() != self._process:
                 return False
-            for at in range(0, len(series or ()), _SERIES_PER_RECORD):
-                self._owed.append(("series", (series or ())[at : at + _SERIES_PER_RECORD]))
-            if plan is not None:
-                self._owed.append(("plan", plan))
-            contents = [("coverage", coverage), ("frame", frame), ("note", note), ("finish", finish)]
-            given = [(kind, content) for kind, content in contents if content is not None]
+            is_whole = self._owe(series or (), plan)
+            others: list[list[_Content]] = []
+            if coverage is not None:
+                others.append([("coverage", piece) for piece in self._cut(coverage) or [()]])
+            if frame is not None:
+                others.append([("frame", part) for part in self._plans.frames(frame)])
+            others += [[(kind, one)] for kind, one in (("note", note), ("finish", finish)) if one is not None]
             try:
-                self._settle()
-                while given:
-                    self._write(*given[0])
-                    del given[0]
+                is_whole &= self._settle()
+                while others:
+                    for kind, content in others[0]:
+                        self._write(kind, content)
+                    del others[0]
             except _LOSSES as error:
-                self.dropped += len(given)
+                self.dropped += len(others)
                 self._complain(error)
                 return False
-            return True
+            return is_whole
+
+    def lose(self, count: int) -> None:
+        """Count records in `dropped` that never got through to the server."""
+        with self._mutex:
+            self.dropped += count
+
+    def restart(self, start_step: int) -> None:
+        """Correct the first step of the run: a new segment begins with the corrected start. Never raises."""
+        with self._mutex:
+            kind, head = self._declared[0]
+            assert isinstance(head, RunStart)
+            self._declared[0] = (kind, replace(head, start_step=start_step))
+            if self._file >= 0 and os.getpid() == self._process:
+                try:
+                    self._begin_segment()
+                except _LOSSES as error:
+                    self._complain(error)
 
     def acknowledge(self, sequence: int) -> None:
         """Note that the server has every record up to `sequence`: they are no loss when the budget deletes them."""
@@ -148,18 +179,43 @@ class Spool:
             os.close(self._file)
             self._file = -1
             for segment in self._segments:
-                _sync(segment_path(self.directory, segment.number))
-            _sync(self.directory)
-            os.close(self._lock)
+                files.sync(segment_path(self.directory, segment.number))
+            files.sync(self.directory)
+            self._lock.release()
 
-    def _settle(self) -> None:
-        """Write the declarations that are owed."""
+    def _owe(self, series: tuple[Series, ...], plan: Plan | None) -> bool:
+        """Note the declarations that have to be written next; whether all of them can be."""
+        before = self.dropped
+        self._owed += [("series", piece) for piece in self._cut(series)]
+        if plan is not None:
+            self._owed += [("plan", part) for part in self._plans.declare(plan)]
+        return self.dropped == before
+
+    def _cut(self, items: tuple[_T, ...]) -> list[tuple[_T, ...]]:
+        """Items in pieces that each fit a record; those that cannot be expressed are lost alone."""
+        pieces, errors = cut(items)
+        self.dropped += len(errors)
+        for error in errors[:1]:
+            self._complain(error)
+        return pieces
+
+    def _settle(self) -> bool:
+        """Write the declarations that are owed; False where one was lost because it cannot be expressed."""
+        is_whole = True
         while self._owed:
-            self._write(*self._owed[0])
-            self._declared.append(self._owed.pop(0))
+            try:
+                self._write(*self._owed[0])
+            except _INEXPRESSIBLE as error:  # kept, it would hold up everything that follows for ever
+                self._owed.pop(0)
+                self.dropped += 1
+                self._complain(error)
+                is_whole = False
+            else:
+                self._declared.append(self._owed.pop(0))
+        return is_whole
 
     def _write(self, kind: str, content: object) -> None:
-        deleted = os.fstat(self._file).st_nlink == 0  # by someone else, while we write it
+        deleted = files.is_deleted(self._file)  # by someone else, while we write it
         if deleted or self._segments[-1].size >= max(self._budget // _SEGMENTS, 2 * self._preamble):
             self._begin_segment()
         if deleted:
@@ -167,31 +223,29 @@ class Spool:
         segment = self._segments[-1]
         data = records.encode(self.last_sequence + 1, kind, content)
         self._make_room(len(data))
-        _write_at(self._file, data, segment.size)
+        files.write_at(self._file, data, segment.size)
         self.last_sequence += 1
         segment.size += len(data)
         segment.last = self.last_sequence
-        if kind != "frame":
+        if not (isinstance(content, Frame) and not content.continued):
             segment.others.append(self.last_sequence)
 
     def _begin_segment(self) -> None:
         """Go on in a new file, which repeats the start and all declarations, so that it can be understood by itself."""
         segment = _Segment(self._segments[-1].number + 1 if self._segments else 1, first=self.last_sequence + 1)
-        contents = [("start", self._start), *self._declared]
-        parts = [records.encode(segment.first + index, *content) for index, content in enumerate(contents)]
+        parts = [records.encode(segment.first + index, *content) for index, content in enumerate(self._declared)]
         data = b"".join(parts)
         self._make_room(len(data))
         path = segment_path(self.directory, segment.number)
         unfinished = path.with_suffix(".new")
         self.directory.mkdir(parents=True, exist_ok=True)
-        file = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            _write_at(file, data, 0)
-            unfinished.rename(path)  # readers never see half a beginning
+            _write_whole(unfinished, data)
+            unfinished.replace(path)  # readers never see half a beginning
         except OSError:
-            os.close(file)
             unfinished.unlink(missing_ok=True)
             raise
+        file = files.open_for_writing(path, create=False)
         if self._file >= 0:
             os.close(self._file)
         self._file, self._preamble = file, len(data)
@@ -203,7 +257,8 @@ class Spool:
         """Delete the oldest segments until `size` more bytes are within the budget. The newest always stays."""
         while len(self._segments) > 1 and self.size + size > self._budget:
             oldest = self._segments[0]
-            segment_path(self.directory, oldest.number).unlink(missing_ok=True)
+            if not files.delete(segment_path(self.directory, oldest.number)):
+                return  # a reader has it open: next time
             self.dropped += oldest.frames_after(self.acknowledged)
             del self._segments[0]
 
@@ -222,10 +277,13 @@ class Spool:
         data, last = reader.read(-1, _SCAN_BYTES)
         while data:
             segment = by_number[reader.number]
-            outlines = [records.outline(body) for body in records.bodies(data)]
-            segment.first = outlines[0][0] if segment.last < 0 else segment.first
+            found = [records.glance(body) for body in records.bodies(data)]
+            segment.first = found[0].sequence if segment.last < 0 else segment.first
             segment.last = self.last_sequence = last
-            segment.others.extend(sequence for sequence, step in outlines if step is None)
+            segment.others.extend(one.sequence for one in found if not one.ends_frame)
+            for one in found:
+                if one.plan is not None:
+                    self._plans.take(one.plan.number)
             data, last = reader.read(last, _SCAN_BYTES)
         if reader.number in by_number:
             os.truncate(segment_path(self.directory, reader.number), reader.offset)
@@ -237,65 +295,19 @@ class Spool:
             self._complained = True
             _LOG.warning(
                 "run %s: a record could not be written to %s: %s. Training goes on; what is lost is counted.",
-                self._start.run, self.directory, _reason(error),
+                self._run, self.directory, _reason(error),
             )  # fmt: skip
 
 
 def is_being_written(directory: Path) -> bool:
-    """Whether a process has a rank's spool open for writing."""
+    """Whether a process has a rank's spool open for writing; False where that cannot be known."""
+    return is_held(directory / _LOCK)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    file = files.open_for_writing(path, empty=True)
     try:
-        file = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(file)
-    return False
-
-
-def _lock(directory: Path) -> int:
-    """An open, locked file that says this directory has a writer.
-
-    Raises:
-        BlockingIOError: another writer holds it.
-    """
-    file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:  # some network file systems have no locks
-            os.close(file)
-            raise
-    return file
-
-
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    """Write all of `data` at `offset`, or nothing."""
-    done = 0
-    try:
-        while done < len(data):
-            done += os.pwrite(file, memoryview(data)[done:] if done else data, offset + done)
-    except OSError:
-        os.ftruncate(file, offset)
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Put a file or directory on the disk; a failure is the disk's last word and no loss for the caller."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        _LOG.warning("%s is gone: %s", path, _reason(error))
-        return
-    try:
-        os.fsync(file)
-    except OSError as error:
-        _LOG.warning("%s may not be on the disk: %s", path, _reason(error))
+        files.write_at(file, data, 0)
     finally:
         os.close(file)
 

@@ -1,18 +1,15 @@
 """Sync: ship what jobs that have ended left in their spools."""
 
-import argparse
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from internist.errors import InternistError, NotInternist, ServerError, SpoolError, TokenRefused
+from internist.errors import NotInternist, ServerError, SpoolError, TokenRefused
 from internist.schema.wire import RunStart
 from internist.ship import records
-from internist.ship.connection import DEFAULT_SERVER, Connection
+from internist.ship.connection import Connection
 from internist.ship.delivery import SLICE_BYTES, Delivery
 from internist.ship.reader import SpoolReader
 from internist.ship.segments import rank_directories, read_start
@@ -36,7 +33,7 @@ class SyncReport:
         records: records that were sent.
         stored: records that the server did not have.
         duplicates: records that were sent and that the server had already.
-        refused: reasons for which the server refused records, with their number.
+        refused: reasons for which records were refused, by the server or on the way to it, with their number.
         corrupt: damaged places in the files, which were skipped.
         live: directories that a job is still writing: what they get later is not shipped.
         unreadable: directories whose spool tells no start, and which were left out.
@@ -83,53 +80,6 @@ def sync(directory: Path, *, server: str, token: str | None = None, verify: bool
     finally:
         connection.close()
     return report
-
-
-def command(argv: list[str]) -> int:
-    """Ship what jobs that have ended left in their spool directories."""
-    arguments = _parser(os.environ).parse_args(argv)
-    try:
-        report = sync(arguments.directory, server=arguments.server, token=arguments.token, verify=arguments.verify)
-    except (InternistError, OSError) as error:
-        print(f"internist sync: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(describe(report)))
-    return 1 if report.missing or report.refused or report.unreadable else 0
-
-
-def describe(report: SyncReport) -> list[str]:
-    """The report in lines for people."""
-    lines = [
-        f"{_count(len(report.runs), 'run')}, {_count(report.attempts, 'attempt')}, {_count(report.spools, 'spool')}:"
-        f" {_count(report.records, 'record')} sent, {report.stored:,} of them new to the server"
-    ]
-    lines += [f"  {url}" for url in report.urls]
-    lines += [f"refused: {_count(number, 'record')}: {reason}" for reason, number in report.refused.items()]
-    lines += [f"still being written, to be synced again: {path}" for path in report.live]
-    lines += [f"left out, its beginning is damaged: {path}" for path in report.unreadable]
-    if report.corrupt:
-        lines.append(f"{_count(report.corrupt, 'damaged place')} skipped")
-    if report.missing is not None:
-        lacked = (
-            f"lacked {_count(report.missing, 'record')}, which it has now" if report.missing else "has every record"
-        )
-        lines.append(f"verified: the server {lacked}")
-    return lines
-
-
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="internist sync", description=(command.__doc__ or "").partition("\n")[0])
-    given = environ.get("INTERNIST_DIR")
-    parser.add_argument(
-        "directory", type=Path, nargs="?" if given else None, default=Path(given) if given else None,
-        help="directory of all runs, of one run, attempt or rank (default: INTERNIST_DIR)",
-    )  # fmt: skip
-    server = environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
-    parser.add_argument("--server", default=server, help=f"address (default: INTERNIST_SERVER, now {server})")
-    token = environ.get("INTERNIST_TOKEN") or None
-    parser.add_argument("--token", default=token, help="what the server asks for (default: INTERNIST_TOKEN)")
-    parser.add_argument("--verify", action="store_true", help="send all again and count what the server lacked")
-    return parser
 
 
 def _attempts(directory: Path, report: SyncReport) -> list[list[_Rank]]:
@@ -199,9 +149,9 @@ def _ship(deliveries: Iterable[Delivery], *, resume: bool) -> int:
                 del reached[delivery]
                 continue
             if delivery.send(body, last) is not None:
-                outlines = [records.outline(record) for record in records.bodies(body)]
-                records_sent += len(outlines)
-                reached[delivery] = max([reached[delivery], *(step for _, step in outlines if step is not None)])
+                sent = [records.glance(record) for record in records.bodies(body)]
+                records_sent += len(sent)
+                reached[delivery] = max([reached[delivery], *(one.step for one in sent if one.step is not None)])
             failures = 0
         except ServerError as error:
             if isinstance(error, TokenRefused | NotInternist) or failures == len(_RETRIES_S):
@@ -210,7 +160,3 @@ def _ship(deliveries: Iterable[Delivery], *, resume: bool) -> int:
             failures += 1
             stale = True
     return records_sent
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

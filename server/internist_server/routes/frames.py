@@ -64,7 +64,7 @@ def take_frames(
     Sequence numbers that are stored already are skipped, so a slice may be sent again.
     """
     return services.ingest.take(
-        run_id, envelope.open_parcel(body.content, body.content_type, attempt=attempt, rank=rank)
+        run_id, envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
     )
 
 
@@ -75,4 +75,4 @@ def take_frames(
 )
 def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep) -> HeartbeatReply:
     """Keep a rank's sign of life. Without one for 60 s the run is lost."""
-    return services.ingest.beat(run_id, envelope.open_heartbeat(body.content, body.content_type))
+    return services.ingest.heartbeat(run_id, envelope.open_heartbeat(body.content, body.content_type))

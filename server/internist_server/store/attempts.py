@@ -1,15 +1,20 @@
 """Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Final, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from internist.schema.wire import Finish, Heartbeat, RunStart
+from internist.schema.wire import Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
 from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow
+
+_GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
+"""Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,9 @@ class Attempt:
     parametrization: str
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
-    outcome: str | None
+    outcome: Outcome | None
+    has_outline: bool = False
+    """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ class Segment:
 
 LAST_STEP = (1 << 53) - 1
 """Steps beyond this are refused: a float64 axis could not tell them apart."""
+MAX_OUTLINE = 200_000
+"""Modules, and routes, of one attempt that are kept."""
 
 
 def lock_run(session: Session, run: str) -> None:
@@ -120,10 +129,7 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     elif row.world_size != start.world_size:
         raise Conflict(f"attempt {start.attempt!r} has a world size of {row.world_size}, not {start.world_size}")
     else:
-        if start.modules and not row.modules:
-            row.modules = [asdict(module) for module in start.modules]
-        if start.routing and not row.routing:
-            row.routing = [asdict(route) for route in start.routing]
+        _merge_outline(row, start.modules, start.routing)
     session.flush()
     rank = find_rank(session, row.id, start.rank)
     if rank is None:
@@ -133,6 +139,31 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     touch_run(session, start.run)
     session.flush()
     return _attempt(session, row), rank, is_new
+
+
+def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt:
+    """The attempt with more of what its start tells. What is known already stays as it is."""
+    row = session.get_one(AttemptRow, attempt.id)
+    _merge_outline(row, outline.modules, outline.routing)
+    run = session.get_one(RunRow, attempt.run)
+    new = {name: value for name, value in outline.config.items() if name not in run.config}
+    if new:
+        run.config = {**run.config, **new}
+    session.flush()
+    return _attempt(session, row)
+
+
+def _merge_outline(row: AttemptRow, modules: Sequence[Module], routing: Sequence[Route]) -> None:
+    """Add the modules and routes that are not known: ranks of a pipeline hold different ones, and a large outline comes
+    in pieces, some of them more than once."""
+    known = {module["name"] for module in row.modules}
+    new = [asdict(one) for one in modules if one.name not in known]
+    if new:
+        row.modules = [*row.modules, *new][:MAX_OUTLINE]
+    taken = {(route["parameter"], route["optimizer"], route["group"]) for route in row.routing or ()}
+    new = [asdict(one) for one in routing if (one.parameter, one.optimizer, one.group) not in taken]
+    if new:
+        row.routing = [*(row.routing or ()), *new][:MAX_OUTLINE]
 
 
 def find_attempt(session: Session, run: str, name: str) -> Attempt:
@@ -224,23 +255,26 @@ def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
             received_at_ms=rank.received_at_ms,
             frame_at_ms=rank.frame_at_ms,
             finished_at_ms=rank.finished_at_ms,
+            heartbeat_step=rank.heartbeat_step,
         )
     )
 
 
-def save_heartbeat(session: Session, attempt: Attempt, beat: Heartbeat, *, now_ms: int) -> None:
-    """Keep a rank's sign of life."""
-    row = session.get(RankRow, (attempt.id, beat.rank))
+def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, now_ms: int) -> Rank:
+    """Keep a rank's sign of life; the rank as it is then."""
+    row = session.get(RankRow, (attempt.id, heartbeat.rank))
     if row is None:
-        raise AttemptNotFound(attempt.run, f"{attempt.name} rank {beat.rank}")
-    row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, beat.step, beat.step_age_ms
+        raise AttemptNotFound(attempt.run, f"{attempt.name} rank {heartbeat.rank}")
+    row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, heartbeat.step, heartbeat.step_age_ms
     session.flush()
+    return _rank(row)
 
 
 def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
-    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has."""
+    """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has, as the gravest of
+    them did."""
     row = session.get_one(AttemptRow, attempt.id)
-    row.outcome = "failed" if "failed" in (row.outcome, finish.outcome) else "finished"
+    row.outcome = max(_outcome(row) or "finished", finish.outcome, key=_GRAVITY.index)
     if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
@@ -262,8 +296,13 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         parametrization=run.parametrization,
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
-        outcome=row.outcome,
+        outcome=_outcome(row),
+        has_outline=bool(row.modules),
     )
+
+
+def _outcome(row: AttemptRow) -> Outcome | None:
+    return cast(Outcome | None, row.outcome)
 
 
 def _rank(row: RankRow) -> Rank:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from internist_server.store.attempts import Segment
 from internist_server.store.merge import Floats, Ids, Mask, Part, merge
 from internist_server.store.series import Columns, StoredPlan, list_plans
-from internist_server.store.tables import FrameRow
+from internist_server.store.tables import FrameRow, PlanRow
 
 MAX_CELLS: Final = 8_000_000
 """Values of one matrix that are held at a time; longer windows come in pieces."""
@@ -82,9 +82,31 @@ def first_received_ms(session: Session, attempt_id: int, *, after: int) -> int |
     return None if found is None else int(found[1])
 
 
-def recent_times(session: Session, attempt_id: int, *, limit: int = 64) -> list[tuple[int, int]]:
-    """The newest (step, measured at) of an attempt, newest first."""
-    query = select(FrameRow.step, FrameRow.measured_at_ms).where(FrameRow.attempt_id == attempt_id)
+def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_to: int) -> int | None:
+    """The newest step of a rank's frames in a range; None without one."""
+    query = select(func.max(FrameRow.step)).where(
+        FrameRow.attempt_id == attempt_id, FrameRow.rank == rank, FrameRow.step > after, FrameRow.step <= up_to
+    )
+    return session.scalar(query)
+
+
+def is_measured_between(session: Session, attempt_id: int, rank: int, *, first: int, last: int) -> bool:
+    """Whether a rank has sent a frame of one of these steps that holds more than logged scalars."""
+    is_of_frame = (
+        (PlanRow.attempt_id == FrameRow.attempt_id)
+        & (PlanRow.rank == FrameRow.rank)
+        & (PlanRow.number == FrameRow.plan)
+    )
+    mine = select(FrameRow.step).join(PlanRow, is_of_frame).where(FrameRow.attempt_id == attempt_id)
+    found = mine.where(FrameRow.rank == rank, FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
+    return session.scalar(found.limit(1)) is not None
+
+
+def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 64) -> list[tuple[int, int]]:
+    """The newest (step, measured at) of an attempt up to a step, newest first."""
+    query = select(FrameRow.step, FrameRow.measured_at_ms).where(
+        FrameRow.attempt_id == attempt_id, FrameRow.step <= up_to
+    )
     return [(row[0], row[1]) for row in session.execute(query.order_by(FrameRow.step.desc()).limit(limit))]
 
 

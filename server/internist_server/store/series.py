@@ -15,8 +15,16 @@ from internist_server.store.dialects import upsert
 from internist_server.store.merge import Codes, Ids, codes_of
 from internist_server.store.tables import NO_INDEX, DeclarationRow, PlanRow, SeriesRow
 
+NO_SERIES = 0
+"""Stands in a plan for a series that is not taken: its values are not read. Ids of series begin at 1."""
+
 Key = tuple[str, str, str, int, str]
 _BATCH = 5_000
+_LOGGED = "as given"
+"""The method of scalars that the user's own code logs, whatever their names."""
+_PLAN_NUMBERS = 1 << 31
+"""Plans of a rank are numbered below this. One that is declared anew under a used number is another plan: it is stored
+under that number plus a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,13 @@ class StoredSeries:
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """Series ids and counts of one plan of one rank."""
+    """Series ids (`NO_SERIES` where one is not taken) and counts of one plan of one rank."""
 
     rank: int
     number: int
+    """As it is stored; `find_plan` knows the number that the rank gave it."""
     is_sampled: bool
+    """Whether it holds what was measured, and not only logged scalars."""
     last_step: int
     series: Ids
     counts: Ids | None
@@ -57,10 +67,10 @@ def count_series(session: Session, run: str) -> int:
     return session.scalar(select(func.count()).select_from(SeriesRow).where(SeriesRow.run_id == run)) or 0
 
 
-def count_known(session: Session, run: str, series: Sequence[Series]) -> int:
-    """How many of these series the run has already."""
-    known = _ids_by_key(session, run, {one.metric for one in series})
-    return sum(_key(one) in known for one in series)
+def find_known(session: Session, run: str, series: Sequence[Series]) -> list[bool]:
+    """Which of these series the run has already."""
+    known = _ids_by_key(session, run, series)
+    return [_key(one) in known for one in series]
 
 
 def declare(
@@ -82,7 +92,7 @@ def declare(
     key = ["run_id", "metric", "kind", "subject", "index", "bound"]
     for begin in range(0, len(rows), _BATCH):
         upsert(session, SeriesRow, rows[begin : begin + _BATCH], key=key, update=["facts"])
-    known = _ids_by_key(session, run, {one.metric for one in series})
+    known = _ids_by_key(session, run, series)
     ids = {one.number: known[_key(one)] for one in series}
     session.add(
         DeclarationRow(
@@ -109,15 +119,12 @@ def declared(session: Session, attempt_id: int, rank: int) -> dict[int, int]:
 
 
 def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequence[int]) -> StoredPlan:
-    """Store a plan whose series have these server ids."""
-    metrics: set[str] = set()
-    for begin in range(0, len(ids), _BATCH):
-        query = select(SeriesRow.metric).where(SeriesRow.id.in_(ids[begin : begin + _BATCH])).distinct()
-        metrics.update(session.scalars(query))
+    """Store a plan whose series have these server ids; frames that follow and name its number are of this plan."""
+    earlier = find_plan(session, attempt_id, rank, plan.number)
     stored = StoredPlan(
         rank=rank,
-        number=plan.number,
-        is_sampled=any(is_sampled(metric) for metric in metrics),
+        number=plan.number if earlier is None else earlier.number + _PLAN_NUMBERS,
+        is_sampled=_is_any_sampled(session, ids),
         last_step=-1,
         series=np.array(ids, dtype="<i8"),
         counts=np.array(plan.counts, dtype="<i8") if plan.counts else None,
@@ -126,7 +133,7 @@ def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequ
         PlanRow(
             attempt_id=attempt_id,
             rank=rank,
-            number=plan.number,
+            number=stored.number,
             is_sampled=stored.is_sampled,
             series=stored.series.tobytes(),
             counts=None if stored.counts is None else stored.counts.tobytes(),
@@ -136,21 +143,29 @@ def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequ
     return stored
 
 
+def find_plan(session: Session, attempt_id: int, rank: int, number: int) -> StoredPlan | None:
+    """The plan that a rank declared last under a number; None if it declared none."""
+    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank)
+    mine = query.where(PlanRow.number % _PLAN_NUMBERS == number).order_by(PlanRow.number.desc()).limit(1)
+    row = session.scalar(mine)
+    return None if row is None else _plan(row)
+
+
+def has_sampled_plan(session: Session, attempt_id: int, rank: int) -> bool:
+    """Whether a rank has declared a plan that holds more than logged scalars."""
+    query = select(PlanRow.number).where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank, PlanRow.is_sampled)
+    return session.scalar(query.limit(1)) is not None
+
+
 def is_sampled(metric: str) -> bool:
     """Whether the metric belongs to sampled frames; a logged scalar may come at any step."""
     known = METRICS.get(metric)
     return known is not None and known.cadence != "logged"
 
 
-def list_plans(
-    session: Session, attempt_id: int, *, rank: int | None = None, numbers: Sequence[int] | None = None
-) -> list[StoredPlan]:
-    """Plans of an attempt, of one rank or of all."""
+def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
+    """Plans of an attempt."""
     query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
-    if rank is not None:
-        query = query.where(PlanRow.rank == rank)
-    if numbers is not None:
-        query = query.where(PlanRow.number.in_(numbers))
     return [_plan(row) for row in session.scalars(query)]
 
 
@@ -218,10 +233,30 @@ def _key(series: Series) -> Key:
     return series.metric, series.kind, series.subject, index, series.bound
 
 
-def _ids_by_key(session: Session, run: str, metrics: set[str]) -> dict[Key, int]:
+def _is_any_sampled(session: Session, ids: Sequence[int]) -> bool:
+    """Whether one of these series is measured, and not logged by the user's own code."""
+    method = SeriesRow.facts["method"].as_string()
+    found: set[tuple[str, str | None]] = set()
+    for begin in range(0, len(ids), _BATCH):
+        query = select(SeriesRow.metric, method).where(SeriesRow.id.in_(ids[begin : begin + _BATCH])).distinct()
+        found.update((row[0], row[1]) for row in session.execute(query))
+    return any(is_sampled(metric) and how != _LOGGED for metric, how in found)
+
+
+def _ids_by_key(session: Session, run: str, series: Sequence[Series]) -> dict[Key, int]:
+    """Ids of those of these series that the run has; a declaration is a small part of a large run."""
     columns = (SeriesRow.metric, SeriesRow.kind, SeriesRow.subject, SeriesRow.index, SeriesRow.bound, SeriesRow.id)
-    query = select(*columns).where(SeriesRow.run_id == run, SeriesRow.metric.in_(metrics))
-    return {(row[0], row[1], row[2], row[3], row[4]): row[5] for row in session.execute(query)}
+    found: dict[Key, int] = {}
+    for begin in range(0, len(series), _BATCH):
+        part = series[begin : begin + _BATCH]
+        query = select(*columns).where(
+            SeriesRow.run_id == run,
+            SeriesRow.metric.in_({one.metric for one in part}),
+            SeriesRow.kind.in_({one.kind for one in part}),
+            SeriesRow.subject.in_({one.subject for one in part}),
+        )
+        found.update({(row[0], row[1], row[2], row[3], row[4]): row[5] for row in session.execute(query)})
+    return found
 
 
 def _series(row: Any) -> StoredSeries:

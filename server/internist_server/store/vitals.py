@@ -35,7 +35,7 @@ def step_time_ms(times: Sequence[tuple[int, int]]) -> float | None:
 def vitals_of(attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, now_ms: int) -> Vitals:
     """The state of a run by its newest attempt."""
     if attempt.finished_at_ms is not None:
-        return Vitals("failed" if attempt.outcome == "failed" else "finished", "")
+        return Vitals(attempt.outcome or "finished", "")
     contact = max(
         (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks), default=attempt.received_at_ms
     )

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from internist.mup import plan
 from internist.mup.multipliers import Multiplier, multiplier_of, multiply
-from internist.mup.plan import Plan
+from internist.mup.planning import Plan
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
 

@@ -73,7 +73,7 @@ def test_the_compiled_graph_is_not_rebuilt_for_the_monitor(tmp_path):
         losses(compiled=True, watched=True, directory=tmp_path)
 
 
-def test_a_model_compiled_after_watching_says_that_its_modules_are_not_captured(tmp_path):
+def test_a_model_compiled_after_watching_is_found_and_measured_by_replay(tmp_path):
     torch._dynamo.reset()
     inner = ByteGPT(width=32, depth=2, heads=2, context=16)
     optimizer = torch.optim.SGD(inner.parameters(), lr=1e-2)
@@ -83,9 +83,9 @@ def test_a_model_compiled_after_watching_says_that_its_modules_are_not_captured(
             compiled(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
             optimizer.step()
 
-        states = {entry.subject: entry.state for entry in monitor.coverage()}
-        assert states["blocks.0"] == "not captured"
-        assert states["blocks.0.mlp.fc1.weight"] == "measured"
+        states = {(entry.subject, entry.family): entry.state for entry in monitor.coverage()}
+        assert states["blocks.0", "activation"] == "measured"
+        assert states["blocks.0.mlp.fc1.weight", "update"] == "measured"
 
 
 def test_a_copied_and_a_pickled_model_carry_inert_hooks(tmp_path):
@@ -117,7 +117,7 @@ def test_unwatching_leaves_no_hook_behind(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert functional.scaled_dot_product_attention is original
     assert torch.nn.utils.clip_grad_norm_ is clip
-    assert monitor._observer is not None and not monitor._observer.gate.on
+    assert monitor.is_released
 
 
 def test_an_exception_inside_the_monitor_never_reaches_training(tmp_path, monkeypatch):

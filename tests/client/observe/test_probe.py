@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 import internist
 from internist.model.outline import outline
+from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
 from internist.observe.probe import ProbeReplay, replay_obstacle
+from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
+from internist.record.series_book import SeriesBook
 from tests.client.points import read
 
 WIDTH = 8
@@ -41,7 +44,7 @@ def train(model: nn.Module, directory, batch: Callable[[], Any], *, steps: int =
         optimizer.zero_grad()
         losses.append(loss.item())
     assert monitor._observer is not None
-    reason = monitor._observer.probe.unsupported
+    reason = monitor._observer._captures.probe.unsupported
     monitor.finish()
     return losses, reason, read(monitor.directory)[0]
 
@@ -296,7 +299,7 @@ def test_the_probe_may_be_taken_inside_a_closure(tmp_path):
 
     for _ in range(2):
         optimizer.step(closure)
-    assert monitor._observer is not None and monitor._observer.probe.unsupported == ""
+    assert monitor._observer is not None and monitor._observer._captures.probe.unsupported == ""
     monitor.finish()
 
 
@@ -312,22 +315,18 @@ def test_a_vmapped_call_gives_no_probe():
 
 
 def part(model: nn.Module, **options: Any) -> ProbeReplay:
-    seen, gate = outline(model), Gate()
-    activations = ActivationCapture(
-        seen, gate, fault=lambda *_: None, wanted=lambda _: True, every=1, heavy_every=10, world_size=1
-    )
-    return ProbeReplay(seen, gate, activations, heavy_every=10, **options)
+    seen, gate, sampling = outline(model), Gate(), Sampling(every=1, **options)
+    book = SeriesBook(sampling.wants)
+    activations = ActivationCapture(seen, gate, book=book, faults=Faults(), sampling=sampling, world_size=1)
+    return ProbeReplay(seen, gate, activations, book=book, sampling=sampling)
 
 
 def test_a_replay_that_was_turned_off_takes_nothing_and_says_who_turned_it_off():
-    replay = part(Linear(), enabled=False)
-    replay.unsupported = replay_obstacle(Linear())
+    replay = part(Linear(), replay=False)
     replay.take(*rows())
     replay.before(features=True, activations=False)
 
     assert not replay.ready and replay.unsupported == "watch(replay=False)"
-    replay.enabled = True
-    assert replay.unsupported == ""
 
 
 def test_a_sharded_model_is_not_replayed():

@@ -42,7 +42,7 @@ def build_and_train(build: Callable[[], nn.Module], directory, *, watched: bool,
         optimizer.zero_grad()
         found.append(loss.item())
     if monitor is not None:
-        assert monitor._observer is not None and monitor._observer.probe.unsupported == ""
+        assert monitor._observer is not None and monitor._observer._captures.probe.unsupported == ""
         monitor.finish()
         points, _, _ = read(monitor.directory)
         assert any(metric == "update.feature" for metric, _, _ in points)

@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+from collections import Counter
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,8 +18,10 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from internist.optim import distributed as optim_distributed
+from internist.optim.alignment import BOUNDARY
 from internist.optim.core import MatrixOptimizer
 from internist.optim.distributed import overwrite, whole
 from internist.optim.muon import Muon
@@ -26,6 +29,9 @@ from internist.optim.muon_plus_plus import MuonPlusPlus
 from internist.optim.ownership import held_regions
 
 STEPS = 4
+
+aten = torch.ops.aten
+PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.baddbmm_, aten.addmm_, aten.mv, aten.addmv_, aten.dot}
 
 SHAPES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "square": ((16, 16), {}),
@@ -137,6 +143,37 @@ def steps_like_one_process(kind: str, layout: str) -> dict[str, float]:
     parameters = placed(layout)
     advance(build(kind, parameters, **options_for(layout)), parameters, range(STEPS))
     return differences(parameters, alone(kind))
+
+
+class Products(TorchDispatchMode):
+    """Counts products by what their rounding may depend on: shapes, strides, and how operands lie to a boundary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in PRODUCTS:
+            self.seen[f"{func.overloadpacket} {[_place(x) for x in args if isinstance(x, Tensor)]}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _place(x: Tensor) -> tuple[list[tuple[int, int]], int]:
+    """Sides with their strides, which of a single entry is no matter, and the distance to a boundary."""
+    return [(size, stride if size > 1 else 0) for size, stride in zip(x.shape, x.stride(), strict=True)], (
+        x.data_ptr() % BOUNDARY
+    )
+
+
+def products(kind: str, layout: str) -> tuple[Counter[str], Counter[str]]:
+    """The products of this rank's steps, and those of one process."""
+    parameters = placed(layout)
+    optimizer = build(kind, parameters, **options_for(layout))
+    with Products() as here:
+        advance(optimizer, parameters, range(STEPS))
+    with Products() as one_process:
+        alone(kind)
+    return here.seen, one_process.seen
 
 
 def trains_like_one_process(kind: str, how: str) -> list[float]:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from internist.optim import Muon
+from internist.optim.coefficients import orthogonalize
 from internist.optim.matrices import matrix_views
-from internist.optim.orthogonalize import orthogonalize
 from internist.optim.parts import CACHED_ENTRIES, cached_parts
 
 COMPILED = 5e-6

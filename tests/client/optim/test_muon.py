@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import _muon as torchs
 
 from internist.optim import Muon
-from internist.optim.orthogonalize import COEFFICIENTS, norm_band
+from internist.optim.coefficients import COEFFICIENTS, norm_band
 
 FLOAT32 = 1e-5
 """Of entries after five steps of 0.02, against torch's routine with its cast to bfloat16 taken out."""

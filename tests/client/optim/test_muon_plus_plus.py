@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from internist.demo.model import ByteGPT, batch, text
 from internist.optim import frozen_step
+from internist.optim.coefficients import COEFFICIENTS, greatest_singular_value
 from internist.optim.complement import CAP_SHARE, CAP_SLACK
 from internist.optim.constraints import spectral_radius
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
-from internist.optim.orthogonalize import COEFFICIENTS, greatest_singular_value
 
 POLICIES = ["decay", "cap", "retract", "none"]
 

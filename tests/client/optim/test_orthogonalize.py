@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from internist.optim.newton_schulz import newton_schulz
-from internist.optim.orthogonalize import (
+from internist.optim.coefficients import (
     COEFFICIENTS,
     arithmetic_dtype,
     band,
@@ -15,6 +14,7 @@ from internist.optim.orthogonalize import (
     norm_band,
     orthogonalize,
 )
+from internist.optim.newton_schulz import newton_schulz
 
 AS_ORTHOGONAL = 1.02
 """Residuals of two roundings of one polynomial differ by this much either way."""

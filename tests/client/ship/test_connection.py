@@ -69,9 +69,9 @@ def test_a_start_a_slice_and_a_heartbeat_get_their_replies_over_one_socket(serve
 
     started = connection.start_run(START)
     reply = connection.send("r.1", b"", attempt="a", rank=3)
-    beat = connection.heartbeat("r.1", Heartbeat("a", 3, 7, 20))
+    alive = connection.heartbeat("r.1", Heartbeat("a", 3, 7, 20))
     assert (started.acknowledged, started.url) == (-1, "/runs/r.1")
-    assert reply.directives == beat.directives == (Directive(9, "incident"),)
+    assert reply.directives == alive.directives == (Directive(9, "incident"),)
     assert server.connections == 1
     paths = [request.path for request in server.requests]
     assert paths == ["/api/v1/runs", "/api/v1/runs/r.1/frames", "/api/v1/runs/r.1/heartbeat"]

@@ -40,7 +40,7 @@ class Training:
             connection,
             drain=self.drain,
             progress=lambda: (self.step, 5),
-            on_directives=self.heed,
+            on_directives=self.follow,
             **settings,
         )
 
@@ -60,7 +60,7 @@ class Training:
             self.drained.set()
         return bool(self.measured)
 
-    def heed(self, directives: Sequence[Directive]) -> None:
+    def follow(self, directives: Sequence[Directive]) -> None:
         if self.clumsy:
             raise ZeroDivisionError("clumsy")
         self.directives += directives
@@ -391,7 +391,13 @@ def test_offline_everything_stays_in_the_spool(train):
 
     assert not training.sender.close(PATIENCE_S)
     data, _ = SpoolReader(training.spool.directory).read(-1, 1 << 20)
-    assert [step for _, step in map(records.outline, records.bodies(data)) if step is not None] == [0, 1, 2, 3, 4]
+    assert [step for one in map(records.glance, records.bodies(data)) if (step := one.step) is not None] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_sender_that_was_never_started_can_be_closed(tmp_path):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from internist.commands.sync import command, describe
 from internist.errors import NotInternist, ServerUnreachable, SpoolError, TokenRefused
 from internist.schema.wire import VERSION, Finish, Frame, Plan, RunStart, Series
 from internist.ship import sync as sync_module
 from internist.ship.segments import segment_path
 from internist.ship.spool import Spool
-from internist.ship.sync import command, describe, sync
+from internist.ship.sync import sync
 from tests.client.ship.small_server import SmallServer, json_answer
 
 

@@ -1,13 +1,14 @@
-"""The courier: the thread that takes the spool to the server, retries, and tells the server that the run lives."""
+"""The uploader: the thread that takes the spool to the server, retries, and tells the server that the run lives."""
 
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from internist.errors import NotInternist, ServerError, ServerUnreachable, TokenRefused
-from internist.schema.wire import Directive, FramesReply, Heartbeat, RunStart
+from internist.errors import NotInternist, RequestRefused, ServerError, ServerUnreachable, TokenRefused
+from internist.schema.wire import Directive, Heartbeat, RunStart
 from internist.ship.connection import Connection
 from internist.ship.delivery import Delivery
 from internist.ship.reader import SpoolReader
@@ -19,9 +20,11 @@ _LAST_RETRY_S = 30.0
 _MOST_DOUBLINGS = 6
 _GATHER_S = 0.2
 _MOST_COMPLAINTS = 30
+_KINDS = (TokenRefused, NotInternist, RequestRefused, ServerUnreachable, ServerError)
+_OUTAGES = {kind.__name__ for kind in _KINDS}
 
 
-class Courier(threading.Thread):
+class Uploader(threading.Thread):
     """Ships the spool of one rank until it is told to stop. Whatever the server does, the spool only waits.
 
     Args:
@@ -43,11 +46,12 @@ class Courier(threading.Thread):
         on_directives: Callable[[Sequence[Directive]], None],
         heartbeat_s: float,
     ) -> None:
-        super().__init__(name="internist-courier", daemon=True)
+        super().__init__(name="internist-uploader", daemon=True)
         self.delivery = Delivery(SpoolReader(spool.directory), start, connection)
         self._spool = spool
         self._run = start.run
-        self._beat = (start.attempt, start.rank)
+        self._attempt = start.attempt
+        self._rank = start.rank
         self._connection = connection
         self._progress = progress
         self._on_directives = on_directives
@@ -60,12 +64,17 @@ class Courier(threading.Thread):
         self._begun = False
         self._failures = 0
         self._retry_at = 0.0
-        self._beat_at = 0.0
+        self._heartbeat_due = 0.0
         self._said: set[str] = set()
 
     def wake(self) -> None:
         """There is something new to ship."""
         self._awake.set()
+
+    def restart(self, start_step: int) -> None:
+        """The first step of the run was corrected: introduce the rank to the server again."""
+        self.delivery.start = replace(self.delivery.start, start_step=start_step)
+        self._begun = False
 
     def close(self, timeout: float) -> bool:
         """Ship the rest within `timeout` seconds, then stop; whether the server has everything."""
@@ -105,23 +114,27 @@ class Courier(threading.Thread):
             self._fail(None, _FIRST_RETRY_S)
         else:
             self._recover()
-            return max(0.0, self._beat_at - time.monotonic())
+            return max(0.0, self._heartbeat_due - time.monotonic())
         return max(0.0, self._retry_at - time.monotonic())
 
     def _ship(self) -> None:
         if not self._begun:
             self._begin()
         while not self._abandoned.is_set():
-            if not self._closing.is_set() and time.monotonic() >= self._beat_at:
-                self._heartbeat()
+            if not self._closing.is_set() and time.monotonic() >= self._heartbeat_due:
+                self._send_heartbeat()
             if self.delivery.acknowledged >= self._spool.last_sequence:
                 return
             body, last = self.delivery.read()
             if not body:
                 return
+            dropped = self.delivery.dropped
             reply = self.delivery.send(body, last)
+            self._spool.lose(self.delivery.dropped - dropped)
             self._spool.acknowledge(self.delivery.acknowledged)
-            self._heed(reply)
+            self._say_refusals()
+            if reply is not None:
+                self._pass_on(reply.directives)
 
     def _begin(self) -> None:
         self.delivery.begin()
@@ -130,32 +143,29 @@ class Courier(threading.Thread):
                 "ahead", logging.WARNING,
                 "run %s: the server already has records up to %d of attempt %s, but %s ends at %d; new ones up to there"
                 " are taken for copies. Give every start its own INTERNIST_ATTEMPT.",
-                self._run, self.delivery.acknowledged, self._beat[0], self._spool.directory, self._spool.last_sequence,
+                self._run, self.delivery.acknowledged, self._attempt, self._spool.directory, self._spool.last_sequence,
             )  # fmt: skip
             self.delivery.acknowledged = self._spool.last_sequence
         self._spool.acknowledge(self.delivery.acknowledged)
         self._begun = True
-        self._beat_at = 0.0  # at once: from its first heartbeat on the server can notice that a run is lost
+        self._heartbeat_due = 0.0  # at once: from its first heartbeat on the server can notice that a run is lost
 
-    def _heartbeat(self) -> None:
-        self._beat_at = time.monotonic() + self._heartbeat_s
+    def _send_heartbeat(self) -> None:
+        self._heartbeat_due = time.monotonic() + self._heartbeat_s
         step, age_ms = self._progress()
-        attempt, rank = self._beat
-        reply = self._connection.heartbeat(self._run, Heartbeat(attempt, rank, step, age_ms))
-        self._direct(reply.directives)
+        reply = self._connection.heartbeat(self._run, Heartbeat(self._attempt, self._rank, step, age_ms))
+        self._pass_on(reply.directives)
 
-    def _heed(self, reply: FramesReply | None) -> None:
+    def _say_refusals(self) -> None:
         for reason in self.delivery.refused:
             self._say_once(reason, logging.WARNING, "run %s: the server refused records: %s", self._run, reason)
-        if reply is not None:
-            self._direct(reply.directives)
 
-    def _direct(self, directives: Sequence[Directive]) -> None:
+    def _pass_on(self, directives: Sequence[Directive]) -> None:
         if directives:
             try:
                 self._on_directives(directives)
             except Exception as error:  # the sampling's trouble must not keep frames from being sent
-                self._say_once(repr(error), logging.ERROR, "run %s: directives were not obeyed: %r", self._run, error)
+                self._say_once(repr(error), logging.ERROR, "run %s: directives were not followed: %r", self._run, error)
 
     def _fail(self, error: ServerError | None, first: float) -> None:
         """Retry later, and say so once per outage and kind of failure."""
@@ -165,7 +175,7 @@ class Courier(threading.Thread):
         self._retry_at = time.monotonic() + delay * self._random.uniform(0.5, 1.0)
         if error is not None:
             self._say_once(
-                type(error).__name__, self._level, "run %s: %s. Training goes on; frames wait in %s%s",
+                _outage(error), self._level, "run %s: %s. Training goes on; frames wait in %s%s",
                 self._run, error, self._spool.directory, _advice(error),
             )  # fmt: skip
 
@@ -182,7 +192,9 @@ class Courier(threading.Thread):
             _LOG.log(level, message, *values)
 
 
-_OUTAGES = {ServerError.__name__} | {kind.__name__ for kind in ServerError.__subclasses__()}
+def _outage(error: ServerError) -> str:
+    """The kind of failure, which is said once per outage."""
+    return next(kind.__name__ for kind in _KINDS if isinstance(error, kind))
 
 
 def _advice(error: ServerError) -> str:

@@ -1,0 +1,94 @@
+"""Gradients as optimizers receive them: each parameter's RMS, and the norm of all together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from internist.measures import weights
+from internist.model.outline import WatchedParameter
+from internist.record.recorder import Recorder
+
+
+class GradientCapture:
+    """Reads the gradients of one round.
+
+    The global norm counts every gradient of a watched model that an optimizer is about to use, also of parameters of
+    which nothing else is measured; a parameter that two optimizers step counts once.
+    """
+
+    def __init__(self) -> None:
+        self._squares: list[Tensor] = []
+        self._counted: set[int] = set()
+        self._sizes: dict[tuple[int, ...], Tensor] = {}
+        self.measured_now: set[int] = set()
+        """Orders of parameters whose gradient was read in this round."""
+
+    def read(
+        self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder
+    ) -> tuple[list[WatchedParameter], Tensor, list[int]] | None:
+        """Mean squares of the gradients that an optimizer is about to use.
+
+        Args:
+            parameters: those it steps, unsupported ones too.
+            optimizer: it; None where there is none.
+
+        Returns:
+            The parameters that have a gradient and are supported, (n,) float32, and the number of entries of each;
+            None if there is none.
+        """
+        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := p.tensor.grad) is not None]
+        given = [(p, grad) for p, grad in given if grad.is_floating_point() and not grad.is_meta and grad.numel()]
+        local = [(p, grad) for p, grad in given if type(grad) is Tensor]
+        if not local:
+            return None
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):
+            recorder.add_flag(found_inf.detach().float())
+        scale = getattr(optimizer, "grad_scale", None)
+        chosen, squares = [p for p, _ in local], self._mean_squares(local)
+        if isinstance(scale, Tensor):
+            squares = squares / scale.to(squares.device, torch.float32).square()
+        counts = [p.tensor.numel() for p in chosen]
+        self._squares.append((squares * self._entries(chosen, counts, squares.device)).sum())
+        self._counted.update(p.order for p in chosen)
+        supported = [i for i, p in enumerate(chosen) if not p.unsupported and not p.excluded]
+        self.measured_now.update(chosen[i].order for i in supported)
+        if len(supported) < len(chosen):
+            squares = squares[supported]
+        return [chosen[i] for i in supported], squares, [counts[i] for i in supported]
+
+    def global_norm_squared(self) -> Tensor | None:
+        """() float32 sum of squares of all gradients of the round; None without one."""
+        if not self._squares:
+            return None
+        home = self._squares[0].device
+        return torch.stack([squares.to(home) for squares in self._squares]).sum()
+
+    def reset(self) -> None:
+        """Forget the round."""
+        self._squares.clear()
+        self._counted.clear()
+        self.measured_now = set()
+
+    def _mean_squares(self, given: Sequence[tuple[WatchedParameter, Tensor]]) -> Tensor:
+        """(n,) means over all entries of the parameter: of a sparse gradient the entries it does not hold are zero."""
+        dense = [grad.coalesce().values() if grad.is_sparse else grad for _, grad in given]
+        if all(part is grad for part, (_, grad) in zip(dense, given, strict=True)):
+            return weights.mean_squares(dense)
+        means = [
+            weights.mean_squares([part])[0] * (part.numel() / p.tensor.numel())
+            if part.numel()
+            else dense[0].new_zeros(())
+            for part, (p, _) in zip(dense, given, strict=True)
+        ]
+        return torch.stack([mean.float() for mean in means])
+
+    def _entries(self, chosen: Sequence[WatchedParameter], counts: Sequence[int], device: torch.device) -> Tensor:
+        """Entries of each parameter, on its device; made once, since a copy to the device would wait."""
+        key = tuple(p.order for p in chosen)
+        known = self._sizes.get(key)
+        if known is None or known.device != device:
+            known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device=device)
+        return known

@@ -1,0 +1,75 @@
+"""Parameter groups: one number and one name for each group of each optimizer that takes part."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from internist.observe.optimizer_facts import parameter_groups
+from internist.observe.sampling import Sampling
+from internist.record.recorder import Recorder
+from internist.record.series_book import SeriesBook
+from internist.schema.wire import Facts, Series
+
+GROUPS_A_PLACE = 1_000
+"""Numbers of groups that each optimizer may use."""
+
+
+class Groups:
+    """Gives every optimizer a place. One that takes over from another that is gone takes over its place."""
+
+    def __init__(self, *, book: SeriesBook, sampling: Sampling) -> None:
+        self._book, self._sampling = book, sampling
+        self._places: list[Callable[[], Any]] = []
+
+    def number(self, optimizer: Any, index: int) -> int:
+        """The number of a group, different for all groups of the run."""
+        return self._place(optimizer) * GROUPS_A_PLACE + index
+
+    def record(self, optimizer: Any, recorder: Recorder) -> None:
+        """Record learning rate and weight decay of an optimizer's groups, as this step used them."""
+        names: set[str] = set()
+        for index, group in enumerate(parameter_groups(optimizer)):
+            name = str(group.get("name") or index)
+            name = f"{name}.{index}" if name in names else name
+            names.add(name)
+            place = self._place(optimizer)
+            subject = f"{place}.{name}" if place else name
+            for metric, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+                value = group.get(key)
+                series = self._series(metric, subject, self.number(optimizer, index), group)
+                if series is None or isinstance(value, bool):
+                    continue
+                if isinstance(value, Tensor) and value.numel() == 1:
+                    recorder.add([series], value.detach().float())
+                elif isinstance(value, int | float):
+                    recorder.add_host(series, float(value))
+
+    def _series(self, metric: str, subject: str, number: int, group: dict[str, Any]) -> Series | None:
+        def facts() -> Facts:
+            entries = sum(t.numel() for t in group["params"] if isinstance(t, Tensor))
+            return Facts(method="as given", group=number, parameters=entries, cadence=self._sampling.cadence(metric))
+
+        return self._book.series(metric, "group", subject, facts)
+
+    def _place(self, optimizer: Any) -> int:
+        free = None
+        for place, reference in enumerate(self._places):
+            found = reference()
+            if found is optimizer:
+                return place
+            free = place if found is None and free is None else free
+        if free is None:
+            self._places.append(reference_to(optimizer))
+            return len(self._places) - 1
+        self._places[free] = reference_to(optimizer)
+        return free
+
+
+def reference_to(something: Any) -> Callable[[], Any]:
+    """A weak reference, or a strong one to what cannot be weakly held."""
+    try:
+        return weakref.ref(something)
+    except TypeError:
+        return lambda: something
