@@ -251,6 +251,23 @@ def test_wrapped_batches_are_replayed(tmp_path, wrap):
     assert reason == "" and ("update.feature", "linear", None) in points
 
 
+class Positioned(Linear):
+    """Takes multimodal position ids (3, batch, sequence)."""
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        if positions.shape[1:] != x.shape[:2]:
+            raise ValueError(f"positions {tuple(positions.shape)} do not fit {tuple(x.shape)}")
+        return self.linear(x + positions.float().mean(0)[..., None])
+
+
+@pytest.mark.parametrize(("size", "length"), [(2, 5), (3, 5), (4, 1_100)])
+def test_position_ids_of_three_axes_are_replayed(tmp_path, size, length):
+    positions = torch.arange(length).expand(3, size, length)
+    _, reason, points = train(Positioned(), tmp_path, lambda: ((torch.randn(size, length, WIDTH), positions), {}))
+
+    assert reason == "" and set(points["update.feature", "linear", None]) == {0, 1, 2}
+
+
 class Overwriting(Linear):
     """Writes to its input and to the cache it is given."""
 
