@@ -30,8 +30,6 @@ class Attempt:
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
     outcome: str | None
-    has_outline: bool = False
-    """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
 
 
 @dataclass(slots=True)
@@ -135,6 +133,11 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     touch_run(session, start.run)
     session.flush()
     return _attempt(session, row), rank, is_new
+
+
+def has_outline(session: Session, attempt: Attempt) -> bool:
+    """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
+    return bool(session.scalar(select(AttemptRow.modules).where(AttemptRow.id == attempt.id)))
 
 
 def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt:
@@ -292,7 +295,6 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
         outcome=row.outcome,
-        has_outline=bool(row.modules),
     )
 
 
