@@ -258,7 +258,9 @@ def test_records_that_a_server_cannot_read_are_given_up_although_it_acknowledges
         deliver(delivery_of(spool, server.address))
         spool.append(note=Note("new", "x", "info", 1, 1))
         server.misbehave = lambda request: (
-            json_answer({"acknowledged": 1, "stored": 0, "duplicates": 0, "refused": [{"sequence": 2, "reason": "new"}]})
+            json_answer(
+                {"acknowledged": 1, "stored": 0, "duplicates": 0, "refused": [{"sequence": 2, "reason": "new"}]}
+            )
             if b"new" in request.body
             else None
         )
