@@ -86,7 +86,6 @@ def test_a_spool_is_shipped_there(tmp_path):
 
 def test_two_writers_are_told_apart_by_byte_locks(tmp_path):
     script = """
-import subprocess
 spool = Spool(root, START)
 other = subprocess.run([sys.executable, "-c", sys.argv[2], str(root)], capture_output=True, text=True)
 print(other.stdout, other.stderr)
@@ -102,7 +101,7 @@ except SpoolError as error:
 """
     system = WITH_BYTE_LOCKS + WITHOUT_LOCKS + PRELUDE
     done = subprocess.run(
-        [sys.executable, "-c", system + script, str(tmp_path), system + other],
+        [sys.executable, "-c", "import subprocess" + system + script, str(tmp_path), system + other],
         capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
 

@@ -17,9 +17,11 @@ from internist.schema.wire import (
     CoverageEntry,
     Finish,
     Frame,
+    Module,
     Note,
     Plan,
     Record,
+    Route,
     RunStart,
     Series,
 )
