@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from internist_server.store import frames
-from internist_server.store.attempts import LAST_STEP, Attempt, Rank
+from internist_server.store.attempts import LAST_STEP, Attempt, Rank, has_outline
 from internist_server.store.series import has_sampled_plan
 from internist_server.store.tables import NEVER
 
@@ -68,7 +68,7 @@ def _farthest_logged(session: Session, attempt: Attempt, rank: Rank) -> int:
     told = _told(rank)
     if rank.sampled_step > NEVER or told > NEVER:
         return max(rank.sampled_step + attempt.every if rank.sampled_step > NEVER else NEVER, told + 1)
-    if attempt.has_outline or has_sampled_plan(session, attempt.id, rank.rank):
+    if has_outline(session, attempt) or has_sampled_plan(session, attempt.id, rank.rank):
         return attempt.start_step + attempt.every
     return LAST_STEP
 

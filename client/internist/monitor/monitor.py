@@ -293,7 +293,7 @@ class Monitor:
 
     def _drop(self) -> None:
         """Let go of the model and of all that was measured; what is left is where it was written."""
-        self._observer = self._recorder = self._sender = self._logs = None
+        self._recorder = self._sender = self._logs = None
 
     # ---- private ---------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,10 @@ class Captures:
         self.attention.remove()
         self.activations.remove()
 
+    def forget(self) -> None:
+        """Keep nothing of the model's size any more."""
+        self.parameters.forget()
+
     def tell(self, ledger: Ledger, due: Due) -> None:
         """Tell which subjects the step that is over has measured."""
         ledger.note("activation", self.activations.measured_now)

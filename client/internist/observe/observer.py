@@ -20,6 +20,7 @@ from internist.observe.loss import LossPickup, host_or_device, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.own import has_rule
+from internist.observe.probe import ProbeReplay
 from internist.observe.root import RootCalls, under_transform
 from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
 from internist.observe.taps import Gate
@@ -124,6 +125,11 @@ class Observer:
         return self.clock.step if under_way else self.clock.step - 1
 
     @property
+    def probe(self) -> ProbeReplay:
+        """The replay of the probe."""
+        return self._captures.probe
+
+    @property
     def rounds(self) -> int:
         """How many rounds of optimizer steps have ended since it was made."""
         return self._rounds
@@ -173,6 +179,8 @@ class Observer:
         self._root.remove()
         self._clipping.remove()
         self._captures.remove()
+        self._captures.reset()
+        self._captures.forget()
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -293,17 +301,12 @@ class Observer:
         if self._has_replayed or not probe.ready or probe.unsupported or not (features or self._compiled):
             return
         self._has_replayed = True
-        try:
-            if self._compiled and self._due.heavy:
-                self._captures.attention.install()
-            probe.before(features=features, activations=self._compiled)
-        except Exception as error:
-            probe.reset()
-            probe.unsupported = f"{type(error).__name__}: {error}"[:300]
-            self._faults.note("model", "probe replay", error, final=True)
-        finally:
-            if self._compiled:
-                self._captures.attention.remove()
+        attends = self._compiled and self._due.heavy
+        if attends:
+            self._captures.attention.install()
+        probe.before(features=features, activations=self._compiled)
+        if attends:
+            self._captures.attention.remove()
 
     def _snapshot_manual(self) -> None:
         with torch.no_grad():
@@ -347,11 +350,7 @@ class Observer:
     def _collect(self, step: int, began: float) -> None:
         captures, recorder = self._captures, self._recorder
         if self._due.heavy and not captures.probe.unsupported:
-            try:
-                captures.probe.after(recorder)
-            except Exception as error:
-                captures.probe.unsupported = f"{type(error).__name__}: {error}"[:300]
-                self._faults.note("model", "probe replay", error, final=True)
+            captures.probe.after(recorder)
         captures.parameters.finish(recorder)
         captures.optimizers.finish(recorder, self._due)
         captures.activations.collect(recorder, sampled=self._compiled)

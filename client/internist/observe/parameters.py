@@ -165,6 +165,11 @@ class ParameterCapture:
             series = self._book.series("gradient.global_norm", "model", "model", lambda: facts)
             recorder.add([series], total)
 
+    def forget(self) -> None:
+        """Keep no copy of a parameter any more."""
+        self._snapshots.forget()
+        self.spectra.forget()
+
     def reset(self) -> None:
         """Forget the step."""
         self._gradients.reset()

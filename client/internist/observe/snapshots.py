@@ -48,6 +48,11 @@ class Snapshots:
         torch._foreach_copy_(targets, [tensor.detach() for _, tensor in chosen])
         self.pending.update({p.order: kept for (p, _), kept in zip(chosen, targets, strict=True)})
 
+    def forget(self) -> None:
+        """Keep no copy any more."""
+        self._kept.clear()
+        self.pending.clear()
+
     def reset(self) -> None:
         """Forget the step."""
         self.pending.clear()

@@ -33,6 +33,10 @@ class SpectraCapture:
         self.measured_now: set[int] = set()
         """Orders of parameters measured in the step that is being closed."""
 
+    def forget(self) -> None:
+        """Keep no vector from which the next measurement would start."""
+        self._starts.clear()
+
     def record(self, chosen: Sequence[WatchedParameter], deltas: Mapping[int, Tensor], recorder: Recorder) -> None:
         """Record the spectra of these parameters and of their changes, by parameter order, where they are matrices."""
         for p in chosen:

@@ -1,7 +1,7 @@
 """Plans: which series a frame carries. Declares series and plans when they are first needed."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from internist.schema.wire import Frame, Plan, Series
@@ -11,6 +11,10 @@ PLANS_KEPT = 64
 
 class Sink(Protocol):
     """Where records go: the spool."""
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Numbers of the series, and counts, of the plans that are remembered."""
+        return iter(list(self._plans))
 
     @property
     def dropped(self) -> int:
@@ -33,6 +37,10 @@ class Plans:
         self._plans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._next = 0
         self.points = 0
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Numbers of the series, and counts, of the plans that are remembered."""
+        return iter(list(self._plans))
 
     @property
     def dropped(self) -> int:

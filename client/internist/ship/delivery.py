@@ -109,10 +109,10 @@ class Delivery:
         Raises:
             BodyTooLarge: even a small record is too large for the server, so it is not the record's fault.
         """
+        if len(body) <= SMALLEST:
+            raise error
         self._size.too_large(len(body))
         if _holds_one(body):
-            if len(body) <= SMALLEST:
-                raise error
             self._give_up(error, last)
 
     def _retry_smaller(self, error: ServerError, body: bytes, last: int) -> None:

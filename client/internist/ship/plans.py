@@ -46,13 +46,20 @@ class Plans:
         return found
 
     def frames(self, frame: Frame) -> list[Frame]:
-        """The frame as records of the file."""
+        """The frame as records of the file.
+
+        Of several, that of the first part comes last: what was measured precedes what was logged in a plan, so the
+        frame that completes the step is a measured one.
+        """
         parts = self._parts.get(frame.plan, [])
         if len(parts) < 2:
             return [replace(frame, plan=parts[0].number) if parts else frame]
-        pieces = [frame.values[_VALUE_BYTES * part.begin : _VALUE_BYTES * part.end] for part in parts]
-        last = len(parts) - 1
         return [
-            replace(frame, plan=part.number, values=piece, continued=place < last or frame.continued)
-            for place, (part, piece) in enumerate(zip(parts, pieces, strict=True))
+            replace(
+                frame,
+                plan=part.number,
+                values=frame.values[_VALUE_BYTES * part.begin : _VALUE_BYTES * part.end],
+                continued=part is not parts[0] or frame.continued,
+            )
+            for part in (*parts[1:], parts[0])
         ]

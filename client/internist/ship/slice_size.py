@@ -6,6 +6,8 @@ from internist.schema.wire import PIECE_BYTES
 
 SMALLEST: Final = 1 << 10
 """Whoever refuses even this refuses everything: it is not the fault of what is sent."""
+_ALMOST: Final = 0.9
+"""Slices end where a record ends, so two of one size are not of the same length."""
 _SURELY_SMALL: Final = PIECE_BYTES + (PIECE_BYTES >> 4)
 
 
@@ -31,7 +33,7 @@ class SliceSize:
     def passed(self, size: int) -> None:
         """A slice of this size got through."""
         self._has_passed = True
-        if self._suspected is not None and size >= self._suspected:
+        if self._suspected is not None and size >= _ALMOST * self._suspected:
             self._suspected = None
         if 2 * size > self.bytes:
             self.bytes = min(self._ceiling, 2 * self.bytes)
@@ -45,7 +47,7 @@ class SliceSize:
         if size <= _SURELY_SMALL:
             return False
         self.bytes = max(PIECE_BYTES, min(self.bytes, size // 2))
-        if self._suspected is not None and size >= self._suspected and self._has_passed:
+        if self._suspected is not None and 2 * size > self._suspected and self._has_passed:
             self._ceiling = self.bytes
         self._suspected = size
         self._has_passed = False

@@ -1,4 +1,4 @@
-"""What routes are given: a session, the ingest desk, and the body of a request within its limit."""
+"""What routes are given: a session, the parts of the server, and the body of a request within its limit."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

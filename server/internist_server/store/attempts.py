@@ -34,8 +34,6 @@ class Attempt:
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
     outcome: Outcome | None
-    has_outline: bool = False
-    """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
 
 
 @dataclass(slots=True)
@@ -139,6 +137,11 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     touch_run(session, start.run)
     session.flush()
     return _attempt(session, row), rank, is_new
+
+
+def has_outline(session: Session, attempt: Attempt) -> bool:
+    """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
+    return bool(session.scalar(select(AttemptRow.modules).where(AttemptRow.id == attempt.id)))
 
 
 def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt:
@@ -297,7 +300,6 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
         outcome=_outcome(row),
-        has_outline=bool(row.modules),
     )
 
 

@@ -95,9 +95,9 @@ class AttemptRow(Base):
     """By the server's clock."""
     start_step: Mapped[int]
     client: Mapped[str]
-    modules: Mapped[list[Any]]
-    """The model's outline."""
-    routing: Mapped[list[Any] | None]
+    modules: Mapped[list[Any]] = mapped_column(deferred=True)
+    """The model's outline: megabytes, for a large one, so it is read by those who need it."""
+    routing: Mapped[list[Any] | None] = mapped_column(deferred=True)
     """How each parameter is stepped; None in rows older than this column."""
     finished_at_ms: Mapped[int | None]
     outcome: Mapped[str | None]

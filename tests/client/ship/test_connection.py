@@ -1,19 +1,22 @@
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from internist.errors import (
+    BodyTooLarge,
     ConfigurationError,
+    ConnectionBroken,
     NotInternist,
     RequestRefused,
     ServerError,
     ServerUnreachable,
     TokenRefused,
 )
-from internist.schema.wire import SPOOL_CONTENT_TYPE, VERSION, Directive, Heartbeat, RunStart
-from internist.ship.connection import MAX_REPLY_BYTES, Connection
+from internist.schema.wire import PIECE_BYTES, SPOOL_CONTENT_TYPE, VERSION, Directive, Heartbeat, Module, RunStart
+from internist.ship.connection import MAX_REPLY_BYTES, Connection, may_be_too_large
 from tests.client.ship.small_server import SmallServer, json_answer
 
 START = RunStart(
@@ -184,10 +187,12 @@ def test_another_program_is_told_from_internist_and_its_address_is_named(server,
         connect(server.address).start_run(START)
 
 
-def test_a_redirect_is_not_followed(server, connect):
-    server.misbehave = lambda _: (302, "text/html", b"http://127.0.0.1:1/elsewhere")
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed_and_its_target_is_named(server, connect, status):
+    server.misbehave = lambda _: (status, "text/html", b"http://127.0.0.1:1/elsewhere")
 
-    with pytest.raises(NotInternist, match="302"):
+    told = rf"redirects \({status}\) to 'http://127.0.0.1:1/elsewhere', and .* the address of the Internist server"
+    with pytest.raises(NotInternist, match=told):
         connect(server.address, token="secret").start_run(START)
     assert len(server.requests) == 1
 
@@ -216,6 +221,72 @@ def test_a_refused_request_carries_its_status_and_the_reason(server, connect, st
     with pytest.raises(RequestRefused, match="because") as caught:
         connect(server.address).send("r", b"", attempt="a", rank=0)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(413, "text/html", b"<html>nginx</html>"), (413, "", b""), json_answer({"detail": "over the limit"}, 413)],
+)
+def test_a_body_too_large_is_told_whoever_says_so(server, connect, answer):
+    server.misbehave = lambda _: answer
+
+    with pytest.raises(BodyTooLarge, match=r"takes no body of this size \(413: ") as caught:
+        connect(server.address).send("r", b"", attempt="a", rank=0)
+    assert caught.value.status == 413
+
+
+def test_a_403_that_is_not_of_our_server_says_whose_it_is(server, connect):
+    server.misbehave = lambda _: (403, "text/html", b"<html>Request blocked</html>")
+
+    with pytest.raises(TokenRefused, match=r"not by an Internist server: text/html '<html>Request blocked"):
+        connect(server.address).start_run(START)
+
+
+def test_a_program_that_knows_no_post_is_not_internist(server, connect):
+    server.misbehave = lambda _: (501, "text/html", b"<html>Unsupported method</html>")
+
+    with pytest.raises(NotInternist, match="501"):
+        connect(server.address).start_run(START)
+
+
+def test_a_connection_that_is_cut_is_told_from_one_that_was_never_made(connect):
+    sock, address = raw_server(lambda client: client.recv(100))
+    with sock, pytest.raises(ConnectionBroken):
+        connect(address).send("r", bytes(1 << 20), attempt="a", rank=0)
+
+    with pytest.raises(ServerUnreachable) as caught:
+        connect(f"http://127.0.0.1:{free_port()}").start_run(START)
+    assert type(caught.value) is ServerUnreachable
+
+
+@pytest.mark.parametrize(
+    "answer", [(413, "text/html", b"<html>"), json_answer({"detail": "module has 600 signs"}, 422)]
+)
+def test_a_start_that_is_refused_for_its_outline_goes_without_it_and_again_the_next_time(server, connect, answer):
+    start = replace(START, modules=(Module("m", "Linear", "linear"),), config={"lr": 0.1})
+    server.misbehave = lambda request: answer if b"Linear" in request.body else None
+    connection = connect(server.address)
+
+    assert connection.start_run(start).run == connection.start_run(start).run == "r.1"
+    assert [b"Linear" in request.body for request in server.requests] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "size", "may_be"),
+    [
+        (BodyTooLarge("x", status=413), 10, True),
+        (ConnectionBroken("x"), PIECE_BYTES + 1, True),
+        (ConnectionBroken("x"), PIECE_BYTES, False),
+        (ServerError("x", status=502), PIECE_BYTES + 1, True),
+        (NotInternist("x", status=400), PIECE_BYTES + 1, True),
+        (TokenRefused("x", status=403), PIECE_BYTES + 1, True),
+        (TokenRefused("x", status=401), PIECE_BYTES + 1, False),
+        (ServerError("x", status=507), PIECE_BYTES + 1, False),
+        (ServerUnreachable("x"), PIECE_BYTES + 1, False),
+    ],
+)
+def test_what_may_be_the_fault_of_a_bodys_size(error, size, may_be):
+    assert may_be_too_large(error, size) is may_be
 
 
 def test_a_kept_socket_that_the_server_closed_is_opened_again(connect):

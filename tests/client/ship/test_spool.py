@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from internist.schema.wire import (
     CoverageEntry,
     Finish,
     Frame,
+    Module,
     Note,
     Plan,
     Record,
+    Route,
     RunStart,
     Series,
 )
@@ -294,6 +297,74 @@ def test_what_msgpack_cannot_say_is_counted_and_costs_nothing_else(tmp_path, cap
     assert spool.dropped == 3
     assert len(caplog.records) == 1
     assert steps(read_all(spool.directory)) == [0, 2]
+
+
+def test_a_series_that_cannot_be_expressed_is_lost_alone_and_holds_nothing_up(tmp_path, caplog):
+    spool = Spool(tmp_path, START)
+    odd = (Series(2, "loss", "model", "\ud800"), Series(1 << 70, "loss", "model", ""))
+
+    spool.append(series=(*SERIES, *odd), plan=PLAN)
+    spool.append(plan=Plan(1, (1 << 70,)))
+    assert spool.append(frame=frame(0))
+    found = read_all(spool.directory)
+    assert [record.series for record in found if record.series] == [SERIES]
+    assert (steps(found), spool.dropped, len(caplog.records)) == ([0], 3, 1)
+
+
+def test_a_wide_plan_is_written_in_parts_that_hold_its_values_in_order(tmp_path):
+    width = 20_000
+    counts = tuple(1 + number % 3 for number in range(width))
+    values = b"".join(number.to_bytes(4, "little") for number in range(width))
+    spool = Spool(tmp_path, START)
+    spool.append(plan=Plan(0, tuple(range(width)), counts))
+    spool.append(plan=Plan(1, (0,)))
+    assert spool.append(frame=Frame(0, 7, 1, values)) and spool.append(frame=Frame(1, 7, 1, bytes(4)))
+
+    plans = {record.plan.number: record.plan for record in read_all(spool.directory) if record.plan}
+    *parts, last = [record.frame for record in read_all(spool.directory) if record.frame]
+    told = {}
+    for part in parts:
+        plan = plans[part.plan]
+        assert len(part.values) == 4 * len(plan.series) == 4 * len(plan.counts)
+        told.update({number: part.values[4 * at : 4 * at + 4] for at, number in enumerate(plan.series)})
+    assert b"".join(told[number] for number in range(width)) == values
+    assert [part.continued for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert parts[-1].plan == 0  # measured series come first in a plan, so what ends the step is a measured frame
+    assert plans[last.plan].series == (0,)
+    assert (last.step, last.continued) == (7, False)
+    assert max(sizes(spool.directory)) <= PIECE_BYTES
+
+
+def test_a_process_that_goes_on_gives_its_plans_numbers_of_their_own(tmp_path):
+    spool_of(tmp_path, [8]).close()
+    again = Spool(tmp_path, START)
+    again.append(series=SERIES, plan=Plan(0, (1, 0)))
+    again.append(frame=frame(1))
+
+    found = read_all(again.directory)
+    assert [record.plan for record in found if record.plan] == [PLAN, Plan(1, (1, 0))]
+    assert [record.frame.plan for record in found if record.frame] == [0, 1]
+
+
+def test_a_large_start_is_bare_and_its_outline_follows_in_every_segment(tmp_path):
+    modules = tuple(Module(f"layers.{number}.experts", "Linear", "linear") for number in range(2_000))
+    routing = tuple(Route(f"{module.name}.weight", "Muon", "muon", "0") for module in modules)
+    start = replace(START, modules=modules, routing=routing, config={"a": "x" * 9_000, "b": 2})
+    spool = Spool(tmp_path, start, budget=2 << 20)
+    for step in range(50):
+        spool.append(frame=frame(step, 25_000))
+
+    found = read_all(spool.directory)
+    heads = [at for at, record in enumerate(found) if record.start]
+    assert len(heads) > 1
+    for at in heads:
+        assert (found[at].start.modules, found[at].start.config) == ((), {})
+        outlines = [record.outline for record in found[at + 1 :][:100] if record.outline]
+        assert sum((outline.modules for outline in outlines), ())[: len(modules)] == modules
+    assert max(sizes(spool.directory)) <= PIECE_BYTES
+    read = read_start(spool.directory)
+    assert replace(read, config={}) == replace(start, config={})
+    assert read.config == {"a": "x" * 8_192, "b": 2}
 
 
 def test_a_forked_child_does_not_write(tmp_path):

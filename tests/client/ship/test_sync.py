@@ -192,7 +192,30 @@ def test_directory_server_and_token_come_from_the_environment(tmp_path, server, 
 
     assert command(["--verify"]) == 0
     assert server.requests[0].headers["Authorization"] == "Bearer secret"
-    assert "verified: the server has every record" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"from {tmp_path} (INTERNIST_DIR)\n")
+    assert "verified: the server has every record" in out
+
+
+def test_without_arguments_what_lies_in_the_default_directory_is_synced(tmp_path, server, monkeypatch, capsys):
+    dead_job(tmp_path / "internist-runs")
+    monkeypatch.delenv("INTERNIST_DIR", raising=False)
+    monkeypatch.setenv("INTERNIST_SERVER", server.address)
+    monkeypatch.chdir(tmp_path)
+
+    assert command([]) == 0
+    assert capsys.readouterr().out.startswith("from internist-runs (the default: INTERNIST_DIR is not set)\n")
+    assert server.steps() == list(range(10))
+
+
+def test_a_default_directory_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("INTERNIST_DIR", str(tmp_path / "100%"))
+
+    assert command([]) == 1
+    assert f"{tmp_path}/100% is not a directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    assert "100%" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
 
 
 def test_sync_and_the_command_line_work_without_torch(tmp_path, server):
