@@ -1,0 +1,192 @@
+"""A model that changes while it is watched: replaced parameters, swapped heads, frozen and new layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.stacks.models import BLOCKS, WIDTH, WORDS, Attention, Block, Gpt, Mlp, sentences
+from tests.stacks.twin import Run, assert_measured, assert_right, train
+
+STEPS = 7
+CHANGED = 3
+"""The step before which the change is made."""
+
+
+def loop(model: nn.Module, run: Run, optimizer: torch.optim.Optimizer, change=lambda optimizer: optimizer) -> None:
+    for place, (ids, targets) in enumerate(sentences(STEPS)):
+        if place == CHANGED:
+            optimizer = change(optimizer)
+        _, loss = model(ids, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.loss(loss)
+
+
+def adamw(parameters) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-2)
+
+
+def test_a_model_made_on_the_meta_device_and_emptied_after_watching_is_measured(tmp_path):
+    def script(run: Run) -> None:
+        with torch.device("meta"):
+            model = Gpt()
+        run.watch(model)
+        model.to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2, generator=generator)
+        loop(model, run, adamw(model.parameters()))
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"))
+    assert_right(run)
+
+
+def test_weights_loaded_by_assignment_after_watching_are_measured(tmp_path):
+    weights = {name: value.clone() for name, value in Gpt().state_dict().items()}
+
+    def script(run: Run) -> None:
+        model = Gpt()
+        run.watch(model)
+        model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+        loop(model, run, adamw(model.parameters()))
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"))
+    assert_right(run)
+
+
+def test_weights_loaded_by_assignment_in_the_middle_are_measured_from_there_on(tmp_path):
+    weights = {name: value.clone() for name, value in Gpt().state_dict().items()}
+
+    def script(run: Run) -> None:
+        model = Gpt()
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(_):
+            model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+            return adamw(model.parameters())
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"))
+    assert_right(run)
+
+
+def test_layers_that_are_unfrozen_are_measured_from_there_on(tmp_path):
+    def script(run: Run) -> None:
+        model = Gpt()
+        model.blocks[0].requires_grad_(False)
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(_):
+            model.requires_grad_(True)
+            return adamw(model.parameters())
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    assert_right(run)
+    assert run.steps("update.rms", "blocks.0.attn.q.weight") == list(range(CHANGED, STEPS))
+    assert run.steps("update.rms", "blocks.1.attn.q.weight") == list(range(STEPS))
+    assert run.steps("activation.rms", "blocks.0") == list(range(STEPS))
+
+
+def test_layers_that_are_frozen_stop_being_measured_and_coverage_says_so(tmp_path):
+    def script(run: Run) -> None:
+        model = Gpt()
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(optimizer):
+            model.blocks[0].requires_grad_(False)
+            return optimizer
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    states = {e.subject: e.state for e in run.coverage if e.kind == "parameter"}
+    assert states["blocks.0.attn.q.weight"] == "frozen"
+    assert states["blocks.1.attn.q.weight"] == "measured"
+    assert run.steps("gradient.rms", "blocks.0.attn.q.weight") == list(range(CHANGED))
+    assert_right(run)
+
+
+def test_a_swapped_head_is_measured_in_place_of_the_old_one(tmp_path):
+    def script(run: Run) -> None:
+        model = Gpt()
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(_):
+            model.head = nn.Linear(WIDTH, WORDS, bias=True)
+            return adamw(model.parameters())
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"))
+    assert_right(run)
+    assert run.steps("update.rms", "head.bias") == list(range(CHANGED, STEPS))
+
+
+def test_a_block_that_is_appended_is_measured_from_there_on(tmp_path):
+    def script(run: Run) -> None:
+        model = Gpt()
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(optimizer):
+            block = Block(Attention(), Mlp())
+            model.blocks.append(block)
+            optimizer.add_param_group({"params": list(block.parameters())})
+            return optimizer
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "blocks.2", "head"))
+    assert_right(run)
+    assert run.steps("activation.rms", "blocks.2.mlp.0") == list(range(CHANGED, STEPS))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_a_parametrised_weight_keeps_its_bits_and_no_wrong_own_update_is_given(tmp_path, kind, before):
+    parametrize = getattr(nn.utils.parametrizations, kind)
+
+    def script(run: Run) -> None:
+        model = Gpt()
+        if before:
+            for block in model.blocks:
+                parametrize(block.mlp[0])
+        optimizer = adamw(model.parameters())
+        run.watch(model, optimizer)
+
+        def change(optimizer):
+            if before:
+                return optimizer
+            for block in model.blocks:
+                parametrize(block.mlp[0])
+            return adamw(model.parameters())
+
+        loop(model, run, optimizer, change)
+
+    run = train(script, tmp_path)
+
+    assert_right(run, "activation.rms", "gradient.rms", "update.rms", "weight.rms")
+    assert run.steps("activation.rms", "blocks.0.mlp.0") == list(range(STEPS))
+    assert [s for s in run.steps("update.own", "blocks.0.mlp.0") if before or s >= CHANGED] == []
+    assert run.measured("update.own") >= {"blocks.0.mlp.2", "blocks.1.attn.q"}
