@@ -36,7 +36,7 @@ def test_logits_that_enter_a_softmax_are_measured_per_head(tmp_path, core):
 
     run = train(script, tmp_path)
 
-    assert_measured(run, steps=STEPS, attention=ATTENTIONS, features=(*BLOCKS, "head"), loss=False)
+    assert_measured(run, steps=STEPS, attention=ATTENTIONS, features=(*BLOCKS, "head"))
     assert_right(run)
     assert {index for m, _, index in run.points if m == "attention.max_logit"} == set(range(HEADS))
 
@@ -47,7 +47,7 @@ def test_grouped_queries_have_logits_of_every_query_head(tmp_path):
 
     run = train(script, tmp_path)
 
-    assert_measured(run, steps=STEPS, attention=ATTENTIONS, features=(*BLOCKS, "head"), loss=False)
+    assert_measured(run, steps=STEPS, attention=ATTENTIONS, features=(*BLOCKS, "head"))
     assert_right(run)
 
 
@@ -135,7 +135,7 @@ def test_torchs_encoder_is_measured_whole(tmp_path):
     run = train(script, tmp_path)
 
     modules = {f"encoder.layers.{i}.self_attn" for i in range(2)}
-    assert_measured(run, steps=STEPS, attention=tuple(modules), features=("encoder.layers.0", "head"), loss=False)
+    assert_measured(run, steps=STEPS, attention=tuple(modules), features=("encoder.layers.0", "head"))
     assert_right(run, "activation.rms", "gradient.rms", "update.rms", "weight.rms")
 
 

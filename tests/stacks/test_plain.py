@@ -39,6 +39,46 @@ def test_a_plain_loop_is_the_same_bits_and_measured_whole(tmp_path):
     assert run.steps("gradient.norm_before_clip") == list(range(STEPS))
 
 
+LOSS_AT = {"tuple": 1, "loss first": 0, "mapping": "loss"}
+
+
+class Answering(nn.Module):
+    """A root that returns its loss in one of the ways people return it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.gpt, self.way = Gpt(), way
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> object:
+        logits, loss = self.gpt(ids, targets)
+        if self.way == "tuple":
+            return logits, loss
+        if self.way == "loss first":
+            return loss, logits
+        return loss if self.way == "scalar" else {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("way", ["tuple", "loss first", "scalar", "mapping"])
+def test_the_loss_is_found_where_the_root_returns_it(tmp_path, way):
+    def script(run: Run) -> None:
+        model = Answering(way)
+        optimizer = adamw(model)
+        run.watch(model, optimizer)
+        for ids, targets in sentences(STEPS):
+            answer = model(ids, targets)
+            loss = answer if way == "scalar" else answer[LOSS_AT[way]]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+            seen.append(loss.item())
+
+    seen: list[float] = []
+    run = train(script, tmp_path)
+
+    assert list(run.points.get(("loss", "model", None), {}).values()) == pytest.approx(seen[:STEPS], rel=1e-6)
+
+
 def test_gradient_accumulation_is_one_step_of_several_forwards(tmp_path):
     def script(run: Run) -> None:
         model = Gpt()
@@ -54,7 +94,7 @@ def test_gradient_accumulation_is_one_step_of_several_forwards(tmp_path):
 
     run = train(script, tmp_path)
 
-    assert_measured(run, steps=4, features=(*BLOCKS, "head"), loss=False)
+    assert_measured(run, steps=4, features=(*BLOCKS, "head"))
     assert_right(run)
 
 
@@ -164,7 +204,7 @@ def test_a_scaler_that_skips_a_step_is_followed(tmp_path):
 
     run = train(script, tmp_path)
 
-    assert_measured(run, steps=STEPS - 1, features=(*BLOCKS, "head"), loss=False)
+    assert_measured(run, steps=STEPS - 1, features=(*BLOCKS, "head"))
     assert_right(run, "gradient.rms", "update.rms", "weight.rms")
 
 
@@ -209,7 +249,7 @@ def test_a_notebook_cell_that_is_run_again_finishes_the_earlier_monitor(tmp_path
     second.finish()
     points, _, _ = read(first.directory)
     again, _, _ = read(second.directory)
-    assert points["loss", "model", None] == again["loss", "model", None]
+    assert points["update.rms", "head.weight", None] == again["update.rms", "head.weight", None]
     assert sorted(again["activation.rms", "blocks.1", None]) == [0, 1, 2, 3]
 
 

@@ -174,7 +174,7 @@ def assert_measured(
     but: Sequence[str] = (),
     attention: Sequence[str] | None = None,
     features: Sequence[str] | None = None,
-    loss: bool = True,
+    loss: bool = False,
     spectra: bool = True,
 ) -> None:
     """Everything that a plain reading of the model promises is there, at every step, and coverage says the same.
@@ -185,7 +185,7 @@ def assert_measured(
         but: subjects that need no activation, own update, gradient or update.
         attention: modules whose logits must be there; None: those of the reference.
         features: modules whose feature update must be there; None: any.
-        loss: whether a loss must be there.
+        loss: whether the loss must be there at every step without having been logged.
         spectra: whether the matrices' spectra must be there.
     """
     reference = run.reference
