@@ -25,7 +25,9 @@ def one_accelerator_a_test() -> Iterator[None]:
 def script(*, watch_prepared: bool, accumulate: int = 1, precision: str = "no") -> Callable[[Run], None]:
     def run_it(run: Run) -> None:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate, mixed_precision=precision)
+        accelerator = accelerate.Accelerator(
+            cpu=True, gradient_accumulation_steps=accumulate, mixed_precision=precision
+        )
         model: nn.Module = Gpt(lambda: Attention(dropout=0.1))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))

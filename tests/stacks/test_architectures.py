@@ -141,7 +141,12 @@ class ChannelsLastBlock(nn.Module):
 def test_linear_layers_in_a_convolutional_network_are_measured_over_their_own_features(tmp_path):
     def make() -> nn.Module:
         return nn.Sequential(
-            nn.Conv2d(3, 8, 1), ChannelsLastBlock(8), ChannelsLastBlock(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+            nn.Conv2d(3, 8, 1),
+            ChannelsLastBlock(8),
+            ChannelsLastBlock(8),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
         )
 
     run = train(lambda run: classify(run, make()), tmp_path)
@@ -216,17 +221,21 @@ def test_a_cell_that_carries_memory_from_call_to_call_keeps_its_bits(tmp_path):
     class Carrying(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.cell, self.head = nn.Embedding(WORDS, WIDTH), nn.GRUCell(WIDTH, WIDTH), nn.Linear(WIDTH, WORDS)
+            self.embed, self.cell, self.head = (
+                nn.Embedding(WORDS, WIDTH),
+                nn.GRUCell(WIDTH, WIDTH),
+                nn.Linear(WIDTH, WORDS),
+            )
             self.memory: Tensor | None = None
             self.calls: list[int] = []
 
         def forward(self, ids: Tensor) -> Tensor:
-            memory = torch.zeros(len(ids), WIDTH) if self.memory is None else self.memory.detach()
+            memory = (torch.zeros(WIDTH) if self.memory is None else self.memory.detach()).expand(len(ids), -1)
             outputs = []
             for x in self.embed(ids).unbind(1):
                 memory = self.cell(x, memory)
                 outputs.append(memory)
-            self.memory = memory
+            self.memory = memory.mean(0)
             self.calls.append(ids.shape[1])
             return self.head(torch.stack(outputs, 1)) / (1 + 1e-3 * len(self.calls))
 

@@ -1,6 +1,7 @@
 """Attention by hand, by torch's own modules and by fused kernels: the logits are those that enter the softmax."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.stacks import models
 from tests.stacks.models import ATTENTIONS, BLOCKS, CONTEXT, HEADS, WIDTH, Attention, Gpt, MultiheadBlockAttention, cross_entropy, sentences  # fmt: skip
-from tests.stacks.twin import Run, assert_measured, assert_right, missing, train
+from tests.stacks.twin import Run, Watched, assert_measured, assert_right, missing, train
 
 STEPS = 3
 """All of them heavy."""
@@ -76,42 +77,63 @@ def test_torchs_multihead_attention_is_measured_with_and_without_weights(tmp_pat
     assert not modules & missing(run, "attention").keys()
     assert {f"{m}.{p}" for m in modules for p in ("in_proj_weight", "in_proj_bias")} <= run.measured("update.rms")
     assert {f"{m}.in_proj_weight" for m in modules} <= run.measured("weight.spectral_norm")
-    assert {f"{m}.out_proj" for m in modules} & missing(run, "activation").keys() == set()  # it is never called
+    silent = {e.subject for e in run.coverage if e.state == "silent"}
+    assert {f"{m}.out_proj" for m in modules} & silent == set()  # its weight is used without a call
     assert_right(run, "activation.rms", "gradient.rms", "update.rms", "weight.rms")
 
 
+Largest = dict[tuple[str, int], float]
+"""Of the first forward: the largest visible logit, by attention module and head."""
+
+
+def record_logits(
+    model: nn.Module, largest: Largest, formula: Callable[[Tensor], Tensor] = lambda logits: logits
+) -> None:
+    """Work out logits from what the projections give, in float64; `formula` is what happens before the softmax."""
+
+    def see(name: str, q: Tensor, k: Tensor) -> None:
+        q, k = (t.detach().double().view(*t.shape[:2], HEADS, -1).transpose(1, 2) for t in (q, k))
+        logits = formula(q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~models.causal(CONTEXT), -math.inf)
+        for head, value in enumerate(logits.amax((0, 2, 3)).tolist()):
+            largest.setdefault((name, head), value)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+
+            def before(m: nn.MultiheadAttention, args: tuple[Tensor, ...], name: str = name) -> None:
+                weight, bias = m.in_proj_weight.double(), m.in_proj_bias.double()
+                q, k, _ = (args[0].double() @ weight.T + bias).chunk(3, -1)
+                see(name, q, k)
+
+            module.register_forward_pre_hook(before)
+        elif isinstance(module, Attention):
+
+            def after(m: Attention, args: tuple[Tensor, ...], _: Tensor, name: str = name) -> None:
+                x = args[0].double()
+                see(name, x @ m.q.weight.double().T, x @ m.k.weight.double().T)
+
+            module.register_forward_hook(after)
+
+
+def first_logits(run: Watched) -> Largest:
+    """What was measured of the first step."""
+    return {
+        (s, i): points[0] for (m, s, i), points in run.points.items() if m == "attention.max_logit" and i is not None
+    }
+
+
 def test_logits_of_multihead_attention_are_those_of_its_projections(tmp_path):
-    largest: dict[tuple[str, int], float] = {}
+    largest: Largest = {}
 
     def script(run: Run) -> None:
         model = Gpt(lambda: MultiheadBlockAttention(need_weights=True))
         if not run.is_watched:
-            for name in ATTENTIONS:
-                model.get_submodule(f"{name}.mha").register_forward_pre_hook(
-                    lambda m, args, name=name: [
-                        largest.setdefault((f"{name}.mha", head), value)
-                        for head, value in enumerate(of_projections(m, args[0]))
-                    ]
-                    and None
-                )
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        run.watch(model, optimizer)
-        for ids, targets in sentences(1):
-            loss = cross_entropy(model(ids), targets)
-            loss.backward()
-            optimizer.step()
-            run.loss(loss)
-
-    def of_projections(module: nn.MultiheadAttention, x: Tensor) -> list[float]:
-        q, k, _ = (x.double() @ module.in_proj_weight.double().T + module.in_proj_bias.double()).chunk(3, -1)
-        q, k = (t.view(*t.shape[:2], HEADS, -1).transpose(1, 2) for t in (q, k))
-        logits = (q @ k.mT / math.sqrt(WIDTH // HEADS)).masked_fill(~models.causal(CONTEXT), -math.inf)
-        return logits.detach().amax((0, 2, 3)).tolist()
+            record_logits(model, largest)
+        loop(lambda: model, run)
 
     run = train(script, tmp_path)
 
-    found = {(s, i): points[0] for (m, s, i), points in run.points.items() if m == "attention.max_logit"}
-    assert found == pytest.approx(largest, rel=1e-4)
+    assert first_logits(run) == pytest.approx(largest, rel=1e-4)
 
 
 class Encoder(nn.Module):
@@ -163,27 +185,55 @@ def test_kernels_of_ones_own_report_their_logits_by_one_call(tmp_path):
 
     class Own(Attention):
         def forward(self, x: Tensor) -> Tensor:
-            q = self.q(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2)
-            k = self.k(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+            q, k = (f(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2) for f in (self.q, self.k))
             scale, mask = q.shape[-1] ** -0.5, models.causal(x.shape[1])
-            internist.attention_logits(self, q, k, scale=scale, mask=mask, softcap=5.0)
+            internist.attention_logits(self, q, k, scale=scale, mask=mask, softcap=CAP)
             return super().forward(x)
 
     def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        logits = 5.0 * torch.tanh(q @ k.mT * q.shape[-1] ** -0.5 / 5.0)
-        exponentials = logits.masked_fill(~models.causal(CONTEXT), -math.inf).exp()  # a softmax nobody can see
+        logits = capped(q @ k.mT * q.shape[-1] ** -0.5)
+        exponentials = logits.masked_fill(~models.causal(CONTEXT), -math.inf).exp()  # a softmax that nobody can see
         return exponentials / exponentials.sum(-1, keepdim=True) @ v
 
-    largest: dict[tuple[str, int], float] = {}
+    largest: Largest = {}
 
     def script(run: Run) -> None:
-        loop(lambda: Gpt(lambda: Own(core)), run)
+        model = Gpt(lambda: Own(core))
+        if not run.is_watched:
+            record_logits(model, largest, capped)
+        loop(lambda: model, run)
 
     run = train(script, tmp_path)
 
-    assert largest == {}
-    assert run.measured("attention.max_logit") == set(ATTENTIONS)
-    assert all(
-        value <= 5.0 + 1e-4 for (m, _, _), points in run.points.items() if m == "attention.max_logit" for value in points.values()
-    )
+    assert first_logits(run) == pytest.approx(largest, rel=1e-4)
     assert not {*ATTENTIONS} & missing(run, "attention").keys()
+
+
+CAP = 2.0
+
+
+def capped(logits: Tensor) -> Tensor:
+    return CAP * torch.tanh(logits / CAP)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_has_its_scores_and_mask_applied(tmp_path):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    seen = create_block_mask(lambda b, h, q, k: q >= k, None, None, CONTEXT, CONTEXT, device="cpu")
+
+    def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.detach(), k.detach(), v.detach()  # it has no backward on a CPU
+        return flex_attention(q, k, v, score_mod=lambda score, b, h, i, j: capped(score), block_mask=seen)
+
+    largest: Largest = {}
+
+    def script(run: Run) -> None:
+        model = Gpt(lambda: Attention(core))
+        if not run.is_watched:
+            record_logits(model, largest, capped)
+        loop(lambda: model, run)
+
+    run = train(script, tmp_path)
+
+    assert first_logits(run) == pytest.approx(largest, rel=1e-4)

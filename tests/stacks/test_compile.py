@@ -8,11 +8,12 @@ import torch
 from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, sentences
 from tests.stacks.twin import Run, assert_coverage_is_honest, train
 
-STEPS = 7
+STEPS = 4
 BACKEND = "aot_eager"  # the graphs of inductor without its compiler, which takes a minute
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's own, while it compiles blocks
-)
+pytestmark = [  # torch's own, while it compiles
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
+]
 
 
 def script(how: str, *, watch_first: bool) -> Callable[[Run], None]:
@@ -57,7 +58,6 @@ def test_a_compiled_model_is_the_same_bits_and_measured(tmp_path, how, watch_fir
     assert run.measured("update.own") >= {"blocks.0.attn.q", "head", "embed"}
     assert run.measured("update.feature") >= {*BLOCKS, "head"}
     assert run.measured("weight.spectral_norm") >= {"blocks.0.attn.q.weight"}
-    assert run.steps("loss") == list(range(STEPS))
     assert_coverage_is_honest(run)
 
 

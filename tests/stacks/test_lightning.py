@@ -95,8 +95,12 @@ def fit(module: lightning.LightningModule, directory: Path, *, validate: bool = 
         "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": directory, **options,
     }  # fmt: skip
     trainer = lightning.Trainer(**settings)
-    validation = {"val_dataloaders": list(sentences(1))} if validate else {}
-    trainer.fit(module, train_dataloaders=list(sentences(24)), **validation)
+    validation = {"val_dataloaders": loader(1)} if validate else {}
+    trainer.fit(module, train_dataloaders=loader(24), **validation)
+
+
+def loader(count: int) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(list(sentences(count)), batch_size=None)
 
 
 def train_with(kind: type[Language], tmp_path: Path, *, inner: bool = False, **options: Any) -> Watched:

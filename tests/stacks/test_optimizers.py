@@ -1,5 +1,6 @@
 """Who steps the parameters: two optimizers, one per parameter, closures, optimizers of one's own."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -233,7 +234,7 @@ def test_a_resumed_optimizer_continues_the_steps_of_its_state(tmp_path):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         run.watch(model, optimizer)
         model.load_state_dict(weights)
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(copy.deepcopy(saved))  # it would share the tensors of the state
 
         def step(_: int) -> None:
             optimizer.step()

@@ -190,14 +190,22 @@ def assert_measured(
     """
     reference = run.reference
     assert reference is not None
-    owners = {plain(name) for name, m in reference.model.named_modules() if next(m.parameters(recurse=False), None) is not None}
+    owners = {
+        plain(name)
+        for name, m in reference.model.named_modules()
+        if next(m.parameters(recurse=False), None) is not None
+    }
     expected = {
         "activation": (reference.called & owners) - {*but},
         "own": (reference.called & _simple(reference) & {s.rpartition(".")[0] for s in reference.stepped}) - {*but},
         "gradient": reference.stepped - {*but},
         "update": reference.stepped - {*but},
-        "spectrum": (_matrices(reference) & reference.stepped if spectra else set()) - {*but},
-        "attention": {s for m, s, _ in reference.values if m == "attention.max_logit"} if attention is None else {*attention},
+        "spectrum": (_matrices(reference) & reference.stepped if spectra else set())
+        - run.measured("weight.head_norm")
+        - {*but},
+        "attention": {s for m, s, _ in reference.values if m == "attention.max_logit"}
+        if attention is None
+        else {*attention},
         "feature": {*features} if features is not None else set(),
     }
     absent = {
@@ -206,7 +214,9 @@ def assert_measured(
         if subjects - run.measured(FAMILIES[family][0])
     }
     assert absent == {}, f"not measured; coverage says {_said_of(run, absent)}"
-    contradicted = {family: found for family, subjects in expected.items() if (found := subjects & missing(run, family).keys())}
+    contradicted = {
+        family: found for family, subjects in expected.items() if (found := subjects & missing(run, family).keys())
+    }
     assert contradicted == {}, "measured, but coverage says otherwise"
     late = {
         (metric, subject): found
@@ -260,7 +270,8 @@ def _simple(reference: Reference) -> set[str]:
     return {
         plain(name)
         for name, module in reference.model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm) and not hasattr(module, "parametrizations")
+        if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm)
+        and not hasattr(module, "parametrizations")
     }
 
 
@@ -270,6 +281,8 @@ def _matrices(reference: Reference) -> set[str]:
     linears = [
         (plain(name), module)
         for name, module in reference.model.named_modules()
-        if isinstance(module, nn.Linear) and not hasattr(module, "parametrizations") and id(module.weight) not in embeddings
+        if isinstance(module, nn.Linear)
+        and not hasattr(module, "parametrizations")
+        and id(module.weight) not in embeddings
     ]
     return {f"{name}.weight" for name, _ in linears if "." in name}
