@@ -113,12 +113,12 @@ class Reference:
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return [(plain(name), p) for name, p in self.model.named_parameters() if id(p) in mine]
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         for name, parameter in self._named(optimizer):
             self._before[id(parameter)] = parameter.detach().double().clone()
             self._gradient(name, parameter)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         owned = self._named(optimizer)
         self._stepped_since_forward = self._stepped_since_forward or bool(owned)
         for name, parameter in owned:

@@ -7,7 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.stacks.models import BLOCKS, CONTEXT, WIDTH, WORDS, Attention, Block, Gpt, Mlp, cross_entropy, images, sentences, vectors  # fmt: skip
+from tests.stacks.models import (
+    BLOCKS,
+    CONTEXT,
+    WIDTH,
+    WORDS,
+    Attention,
+    Block,
+    Gpt,
+    Mlp,
+    cross_entropy,
+    images,
+    sentences,
+    vectors,
+)
 from tests.stacks.twin import Run, assert_coverage_is_honest, assert_measured, assert_right, missing, train, train_all
 
 STEPS = 4

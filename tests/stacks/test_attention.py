@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.stacks import models
-from tests.stacks.models import ATTENTIONS, BLOCKS, CONTEXT, HEADS, WIDTH, Attention, Gpt, MultiheadBlockAttention, cross_entropy, sentences  # fmt: skip
+from tests.stacks.models import (
+    ATTENTIONS,
+    BLOCKS,
+    CONTEXT,
+    HEADS,
+    WIDTH,
+    Attention,
+    Gpt,
+    MultiheadBlockAttention,
+    cross_entropy,
+    sentences,
+)
 from tests.stacks.twin import Run, Watched, assert_measured, assert_right, missing, train
 
 STEPS = 3
@@ -220,11 +231,11 @@ def capped(logits: Tensor) -> Tensor:
 def test_flex_attention_has_its_scores_and_mask_applied(tmp_path):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    seen = create_block_mask(lambda b, h, q, k: q >= k, None, None, CONTEXT, CONTEXT, device="cpu")
+    seen = create_block_mask(lambda _, __, q, k: q >= k, None, None, CONTEXT, CONTEXT, device="cpu")
 
     def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q.detach(), k.detach(), v.detach()  # it has no backward on a CPU
-        return flex_attention(q, k, v, score_mod=lambda score, b, h, i, j: capped(score), block_mask=seen)
+        return flex_attention(q, k, v, score_mod=lambda score, *_: capped(score), block_mask=seen)
 
     largest: Largest = {}
 
