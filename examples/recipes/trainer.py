@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import internist
 
 config = LlamaConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    bos_token_id=1, eos_token_id=2,
+    vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 model = LlamaForCausalLM(config)
 tokens = torch.randint(3, 32, (64, 8))
