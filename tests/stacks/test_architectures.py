@@ -209,11 +209,14 @@ def test_a_diffusion_model_is_measured_whole(tmp_path):
 # ---- recurrence ----------------------------------------------------------------------------------------------------
 
 
+HIDDEN = 12
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
-        self.embed, self.rnn = nn.Embedding(WORDS, WIDTH), kind(WIDTH, WIDTH, num_layers=2, batch_first=True)
-        self.head = nn.Linear(WIDTH, WORDS)
+        self.embed, self.rnn = nn.Embedding(WORDS, WIDTH), kind(WIDTH, HIDDEN, num_layers=2, batch_first=True)
+        self.head = nn.Linear(HIDDEN, WORDS)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.rnn(self.embed(ids))[0])
@@ -234,16 +237,13 @@ def test_a_cell_that_carries_memory_from_call_to_call_keeps_its_bits(tmp_path):
     class Carrying(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.cell, self.head = (
-                nn.Embedding(WORDS, WIDTH),
-                nn.GRUCell(WIDTH, WIDTH),
-                nn.Linear(WIDTH, WORDS),
-            )
+            self.embed, self.cell = nn.Embedding(WORDS, WIDTH), nn.GRUCell(WIDTH, HIDDEN)
+            self.head = nn.Linear(HIDDEN, WORDS)
             self.memory: Tensor | None = None
             self.calls: list[int] = []
 
         def forward(self, ids: Tensor) -> Tensor:
-            memory = (torch.zeros(WIDTH) if self.memory is None else self.memory.detach()).expand(len(ids), -1)
+            memory = (torch.zeros(HIDDEN) if self.memory is None else self.memory.detach()).expand(len(ids), -1)
             outputs = []
             for x in self.embed(ids).unbind(1):
                 memory = self.cell(x, memory)
@@ -256,6 +256,8 @@ def test_a_cell_that_carries_memory_from_call_to_call_keeps_its_bits(tmp_path):
 
     assert_right(run)
     assert run.steps("activation.rms", "cell") == list(range(STEPS))
+    assert run.steps("update.rms", "cell.weight_hh") == list(range(STEPS))
+    assert run.measured("weight.spectral_norm") >= {"cell.weight_ih", "cell.weight_hh"}
 
 
 # ---- experts -------------------------------------------------------------------------------------------------------

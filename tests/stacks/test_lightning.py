@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, cross_entropy, sentences
-from tests.stacks.twin import Run, Watched, assert_coverage_is_honest, assert_measured, assert_right, train
+from tests.stacks.twin import (
+    Run,
+    Watched,
+    assert_coverage_is_honest,
+    assert_measured,
+    assert_measured_or_said,
+    assert_right,
+    train,
+)
 
 lightning = pytest.importorskip("lightning", reason="pip install 'internist[stacks]'")
 
@@ -127,6 +135,7 @@ def test_a_lightning_module_is_measured_although_its_forward_is_never_called(tmp
     run = train_with(Language, tmp_path)
 
     assert_measured(run, steps=STEPS, attention=PREFIXED_ATTENTIONS)
+    assert_measured_or_said(run, "feature", PREFIXED_BLOCKS)
     assert_right(run)
     assert_coverage_is_honest(run)
 
@@ -135,6 +144,7 @@ def test_layers_called_by_training_step_itself_are_measured(tmp_path):
     run = train_with(StepOfItsOwn, tmp_path)
 
     assert_measured(run, steps=STEPS)
+    assert_measured_or_said(run, "feature", ("out",))
     assert_right(run)
 
 

@@ -79,6 +79,60 @@ def test_the_loss_is_found_where_the_root_returns_it(tmp_path, way):
     assert list(run.points.get(("loss", "model", None), {}).values()) == pytest.approx(seen[:STEPS], rel=1e-6)
 
 
+class OwnParameters(Gpt):
+    """A root that holds parameters itself and returns its loss alone, as speed runs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.ones(2))
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for scale, block in zip(self.scales, self.blocks, strict=True):
+            x = scale * block(x)
+        return cross_entropy(self.head(self.norm(x)), targets)
+
+
+def test_a_root_that_returns_its_loss_alone_is_not_called_silent(tmp_path):
+    def script(run: Run) -> None:
+        model = OwnParameters()
+        optimizer = adamw(model)
+        run.watch(model, optimizer)
+        for ids, targets in sentences(STEPS):
+            loss = model(ids, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"), but=("model",))
+    assert_right(run)
+    assert "scales" in run.measured("update.rms")
+    assert [entry for entry in run.coverage if entry.subject == "model" and entry.state == "silent"] == []
+
+
+def test_a_model_saved_whole_while_it_is_watched_carries_nothing_of_the_monitor(tmp_path):
+    saved = tmp_path / "model.pt"
+
+    def script(run: Run) -> None:
+        model = Gpt()
+        optimizer = adamw(model)
+        run.watch(model, optimizer)
+        for ids, targets in sentences(3):
+            _, loss = model(ids, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+            torch.save(model, saved)
+
+    train(script, tmp_path, reference=False)
+
+    assert b"internist" not in saved.read_bytes()
+
+
 def test_gradient_accumulation_is_one_step_of_several_forwards(tmp_path):
     def script(run: Run) -> None:
         model = Gpt()

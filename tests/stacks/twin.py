@@ -173,7 +173,7 @@ def assert_measured(
     steps: int,
     but: Sequence[str] = (),
     attention: Sequence[str] | None = None,
-    features: Sequence[str] | None = None,
+    features: Sequence[str] = (),
     loss: bool = False,
     spectra: bool = True,
 ) -> None:
@@ -184,7 +184,7 @@ def assert_measured(
         steps: how many rounds were made; every one is sampled.
         but: subjects that need no activation, own update, gradient or update.
         attention: modules whose logits must be there; None: those of the reference.
-        features: modules whose feature update must be there; None: any.
+        features: modules whose feature update must be there.
         loss: whether the loss must be there at every step without having been logged.
         spectra: whether the matrices' spectra must be there.
     """
@@ -206,7 +206,7 @@ def assert_measured(
         "attention": {s for m, s, _ in reference.values if m == "attention.max_logit"}
         if attention is None
         else {*attention},
-        "feature": {*features} if features is not None else set(),
+        "feature": {*features},
     }
     absent = {
         family: sorted(subjects - run.measured(FAMILIES[family][0]))
@@ -226,7 +226,6 @@ def assert_measured(
         if (found := run.steps(metric, subject)) != sorted(reference.values[metric, subject, None])
     }
     assert late == {}, "not at every step"
-    assert features is not None or run.measured("update.feature"), "no feature update"
     if loss:
         assert run.steps("loss") == list(range(steps)), "the loss is not there at every step"
 
@@ -247,6 +246,12 @@ def assert_right(run: Watched, *metrics: str, but: Sequence[str] = (), steps: Se
                     wrong.append((key, step, value, expected[key][step]))
     assert wrong == [], f"{len(wrong)} of {compared} points differ from the reference"
     assert compared, "nothing to compare"
+
+
+def assert_measured_or_said(run: Watched, family: str, subjects: Sequence[str]) -> None:
+    """Each subject has points of a family, or coverage says that it has none."""
+    silent = {*subjects} - run.measured(FAMILIES[family][0]) - missing(run, family).keys()
+    assert silent == set(), "not measured, and nothing is said"
 
 
 def assert_coverage_is_honest(run: Watched) -> None:
