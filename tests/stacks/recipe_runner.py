@@ -1,6 +1,6 @@
 """Runs scripts, each in a process of its own that is forked after the libraries were imported once.
 
-`python -m tests.stacks.recipe_runner DIRECTORY SCRIPT ...`: each script's output and spool go to DIRECTORY/its name, its
+`python -m tests.stacks.recipe_runner DIRECTORY SCRIPT ...`: each leaves its output and spool in DIRECTORY/its name, its
 exit status to `status` there.
 """
 
