@@ -130,6 +130,9 @@ class Reference:
             if after.dim() == 2:
                 norm = torch.linalg.matrix_norm(after, 2).item()
                 self._values["weight.spectral_norm", name, None][self.step] = norm
+            if after.dim() == 3:  # a stack of experts
+                for expert, norm in enumerate(torch.linalg.matrix_norm(after, 2).tolist()):
+                    self._values["weight.spectral_norm", name, expert][self.step] = norm
 
     def _gradient(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.grad is not None:
