@@ -12,10 +12,6 @@ PLANS_KEPT = 64
 class Sink(Protocol):
     """Where records go: the spool."""
 
-    def __iter__(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Numbers of the series, and counts, of the plans that are remembered."""
-        return iter(list(self._plans))
-
     @property
     def dropped(self) -> int:
         """Records that were lost so far."""

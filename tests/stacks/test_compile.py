@@ -1,0 +1,142 @@
+"""torch.compile in its four ways, before and after watching: the same bits, and activations by replay."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, sentences
+from tests.stacks.twin import Run, assert_coverage_is_honest, train
+
+STEPS = 3
+BACKEND = "aot_eager"  # the graphs of inductor without its compiler, which takes a minute
+pytestmark = [  # torch's own, while it compiles
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
+]
+
+
+def script(how: str, *, watch_first: bool) -> Callable[[Run], None]:
+    def run_it(run: Run) -> None:
+        torch._dynamo.reset()
+        inner = Gpt(lambda: Attention(dropout=0.1))
+        optimizer = torch.optim.AdamW(inner.parameters(), lr=1e-2)
+        if watch_first:
+            run.watch(inner, optimizer)
+        model: Callable = inner
+        if how == "module":
+            model = torch.compile(inner, backend=BACKEND)
+        if how == "method":
+            inner.compile(backend=BACKEND)
+        if how == "blocks":
+            for block in inner.blocks:
+                block.compile(backend=BACKEND)
+        if how == "function":
+            model = torch.compile(lambda ids, targets: inner(ids, targets), backend=BACKEND)
+        if not watch_first:
+            run.watch(model if how == "module" else inner, optimizer)
+        for ids, targets in sentences(STEPS):
+            _, loss = model(ids, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("how", "watch_first"),
+    [("module", False), ("module", True), ("method", True), ("blocks", False), ("function", True)],
+)
+def test_a_compiled_model_is_the_same_bits_and_measured(tmp_path, how, watch_first):
+    run = train(script(how, watch_first=watch_first), tmp_path, reference=False)
+
+    names = {name for name, _ in Gpt().named_parameters()}
+    assert run.measured("update.rms") == run.measured("gradient.rms") == names
+    assert run.steps("update.rms", "head.weight") == list(range(STEPS))
+    assert run.measured("activation.rms") >= {*BLOCKS, "head", "blocks.0.attn.q", "blocks.1.mlp.2"}
+    assert run.measured("attention.max_logit") == set(ATTENTIONS)
+    assert run.measured("update.own") >= {"blocks.0.attn.q", "head", "embed"}
+    assert run.measured("update.feature") >= {*BLOCKS, "head"}
+    assert run.measured("weight.spectral_norm") >= {"blocks.0.attn.q.weight"}
+    assert_coverage_is_honest(run)
+
+
+def test_a_compiled_step_function_is_the_same_bits_and_what_it_hides_is_said(tmp_path):
+    def whole_step(run: Run) -> None:
+        torch._dynamo.reset()
+        model = Gpt()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        run.watch(model, optimizer)
+
+        @torch.compile(backend=BACKEND)
+        def forward_backward(ids, targets):
+            _, loss = model(ids, targets)
+            loss.backward()
+            return loss.detach()
+
+        for ids, targets in sentences(STEPS):
+            run.loss(forward_backward(ids, targets))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    run = train(whole_step, tmp_path, reference=False)
+
+    names = {name for name, _ in Gpt().named_parameters()}
+    assert run.measured("update.rms") == names
+    assert run.steps("update.rms", "head.weight") == list(range(STEPS))
+    silent = {*BLOCKS, "head"} - run.measured("activation.rms")
+    states = {e.subject: e.state for e in run.coverage if e.kind == "module"}
+    assert {states[name] for name in silent} <= {"not captured"}
+
+
+def test_a_compiled_optimizer_step_is_the_same_bits(tmp_path):
+    def compiled_step(run: Run) -> None:
+        torch._dynamo.reset()
+        model = Gpt()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-2))
+        run.watch(model, optimizer)
+        step = torch.compile(lambda: optimizer.step(), backend="eager")
+        for ids, targets in sentences(STEPS):
+            _, loss = model(ids, targets)
+            loss.backward()
+            step()
+            optimizer.zero_grad()
+            run.loss(loss)
+
+    run = train(compiled_step, tmp_path, reference=False)
+
+    assert run.steps("activation.rms", "blocks.1") == list(range(STEPS))
+    assert run.steps("update.rms", "head.weight") == list(range(STEPS))
+    assert_coverage_is_honest(run)
+
+
+def test_activations_of_a_compiled_model_are_those_of_its_probe_in_eager_mode(tmp_path):
+    seen: dict[str, float] = {}
+
+    def with_reference(run: Run) -> None:
+        torch._dynamo.reset()
+        inner = Gpt()
+        if not run.is_watched:
+            ids, _ = next(sentences(1))
+            for name in (*BLOCKS, "head", "blocks.0.attn.q"):
+                handle = inner.get_submodule(name).register_forward_hook(
+                    lambda _, __, out, name=name: seen.update({name: out.double().square().mean().sqrt().item()})
+                )
+                inner(ids[:1])
+                handle.remove()
+        model = torch.compile(inner, backend=BACKEND)
+        optimizer = torch.optim.AdamW(inner.parameters(), lr=1e-2)
+        run.watch(model, optimizer)
+        for ids, targets in sentences(3):
+            _, loss = model(ids, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+
+    run = train(with_reference, tmp_path, reference=False)
+
+    assert {name: run.points["activation.rms", name, None][0] for name in seen} == pytest.approx(seen, rel=2e-4)
+    assert {run.series["activation.rms", name, None].bound for name in seen} == {"sampled"}
