@@ -8,7 +8,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,12 +196,12 @@ class AttentionCapture:
         if watched is None or watched.excluded or self._faults.get(watched.order, 0) >= FAULTS_TOLERATED:
             return
         try:
-            found = read()
-            if found is None or not all(_is_plain(each) for each in _tensors(found)):
-                return
-            with _apart(found):
-                values = max_entries(found.detach()) if isinstance(found, Tensor) else found.max_logits()
-            self._values.setdefault(watched.order, []).append(values)
+            with torch.no_grad(), outside_modes():
+                with torch._C.DisableTorchFunction():
+                    found = read()
+                if found is None or not all(_is_plain(each) for each in _tensors(found)):
+                    return
+                self._values.setdefault(watched.order, []).append(_largest(found))
             self._subjects[watched.order] = watched
             if isinstance(found, AttentionCall) and math.isfinite(found.factor):
                 self._scales.setdefault(watched.order, found.factor)
@@ -323,14 +323,12 @@ def _is_plain(tensor: Any) -> bool:
     )
 
 
-@contextmanager
-def _apart(found: AttentionCall | Tensor) -> Iterator[None]:
-    """Computing that the code around it does not notice."""
+def _largest(found: AttentionCall | Tensor) -> Tensor:
+    """(2, H) the largest logit of each head, signed and absolute, whatever precision and modes the code around it has
+    asked for."""
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(outside_modes())
-        device = _tensors(found)[0].device.type
-        stack.enter_context(torch.autocast(device, enabled=False))
-        if isinstance(found, Tensor) or (found.score_mod is None and found.mask_mod is None):
-            stack.enter_context(torch._C.DisableTorchFunction())  # FlexAttention's functions need a mode of torch
-        yield
+        stack.enter_context(torch.autocast(_tensors(found)[0].device.type, enabled=False))
+        if isinstance(found, AttentionCall) and (found.score_mod is not None or found.mask_mod is not None):
+            return found.max_logits()  # FlexAttention's functions need a mode of torch
+        stack.enter_context(torch._C.DisableTorchFunction())
+        return max_entries(found.detach()) if isinstance(found, Tensor) else found.max_logits()

@@ -42,9 +42,10 @@ def logits_of(x: Tensor, dim: int, modules: Sequence[nn.Module]) -> Tensor | Non
         return None
     is_last = dim in (-1, x.ndim - 1)
     heads = _number(modules, _HEADS)
+    node = x.grad_fn
     if not is_last:
         x = x.movedim(dim, -1)
-    is_product = _is_product(x) if x.grad_fn is not None else None
+    is_product = None if node is None else _is_product(node, x.numel() // (x.shape[-2] * x.shape[-1]))
     if is_product is False or (is_product is None and not (is_last and _has_shape(x, heads, modules))):
         return None
     return _by_heads(x, heads)
@@ -71,11 +72,15 @@ def _has_shape(x: Tensor, heads: int | None, modules: Sequence[nn.Module]) -> bo
     return heads is None or heads in (x.shape[-3], x.shape[-4] * x.shape[-3])
 
 
-def _is_product(x: Tensor) -> bool | None:
-    """Whether a tensor was made from batched products by operations on entries; None where the graph does not say."""
-    T, S = x.shape[-2:]
-    batch = x.numel() // (T * S)
-    waiting: list[Any] = [x.grad_fn]
+def _is_product(made_by: Any, batch: int) -> bool | None:
+    """Whether a node of the graph gives what operations on entries made of batched products; None where the graph does
+    not say.
+
+    Args:
+        made_by: the node.
+        batch: how many matrices it gives.
+    """
+    waiting: list[Any] = [made_by]
     seen: set[Any] = set()
     is_linear = is_unknown = False
     while waiting and len(seen) < NODES:
