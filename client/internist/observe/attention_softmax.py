@@ -20,7 +20,7 @@ _LINEAR = re.compile(
 _PASSED = re.compile(
     r"^(Add|Sub|Rsub|Mul|Div|Neg|Pow|Tanh|Clamp\w*|MaskedFill|MaskedFillScalar|Where|ToCopy|View|UnsafeView|Reshape|"
     r"ReshapeAlias|Expand|Transpose|T|Permute|Clone|Alias|Copy\w*|Slice|Select|Split\w*|Unbind|Narrow|Unsqueeze|"
-    r"Squeeze|Cat|Stack|ConstantPadNd|Index|AsStrided|Minimum|Maximum)Backward\d*$"
+    r"Squeeze|Cat|Stack|ConstantPadNd|Index|AsStrided|Minimum|Maximum)Backward\d*$|^CopySlices$"
 )
 NODES = 96
 """How many operations are followed back from a softmax at most: from logits to their product there are some ten."""
@@ -57,7 +57,7 @@ def _by_heads(x: Tensor, heads: int | None) -> Tensor:
         return x.reshape(-1, count, *x.shape[1:])
     if x.ndim > 4 and heads is not None and x.shape[-3] != heads and x.shape[-4] * x.shape[-3] == heads:
         x = x.flatten(-4, -3)  # key heads, and the query heads that share each
-    if heads is not None and x.shape[-3] % heads:  # (B, T, H, S) or (H, B, T, S)
+    if heads is not None and x.shape[-3] != heads:  # (B, T, H, S) or (H, B, T, S)
         place = next((dim for dim in (-2, 0) if x.shape[dim] == heads), None)
         x = x if place is None else x.movedim(place, -3)
     return x.flatten(0, -4) if x.ndim > 4 else x
@@ -69,7 +69,7 @@ def _has_shape(x: Tensor, heads: int | None, modules: Sequence[nn.Module]) -> bo
         return T == S or (heads is not None and heads > 1 and x.shape[0] % heads == 0)
     if T != S and _number(modules, _HEAD_SIZES) == S:
         return False
-    return heads is None or heads in (x.shape[-3], x.shape[-4] * x.shape[-3])
+    return heads is None or heads in (x.shape[-3], x.shape[-2], x.shape[-4] * x.shape[-3])
 
 
 def _is_product(made_by: Any, batch: int) -> bool | None:

@@ -100,6 +100,16 @@ def test_heads_folded_into_the_batch_are_told_apart():
     assert matched(found["attn"], reference(q, k))
 
 
+def test_heads_behind_the_queries_are_told_apart():
+    def compute(_, q, k, v):
+        logits = torch.einsum("bhtd,bhsd->bths", q, k) / math.sqrt(q.shape[-1])
+        return torch.einsum("bths,bhsd->bhtd", logits.softmax(-1), v)
+
+    found, q, k = measured(compute)
+
+    assert matched(found["attn"], reference(q, k))
+
+
 def test_grouped_heads_in_five_dimensions_are_told_apart():
     def compute(_, q, k, v):
         logits = torch.einsum("bkgtd,bksd->bkgts", q.unflatten(1, (2, -1)), k) / math.sqrt(q.shape[-1])
