@@ -169,7 +169,9 @@ class AttentionCapture:
         return gate.replay or gate.in_root or torch.is_grad_enabled()
 
     def _interface(self, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After:
-        key = kwargs.get("key", args[2] if len(args) > 2 else None)
+        key = kwargs.get("key")
+        if key is None and len(args) > 2:
+            key = args[2] if isinstance(args[0], nn.Module) else args[1]
         interface = _Interface(key.shape[-2] if isinstance(key, Tensor) and key.ndim > 2 else None)
         watched = self._enclosing()
         self._interfaces.append(interface)
