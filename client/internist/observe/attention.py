@@ -8,7 +8,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,9 @@ class AttentionCapture:
         return gate.replay or gate.in_root or torch.is_grad_enabled()
 
     def _interface(self, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After:
-        key = kwargs.get("key", args[2] if len(args) > 2 else None)
+        key = kwargs.get("key")
+        if key is None and len(args) > 2:
+            key = args[2] if isinstance(args[0], nn.Module) else args[1]
         interface = _Interface(key.shape[-2] if isinstance(key, Tensor) and key.ndim > 2 else None)
         watched = self._enclosing()
         self._interfaces.append(interface)
@@ -190,12 +192,12 @@ class AttentionCapture:
         if watched is None or watched.excluded or self._faults.is_given_up("attention", watched.name):
             return
         try:
-            found = read()
-            if found is None or not all(_is_plain(each) for each in _tensors(found)):
-                return
-            with _apart(found):
-                values = max_entries(found.detach()) if isinstance(found, Tensor) else found.max_logits()
-            self._values.setdefault(watched.order, []).append(values)
+            with torch.no_grad(), outside_modes():
+                with torch._C.DisableTorchFunction():
+                    found = read()
+                if found is None or not all(_is_plain(each) for each in _tensors(found)):
+                    return
+                self._values.setdefault(watched.order, []).append(_largest(found))
             self._subjects[watched.order] = watched
             if isinstance(found, AttentionCall) and math.isfinite(found.factor):
                 self._scales.setdefault(watched.order, found.factor)
@@ -312,14 +314,12 @@ def _is_plain(tensor: Any) -> bool:
     )
 
 
-@contextmanager
-def _apart(found: AttentionCall | Tensor) -> Iterator[None]:
-    """Computing that the code around it does not notice."""
+def _largest(found: AttentionCall | Tensor) -> Tensor:
+    """(2, H) the largest logit of each head, signed and absolute, whatever precision and modes the code around it has
+    asked for."""
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(outside_modes())
-        device = _tensors(found)[0].device.type
-        stack.enter_context(torch.autocast(device, enabled=False))
-        if isinstance(found, Tensor) or (found.score_mod is None and found.mask_mod is None):
-            stack.enter_context(torch._C.DisableTorchFunction())  # FlexAttention's functions need a mode of torch
-        yield
+        stack.enter_context(torch.autocast(_tensors(found)[0].device.type, enabled=False))
+        if isinstance(found, AttentionCall) and (found.score_mod is not None or found.mask_mod is not None):
+            return found.max_logits()  # FlexAttention's functions need a mode of torch
+        stack.enter_context(torch._C.DisableTorchFunction())
+        return max_entries(found.detach()) if isinstance(found, Tensor) else found.max_logits()

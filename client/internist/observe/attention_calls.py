@@ -107,6 +107,36 @@ def read_flex(
     )
 
 
+def read_flex_eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,  # noqa: ARG001
+    score_mod: Callable[..., Tensor],
+    block_mask: tuple[Any, ...],
+    scale: float,
+    kernel_options: Any = None,  # noqa: ARG001
+    score_mod_other_buffers: tuple[Any, ...] = (),
+    mask_mod_other_buffers: tuple[Any, ...] = (),
+) -> AttentionCall:
+    """What FlexAttention calls where it is not compiled, whoever holds it by whatever name."""
+
+    def of_score(*args: Tensor) -> Tensor:
+        return score_mod(*args, *score_mod_other_buffers)
+
+    def of_pair(*args: Tensor) -> Tensor:
+        seen: Tensor = block_mask[-1](*args, *mask_mod_other_buffers)
+        return seen
+
+    return AttentionCall(
+        query,
+        key,
+        scale=scale,
+        enable_gqa=True,
+        score_mod=vectorized_score_mod(of_score),
+        mask_mod=vectorized_mask_mod(of_pair),
+    )
+
+
 def read_varlen(
     query: Tensor,
     key: Tensor,

@@ -20,7 +20,7 @@ _LINEAR = re.compile(
 _PASSED = re.compile(
     r"^(Add|Sub|Rsub|Mul|Div|Neg|Pow|Tanh|Clamp\w*|MaskedFill|MaskedFillScalar|Where|ToCopy|View|UnsafeView|Reshape|"
     r"ReshapeAlias|Expand|Transpose|T|Permute|Clone|Alias|Copy\w*|Slice|Select|Split\w*|Unbind|Narrow|Unsqueeze|"
-    r"Squeeze|Cat|Stack|ConstantPadNd|Index|AsStrided|Minimum|Maximum)Backward\d*$"
+    r"Squeeze|Cat|Stack|ConstantPadNd|Index|AsStrided|Minimum|Maximum)Backward\d*$|^CopySlices$"
 )
 NODES = 96
 """How many operations are followed back from a softmax at most: from logits to their product there are some ten."""
@@ -42,9 +42,10 @@ def logits_of(x: Tensor, dim: int, modules: Sequence[nn.Module]) -> Tensor | Non
         return None
     is_last = dim in (-1, x.ndim - 1)
     heads = _number(modules, _HEADS)
+    node = x.grad_fn
     if not is_last:
         x = x.movedim(dim, -1)
-    is_product = _is_product(x) if x.grad_fn is not None else None
+    is_product = None if node is None else _is_product(node, x.numel() // (x.shape[-2] * x.shape[-1]))
     if is_product is False or (is_product is None and not (is_last and _has_shape(x, heads, modules))):
         return None
     return _by_heads(x, heads)
@@ -56,7 +57,7 @@ def _by_heads(x: Tensor, heads: int | None) -> Tensor:
         return x.reshape(-1, count, *x.shape[1:])
     if x.ndim > 4 and heads is not None and x.shape[-3] != heads and x.shape[-4] * x.shape[-3] == heads:
         x = x.flatten(-4, -3)  # key heads, and the query heads that share each
-    if heads is not None and x.shape[-3] % heads:  # (B, T, H, S) or (H, B, T, S)
+    if heads is not None and x.shape[-3] != heads:  # (B, T, H, S) or (H, B, T, S)
         place = next((dim for dim in (-2, 0) if x.shape[dim] == heads), None)
         x = x if place is None else x.movedim(place, -3)
     return x.flatten(0, -4) if x.ndim > 4 else x
@@ -68,14 +69,18 @@ def _has_shape(x: Tensor, heads: int | None, modules: Sequence[nn.Module]) -> bo
         return T == S or (heads is not None and heads > 1 and x.shape[0] % heads == 0)
     if T != S and _number(modules, _HEAD_SIZES) == S:
         return False
-    return heads is None or heads in (x.shape[-3], x.shape[-4] * x.shape[-3])
+    return heads is None or heads in (x.shape[-3], x.shape[-2], x.shape[-4] * x.shape[-3])
 
 
-def _is_product(x: Tensor) -> bool | None:
-    """Whether a tensor was made from batched products by operations on entries; None where the graph does not say."""
-    T, S = x.shape[-2:]
-    batch = x.numel() // (T * S)
-    waiting: list[Any] = [x.grad_fn]
+def _is_product(made_by: Any, batch: int) -> bool | None:
+    """Whether a node of the graph gives what operations on entries made of batched products; None where the graph does
+    not say.
+
+    Args:
+        made_by: the node.
+        batch: how many matrices it gives.
+    """
+    waiting: list[Any] = [made_by]
     seen: set[Any] = set()
     is_linear = is_unknown = False
     while waiting and len(seen) < NODES:

@@ -14,6 +14,7 @@ from internist.observe.attention_calls import (
     Reader,
     flash_reader,
     read_flex,
+    read_flex_eager,
     read_interface,
     read_native,
     read_sdpa,
@@ -45,8 +46,9 @@ def sources() -> Iterator[Source]:
     """Every function of attention that is loaded now."""
     yield Source(function(functional, "scaled_dot_product_attention"), "kernel", read_sdpa)
     yield Source(function(torch, "_native_multi_head_attention"), "kernel", read_native)
-    yield from _loaded("torch.nn.attention.flex_attention", ("flex_attention",), read_flex)
-    yield from _loaded("torch.nn.attention.varlen", ("varlen_attn",), read_varlen)
+    yield from _loaded("torch.nn.attention.flex_attention", "flex_attention", "interface", read_flex)
+    yield from _loaded("torch._higher_order_ops.flex_attention", "math_attention", "kernel", read_flex_eager)
+    yield from _loaded("torch.nn.attention.varlen", "varlen_attn", "kernel", read_varlen)
     yield from _flash()
     yield from _transformers()
     yield Source(function(torch.Tensor, "softmax"), "softmax", read_softmax)  # `functional.softmax` calls it
@@ -60,11 +62,10 @@ def read_softmax(input: Any, dim: Any = None, *_: Any, **__: Any) -> tuple[Any, 
     return input, dim
 
 
-def _loaded(module: str, names: tuple[str, ...], read: Reader) -> Iterator[Source]:
+def _loaded(module: str, name: str, kind: Kind, read: Reader) -> Iterator[Source]:
     home = sys.modules.get(module)
-    for name in names:
-        if home is not None and callable(vars(home).get(name)):
-            yield Source(function(home, name), "kernel", read)
+    if home is not None and callable(vars(home).get(name)):
+        yield Source(function(home, name), kind, read)
 
 
 def _flash() -> Iterator[Source]:

@@ -3,16 +3,21 @@
 import functools
 import math
 import sys
+import threading
 import types
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.attention import bias as attention_bias
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import internist
+from internist.model.outline import WatchedModule
+from internist.observe.attention import AttentionCapture
+from internist.observe.taps import Gate
 from tests.client.observe.attention_models import (
     BATCH,
     HEADS,
@@ -27,6 +32,7 @@ from tests.client.observe.attention_models import (
     one_step,
     reference,
 )
+from tests.client.points import read
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +94,16 @@ def test_heads_folded_into_the_batch_are_told_apart():
     def compute(_, q, k, v):
         logits = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)) / math.sqrt(q.shape[-1])
         return torch.bmm(logits.softmax(-1), v.flatten(0, 1)).unflatten(0, (-1, HEADS))
+
+    found, q, k = measured(compute)
+
+    assert matched(found["attn"], reference(q, k))
+
+
+def test_heads_behind_the_queries_are_told_apart():
+    def compute(_, q, k, v):
+        logits = torch.einsum("bhtd,bhsd->bths", q, k) / math.sqrt(q.shape[-1])
+        return torch.einsum("bths,bhsd->bhtd", logits.softmax(-1), v)
 
     found, q, k = measured(compute)
 
@@ -320,9 +336,11 @@ TOGETHER = (DOCUMENTS.unsqueeze(1) == DOCUMENTS) & causal()
 def test_flex_attention_is_measured_with_its_functions(score_mod, expected, masks, key_heads):
     block_mask = create_block_mask(of_one_document, None, None, TOKENS, TOKENS, device="cpu") if masks else None
 
+    held = flex_attention  # a name that no module has
+
     def compute(_, q, k, v):
         q, k, v = (x.detach() for x in (q, k, v))  # on a CPU it has no backward
-        return flex_attention(q, k, v, score_mod, block_mask, enable_gqa=key_heads != HEADS)
+        return held(q, k, v, score_mod, block_mask, enable_gqa=key_heads != HEADS)
 
     found, q, k = measured(compute, key_heads=key_heads)
 
@@ -490,22 +508,13 @@ def test_per_sample_gradients_are_left_out_and_blind_nothing():
         torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(model.named_parameters()), x)
         optimizer.step()
     monitor.finish()
-    from tests.client.points import read
-
     points, _, _ = read(monitor.directory)
     assert sorted(points["attention.max_logit", "attn", 0])[:3] == [0, 1, 2]
 
 
 def test_a_module_is_given_up_only_after_three_faults_in_a_row():
-    from internist.model.outline import WatchedModule
-    from internist.observe.attention import AttentionCapture
-    from internist.observe.taps import Gate
-
-    said = []
-    gate = Gate(on=True, heavy=True, in_root=True)
-    capture = AttentionCapture(gate, fault=lambda *what: said.append(what), wanted=lambda _: True, heavy_every=1)
     attention = Attention(eager(CAPTURED))
-    gate.stack.append(WatchedModule("attn", attention, "attention", 0, None))
+    capture, said = capture_of(attention)
     q = torch.randn(1, HEADS, 3, 4)
     for wrong in (True, True, False, True, True):
         internist.attention_logits(attention, q, q[..., :2] if wrong else q)
@@ -513,7 +522,7 @@ def test_a_module_is_given_up_only_after_three_faults_in_a_row():
 
     internist.attention_logits(attention, q, q[..., :2])
     assert [(kind, name) for kind, name, _ in said] == [("attention", "attn")]
-    del capture
+    assert not capture.measured
 
 
 def test_losses_keep_their_bits_and_functions_are_put_back():
@@ -550,3 +559,91 @@ def test_compiled_functions_inside_a_watched_model_stay_whole():
     found, q, k = measured(compute)
 
     assert matched(found["attn"], reference(q, k))
+
+
+def capture_of(attention, **gate):
+    """A capture whose gate is open inside this attention module."""
+    said = []
+    opened = Gate(**{"on": True, "heavy": True, "in_root": True, **gate})
+    opened.stack.append(WatchedModule("attn", attention, "attention", 0, None))
+    capture = AttentionCapture(opened, fault=lambda *what: said.append(what), wanted=lambda _: True, heavy_every=1)
+    return capture, said
+
+
+def test_a_replay_is_kept_from_the_fast_path_and_leaves_it_as_it_was():
+    capture, _ = capture_of(nn.Identity(), replay=True)
+    enabled = torch.backends.mha.get_fastpath_enabled
+
+    for _ in range(2):
+        capture.enter()
+        capture.enter()
+        assert not enabled()
+        capture.leave()
+        assert not enabled()
+        capture.leave()
+        assert enabled()
+    capture.leave()
+    assert enabled()
+
+
+def test_another_threads_attention_is_not_the_models():
+    attention = Attention(eager(CAPTURED))
+    capture, _ = capture_of(attention)
+    q, heard = torch.randn(1, HEADS, 3, 4), []
+
+    def elsewhere():
+        internist.attention_logits(attention, q, q)
+        heard.append(len(capture._values))
+
+    capture.enter()
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard == [0]
+
+    internist.attention_logits(attention, q, q)
+    assert len(capture._values) == 1
+    capture.leave()
+
+
+@pytest.mark.parametrize("device", ["meta", "fake"])
+def test_tensors_without_entries_are_left_out_without_a_fault(device):
+    attention = Attention(eager(CAPTURED))
+    capture, said = capture_of(attention)
+    with FakeTensorMode() if device == "fake" else torch.device("meta"):
+        q = torch.empty(1, HEADS, 3, 4)
+    capture.install()
+    for _ in range(4):
+        functional.scaled_dot_product_attention(q, q, q)
+        (q @ q.transpose(-1, -2)).softmax(-1)
+    capture.remove()
+
+    assert not said
+    assert not capture._values
+
+
+def test_the_newest_heavy_step_says_which_modules_it_measured():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Attention(eager(CAPTURED)), Attention(eager(CAPTURED))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            return self.second(self.first(x)) if self.calls == 1 else self.first(x)
+
+    torch.manual_seed(0)
+    model = Sometimes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    monitor = internist.watch(model, optimizer, every=1)
+    capture = monitor._observer.attention
+    seen = []
+    for _ in range(2):
+        model(torch.randn(1, TOKENS, WIDTH)).sum().backward()
+        optimizer.step()
+        seen.append(len(capture.measured_at_last_heavy))
+    monitor.finish()
+
+    assert seen == [2, 1]
+    assert len(capture.measured) == 2
