@@ -87,7 +87,7 @@ def test_a_compiled_step_function_is_the_same_bits_and_what_it_hides_is_said(tmp
     assert run.measured("update.rms") == names
     assert run.steps("update.rms", "head.weight") == list(range(STEPS))
     silent = {*BLOCKS, "head"} - run.measured("activation.rms")
-    states = {e.subject: e.state for e in run.coverage if e.kind == "module"}
+    states = {e.subject: e.state for e in run.coverage if e.family == "activation"}
     assert {states[name] for name in silent} <= {"not captured"}
 
 

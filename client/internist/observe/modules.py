@@ -203,7 +203,10 @@ class ActivationCapture:
             ):
                 call.input_distances = self._distances(source, in_axis)
         if order not in self._calls and watched.parameters:
-            self._keep_probe(watched, module, source, args, in_axis, out)
+            try:
+                self._keep_probe(watched, module, source, args, in_axis, out)
+            except Exception as error:
+                self._faults.note("own update", watched.name, error)
         if self._gate.replay:
             self._keep_output(watched, output)
         self._calls.setdefault(order, []).append(call)

@@ -38,9 +38,9 @@ def has_rule(module: nn.Module) -> bool:
         return is_plain(module) and module.padding_mode == "zeros"
     if isinstance(module, BATCH_NORMS):
         return is_plain(module)
-    if is_linear(module) or _is_known_norm(module):
-        return stored_weight(module) is not None or "bias" in module._parameters
-    return False
+    if is_linear(module):
+        return stored_weight(module) is not None
+    return _is_known_norm(module) and ("weight" in module._parameters or "bias" in module._parameters)
 
 
 def probe_of(module: nn.Module, source: Tensor, axis: int) -> Tensor | None:

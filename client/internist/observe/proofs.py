@@ -36,7 +36,7 @@ class Proofs:
             if transfer is None:
                 given = at_positions(output, -1, OWN_TOKENS)
                 found = deviation(module, probe, given)
-                transfer = self._under_way[order] = Transfers(found.device).begin([found])
+                transfer = self._under_way[order] = Transfers().begin([found])
             if not transfer.arrived():
                 return False
             (value,) = torch.frombuffer(bytearray(transfer.take()), dtype=torch.float32).tolist()
