@@ -287,9 +287,12 @@ def test_checkpointed_blocks_are_measured_once(tmp_path, reentrant):
 
 
 def test_a_notebook_cell_that_is_run_again_finishes_the_earlier_monitor(tmp_path):
+    kept = []  # a monitor ends with its model
+
     def cell() -> internist.Monitor:
         torch.manual_seed(0)
         model = Gpt()
+        kept[:] = [model]
         optimizer = adamw(model)
         monitor = internist.watch(model, optimizer, every=1, mode="offline", directory=tmp_path)
         for ids, targets in sentences(4):

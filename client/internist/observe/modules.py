@@ -149,7 +149,7 @@ class ActivationCapture:
             return
         if self._gate.replay and not self._records and watched.order not in self.keep:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 and not self._gate.replay:
             return  # a recomputation in backward (activation checkpointing): the first pass was measured
         module = watched.module
         if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
@@ -245,8 +245,9 @@ class ActivationCapture:
         else:
             return
         probe = Probe(tokens, multiplier(module))
-        if self._proofs.holds(watched, module, probe, out):
-            self.probes[watched.order] = probe
+        factor = self._proofs.factor(watched, module, probe, out)
+        if factor is not None:
+            self.probes[watched.order] = probe if factor == 1.0 else Probe(tokens, probe.factor * factor)
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""

@@ -33,7 +33,7 @@ log = logging.getLogger("internist")
 
 NAMED = 5
 """Lines about what is not measured that the log names."""
-PATIENCE = 100
+PATIENCE = 40
 """Training forwards without a counted step before the run is asked for one; ten times what a round has had, if more."""
 FAMILY_METRICS: dict[Family, tuple[str, ...]] = {
     "activation": ("activation.rms", "activation.rms_max", "activation.rms_q99", "activation.abs_max"),
@@ -221,7 +221,7 @@ class Observer:
         self._follow()
         self.gate.in_root = True
         self.gate.on = not self._compiled
-        if self._is_manual or not (self._optimizers or self._rounds):
+        if self._lacks_optimizer():
             self._snapshot_manual()
         if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
             with torch.no_grad():
@@ -242,6 +242,8 @@ class Observer:
         self.gate.on = self._due.light and not self._compiled
         if not was_training or output is None:
             return
+        if self._due.light and self._lacks_optimizer():
+            self._replay_before()  # there may be no later moment at which the weights are still those before the step
         if self._is_tentative and not wants_gradient(output):
             self._captures.activations.reset()
             return
@@ -317,6 +319,10 @@ class Observer:
         probe.before(features=features, activations=self._compiled)
         if attends:
             self._captures.attention.remove()
+
+    def _lacks_optimizer(self) -> bool:
+        """Whether the run's updates may be made without an optimizer that is known here."""
+        return self._is_manual or not (self._optimizers or self._rounds)
 
     def _snapshot_manual(self) -> None:
         with torch.no_grad():
@@ -404,8 +410,9 @@ class Observer:
         if self._due.light:
             self._root.refresh()
             self._compiled = self._root.is_compiled()
-            if not self._root.seen:
+            if not self._root.seen:  # else its next forward looks, which comes later
                 self._follow()
+                self._has_followed = False
         if self._due.light and not self._compiled:
             self._captures.activations.install()
         else:
@@ -431,8 +438,8 @@ class Observer:
         )
 
     def _follow(self) -> None:
-        """The model may have changed since the last sample: blocks appended, heads swapped, parameters replaced by others
-        of another kind."""
+        """The model may have changed since the last sample: blocks appended, heads swapped, parameters replaced by
+        others of another kind."""
         if self._has_followed:
             return
         self._has_followed = True
