@@ -109,12 +109,13 @@ class Observer:
         self._captures = self._captured(outline)
         self._clipping = ClippingCapture(self._is_watched)
         self._root = RootCalls(model, outline.root, begins=self._begin_safely, ends=self._end_safely)
+        guard(self._root.refresh)()
         self.clock = Clock(
             start=start_step, optimizers=optimizers, owns=self._owns, told=self, ignores=self._is_replaying
         )
         self._captures.parameters.note_groups(optimizers)
         self._optimizers = [reference_to(optimizer) for optimizer in optimizers]
-        self.arm(start_step)
+        self._arm_safely(start_step)
 
     # ---- what the monitor calls ------------------------------------------------------------------------------------
 
