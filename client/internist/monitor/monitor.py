@@ -270,9 +270,7 @@ class Monitor:
             ("the delivery", self._end_of_delivery),
         )
 
-    def _end_of_measurements(self, outcome: Outcome, until: float) -> None:
-        if self._observer is not None and outcome == "finished":
-            self._observer.end_last_round()
+    def _end_of_measurements(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
         if self._logs is not None:
             self._logs.settle()
         if self._recorder is not None:

@@ -173,14 +173,11 @@ class Observer:
         )
         return coverage(self._outline, self._ledger, self._faults, known, wanted=self._wants_family)
 
-    def end_last_round(self) -> None:
-        """The run is over: a round that waited for the next forward to end it has ended."""
+    def close(self) -> None:
+        """Take every tap away and put everything back; a round that waited for the next forward to end it has ended."""
         if self.clock.updating and not self._is_closed and not self.clock.in_step:
             self._captures.probe.reset()  # nothing runs the model again now
             self.clock.end_round()
-
-    def close(self) -> None:
-        """Take every tap away and put everything back."""
         self._is_closed = True
         self.gate.on = False
         self.clock.close()
