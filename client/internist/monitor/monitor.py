@@ -225,8 +225,8 @@ class Monitor:
         return None if self._spool is None else self._spool.directory
 
     def finish(self, outcome: Outcome = "finished", *, timeout: float = FINISH_TIMEOUT_S) -> None:
-        """Let go of the model, ship what is left, and say how the run ended. Never raises; a second call does nothing but
-        wait for the first, where that is under way in another thread."""
+        """Let go of the model, ship what is left, and say how the run ended. Never raises; a second call does nothing
+        but wait for the first, where that is under way in another thread."""
         self._finishing.finish(outcome, timeout)
 
     def record_end(self, outcome: Outcome, timeout: float) -> None:
