@@ -11,8 +11,10 @@ from pathlib import Path
 
 from internist.commands.surroundings import Finding, patches, surroundings
 from internist.commands.trial import Trial, Watched, run_script
-from internist.monitor.options import DEFAULT_DIRECTORY, DEFAULT_SERVER
+from internist.monitor.options import DEFAULT_DIRECTORY
+from internist.schema.coverage import FAMILIES
 from internist.schema.wire import CoverageEntry
+from internist.ship.connection import DEFAULT_SERVER
 
 _SHOWN = 3
 _EPILOG = """exit codes:
@@ -26,8 +28,9 @@ _UNWELL = ("silent", "not captured", "unsupported")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parts of a model of which the same became, for the same reason."""
+    """Parts of a model of which the same became, for the same reason, as far as one family of metrics goes."""
 
+    family: str
     kind: str
     state: str
     reason: str
@@ -60,10 +63,12 @@ def command(argv: list[str]) -> int:
 
 
 def grouped(entries: Iterable[CoverageEntry]) -> list[Group]:
-    """Coverage by kind of part, state and reason, in the order in which each first appears."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for entry in entries:
-        groups.setdefault((entry.kind, entry.state, entry.reason), []).append(entry.subject)
+    """Coverage by family, kind of part, state and reason: families in the order of the catalogue, the rest in the order
+    in which each first appears."""
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    order = {family: place for place, family in enumerate(FAMILIES)}
+    for entry in sorted(entries, key=lambda entry: order.get(entry.family, len(order))):
+        groups.setdefault((entry.family, entry.kind, entry.state, entry.reason), []).append(entry.subject)
     return [Group(*key, tuple(subjects)) for key, subjects in groups.items()]
 
 
@@ -100,10 +105,10 @@ def _as_text(findings: Sequence[Finding], trial: Trial | None, problems: Sequenc
 def _coverage_lines(watched: Watched) -> list[str]:
     lines = [f"{watched.model}, after {watched.steps} optimizer steps"]
     groups = grouped(watched.coverage)
-    width = max((len(group.kind) + len(group.state) for group in groups), default=0) + 1
-    for group in sorted(groups, key=lambda group: group.kind):
+    width = max((len(group.family) + len(group.state) for group in groups), default=0) + 1
+    for group in groups:
         mark = "!" if group.state in _UNWELL else " "
-        label = f"{group.kind} {group.state}"
+        label = f"{group.family} {group.state}"
         why = f": {group.reason}" if group.reason else ""
         which = f" ({_listed(group.subjects)})" if group.state != "measured" else ""
         lines.append(f"{mark} {label:<{width}}  {len(group.subjects):>5}{why}{which}")

@@ -80,10 +80,21 @@ class WatchedParameter:
         Raises:
             ReferenceError: the module is gone, or has no parameter of this name any more.
         """
-        found = self.owner.module._parameters.get(self.attribute)
+        found = self.present()
         if found is None:
             raise ReferenceError(f"parameter {self.name} is gone")
         return found
+
+    def present(self) -> nn.Parameter | None:
+        """The parameter as its module has it now; None where the module has none of this name any more.
+
+        Raises:
+            ReferenceError: the module is gone.
+        """
+        parameters = self.owner.module._parameters
+        if not isinstance(parameters, dict):  # a traced module's can only be listed
+            parameters = dict(parameters.items())
+        return parameters.get(self.attribute)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ what the function returns; no listener's exception reaches the caller.
 
 import functools
 import logging
+import os
 import sys
 import threading
 import types
@@ -30,6 +31,8 @@ Traced = Callable[[Arguments, dict[str, Any]], None]
 Prepare = Callable[[Arguments, dict[str, Any]], tuple[Arguments, dict[str, Any]]]
 
 _lock = threading.RLock()  # a listener's death may be noticed while the lock is held
+if hasattr(os, "register_at_fork"):  # a copy in which another thread held the lock could not let go of anything
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _functions: dict[tuple[int, str], "Function"] = {}
 _sizes: dict[int, int] = {}
 """Names that each loaded module had when it was last searched, by the module's id; under 0, how many modules there

@@ -92,6 +92,14 @@ class Ending:
                 self._stand_in(sys, "exit", self._exit),
             ]
 
+    def outcome(self) -> Outcome:
+        """How a run has ended that ends now, with its model, and not by a call: as the program does, where that is over
+        already. The variables of a program that has called `sys.exit` are gone before anything at exit runs."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._noted is None or not in_main_thread or _is_under_way(self._noted[1]):
+            return "finished"
+        return outcome_of(self._error_at_exit())
+
     def unwatch(self) -> None:
         """Nothing is under way any more: put everything back that is still ours."""
         self._signals.uninstall()
@@ -177,6 +185,11 @@ def _outermost() -> FrameType:
     while frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def _is_under_way(frame: FrameType) -> bool:
+    """Whether this thread is still inside a frame."""
+    return _outermost() is frame
 
 
 def _has_returned(frame: FrameType) -> bool:

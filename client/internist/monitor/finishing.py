@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import dropwhile
 from types import FrameType
-from typing import Final, Literal
+from typing import Final
 
 from internist.schema.wire import Outcome
 
 _LOG = logging.getLogger("internist")
 _ROOMS: Final = ("internist.monitor.", "internist.observe.", "internist.record.", "internist.ship.")
-_LOOPS: Final = ("torch.nn.modules.module", "torch.optim.optimizer")
+_AROUND: Final = "internist.observe.taps"
+"""What the user's modules are called by: code of ours around code of theirs, with nothing half done in between."""
 
 Stage = tuple[str, Callable[[Outcome, float], None]]
 """What a stage is called in a message, and what does it: with the outcome, and the moment on the monotonic clock after
@@ -24,13 +25,12 @@ which nothing is waited for."""
 class Finishing:
     """Ends one monitor.
 
-    The stages write down the end; `release` takes the hooks out of the model; `drop` lets go of everything once both
-    are over. A stage that fails is said and costs itself alone. Nothing here raises, except a KeyboardInterrupt, after
-    all stages.
+    The stages write down the end; `release` lets go of the model; `drop` lets go of everything once both are over. A
+    stage that fails is said and costs itself alone. Nothing here raises, except a KeyboardInterrupt, after all stages.
 
     Args:
         stages: in order.
-        release: removes hooks, so it must not run inside torch's loops over hooks or inside code of ours.
+        release: takes everything out of the model, at any moment but inside code of ours.
         drop: called last.
     """
 
@@ -50,31 +50,28 @@ class Finishing:
 
     @property
     def is_released(self) -> bool:
-        """Whether no hook is left in the model."""
+        """Whether nothing is left in the model."""
         return self._release is None
 
     def finish(self, outcome: Outcome, timeout: float) -> None:
-        """Release the model if this is a moment for it, and go through the stages; of two calls at once, one works and
-        the other waits for it.
+        """Release the model and go through the stages; of two calls at once, one works and the other waits for it.
 
         A signal handler may interrupt this package while it holds a lock. Waiting for that lock in the handler would
-        never end: the stages then run in a thread of their own, and nobody waits for it here.
+        never end: the stages then run in a thread of their own, nobody waits for it here, and the model is released at
+        a later call.
         """
         deadline = time.monotonic() + timeout
-        busy = busy_with()
         if not self._claim.acquire(blocking=False):
             self._wait(deadline)
-        elif busy == "ours":
+        elif interrupts_ours():
             worker = threading.Thread(target=self._work, args=(outcome, deadline), name="internist-end", daemon=True)
             self._guard("in a thread of its own", worker.start)  # an interpreter that shuts down starts none
         else:
-            if busy == "nothing":
-                self.release()
+            self.release()
             self._work(outcome, deadline)
 
     def record(self, outcome: Outcome, timeout: float) -> None:
-        """Go through the stages and leave the hooks where they are: for a process that is about to die, or a thread
-        that does not know what the training's is doing."""
+        """Go through the stages and leave the model as it is: for a process that is about to die."""
         deadline = time.monotonic() + timeout
         if self._claim.acquire(blocking=False):
             self._work(outcome, deadline)
@@ -82,10 +79,10 @@ class Finishing:
             self._wait(deadline)
 
     def release(self) -> None:
-        """Take the hooks out, once."""
+        """Let go of the model, once."""
         release, self._release = self._release, None
         if release is not None:
-            self._guard("its hooks", release)
+            self._guard("its taps", release)
             if self._done.is_set():
                 self._drop()
 
@@ -124,18 +121,10 @@ class Finishing:
             )
 
 
-def busy_with() -> Literal["nothing", "hooks", "ours"]:
-    """What the caller of this package is in the middle of, seen from here: code of ours that it interrupted (a signal
-    handler on top of it), one of torch's loops over hooks, or nothing that matters."""
-    modules = _callers()
-    outside = dropwhile(lambda module: module.startswith(_ROOMS), modules)
-    found: Literal["nothing", "hooks"] = "nothing"
-    for module in outside:
-        if module.startswith(_ROOMS):
-            return "ours"
-        if module in _LOOPS:
-            found = "hooks"
-    return found
+def interrupts_ours() -> bool:
+    """Whether the caller of this package has interrupted code of ours: a signal handler on top of it."""
+    outside = dropwhile(lambda module: module.startswith(_ROOMS), _callers())
+    return any(module.startswith(_ROOMS) and module != _AROUND for module in outside)
 
 
 def _callers() -> Iterator[str]:

@@ -81,7 +81,7 @@ class Monitor:
         self._sender: Sender | None = None
         self._recorder: Recorder | None = None
         self._logs: Logs | None = None
-        self._last_coverage: tuple[CoverageEntry, ...] = ()
+        self._last_coverage: tuple[CoverageEntry, ...] | None = None
         self._finishing = Finishing(self._stages(), self._release, self._drop)
         self.on_finish: Callable[[Monitor], None] = _nothing
         """Called once, when the monitor is finished."""
@@ -201,9 +201,11 @@ class Monitor:
             self._quietly("watch", lambda observer: observer.add_optimizers(list(optimizers)), self._observer)
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
-        """What became of every watched module and parameter: measured, silent, frozen, not captured, unsupported,
-        excluded."""
-        return self._last_coverage if self._observer is None else self._observer.coverage()
+        """What became of every metric family of every watched module and parameter, and of the run: measured, silent,
+        idle, frozen, not captured, unsupported, excluded. Of a finished monitor: as it was at the end."""
+        if self._last_coverage is not None:
+            return self._last_coverage
+        return () if self._observer is None else self._observer.coverage()
 
     @property
     def is_finished(self) -> bool:
@@ -217,7 +219,7 @@ class Monitor:
 
     @property
     def is_released(self) -> bool:
-        """Whether none of its hooks is left in the model."""
+        """Whether nothing of it is left in the model."""
         return self._finishing.is_released
 
     @property
@@ -234,17 +236,16 @@ class Monitor:
         return None if self._spool is None else self._spool.directory
 
     def finish(self, outcome: Outcome = "finished", *, timeout: float = FINISH_TIMEOUT_S) -> None:
-        """Remove every hook, ship what is left, and say how the run ended. Never raises; a second call does nothing but
-        wait for the first, where that is under way in another thread."""
+        """Let go of the model, ship what is left, and say how the run ended. Never raises; a second call does nothing
+        but wait for the first, where that is under way in another thread."""
         self._finishing.finish(outcome, timeout)
 
     def record_end(self, outcome: Outcome, timeout: float) -> None:
-        """Ship what is left and say how the run ended, from a thread that does not know what the training does: the
-        hooks stay until `release`."""
+        """Ship what is left and say how the run ended; the model is let go of by `release`."""
         self._finishing.record(outcome, timeout)
 
     def release(self) -> None:
-        """Remove every hook."""
+        """Take everything out of the model."""
         self._finishing.release()
 
     def abandon(self) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from internist.errors import ConfigurationError
 from internist.schema.metrics import METRICS
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar
+from internist.ship.connection import DEFAULT_SERVER
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-DEFAULT_SERVER = "http://127.0.0.1:8237"
 DEFAULT_DIRECTORY = "internist-runs"
 MODES: tuple[str, ...] = ("auto", "online", "offline", "disabled")
 RESUME: tuple[str, ...] = ("auto", "never", "must")

@@ -13,7 +13,7 @@ from typing import Final
 from torch import nn
 
 from internist.monitor.ending import Ending
-from internist.monitor.finishing import busy_with
+from internist.monitor.finishing import interrupts_ours
 from internist.monitor.monitor import FINISH_TIMEOUT_S, Monitor
 from internist.monitor.notebook import Origin, is_superseded, origin
 from internist.schema.wire import Outcome
@@ -34,6 +34,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
+        self._orphans: list[Monitor] = []
+        """Monitors whose model is gone, and whose end is being written down in another thread."""
         self._unreleased: list[Monitor] = []
         self._ending = Ending(self.finish_all, self._kill_all, self._forget_all)
 
@@ -64,15 +66,16 @@ class Registry:
                     entry.monitor.finish()
 
     def finish_all(self, outcome: Outcome, timeout: float) -> None:
-        """Finish every monitor, newest first; the time is for all of them together."""
+        """Finish every monitor, newest first, and wait for those that are ending; the time is for all of them
+        together."""
         deadline = time.monotonic() + timeout
-        for entry in reversed(self._entries):
-            entry.monitor.finish(outcome, timeout=max(0.0, deadline - time.monotonic()))
+        for monitor in reversed(self._under_way()):
+            monitor.finish(outcome, timeout=max(0.0, deadline - time.monotonic()))
         self.sweep()
 
     def sweep(self) -> None:
-        """Take out the hooks of monitors that ended in another thread, now that nothing iterates over hooks."""
-        if self._unreleased and busy_with() == "nothing":
+        """Let go of the models of monitors that ended in a signal handler, now that nothing of ours is interrupted."""
+        if self._unreleased and not interrupts_ours():
             monitors, self._unreleased = self._unreleased, []
             for monitor in monitors:
                 monitor.release()
@@ -86,23 +89,31 @@ class Registry:
 
     def _abandoned(self, monitor: Monitor) -> Callable[[object], None]:
         """What happens when a monitor's model is gone: its run has ended. Objects may die at any instruction of any
-        thread, so the end is written down in a thread of its own."""
+        thread, so the end is written down in a thread of its own; the end of the process waits for it."""
 
         def end(_: object) -> None:
-            if busy_with() == "nothing":
-                monitor.release()
+            self._orphans.append(monitor)
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: the end is told at exit
-                _thread.start_new_thread(monitor.record_end, ("finished", FINISH_TIMEOUT_S))
+                _thread.start_new_thread(self._end_orphan, (monitor, self._ending.outcome()))
 
         return end
+
+    def _end_orphan(self, monitor: Monitor, outcome: Outcome) -> None:
+        monitor.finish(outcome, timeout=FINISH_TIMEOUT_S)
+        self._orphans.remove(monitor)
+
+    def _under_way(self) -> list[Monitor]:
+        """Every monitor whose end is not written down, oldest first."""
+        monitors = [entry.monitor for entry in self._entries]
+        return [monitor for monitor in self._orphans if monitor not in monitors] + monitors
 
     def _kill_all(self, seconds: float) -> None:
         """Write down that every run is killed, at once and side by side: a server that hangs must not cost the others
         their end."""
         deadline = time.monotonic() + seconds
         threads = [
-            threading.Thread(target=entry.monitor.record_end, args=("killed", seconds * _SHARE), daemon=True)
-            for entry in self._entries
+            threading.Thread(target=monitor.record_end, args=("killed", seconds * _SHARE), daemon=True)
+            for monitor in self._under_way()
         ]
         for thread in threads:
             thread.start()
@@ -111,6 +122,7 @@ class Registry:
 
     def _forget_all(self) -> None:
         """In a forked copy of the process: the runs are the original's."""
-        entries, self._entries, self._unreleased = self._entries, [], []
-        for entry in entries:
-            entry.monitor.abandon()
+        monitors = self._under_way()
+        self._entries, self._orphans, self._unreleased = [], [], []
+        for monitor in monitors:
+            monitor.abandon()

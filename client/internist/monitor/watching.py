@@ -110,7 +110,7 @@ def watch(
 
 
 def unwatch(model: nn.Module | None = None) -> None:
-    """Stop watching a model (default: the current one): every hook is removed and the run is finished."""
+    """Stop watching a model (default: the current one): nothing is left in it, and the run is finished."""
     monitor = _monitors.current if model is None else _monitors.of(unwrap(model))
     if monitor is not None:
         monitor.finish()

@@ -73,7 +73,7 @@ class Clock:
         self._forward_since = False
         """Whether a training forward has begun since the last round ended."""
         self._wrapped: list[_Wrapped] = []
-        _LIVE.add(self)
+        _LIVE[id(self)] = self
         _listen()
         self.add(optimizers)
 
@@ -119,10 +119,12 @@ class Clock:
 
     def close(self) -> None:
         """Hear of no optimizer any more."""
-        _LIVE.discard(self)
+        _LIVE.pop(id(self), None)
         for wrapped in self._wrapped:
             wrapped.restore()
         self._wrapped.clear()
+        self._stepped.clear()
+        self._open.clear()
 
     # ---- torch's optimizers ----------------------------------------------------------------------------------------
 
@@ -236,7 +238,8 @@ class _Wrapped:
                 del self._optimizer.step
 
 
-_LIVE: "weakref.WeakSet[Clock]" = weakref.WeakSet()
+_LIVE: "weakref.WeakValueDictionary[int, Clock]" = weakref.WeakValueDictionary()
+"""By id. A clock may be closed in any thread while another goes through them: see `_live`."""
 _listening: list[Any] = []
 
 
@@ -249,8 +252,12 @@ def _listen() -> None:
         _listening.append(register_optimizer_step_post_hook(untraced(_post_hook)))
 
 
+def _live() -> list[Clock]:
+    return [clock for each in _LIVE.valuerefs() if (clock := each()) is not None]
+
+
 def _pre_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
-    for clock in list(_LIVE):
+    for clock in _live():
         try:
             clock.pre_hook(optimizer, args, kwargs)
         except Exception as error:
@@ -258,7 +265,7 @@ def _pre_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
 
 
 def _post_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
-    for clock in list(_LIVE):
+    for clock in _live():
         try:
             clock.post_hook(optimizer, args, kwargs)
         except Exception as error:
@@ -267,7 +274,7 @@ def _post_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
 
 def _give_up(clock: Clock, error: Exception) -> None:
     """A clock that fails hears of no further step: whatever it is, the user's optimizer must not notice."""
-    _LIVE.discard(clock)
+    _LIVE.pop(id(clock), None)
     log.warning("internist: steps are not counted from here on: %r (training is not affected)", error)
 
 

@@ -156,7 +156,10 @@ class Observer:
                 self._dense_until = directive.until_step
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
-        """What became of every metric family of every watched module and parameter."""
+        """What became of every metric family of every watched module and parameter; as it was last told, where the
+        model is gone."""
+        if self._outline.reference() is None:
+            return self._entries
         hidden = ""
         if self._compiled or (self._rounds and not self._root.seen and not self._ledger.measured("activation")):
             hidden = "compiled code hides its calls; call watch() after torch.compile, with the compiled model"
@@ -174,19 +177,25 @@ class Observer:
         return coverage(self._outline, self._ledger, self._faults, known, wanted=self._wants_family)
 
     def close(self) -> None:
-        """Take every tap away and put everything back; a round that waited for the next forward to end it has ended."""
+        """Take every tap away, put everything back, and keep nothing of the user's. At any moment, also in the middle
+        of a forward or of an optimizer's step. A round that waited for the next forward to end it has ended."""
         if self.clock.updating and not self._is_closed and not self.clock.in_step:
             self._captures.probe.reset()  # nothing runs the model again now
             self.clock.end_round()
         self._is_closed = True
+        self._due = NOTHING
         self.gate.on = False
         self.clock.close()
+        self._optimizers.clear()
         self._root.remove()
         self._clipping.remove()
         self._loss.remove()
         self._captures.remove()
         self._captures.reset()
         self._captures.forget()
+        self._clipping.take()
+        self._loss.mean()
+        self._recorder.discard_step()
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +220,7 @@ class Observer:
         self._loss.forward_begins()
         self._recorder.step_under_way = self.clock.step
         self._has_forward = True
-        if self._recorder.busy:
+        if self._recorder.holds_step:
             self.on_step()
         if not self._due.light:
             return

@@ -81,7 +81,7 @@ class ParameterCapture:
         """Look the parameters up in their modules again: they may have been replaced by others of the same shape."""
         found: dict[int, WatchedParameter] = {}
         for parameter in self._outline.parameters:
-            tensor = parameter.owner.module._parameters.get(parameter.attribute)
+            tensor = parameter.present()
             if tensor is not None:
                 found[id(tensor)] = parameter
         self._by_id = found

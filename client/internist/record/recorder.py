@@ -143,6 +143,11 @@ class Recorder:
         self._clear()
 
     @property
+    def holds_step(self) -> bool:
+        """Whether a closed step is not written yet: it waits for the next one to begin."""
+        return bool(self._queue)
+
+    @property
     def busy(self) -> bool:
         """Whether anything that was measured or logged is not written yet."""
         return bool(self._queue) or self._logs.waiting
@@ -206,7 +211,7 @@ class Recorder:
             self._queue.popleft()
         if not self._queue:
             age = 0.0 if everything else HOLD_S
-            for step, values in self._logs.take(older_than=age, under_way=self.step_under_way) or ():
+            for step, values in self._logs.take(older_than=age) or ():
                 self._write_logs(step, values)
         if self._queue:
             return POLL_S

@@ -111,11 +111,12 @@ def test_it_names_versions_machine_and_settings_and_hides_the_token(monkeypatch,
 def test_a_script_is_run_for_some_steps_and_nothing_of_it_is_kept(script, capsys, tmp_path):
     code, report = run_json(capsys, "--steps", "3", script(SCRIPT), "1000000")
     (watched,) = report["script"]["watched"]
-    groups = {(g["kind"], g["state"]): g["subjects"] for g in watched["coverage"]}
+    groups = {(g["family"], g["state"]): g["subjects"] for g in watched["coverage"]}
 
     assert (code, report["problems"], watched["model"], watched["steps"]) == (0, [], "Sequential", 3)
-    assert set(groups["module", "measured"]) == {"0", "2"}
-    assert groups["parameter", "frozen"] == ["0.bias"]
+    assert set(groups["activation", "measured"]) >= {"0", "2"}
+    assert set(groups["update", "measured"]) == {"0.weight", "2.weight", "2.bias"}
+    assert groups["update", "frozen"] == groups["gradient", "frozen"] == ["0.bias"]
     assert not list((tmp_path / "spool").rglob("*.spool"))
     assert internist.watch.__module__ == "internist.monitor.watching"
 
@@ -125,8 +126,8 @@ def test_the_report_says_why_something_is_not_measured(script, capsys):
 
     out = capsys.readouterr().out
     assert "Sequential, after 3 optimizer steps" in out
-    assert "parameter frozen" in out
-    assert "requires_grad is False (0.bias)" in out
+    (line,) = [line for line in out.splitlines() if "gradient frozen" in line]
+    assert line.endswith("1: requires_grad is False (0.bias)")
     assert "made step" not in out
 
 
@@ -229,18 +230,20 @@ def test_what_other_tools_have_replaced_is_named(monkeypatch):
     assert __name__ in text
 
 
-def test_coverage_is_grouped_by_kind_state_and_reason():
+def test_coverage_is_grouped_by_family_state_and_reason():
     entries = [
-        CoverageEntry("module", "a", "measured"),
-        CoverageEntry("module", "b", "silent", "never called"),
-        CoverageEntry("module", "c", "measured"),
-        CoverageEntry("parameter", "a.w", "measured"),
+        CoverageEntry("parameter", "a.w", "measured", "", "update"),
+        CoverageEntry("module", "a", "measured", "", "activation"),
+        CoverageEntry("module", "a", "silent", "not yet", "update.own"),
+        CoverageEntry("module", "b", "silent", "never called", "activation"),
+        CoverageEntry("module", "c", "measured", "", "activation"),
     ]
 
-    assert [(g.kind, g.state, g.reason, g.subjects) for g in grouped(entries)] == [
-        ("module", "measured", "", ("a", "c")),
-        ("module", "silent", "never called", ("b",)),
-        ("parameter", "measured", "", ("a.w",)),
+    assert [(g.family, g.kind, g.state, g.reason, g.subjects) for g in grouped(entries)] == [
+        ("activation", "module", "measured", "", ("a", "c")),
+        ("activation", "module", "silent", "never called", ("b",)),
+        ("update.own", "module", "silent", "not yet", ("a",)),
+        ("update", "parameter", "measured", "", ("a.w",)),
     ]
 
 

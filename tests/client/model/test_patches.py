@@ -1,6 +1,7 @@
 """Functions that are listened to: replaced everywhere, passed through exactly, put back whatever happens."""
 
 import gc
+import os
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from internist.model import patches
 from internist.model.patches import function, listen_to
 
 
@@ -266,3 +268,26 @@ def test_threads_may_listen_call_and_leave_at_once(home):
 
     assert not failures
     assert home.double is original
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # that is what is tried
+def test_a_forked_copy_can_let_go_whatever_another_thread_was_doing():
+    held, forking = threading.Event(), threading.Event()
+
+    def hold():
+        with patches._lock:
+            held.set()
+            forking.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(10)
+    os.register_at_fork(before=forking.set)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if patches._lock.acquire(timeout=5) else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    other.join(10)
+
+    assert status == 0

@@ -20,12 +20,14 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import internist
+from internist.observe.clock import _LIVE
 
 PROGRAMS: dict[str, Callable[[], None]] = {}
 READY, TELL = os.pipe()
+KEPT: list[nn.Module] = []
+"""Models that live as long as their program: a run ends with its model."""
 
 
 def program(function: Callable[[], None]) -> Callable[[], None]:
@@ -34,7 +36,13 @@ def program(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def train() -> internist.Monitor:
-    """A watched model, two steps, and a scalar that nothing has flushed yet."""
+    """A watched model that the program keeps, two steps, and a scalar that nothing has flushed yet."""
+    model, monitor = trained()
+    KEPT.append(model)
+    return monitor
+
+
+def trained() -> tuple[nn.Module, internist.Monitor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -43,7 +51,17 @@ def train() -> internist.Monitor:
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
     internist.log(last=1.5)
-    return monitor
+    return model, monitor
+
+
+class LastWords:
+    """Holds its program up, once it goes, until a run's end is written down."""
+
+    def __init__(self, monitor: internist.Monitor) -> None:
+        self.monitor = monitor
+
+    def __del__(self) -> None:
+        self.monitor._finishing._done.wait(10)
 
 
 def wait_for_signal() -> None:
@@ -134,6 +152,30 @@ def is_left_by_a_with() -> None:
 
 
 @program
+def leaves_the_function_that_trains() -> None:
+    trained()
+
+
+@program
+def exits_in_the_function_that_trains() -> None:
+    model, monitor = trained()
+    later = LastWords(monitor)  # variables go in the order in which they came
+    sys.exit(int(model is not later))
+
+
+@program
+def raises_in_the_function_that_trains() -> None:
+    kept = trained()
+    raise ZeroDivisionError(kept)
+
+
+@program
+def catches_the_exit_of_the_function_that_trains() -> None:
+    with contextlib.suppress(SystemExit):
+        exits_in_the_function_that_trains()
+
+
+@program
 def gets_sigterm() -> None:
     train()
     wait_for_signal()
@@ -211,7 +253,7 @@ def forks_a_child_that_exits() -> None:
     child = os.fork()
     if child == 0:
         internist.finish()
-        assert not _global_optimizer_post_hooks  # nothing of ours is left in it
+        assert not _LIVE  # nothing of ours counts steps in it
         sys.exit(1)
     os.waitpid(child, 0)
     internist.log(later=2.5)

@@ -84,12 +84,14 @@ def test_a_model_that_no_variable_holds_any_more_is_finished_by_the_next(noteboo
 
 def test_a_function_that_watches_ends_its_earlier_monitor_when_its_cell_runs_again(notebook):
     execute, names = notebook
-    execute("def make():\n" + "\n".join(f"    {line}" for line in dedent(MAKE).splitlines()) + "\n    return monitor")
+    execute(
+        "def make():\n" + "\n".join(f"    {line}" for line in dedent(MAKE).splitlines()) + "\n    return model, monitor"
+    )
     execute("kept = [make()]")
     execute("kept = kept + [make()]")
     execute("kept = kept + [make()]")
 
-    assert [monitor.is_finished for monitor in names["kept"]] == [False, True, False]
+    assert [monitor.is_finished for _, monitor in names["kept"]] == [False, True, False]
 
 
 def test_two_models_of_a_notebook_are_both_watched(notebook):
