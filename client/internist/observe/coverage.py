@@ -5,7 +5,7 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -229,6 +229,13 @@ def _innermost_attention(outline: Outline) -> set[int]:
         while name := name.rpartition(".")[0]:
             outer.add(name)
     return {watched.order for watched in named if watched.name not in outer}
+
+
+def departed(before: Sequence[CoverageEntry], now: Sequence[CoverageEntry]) -> tuple[CoverageEntry, ...]:
+    """Entries of subjects and families that the model had and has no more: told once, so that they count no longer."""
+    known = {(entry.kind, entry.subject, entry.family) for entry in now}
+    gone = [entry for entry in before if (entry.kind, entry.subject, entry.family) not in known]
+    return tuple(replace(entry, state="excluded", reason="no longer a part of the model") for entry in gone)
 
 
 def missing(entries: Sequence[CoverageEntry]) -> list[str]:

@@ -108,7 +108,7 @@ CATALOGUE: tuple[Metric, ...] = (
     # What the monitor costs and misses.
     Metric("monitor.overhead_ms", "ms", "Host time the monitor took on this step.", "max", "light", "model"),
     Metric("monitor.dropped", "frames", "Frames dropped so far because the spool was full or could not be written.", "sum", "light", "model"),
-    Metric("monitor.coverage", "", "Share of watched modules and parameters that are measured.", "first", "light", "model"),
+    Metric("monitor.coverage", "", "Share of what could be measured, by subject and metric family, that is.", "first", "light", "model"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in CATALOGUE}

@@ -90,15 +90,17 @@ def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_
     return session.scalar(query)
 
 
-def is_measured_between(session: Session, attempt_id: int, rank: int, *, first: int, last: int) -> bool:
-    """Whether a rank has sent a frame of one of these steps that holds more than logged scalars."""
+def is_measured_between(session: Session, attempt_id: int, rank: int | None = None, *, first: int, last: int) -> bool:
+    """Whether a rank (None: any) has sent a frame of one of these steps that holds more than logged scalars."""
     is_of_frame = (
         (PlanRow.attempt_id == FrameRow.attempt_id)
         & (PlanRow.rank == FrameRow.rank)
         & (PlanRow.number == FrameRow.plan)
     )
-    mine = select(FrameRow.step).join(PlanRow, is_of_frame).where(FrameRow.attempt_id == attempt_id)
-    found = mine.where(FrameRow.rank == rank, FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
+    found = select(FrameRow.step).join(PlanRow, is_of_frame).where(FrameRow.attempt_id == attempt_id)
+    if rank is not None:
+        found = found.where(FrameRow.rank == rank)
+    found = found.where(FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
     return session.scalar(found.limit(1)) is not None
 
 
