@@ -165,7 +165,7 @@ class Observer:
             stepped=frozenset(self._captures.parameters.stepped),
             loss=""
             if self._loss.found or "loss" in self._recorder.logged
-            else "no loss was seen: call internist.log(loss=loss)",
+            else "no single loss was seen in a round: call internist.log(loss=loss)",
             clock="" if self._rounds else "no optimizer step was seen",
             own_rule=has_rule,
         )
@@ -178,6 +178,7 @@ class Observer:
         self.clock.close()
         self._root.remove()
         self._clipping.remove()
+        self._loss.remove()
         self._captures.remove()
         self._captures.reset()
         self._captures.forget()
@@ -202,6 +203,7 @@ class Observer:
             self._captures.probe.reset()
         self._count_forward()
         self.clock.forward_begins()
+        self._loss.forward_begins()
         self._recorder.step_under_way = self.clock.step
         self._has_forward = True
         if self._recorder.busy:
