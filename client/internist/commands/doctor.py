@@ -12,7 +12,8 @@ from pathlib import Path
 from internist.commands.surroundings import Finding, patches, surroundings
 from internist.commands.trial import Trial, Watched, run_script
 from internist.monitor.options import DEFAULT_DIRECTORY, DEFAULT_SERVER
-from internist.schema.wire import CoverageEntry
+from internist.schema.coverage import is_missing
+from internist.schema.wire import CoverageEntry, CoverageState
 
 _SHOWN = 3
 _EPILOG = """exit codes:
@@ -20,16 +21,15 @@ _EPILOG = """exit codes:
   1  a problem: the spool cannot be written, the server refuses, the script fails or watches nothing, or nothing of
      its model is measured
   2  the arguments are wrong"""
-_UNWELL = ("silent", "not captured", "unsupported")
-"""States of a part of which something is missing; frozen, idle and excluded parts have nothing to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parts of a model of which the same became, for the same reason."""
+    """Parts of a model of whose metrics of one family the same became, for the same reason."""
 
     kind: str
-    state: str
+    family: str
+    state: CoverageState
     reason: str
     subjects: tuple[str, ...]
 
@@ -60,10 +60,10 @@ def command(argv: list[str]) -> int:
 
 
 def grouped(entries: Iterable[CoverageEntry]) -> list[Group]:
-    """Coverage by kind of part, state and reason, in the order in which each first appears."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    """Coverage by kind of part, metric family, state and reason, in the order in which each first appears."""
+    groups: dict[tuple[str, str, CoverageState, str], list[str]] = {}
     for entry in entries:
-        groups.setdefault((entry.kind, entry.state, entry.reason), []).append(entry.subject)
+        groups.setdefault((entry.kind, entry.family, entry.state, entry.reason), []).append(entry.subject)
     return [Group(*key, tuple(subjects)) for key, subjects in groups.items()]
 
 
@@ -100,14 +100,17 @@ def _as_text(findings: Sequence[Finding], trial: Trial | None, problems: Sequenc
 def _coverage_lines(watched: Watched) -> list[str]:
     lines = [f"{watched.model}, after {watched.steps} optimizer steps"]
     groups = grouped(watched.coverage)
-    width = max((len(group.kind) + len(group.state) for group in groups), default=0) + 1
-    for group in sorted(groups, key=lambda group: group.kind):
-        mark = "!" if group.state in _UNWELL else " "
-        label = f"{group.kind} {group.state}"
+    width = max((len(_about(group)) for group in groups), default=0)
+    for group in sorted(groups, key=lambda group: (group.kind, group.family)):
+        mark = "!" if is_missing(group.state) else " "
         why = f": {group.reason}" if group.reason else ""
         which = f" ({_listed(group.subjects)})" if group.state != "measured" else ""
-        lines.append(f"{mark} {label:<{width}}  {len(group.subjects):>5}{why}{which}")
+        lines.append(f"{mark} {_about(group):<{width}}  {len(group.subjects):>5}{why}{which}")
     return lines
+
+
+def _about(group: Group) -> str:
+    return " ".join(part for part in (group.kind, group.family, group.state) if part)
 
 
 def _as_json(findings: Sequence[Finding], trial: Trial | None, problems: Sequence[str]) -> dict[str, object]:

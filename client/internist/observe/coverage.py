@@ -12,7 +12,7 @@ from torch import nn
 from internist.model.outline import Outline, WatchedModule, WatchedParameter
 from internist.model.roles import is_attention
 from internist.observe.faults import Faults
-from internist.schema.coverage import FAMILIES, Family
+from internist.schema.coverage import FAMILIES, Family, is_missing
 from internist.schema.wire import CoverageEntry, CoverageState
 
 WINDOW = 3
@@ -243,7 +243,7 @@ def missing(entries: Sequence[CoverageEntry]) -> list[str]:
     lines: list[str] = []
     by_family: dict[tuple[str, str], list[CoverageEntry]] = {}
     for entry in entries:
-        if entry.state not in ("measured", "frozen", "idle", "excluded"):
+        if is_missing(entry.state):
             by_family.setdefault((entry.family, entry.reason), []).append(entry)
     for (family, reason), members in by_family.items():
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""

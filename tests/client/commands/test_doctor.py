@@ -125,7 +125,7 @@ def test_the_report_says_why_something_is_not_measured(script, capsys):
 
     out = capsys.readouterr().out
     assert "Sequential, after 3 optimizer steps" in out
-    assert "parameter frozen" in out
+    assert "parameter update frozen" in out
     assert "requires_grad is False (0.bias)" in out
     assert "made step" not in out
 
@@ -229,7 +229,7 @@ def test_what_other_tools_have_replaced_is_named(monkeypatch):
     assert __name__ in text
 
 
-def test_coverage_is_grouped_by_kind_state_and_reason():
+def test_coverage_is_grouped_by_kind_family_state_and_reason():
     entries = [
         CoverageEntry("module", "a", "measured"),
         CoverageEntry("module", "b", "silent", "never called"),
