@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from internist.model.outline import outline
 from internist.model.roles import unwrap
-from internist.observe.captures import Speaker
 from internist.observe.observer import Observer
 from internist.observe.routing import routing
 from internist.observe.sampling import Sampling
+from internist.observe.speaker import Speaker
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 from internist.scaling.description import describe
@@ -59,7 +59,7 @@ def train(trial: Trial, model: nn.Module, *, name: str, seed: int) -> Member:
     begun = routing(optimizers, plan)
     kept = _Kept()
     sampling = Sampling(every=max(1, trial.steps // SAMPLES), wanted=frozenset(METRICS_USED), max_overhead=0.0)
-    recorder = Recorder(kept, next(model.parameters()).device, SeriesBook(sampling.wants))
+    recorder = Recorder(kept, SeriesBook(sampling.wants))
     observer = Observer(
         model,
         plan,

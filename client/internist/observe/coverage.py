@@ -119,7 +119,7 @@ def _of_module(
     output: WatchedModule | None,
 ) -> Iterator[tuple[Family, CoverageState, str]]:
     module, order = watched.reference(), watched.order
-    is_shown = not (watched.role == "root" and outline.head is not None and not watched.parameters)
+    is_shown = not (watched.role == "root" and outline.head is not None)
     if module is None or (not is_shown and watched is not output):
         return
     if watched.excluded:

@@ -38,9 +38,9 @@ def has_rule(module: nn.Module) -> bool:
         return is_plain(module) and module.padding_mode == "zeros"
     if isinstance(module, BATCH_NORMS):
         return is_plain(module)
-    if is_linear(module) or _is_known_norm(module):
-        return stored_weight(module) is not None or "bias" in module._parameters
-    return False
+    if is_linear(module):
+        return stored_weight(module) is not None
+    return _is_known_norm(module) and ("weight" in module._parameters or "bias" in module._parameters)
 
 
 def probe_of(module: nn.Module, source: Tensor, axis: int) -> Tensor | None:
@@ -71,20 +71,23 @@ def own_update(module: nn.Module, probe: Probe, deltas: Mapping[str, Tensor]) ->
 
 
 def deviation(module: nn.Module, probe: Probe, output: Tensor) -> Tensor:
-    """() float32: how far a module's real output is from what its rule makes of the probe, as a share of the largest
-    entry.
+    """(2,) float32: how far a module's real output is from a multiple of what its rule makes of the probe, as a share
+    of the largest entry; and that multiple.
 
-    A linear layer whose weight is computed (weight norm, orthogonal parametrisations), whose forward is overridden, or
-    that is changed by a hook, has another rule: its own update cannot be told from its parameters' changes.
+    A layer may scale what it gives (embeddings by the root of their width). One whose weight is computed (weight norm,
+    orthogonal parametrisations), whose forward is overridden, or that is changed by a hook, has another rule: its own
+    update cannot be told from its parameters' changes.
 
     Args:
         module: one that `has_rule`, and no convolution or batch norm: of these only torch's own have one.
         probe: what it received.
         output: (tokens, features) what it gave.
     """
-    expected = _forward(module, probe.tokens) * probe.factor
-    output = output.float()
-    return (output - expected).abs().amax() / output.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    expected, output = _forward(module, probe.tokens) * probe.factor, output.float()
+    tiny = torch.finfo(torch.float32).tiny
+    multiple = (output * expected).sum() / expected.square().sum().clamp(min=tiny)
+    off = (output - multiple * expected).abs().amax() / output.abs().amax().clamp(min=tiny)
+    return torch.stack((off, multiple))
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from internist.record.logs import Logs
@@ -57,11 +56,11 @@ class _Closed:
 class Recorder:
     """Collects values of one step (training thread) and turns closed steps into records (sender's thread)."""
 
-    def __init__(self, sink: Sink, device: torch.device, book: SeriesBook) -> None:
+    def __init__(self, sink: Sink, book: SeriesBook) -> None:
         self.book = book
         self.step_under_way = -1
         """The newest step whose forward has begun."""
-        self._transfers = Transfers(device)
+        self._transfers = Transfers()
         self._logs = Logs(self._transfers)
         self._plans = Plans(sink)
         self._drain_lock = threading.Lock()
