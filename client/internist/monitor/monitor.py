@@ -26,6 +26,7 @@ from internist.monitor.identity import identify
 from internist.monitor.logs import Logs
 from internist.monitor.options import Options
 from internist.monitor.refusals import check_choice
+from internist.observe.coverage import departed
 from internist.observe.observer import Observer
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.routing import routing
@@ -82,6 +83,7 @@ class Monitor:
         self._recorder: Recorder | None = None
         self._logs: Logs | None = None
         self._last_coverage: tuple[CoverageEntry, ...] | None = None
+        self._told: tuple[CoverageEntry, ...] = ()
         self._finishing = Finishing(self._stages(), self._release, self._drop)
         self.on_finish: Callable[[Monitor], None] = _nothing
         """Called once, when the monitor is finished."""
@@ -358,7 +360,8 @@ class Monitor:
 
     def _send_coverage(self, entries: tuple[CoverageEntry, ...]) -> None:
         if self._spool is not None and self._tells_coverage:
-            self._spool.append(coverage=entries)
+            self._spool.append(coverage=(*entries, *departed(self._told, entries)))
+            self._told = entries
 
     def _complain(self, key: str, message: str) -> None:
         if key not in self._complained and len(self._complained) < _MOST_COMPLAINTS:
