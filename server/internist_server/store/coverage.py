@@ -47,7 +47,7 @@ def read_coverage(session: Session, attempt: Attempt) -> Coverage:
     modules = tuple(msgspec.convert(module, Module) for module in outline)
     order = {module.name: place for place, module in enumerate(modules)}
     entries = tuple(sorted(merged.values(), key=lambda entry: _place(order, entry)))
-    counts: dict[str, int] = dict(Counter(str(entry.state) for entry in entries))
+    counts = dict(Counter[str](entry.state for entry in entries))
     return Coverage(attempt.run, share(entries), counts, entries, modules)
 
 
