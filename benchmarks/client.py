@@ -103,8 +103,8 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
         began = time.process_time()
         observer.arm(step, wish)  # puts the hooks on; the end of the step before does this in training
         watched_step()
-        if recorder.busy:  # what the next forward would do
-            recorder.release()
+        recorder.step_under_way = step + 1  # what the next forward would do
+        if recorder.holds_step:
             monitor._sender.wake()  # type: ignore[union-attr]
         while recorder.busy or spool_file.acknowledged < spool_file.last_sequence:
             time.sleep(0.02)
@@ -149,7 +149,7 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
 def planned_points(monitor: Any, wish: Due) -> int:
     """How many points a step of this kind must give, counted from the model's outline alone."""
     if not wish.light:
-        return 0
+        return 1  # the loss
     outline = monitor._observer._outline
     blocks = [m for m in outline.modules if m.role == "block"]
     called = [m for m in outline.modules if m.role != "root"]
@@ -162,7 +162,7 @@ def planned_points(monitor: Any, wish: Due) -> int:
     count += 5 * len(roles)  # weight.rms; update.rms, relative_rms, unchanged; gradient.rms
     count += 2 * sum(bool(r & {"vector", "embedding", "head"}) for r in roles)
     count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean
-    count += 1 + 2 + 3  # global_norm; learning_rate, weight_decay; monitor.*
+    count += 1 + 2 + 3 + 1  # global_norm; learning_rate, weight_decay; monitor.*; loss
     if wish.heavy:
         count += 3 * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz
         count += 2 * (len(blocks) + 1)  # feature, feature_mean

@@ -7,7 +7,8 @@ from typing import Any
 from dash import html
 
 from internist.schema.conditions import CARDS, State
-from internist.schema.views import BlockVerdict, Card, Run, Verdict
+from internist.schema.coverage import is_missing
+from internist.schema.views import BlockVerdict, Card, Coverage, Run, Verdict
 from internist_dashboard import components, sparkline, words
 from internist_dashboard.components import Node
 
@@ -72,7 +73,7 @@ def member_button(worst: Verdict) -> Node:
     )
 
 
-def facts(run: Run, coverage_counts: dict[str, int] | None) -> Node:
+def facts(run: Run, coverage: Coverage) -> Node:
     """What the run says of itself, in six numbers, with a way to the coverage list."""
     attempts = f"attempt {len(run.attempts)}" if len(run.attempts) > 1 else ""
     rows: list[tuple[str, Node, str]] = [
@@ -83,8 +84,8 @@ def facts(run: Run, coverage_counts: dict[str, int] | None) -> Node:
         ("Monitor", words.share(run.overhead), "share of the run's time that the monitor takes"),
         (
             "Coverage",
-            _coverage_button(run, coverage_counts),
-            "share of watched modules and parameters that are measured",
+            _coverage_button(coverage),
+            "share of what could be measured of the model's parts that is",
         ),
     ]
     return html.Dl(
@@ -109,12 +110,11 @@ def _counts(answer: Card, *, of: tuple[State, ...]) -> list[str]:
     return [f"{counts[state]} {state}" for state in of if counts[state]]
 
 
-def _coverage_button(run: Run, counts: dict[str, int] | None) -> Node:
-    missing = words.listing(
-        f"{counts[s]} {s}" for s in ("silent", "not captured", "unsupported") if counts and counts.get(s)
-    )
+def _coverage_button(coverage: Coverage) -> Node:
+    missing = sum(is_missing(entry.state) for entry in coverage.entries)
+    said = f"{missing} missing" if missing else ""
     return html.Button(
-        [html.Span(words.share(run.coverage)), html.Span(missing, className="quiet since")],
+        [html.Span(words.share(coverage.share)), html.Span(said, className="quiet since")],
         className="plain",
         id="coverage-button",
         **{"data-panel": "coverage"},

@@ -38,6 +38,8 @@ LAST_SEQUENCE: Final = (1 << 62) - 1
 LAST_COUNT: Final = (1 << 53) - 1
 LAST_INDEX: Final = (1 << 31) - 1
 MAX_CONFIG_ENTRIES: Final = 10_000
+MAX_COVERAGE: Final = 8 * MAX_OUTLINE
+"""A module or parameter has an entry for each of its metric families."""
 _ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
 _CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish", "outline")
@@ -195,7 +197,7 @@ def refuse_frame(frame: Frame, width: int | None) -> str | None:
 
 def sift_coverage(entries: Sequence[CoverageEntry]) -> tuple[tuple[CoverageEntry, ...], list[str]]:
     """The coverage entries that are taken, and why the others are not."""
-    return _sift(entries, lambda entry: _subject(entry.subject) or _text("reason", entry.reason), most=MAX_OUTLINE)
+    return _sift(entries, _coverage_entry, most=MAX_COVERAGE)
 
 
 def refuse_note(note: Note) -> str | None:
@@ -206,6 +208,10 @@ def refuse_note(note: Note) -> str | None:
 def refuse_finish(step: int, finished_at_ms: int) -> str | None:
     """Why an end is not taken, or None."""
     return _step(step) or _moment(finished_at_ms)
+
+
+def _coverage_entry(entry: CoverageEntry) -> str | None:
+    return _subject(entry.subject) or _short("family", entry.family) or _text("reason", entry.reason)
 
 
 def _series(series: Series) -> str | None:

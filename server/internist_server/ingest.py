@@ -28,6 +28,7 @@ from internist_server.store import alerts, attempts, notifications, sequences
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.database import Database
 from internist_server.store.judgements import Summary, load_judged_step, load_summaries
+from internist_server.store.starts import correct_start
 from internist_server.store.vitals import Vitals, vitals_of
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Ingest:
         self._progress = Progress(notify=notify)
 
     def start(self, start: RunStart) -> RunStarted:
-        """Register a run, an attempt and a rank; calling it again changes nothing.
+        """Register a run, an attempt and a rank; calling it again changes nothing but a first step that is larger.
 
         Raises:
             Refused: the start cannot be, or contradicts what is stored.
@@ -179,7 +180,7 @@ class Ingest:
             log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
         attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms)
         if not is_new:
-            return attempt, rank, False
+            return correct_start(session, attempt, tidy.start_step), rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self._notify and notifications.queue_resolved(session, start.run, now_ms=now_ms)
 

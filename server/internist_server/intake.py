@@ -14,6 +14,7 @@ from internist_server.store import series as series_store
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.frames import NewFrame
 from internist_server.store.series import StoredPlan
+from internist_server.store.starts import correct_start
 
 
 class Intake:
@@ -60,6 +61,7 @@ class Intake:
         self._numbers: dict[int, int] | None = None
         self._held: int | None = None
         self._outlines: list[Outline] = []
+        self._start_step = attempt.start_step
 
     def take(self, record: Record) -> None:
         """Take one record."""
@@ -84,6 +86,7 @@ class Intake:
         if self._outlines:
             self.attempt = attempts.add_outline(self._session, self.attempt, _joined(self._outlines))
         frames.add_frames(self._session, self.attempt.id, self.rank.rank, self._frames, now_ms=self._now_ms)
+        self.attempt = correct_start(self._session, self.attempt, self._start_step)
         advance_cursor(self._session, self.attempt, self.rank, measured=self._measured)
         if self._frames:
             self.rank.frame_at_ms = self._now_ms
@@ -134,6 +137,7 @@ class Intake:
                 f"it starts run {start.run!r}, attempt {start.attempt!r}, rank {start.rank}; the request is of another"
             )
         self._take_outline(Outline(start.config, start.modules, start.routing))
+        self._start_step = max(self._start_step, start.start_step)
         return None
 
     def _take_outline(self, outline: Outline) -> tuple[str | None, bool]:

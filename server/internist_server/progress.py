@@ -33,8 +33,8 @@ from internist_server.store.judgements import (
     load_version,
     save_state,
 )
-from internist_server.store.merge import Ids, codes_of
-from internist_server.store.series import NO_SERIES, Columns, StoredSeries, list_plans, list_series
+from internist_server.store.merge import Ids
+from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import step_time_ms
 
@@ -177,7 +177,7 @@ class Progress:
             live.judge.add_series([_judged(one) for one in added])
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
-            live.columns = Columns(ids, codes_of([one.metric for one in live.series]))
+            live.columns = columns_for(session, ids, [one.metric for one in live.series])
         while len(self._judges) >= MAX_JUDGES:
             self._judges.pop(next(iter(self._judges)), None)
         self._judges[attempt.id] = live
@@ -264,7 +264,8 @@ def _load(session: Session, attempt: Attempt) -> LiveJudge:
     judge = Judge([_judged(one) for one in series], mup=is_mup, every=attempt.every, state=stored.state)
     if inherited is not None:
         judge.inherit(inherited)
-    return LiveJudge(judge, series, Columns(stored.order, codes_of([one.metric for one in series])), stored)
+    columns = columns_for(session, stored.order, [one.metric for one in series])
+    return LiveJudge(judge, series, columns, stored)
 
 
 def load_judge(session: Session, attempt: Attempt) -> Judge:

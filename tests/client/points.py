@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from internist.schema.metrics import combine_of
+from internist.schema.metrics import METRICS, combine_of
 from internist.schema.wire import Frame, Record, Series
 
 Key = tuple[str, str, int | None]
@@ -43,5 +43,8 @@ def read(directory: Path) -> tuple[dict[Key, dict[int, float]], dict[Key, Series
                 squared = combine_of(each.metric) in ("mean_square", "sum_square")
                 key = each.metric, each.subject, each.index
                 points.setdefault(key, {})[record.frame.step] = value**0.5 if squared and value >= 0 else value
+    for (metric, subject, index), own in points.items():
+        over = points.get((METRICS[metric].over, subject, index)) if metric in METRICS else None
+        own.update({step: value / over[step] for step, value in own.items() if over and step in over})
     declared = {(s.metric, s.subject, s.index): s for s in series.values()}
     return points, declared, frames

@@ -62,8 +62,8 @@ class Feeder:
         answer = self.client.post("/api/v1/runs", content=msgspec.msgpack.encode(body), headers=_HEADERS)
         answer.raise_for_status()
         self.series = list(self._declared())
-        entries = [CoverageEntry("module", name, "measured") for name in self.modules()]
-        entries.append(CoverageEntry("module", "blocks.0.aux", "silent", "never called"))
+        entries = [CoverageEntry("module", name, "measured", family="activation") for name in self.modules()]
+        entries.append(CoverageEntry("module", "blocks.0.aux", "silent", "never called", "activation"))
         self._post([
             self._record(series=tuple(self.series)),
             self._record(plan=Plan(0, tuple(one.number for one in self.series))),

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internist.schema.metrics import CATALOGUE
-from internist_server.store.merge import CODES, Part, codes_of, merge
+from internist.schema.metrics import CATALOGUE, METRICS
+from internist_server.store.merge import CODES, Part, codes_of, divide, merge
+from tests.server.sending import Sender, module_series, start_of
 
 ROUNDING = 1e-6
 """Merged values are float32."""
@@ -103,3 +104,70 @@ def test_merging_in_two_stages_is_merging_at_once(given_parts):
     assert merged("mean", part(mean, total)) == pytest.approx(
         merged("mean", *(part(*one) for one in given_parts)), rel=ROUNDING, abs=1e-30
     )
+
+
+def test_what_a_ratio_is_divided_by_travels_as_the_ratio_does():
+    for ratio in (metric for metric in CATALOGUE if metric.over):
+        under = METRICS[ratio.over]
+        assert (under.combine, under.cadence, under.kind, under.over) == (
+            ratio.combine, ratio.cadence, ratio.kind, "",
+        )  # fmt: skip
+
+
+def divided(numerator, denominator):
+    """The ratio of two merged values; None stands for what is not present."""
+    row = [numerator, denominator]
+    values = np.array([[math.nan if value is None else value for value in row]], dtype=np.float32)
+    present = np.array([[value is not None for value in row]])
+    divide(values, present, [(0, 1)])
+    return float(values[0, 0]) if present[0, 0] else None
+
+
+def test_a_ratio_is_its_numerator_over_its_denominator():
+    assert divided(3.0, 4.0) == 0.75
+    assert divided(3.0, None) == 3.0, "a client that divides by itself"
+    assert divided(None, 4.0) is None
+    assert divided(3.0, 0.0) is None, "there is no share of nothing"
+    assert divided(math.inf, 4.0) == math.inf
+    assert math.isnan(divided(math.nan, 4.0)) and math.isnan(divided(3.0, math.nan))
+
+
+CONTRIBUTION, STREAM = "block.contribution", "block.stream"
+ADDED = (4.0, 1.0)
+"""Mean squares of what a block adds on each rank, ..."""
+STREAMS = (1.0, 100.0)
+"""of its stream there, ..."""
+ENTRIES = (300, 100)
+"""and the entries that these are means over."""
+
+
+def two_ranks(api, *, streams=STREAMS):
+    senders = [Sender(api, start_of(rank=rank, world_size=2)) for rank in range(2)]
+    for sender, added, stream, entries in zip(senders, ADDED, streams, ENTRIES, strict=True):
+        series = [module_series(number, name, "blocks.0") for number, name in enumerate((CONTRIBUTION, STREAM))]
+        sender.send([*sender.declare(series, counts=[entries] * 2), sender.frame(0, [added, stream])])
+    return senders[0]
+
+
+def test_the_contribution_of_a_block_over_ranks_is_the_ratio_of_their_sums(api):
+    expected = math.sqrt((300 * 4 + 100 * 1) / (300 * 1 + 100 * 100))
+
+    sender = two_ranks(api)
+
+    assert sender.points(CONTRIBUTION)[0] == pytest.approx(expected, rel=ROUNDING)
+    assert sender.points(STREAM)[0] == pytest.approx(math.sqrt((300 + 100 * 100) / 400), rel=ROUNDING)
+    found = {one["metric"]: one["last_value"] for one in sender.get("/series")["series"]}
+    assert found[CONTRIBUTION] == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_where_the_stream_of_all_ranks_is_zero_there_is_no_contribution(sqlite_api):
+    sender = two_ranks(sqlite_api, streams=(0.0, 0.0))
+
+    assert CONTRIBUTION not in {one["metric"] for one in sender.get("/series")["series"] if one["last_step"] == 0}
+
+
+def test_a_client_that_sends_the_ratio_alone_is_still_understood(sqlite_api):
+    sender = Sender(sqlite_api)
+    sender.send([*sender.declare([module_series(0, CONTRIBUTION, "blocks.0")]), sender.frame(0, [0.25])])
+
+    assert sender.points(CONTRIBUTION)[0] == 0.5

@@ -203,7 +203,7 @@ def test_coverage_says_what_is_measured_in_the_order_of_the_outline(api):
         ("b.weight", "excluded"),
         ("a", "frozen"),
     ]
-    assert (coverage["share"], coverage["counts"]) == (0.5, {"measured": 1, "excluded": 1, "frozen": 1})
+    assert (coverage["share"], coverage["counts"]) == (1.0, {"measured": 1, "excluded": 1, "frozen": 1})
     assert [one["name"] for one in coverage["modules"]] == ["b", "a"]
 
 

@@ -125,7 +125,7 @@ def test_layers_that_are_frozen_stop_being_measured_and_coverage_says_so(tmp_pat
 
     run = train(script, tmp_path)
 
-    states = {e.subject: e.state for e in run.coverage if e.kind == "parameter"}
+    states = {e.subject: e.state for e in run.coverage if e.family == "update"}
     assert states["blocks.0.attn.q.weight"] == "frozen"
     assert states["blocks.1.attn.q.weight"] == "measured"
     assert run.steps("gradient.rms", "blocks.0.attn.q.weight") == list(range(CHANGED))

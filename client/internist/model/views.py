@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from internist.model.outline import WatchedParameter
 from internist.schema.wire import Facts
 
+UNORIENTED = "unoriented"
+"""View of a matrix that fits its module in neither or in both orientations: its spectral norm is known, and no norm
+that depends on what is fan-in and what fan-out."""
+
 
 def matrix_view(parameter: WatchedParameter, tensor: Tensor) -> Tensor:
     """The parameter (or its update) as one matrix, (fan_out, fan_in), or as several, (parts, fan_out, fan_in): one per
@@ -43,11 +47,7 @@ def resolve_view(parameter: WatchedParameter, input_width: int | None, output_wi
         parameter.roles = {"matrix"}
         parameter.view = stack + ("transposed" if turned else "(fan_out, fan_in)")
         return
-    parameter.view = ""
-    parameter.viewless = (
-        f"shape {' x '.join(map(str, shape))} of {type(parameter.owner.module).__name__} fits its input width "
-        f"{input_width} in neither or in both orientations"
-    )
+    parameter.roles, parameter.view = {"matrix"}, stack + UNORIENTED
 
 
 def _fits(fan_in: int, fan_out: int, input_width: int | None, output_width: int | None) -> bool:
@@ -78,7 +78,7 @@ def fans(parameter: WatchedParameter) -> tuple[int, int]:
 
 def facts_of(parameter: WatchedParameter, **more: Any) -> Facts:
     """What is known of every series of a parameter, and what a metric adds."""
-    fan_out, fan_in = fans(parameter)
+    fan_out, fan_in = (None, None) if UNORIENTED in parameter.view else fans(parameter)
     return Facts(
         role=parameter.owner.role,
         block=parameter.owner.block,

@@ -45,12 +45,17 @@ class Identity:
     mesh: dict[str, int] = field(default_factory=dict)
 
 
-class _Store(Protocol):
+class Store(Protocol):
     """What is used of a c10d store."""
 
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def wait(self, keys: list[str], timeout: timedelta) -> None: ...
+    def set(self, key: str, value: str) -> None:
+        """Let every process read a value."""
+
+    def get(self, key: str) -> bytes:
+        """Read a value that some process has set."""
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Wait until keys are set."""
 
 
 class _Distributed(Protocol):
@@ -154,7 +159,7 @@ def _place(environ: Mapping[str, str]) -> tuple[int, int]:
 def _agree(rank: int, world_size: int) -> tuple[str, str]:
     """A run and an attempt id that all ranks share if they can talk to each other, and random ones if not."""
     run, attempt = secrets.token_hex(16), secrets.token_hex(16)
-    store = _store() if world_size > 1 else None
+    store = default_store() if world_size > 1 else None
     if store is None:
         if world_size > 1:
             _LOG.warning(
@@ -185,12 +190,13 @@ def _distributed() -> _Distributed | None:
     return distributed if distributed.is_available() and distributed.is_initialized() else None
 
 
-def _store() -> _Store | None:
+def default_store() -> Store | None:
+    """The store that the processes of `torch.distributed` meet at, if the training has initialised it."""
     if _distributed() is None:
         return None
     from torch.distributed.distributed_c10d import _get_default_store
 
-    return cast(_Store, _get_default_store())
+    return cast(Store, _get_default_store())
 
 
 def _newest_attempt_before(run_directory: Path, attempt: str) -> str | None:

@@ -1,6 +1,7 @@
 """The monitor of one model: wires the observer, the recorder, the spool and the sender, and takes the user's calls.
 None of these raises into training."""
 
+import itertools
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ import internist
 from internist.errors import ConfigurationError
 from internist.model.outline import outline
 from internist.model.roles import unwrap
+from internist.monitor.apart import Apart, apart
 from internist.monitor.axes import whole_number
 from internist.monitor.ending import outcome_of
 from internist.monitor.finishing import Finishing, Stage
@@ -24,11 +26,12 @@ from internist.monitor.identity import identify
 from internist.monitor.logs import Logs
 from internist.monitor.options import Options
 from internist.monitor.refusals import check_choice
-from internist.observe.captures import Speaker
+from internist.observe.coverage import departed
 from internist.observe.observer import Observer
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.routing import routing
 from internist.observe.sampling import Sampling
+from internist.observe.speaker import Speaker
 from internist.record.recorder import POLL_S, Recorder
 from internist.record.series_book import SeriesBook
 from internist.schema.wire import (
@@ -46,6 +49,8 @@ from internist.ship.connection import Connection
 from internist.ship.sender import Sender
 from internist.ship.spool import Spool
 
+_WATCHED = itertools.count()
+"""Models that this process has watched: ranks watch them in the same order."""
 _LOG = logging.getLogger("internist")
 
 FINISH_TIMEOUT_S = 10.0
@@ -78,6 +83,7 @@ class Monitor:
         self._recorder: Recorder | None = None
         self._logs: Logs | None = None
         self._last_coverage: tuple[CoverageEntry, ...] | None = None
+        self._told: tuple[CoverageEntry, ...] = ()
         self._finishing = Finishing(self._stages(), self._release, self._drop)
         self.on_finish: Callable[[Monitor], None] = _nothing
         """Called once, when the monitor is finished."""
@@ -86,14 +92,17 @@ class Monitor:
         if options.mode == "disabled":
             return
 
-        read = partial(outline, include=options.include, exclude=options.exclude, output=output, rename=rename)
+        who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
+        own = apart(model, root, who, next(_WATCHED)) if rename is None else Apart()
+        read = partial(
+            outline, include=options.include, exclude=options.exclude, output=output, rename=own.renamed(rename)
+        )
         start_step = options.step if options.step is not None else (step_of_state(optimizers) or 0)
         try:
             plan = read(root)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         check_choice(plan, include=options.include, exclude=options.exclude)
-        who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
         name = options.name or f"{type(root).__name__}-{who.run[:6]}"
         start = RunStart(
             version=VERSION,
@@ -121,8 +130,7 @@ class Monitor:
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
         sampling = Sampling(options.every, options.metrics, options.max_overhead, options.replay)
-        device = next((p.tensor.device for p in plan.parameters if not p.tensor.is_meta), torch.device("cpu"))
-        self._recorder = Recorder(self._spool, device, SeriesBook(sampling.wants))
+        self._recorder = Recorder(self._spool, SeriesBook(sampling.wants))
         self._observer = Observer(
             model,
             plan,
@@ -132,11 +140,16 @@ class Monitor:
             sampling=sampling,
             start_step=start_step,
             reads_step=options.step is None,
-            speaker=Speaker(who.rank, who.world_size, who.rank == 0),
+            speaker=Speaker(
+                who.rank,
+                who.world_size,
+                reports_replicated=who.rank == 0 or own.whole or rename is not None,
+                apart=frozenset(map(own.renamed(rename), own.modules)),
+            ),
             on_coverage=self._send_coverage,
             on_start=self._restart,
         )
-        self._rank = who.rank
+        self._tells_coverage = who.rank == 0 or bool(own.modules)
         self._sender = Sender(
             self._spool,
             start,
@@ -346,15 +359,16 @@ class Monitor:
             self._complain(name, f"{name}(): {type(error).__name__}: {error}; nothing was recorded")
 
     def _send_coverage(self, entries: tuple[CoverageEntry, ...]) -> None:
-        if self._spool is not None and self._rank == 0:
-            self._spool.append(coverage=entries)
+        if self._spool is not None and self._tells_coverage:
+            self._spool.append(coverage=(*entries, *departed(self._told, entries)))
+            self._told = entries
 
     def _complain(self, key: str, message: str) -> None:
         if key not in self._complained and len(self._complained) < _MOST_COMPLAINTS:
             self._complained.add(key)
             _LOG.warning("internist: %s", message)
 
-    _rank = 0
+    _tells_coverage = False
 
 
 def _nothing(_: Monitor) -> None:

@@ -61,11 +61,6 @@ def check_model(model: Any) -> None:
             f"watch(model): {_listed(lazy)} of {type(model).__name__} are lazy and have no shape yet; run one forward"
             " before watching the model"
         )
-    if all(parameter.is_meta for parameter in parameters.values()):
-        raise ConfigurationError(
-            f"watch(model): every parameter of {type(model).__name__} is on the meta device and has no values; watch it"
-            " once they are there (after to_empty, or load_state_dict(..., assign=True))"
-        )
 
 
 def checked_optimizers(optimizer: Any) -> list[Any]:

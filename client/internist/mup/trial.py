@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from internist.model.outline import outline
 from internist.model.roles import unwrap
-from internist.observe.captures import Speaker
 from internist.observe.observer import Observer
 from internist.observe.routing import routing
 from internist.observe.sampling import Sampling
+from internist.observe.speaker import Speaker
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 from internist.scaling.description import describe
 from internist.scaling.members import METRICS_USED, Member
 from internist.scaling.summary import needed_steps, summarise
-from internist.schema.metrics import combine_of
+from internist.schema.metrics import METRICS, combine_of
 from internist.schema.wire import Frame, Plan, Series
 
 Batch = tuple[Any, Any]
@@ -59,7 +59,7 @@ def train(trial: Trial, model: nn.Module, *, name: str, seed: int) -> Member:
     begun = routing(optimizers, plan)
     kept = _Kept()
     sampling = Sampling(every=max(1, trial.steps // SAMPLES), wanted=frozenset(METRICS_USED), max_overhead=0.0)
-    recorder = Recorder(kept, next(model.parameters()).device, SeriesBook(sampling.wants))
+    recorder = Recorder(kept, SeriesBook(sampling.wants))
     observer = Observer(
         model,
         plan,
@@ -125,15 +125,32 @@ class _Kept:
         steps = np.array(sorted({frame.step for frame in self._frames}), dtype=np.int64)
         row = {int(step): place for place, step in enumerate(steps)}
         column = {number: place for place, number in enumerate(numbers)}
-        is_square = {n: combine_of(one.metric) in ("mean_square", "sum_square") for n, one in self.series.items()}
+        denominators = self._denominators()
         values = np.full((len(steps), len(numbers)), np.nan, dtype=np.float32)
         for frame in self._frames:
             plan = self._plans[frame.plan].series
-            for number, value in zip(plan, struct.unpack(f"<{len(plan)}f", frame.values), strict=True):
-                if number in column:
-                    value = math.sqrt(value) if is_square[number] and value >= 0 else value
-                    values[row[frame.step], column[number]] = value if math.isfinite(value) else math.inf
+            sent = dict(zip(plan, struct.unpack(f"<{len(plan)}f", frame.values), strict=True))
+            for number in column.keys() & sent.keys():
+                value = self._root(number, sent)
+                under = denominators.get(number)
+                if under in sent:
+                    stream = self._root(under, sent)
+                    if stream == 0:
+                        continue
+                    value /= stream
+                values[row[frame.step], column[number]] = value if math.isfinite(value) else math.inf
         return steps, values
+
+    def _root(self, number: int, sent: Mapping[int, float]) -> float:
+        """A value as its metric is defined, before what it is divided by."""
+        is_square = combine_of(self.series[number].metric) in ("mean_square", "sum_square")
+        return math.sqrt(sent[number]) if is_square and sent[number] >= 0 else sent[number]
+
+    def _denominators(self) -> dict[int, int]:
+        """By the numbers of series that are ratios: those of what they are divided by."""
+        numbers = {(one.metric, one.subject): number for number, one in self.series.items()}
+        over = ((n, METRICS[one.metric].over, one.subject) for n, one in self.series.items() if one.metric in METRICS)
+        return {n: numbers[metric, subject] for n, metric, subject in over if (metric, subject) in numbers}
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -154,7 +154,8 @@ class AttentionCapture:
 
     def _listens(self) -> bool:
         gate = self._gate
-        if not (gate.on and gate.heavy and gate.stack) or torch._C._current_graph_task_id() != -1:
+        in_backward = torch._C._current_graph_task_id() != -1 and not gate.replay
+        if not (gate.on and gate.heavy and gate.stack) or in_backward:
             return False  # also in a backward, where an activation checkpoint is recomputed
         if self._thread not in (None, threading.get_ident()):
             return False

@@ -135,13 +135,20 @@ class CallSeries:
         nonfinite = {order: [call.nonfinite for call in own] for order, own in calls.items()}
         self._record_reduced(entries, recorder, "activation.abs_max", bound, abs_max, torch.amax)
         self._record_reduced(entries, recorder, "activation.nonfinite", bound, nonfinite, torch.sum)
-        blocks = [order for order, own in calls.items() if any(call.added is not None for call in own)]
+        self._record_blocks(calls, recorder, bound)
+
+    def _record_blocks(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
+        """What residual blocks add to their streams, and the streams: two mean squares each, which ranks can merge."""
+        added = {order: [call for call in own if call.added is not None] for order, own in calls.items()}
+        blocks = {order: own for order, own in added.items() if own}
         if blocks:
-            added = _sums(calls[order] for order in blocks)
-            stream = _sums((calls[order] for order in blocks), of_stream=True)
-            layout = self._layout(blocks, {"block.contribution": bound})
-            counts = [entries[order] for order in blocks]
-            recorder.add(layout, added / stream, counts, measured=stream != 0)
+            counts = [sum(call.entries for call in own) for own in blocks.values()]
+            pairs = (
+                _means([[call.added for call in own] for own in blocks.values()], counts),
+                _means([[call.stream for call in own] for own in blocks.values()], counts),
+            )
+            layout = self._layout(list(blocks), {"block.contribution": bound, "block.stream": bound})
+            recorder.add(layout, torch.stack(pairs, dim=1), [count for count in counts for _ in pairs])
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
@@ -236,11 +243,12 @@ def _stacked(values: Iterable[Value]) -> Tensor:
     return torch.stack([v.float() if isinstance(v, Tensor) else torch.tensor(v, device=home) for v in listed])
 
 
-def _sums(calls: Iterable[Sequence[Call]], *, of_stream: bool = False) -> Tensor:
-    """(blocks,) sums over each block's calls of what it added, or of its input."""
+def _means(sums: Iterable[Sequence[Value | None]], counts: Sequence[int]) -> Tensor:
+    """(blocks,) the sums of each block's calls over its entries."""
     totals: list[Value] = []
-    for own in calls:
-        parts = [call.stream if of_stream else call.added for call in own]
-        given = [part for part in parts if part is not None]
+    for own in sums:
+        given = [part for part in own if part is not None]
         totals.append(given[0] if len(given) == 1 else _stacked(given).sum())
-    return _stacked(totals)
+    if len(set(counts)) == 1:
+        return _stacked(totals) / counts[0]
+    return _stacked(total / count for total, count in zip(totals, counts, strict=True))

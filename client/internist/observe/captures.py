@@ -1,7 +1,5 @@
 """The captures of one outline: made together, reset together, and made anew when the model has changed."""
 
-from dataclasses import dataclass
-
 from internist.model.outline import Outline
 from internist.observe.attention import AttentionCapture
 from internist.observe.coverage import Ledger
@@ -11,18 +9,9 @@ from internist.observe.optimizers import OptimizerCapture
 from internist.observe.parameters import ParameterCapture
 from internist.observe.probe import ProbeReplay, replay_obstacle
 from internist.observe.sampling import MATRIX_ROTATION, Due, Sampling
+from internist.observe.speaker import Speaker
 from internist.observe.taps import Gate
 from internist.record.series_book import SeriesBook
-
-
-@dataclass(frozen=True, slots=True)
-class Speaker:
-    """Who a rank is, as far as what it reports goes."""
-
-    rank: int = 0
-    world_size: int = 1
-    reports_replicated: bool = True
-    """Whether it reports what every rank has alike: weights, gradients, updates."""
 
 
 class Captures:
@@ -43,7 +32,7 @@ class Captures:
         )
         self.attention = AttentionCapture(gate, book=book, faults=faults, sampling=sampling)
         self.parameters = ParameterCapture(
-            outline, self.activations, book=book, faults=faults, sampling=sampling, reports=speaker.reports_replicated
+            outline, self.activations, book=book, faults=faults, sampling=sampling, speaker=speaker
         )
         self.optimizers = OptimizerCapture(
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated

@@ -5,14 +5,14 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from internist.model.outline import Outline, WatchedModule, WatchedParameter
 from internist.model.roles import is_attention
 from internist.observe.faults import Faults
-from internist.schema.coverage import FAMILIES, Family
+from internist.schema.coverage import FAMILIES, Family, is_missing
 from internist.schema.wire import CoverageEntry, CoverageState
 
 WINDOW = 3
@@ -119,7 +119,7 @@ def _of_module(
     output: WatchedModule | None,
 ) -> Iterator[tuple[Family, CoverageState, str]]:
     module, order = watched.reference(), watched.order
-    is_shown = not (watched.role == "root" and outline.head is not None and not watched.parameters)
+    is_shown = not (watched.role == "root" and outline.head is not None)
     if module is None or (not is_shown and watched is not output):
         return
     if watched.excluded:
@@ -231,12 +231,19 @@ def _innermost_attention(outline: Outline) -> set[int]:
     return {watched.order for watched in named if watched.name not in outer}
 
 
+def departed(before: Sequence[CoverageEntry], now: Sequence[CoverageEntry]) -> tuple[CoverageEntry, ...]:
+    """Entries of subjects and families that the model had and has no more: told once, so that they count no longer."""
+    known = {(entry.kind, entry.subject, entry.family) for entry in now}
+    gone = [entry for entry in before if (entry.kind, entry.subject, entry.family) not in known]
+    return tuple(replace(entry, state="excluded", reason="no longer a part of the model") for entry in gone)
+
+
 def missing(entries: Sequence[CoverageEntry]) -> list[str]:
     """What is not measured, in lines for people: a family, how many subjects, the first of them, and why."""
     lines: list[str] = []
     by_family: dict[tuple[str, str], list[CoverageEntry]] = {}
     for entry in entries:
-        if entry.state not in ("measured", "frozen", "idle", "excluded"):
+        if is_missing(entry.state):
             by_family.setdefault((entry.family, entry.reason), []).append(entry)
     for (family, reason), members in by_family.items():
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""

@@ -1,4 +1,4 @@
-"""Faults: what could not be measured, said once, and remembered as the reason that coverage gives."""
+"""Faults: what could not be measured, remembered as the reason that coverage gives, and said once it is given up."""
 
 import logging
 from collections.abc import Callable
@@ -32,12 +32,12 @@ class Faults:
         """
         subject = kind, name
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        self._in_a_row[subject] = TOLERATED if final else self._in_a_row.get(subject, 0) + 1
-        known, self._reasons[subject] = subject in self._reasons, reason[:300]
-        if not known:
-            log.warning(
-                "internist: %s %s could not be measured: %s (training is not affected)", kind, name, reason[:300]
-            )
+        self._reasons[subject] = reason = reason[:300]
+        before = self._in_a_row.get(subject, 0)
+        self._in_a_row[subject] = TOLERATED if final else before + 1
+        if before < TOLERATED <= self._in_a_row[subject]:
+            text = "internist: %s %s is not measured from here on: %s (training is not affected)"
+            log.warning(text, kind, name, reason)
 
     def well(self, kind: str, name: str) -> None:
         """The subject was measured after all."""

@@ -1,36 +1,91 @@
 """The run's loss, where nobody logs it: from what the root returns, else from what `backward` is called on."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from internist.model.patches import function, listen_to
+
 
 class LossPickup:
-    """Gathers the losses of a round's micro-batches."""
+    """Gathers the losses of a round's micro-batches.
+
+    A loss that the root returns counts. Else it is what `backward` is called on after a training forward, where that is
+    one number and happens once in a round: of several micro-batches nobody but the user knows whether he has divided
+    them. A loss that a gradient scaler has multiplied is taken as it was before.
+    """
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._number = 0
+        self._returned: list[Tensor] = []
+        self._backwards: list[Tensor] = []
+        self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._awaits = False
         self.found = False
-        """Whether any forward ever returned a loss."""
+        """Whether any round had a loss."""
+        self._listening = listen_to(
+            (
+                (function(torch.autograd, "backward"), self._backward),
+                (function(torch.amp.GradScaler, "scale"), self._scale),
+            )
+        )
+
+    def forward_begins(self) -> None:
+        """A training forward of the root begins: the next `backward` is its loss's."""
+        self._awaits = True
 
     def take(self, output: Any) -> None:
         """Look for a loss in what the root returned from a training forward."""
         loss = loss_of(output)
-        if loss is None:
-            return
-        self.found = True
-        value = loss.detach().float().reshape(-1)[0].clone()
-        self._sum = value if self._sum is None else self._sum + value.to(self._sum.device)
-        self._number += 1
+        if loss is not None:
+            self._returned.append(_copied(loss))
 
     def mean(self) -> Tensor | None:
-        """The mean of the round's losses, and begin anew; None without one."""
-        found, number = self._sum, self._number
-        self._sum, self._number = None, 0
-        return None if found is None else found / number
+        """The loss of the round that is over, and begin anew; None where it is not known."""
+        returned, backwards = self._returned, self._backwards
+        self._returned, self._backwards, self._awaits, self._scaled = [], [], False, None
+        losses = returned or (backwards if len(backwards) == 1 else [])
+        if not losses:
+            return None
+        self.found = True
+        home = losses[0].device
+        return losses[0] if len(losses) == 1 else torch.stack([loss.to(home) for loss in losses]).mean()
+
+    def remove(self) -> None:
+        """Listen no more."""
+        for listening in self._listening:
+            listening.remove()
+        self._listening.clear()
+
+    def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._awaits:
+            return
+        self._awaits = False
+        given = args[0] if args else kwargs.get("tensors")
+        roots = list(given) if isinstance(given, tuple | list) else [given]
+        if len(roots) != 1 or not _is_number(roots[0]):
+            return
+        scaled, self._scaled = self._scaled, None
+        was_scaled = scaled is not None and scaled[0]() is roots[0]
+        self._backwards.append(scaled[1] if was_scaled and scaled is not None else _copied(roots[0]))
+
+    def _scale(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None] | None:
+        given = args[1] if len(args) > 1 else kwargs.get("outputs")
+        if not self._awaits or not _is_number(given):
+            return None
+        before = _copied(given)
+
+        def after(result: Any) -> None:
+            if isinstance(result, Tensor):
+                self._scaled = weakref.ref(result), before
+
+        return after
+
+
+def _copied(loss: Tensor) -> Tensor:
+    return loss.detach().float().reshape(-1)[0].clone()
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -67,7 +122,7 @@ def host_or_device(value: Tensor) -> float | Tensor:
     return float(value.item()) if value.device.type == "cpu" else value.reshape(-1)[0].float().clone()
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() == 1 and not value.is_meta
 
 

@@ -149,7 +149,7 @@ class ActivationCapture:
             return
         if self._gate.replay and not self._records and watched.order not in self.keep:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 and not self._gate.replay:
             return  # a recomputation in backward (activation checkpointing): the first pass was measured
         module = watched.module
         if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
@@ -203,7 +203,10 @@ class ActivationCapture:
             ):
                 call.input_distances = self._distances(source, in_axis)
         if order not in self._calls and watched.parameters:
-            self._keep_probe(watched, module, source, args, in_axis, out)
+            try:
+                self._keep_probe(watched, module, source, args, in_axis, out)
+            except Exception as error:
+                self._faults.note("own update", watched.name, error)
         if self._gate.replay:
             self._keep_output(watched, output)
         self._calls.setdefault(order, []).append(call)
@@ -242,8 +245,9 @@ class ActivationCapture:
         else:
             return
         probe = Probe(tokens, multiplier(module))
-        if self._proofs.holds(watched, module, probe, out):
-            self.probes[watched.order] = probe
+        factor = self._proofs.factor(watched, module, probe, out)
+        if factor is not None:
+            self.probes[watched.order] = probe if factor == 1.0 else Probe(tokens, probe.factor * factor)
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""

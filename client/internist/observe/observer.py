@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from internist.model.outline import Outline, WatchedParameter, signature_of
-from internist.observe.captures import Captures, Speaker
+from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
 from internist.observe.coverage import Circumstances, Ledger, coverage, missing
@@ -23,6 +23,7 @@ from internist.observe.own import has_rule
 from internist.observe.probe import ProbeReplay
 from internist.observe.root import RootCalls, under_transform
 from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
+from internist.observe.speaker import Speaker
 from internist.observe.taps import Gate
 from internist.record.recorder import Recorder
 from internist.schema.coverage import Family, share
@@ -32,7 +33,7 @@ log = logging.getLogger("internist")
 
 NAMED = 5
 """Lines about what is not measured that the log names."""
-PATIENCE = 100
+PATIENCE = 40
 """Training forwards without a counted step before the run is asked for one; ten times what a round has had, if more."""
 FAMILY_METRICS: dict[Family, tuple[str, ...]] = {
     "activation": ("activation.rms", "activation.rms_max", "activation.rms_q99", "activation.abs_max"),
@@ -88,7 +89,7 @@ class Observer:
         self._dense_until = -1
         self._compiled = False
         self._is_closed = self._is_manual = self._is_tentative = self._is_impatient = False
-        self._has_forward = self._has_replayed = self._has_said = False
+        self._has_forward = self._has_replayed = self._has_said = self._has_followed = False
         self._seconds = 0.0
         self._round_began = time.perf_counter()
         self._rounds = self._forwards = self._most_forwards = 0
@@ -108,12 +109,13 @@ class Observer:
         self._captures = self._captured(outline)
         self._clipping = ClippingCapture(self._is_watched)
         self._root = RootCalls(model, outline.root, begins=self._begin_safely, ends=self._end_safely)
+        guard(self._root.refresh)()
         self.clock = Clock(
             start=start_step, optimizers=optimizers, owns=self._owns, told=self, ignores=self._is_replaying
         )
         self._captures.parameters.note_groups(optimizers)
         self._optimizers = [reference_to(optimizer) for optimizer in optimizers]
-        self.arm(start_step)
+        self._arm_safely(start_step)
 
     # ---- what the monitor calls ------------------------------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class Observer:
             stepped=frozenset(self._captures.parameters.stepped),
             loss=""
             if self._loss.found or "loss" in self._recorder.logged
-            else "no loss was seen: call internist.log(loss=loss)",
+            else "no single loss was seen in a round: call internist.log(loss=loss)",
             clock="" if self._rounds else "no optimizer step was seen",
             own_rule=has_rule,
         )
@@ -176,7 +178,10 @@ class Observer:
 
     def close(self) -> None:
         """Take every tap away, put everything back, and keep nothing of the user's. At any moment, also in the middle
-        of a forward or of an optimizer's step."""
+        of a forward or of an optimizer's step. A round that waited for the next forward to end it has ended."""
+        if self.clock.updating and not self._is_closed and not self.clock.in_step:
+            self._captures.probe.reset()  # nothing runs the model again now
+            self.clock.end_round()
         self._is_closed = True
         self._due = NOTHING
         self.gate.on = False
@@ -184,6 +189,7 @@ class Observer:
         self._optimizers.clear()
         self._root.remove()
         self._clipping.remove()
+        self._loss.remove()
         self._captures.remove()
         self._captures.reset()
         self._captures.forget()
@@ -211,16 +217,18 @@ class Observer:
             self._captures.probe.reset()
         self._count_forward()
         self.clock.forward_begins()
+        self._loss.forward_begins()
         self._recorder.step_under_way = self.clock.step
         self._has_forward = True
-        if self._recorder.busy:
+        if self._recorder.holds_step:
             self.on_step()
         if not self._due.light:
             return
         began = time.perf_counter()
+        self._follow()
         self.gate.in_root = True
         self.gate.on = not self._compiled
-        if self._is_manual or not (self._optimizers or self._rounds):
+        if self._lacks_optimizer():
             self._snapshot_manual()
         if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
             with torch.no_grad():
@@ -241,6 +249,8 @@ class Observer:
         self.gate.on = self._due.light and not self._compiled
         if not was_training or output is None:
             return
+        if self._due.light and self._lacks_optimizer():
+            self._replay_before()  # there may be no later moment at which the weights are still those before the step
         if self._is_tentative and not wants_gradient(output):
             self._captures.activations.reset()
             return
@@ -316,6 +326,10 @@ class Observer:
         probe.before(features=features, activations=self._compiled)
         if attends:
             self._captures.attention.remove()
+
+    def _lacks_optimizer(self) -> bool:
+        """Whether the run's updates may be made without an optimizer that is known here."""
+        return self._is_manual or not (self._optimizers or self._rounds)
 
     def _snapshot_manual(self) -> None:
         with torch.no_grad():
@@ -399,10 +413,13 @@ class Observer:
         self._recorder.discard_step()
         self._has_replayed = False
         self._due = wish or due(step, self._sampling.every, power=self._governor.power, dense_until=self._dense_until)
+        self._has_followed = False
         if self._due.light:
             self._root.refresh()
             self._compiled = self._root.is_compiled()
-            self._follow()
+            if not self._root.seen:  # else its next forward looks, which comes later
+                self._follow()
+                self._has_followed = False
         if self._due.light and not self._compiled:
             self._captures.activations.install()
         else:
@@ -428,11 +445,16 @@ class Observer:
         )
 
     def _follow(self) -> None:
-        """The model may have changed: blocks appended, heads swapped, parameters replaced by others of another kind."""
+        """The model may have changed since the last sample: blocks appended, heads swapped, parameters replaced by
+        others of another kind."""
+        if self._has_followed:
+            return
+        self._has_followed = True
         root = self._outline.root
         if signature_of(root) == self._outline.signature:
             self._captures.parameters.refresh()
             return
+        were_installed = self._captures.activations.installed, self._captures.attention.installed
         self._captures.remove()
         self._outline = self._read(root)
         self._ledger.clear()
@@ -441,6 +463,14 @@ class Observer:
         self._captures = self._captured(self._outline)
         self._captures.parameters.note_groups(self._named())
         self.clock.outlined()
+        if were_installed[0]:
+            self._captures.activations.install()
+        if were_installed[1]:
+            self._captures.attention.install()
+            if self._entered is not None:
+                self._entered.attention.leave()
+                self._captures.attention.enter()
+                self._entered = self._captures
 
     def _named(self) -> list[Any]:
         """The optimizers that were named and are still there."""

@@ -12,6 +12,7 @@ from internist.model.roles import is_linear, is_transposed_linear, stored_weight
 from internist.observe.tokens import OWN_TOKENS, at_positions, owned
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CORNER = 16
 """Pixels of each side of the corner of an image that is a convolution's probe."""
 TOLERANCE = 0.02
@@ -35,14 +36,26 @@ def has_rule(module: nn.Module) -> bool:
         return stored_weight(module) is not None and module.max_norm is None
     if isinstance(module, CONVOLUTIONS):
         return is_plain(module) and module.padding_mode == "zeros"
-    if is_linear(module) or _is_known_norm(module):
-        return stored_weight(module) is not None or "bias" in module._parameters
-    return False
+    if isinstance(module, BATCH_NORMS):
+        return is_plain(module)
+    if is_linear(module):
+        return stored_weight(module) is not None
+    return _is_known_norm(module) and ("weight" in module._parameters or "bias" in module._parameters)
 
 
 def probe_of(module: nn.Module, source: Tensor, axis: int) -> Tensor | None:
     """What of a module's input is kept as its probe; None where it has none: a few tokens, of a convolution's input a
-    corner of the first image."""
+    corner of the first image, of a batch norm's input tokens as they are when normalised by the whole batch."""
+    if isinstance(module, BATCH_NORMS):
+        by_batch = module.training or module.running_mean is None
+        normalized = nn.functional.batch_norm(
+            source.detach(),
+            None if by_batch else module.running_mean,
+            None if by_batch else module.running_var,
+            training=by_batch,
+            eps=module.eps,
+        )
+        return owned(at_positions(normalized, axis, OWN_TOKENS))
     if isinstance(module, CONVOLUTIONS):
         if source.dim() != 2 + len(module.kernel_size):
             return None
@@ -58,26 +71,29 @@ def own_update(module: nn.Module, probe: Probe, deltas: Mapping[str, Tensor]) ->
 
 
 def deviation(module: nn.Module, probe: Probe, output: Tensor) -> Tensor:
-    """() float32: how far a module's real output is from what its rule makes of the probe, as a share of the largest
-    entry.
+    """(2,) float32: how far a module's real output is from a multiple of what its rule makes of the probe, as a share
+    of the largest entry; and that multiple.
 
-    A linear layer whose weight is computed (weight norm, orthogonal parametrisations), whose forward is overridden, or
-    that is changed by a hook, has another rule: its own update cannot be told from its parameters' changes.
+    A layer may scale what it gives (embeddings by the root of their width). One whose weight is computed (weight norm,
+    orthogonal parametrisations), whose forward is overridden, or that is changed by a hook, has another rule: its own
+    update cannot be told from its parameters' changes.
 
     Args:
-        module: one that `has_rule`, and no convolution: of that only torch's own have one.
+        module: one that `has_rule`, and no convolution or batch norm: of these only torch's own have one.
         probe: what it received.
         output: (tokens, features) what it gave.
     """
-    expected = _forward(module, probe.tokens) * probe.factor
-    output = output.float()
-    return (output - expected).abs().amax() / output.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    expected, output = _forward(module, probe.tokens) * probe.factor, output.float()
+    tiny = torch.finfo(torch.float32).tiny
+    multiple = (output * expected).sum() / expected.square().sum().clamp(min=tiny)
+    off = (output - multiple * expected).abs().amax() / output.abs().amax().clamp(min=tiny)
+    return torch.stack((off, multiple))
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is torch's own, with nothing that changes what it computes: its rule needs no proof."""
     return (
-        type(module) in (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, *CONVOLUTIONS)
+        type(module) in (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, *CONVOLUTIONS, *BATCH_NORMS)
         and "forward" not in vars(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
@@ -110,7 +126,7 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
             dilation=module.dilation,
             groups=module.groups,
         )
-    normalized = _normalized(module, tokens)
+    normalized = tokens if isinstance(module, BATCH_NORMS) else _normalized(module, tokens)
     return None if normalized is None or weight is None else updates.own_gain(normalized, weight, bias)
 
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from internist.measures import updates, weights
-from internist.model.outline import Outline, WatchedParameter
+from internist.model.outline import Outline, WatchedModule, WatchedParameter
 from internist.model.views import facts_of
 from internist.observe.faults import Faults
 from internist.observe.gradients import GradientCapture
 from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
-from internist.observe.own import own_update
+from internist.observe.own import Probe, own_update
 from internist.observe.routing import Promise, promises
 from internist.observe.sampling import Due, Sampling
 from internist.observe.snapshots import Snapshots
+from internist.observe.speaker import Speaker
 from internist.observe.spectra import SpectraCapture
 from internist.observe.tokens import OWN_TOKENS
 from internist.record.recorder import Recorder
@@ -40,9 +41,9 @@ class ParameterCapture:
         book: SeriesBook,
         faults: Faults,
         sampling: Sampling,
-        reports: bool,
+        speaker: Speaker,
     ) -> None:
-        self._outline, self._activations, self._reports = outline, activations, reports
+        self._outline, self._activations, self._speaker = outline, activations, speaker
         self._book, self._faults, self._sampling = book, faults, sampling
         self._gradients = GradientCapture()
         self._snapshots = Snapshots(outline, sampling.every)
@@ -52,6 +53,9 @@ class ParameterCapture:
         self._promised: dict[int, Promise] = {}
         self._moved: dict[int, Tensor] = {}
         """By module order: how far its own update moved each of its probe tokens."""
+        self._changed: dict[int, dict[str, Tensor]] = {}
+        """By module order: changes of those of its parameters that have been stepped in this round."""
+        self._stepped_now: set[int] = set()
         self.spectra = SpectraCapture(widths=activations.series.widths, series=self._series, faults=faults)
         self.stepped: set[int] = set()
         """Orders of parameters that some optimizer has stepped."""
@@ -118,14 +122,15 @@ class ParameterCapture:
         """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm."""
         if not self._sampling.wants("gradient.rms", "gradient.global_norm"):
             return
-        found = self._gradients.read(parameters, optimizer, recorder)
-        if found is not None and self._reports:
+        found = self._gradients.read([p for p in parameters if self._is_reported(p)], optimizer, recorder)
+        if found is not None:
             chosen, squares, counts = found
             recorder.add(self._layout(chosen, "gradient.rms"), squares, counts)
 
     def updates(self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
         """Record weights and updates of parameters that were snapshot before the step just made."""
-        self.stepped.update(p.order for p in parameters)
+        self._stepped_now.update(p.order for p in parameters)
+        self.stepped |= self._stepped_now
         pending = self._snapshots.pending
         chosen = [p for p in parameters if p.order in pending]
         if not chosen:
@@ -138,13 +143,13 @@ class ParameterCapture:
             after = [tensors[p.order] for p in part]
             deltas, statistics = updates.stored_(after, [pending.pop(p.order) for p in part])
             by_order = dict(zip((p.order for p in part), deltas, strict=True))
-            if self._reports:
-                self._stored_updates(part, statistics, recorder)
-                self._by_role(part, after, deltas, recorder)
+            self._stored_updates(part, statistics, recorder)
+            self._by_role(part, after, deltas, recorder)
             if self._sampling.wants("update.own", "update.own_mean"):
                 self._own_updates(by_order)
-            if self._reports and due.matrices is not None:
-                self.spectra.record([p for p in part if due.owns_matrix(p.turn)], by_order, recorder)
+            if due.matrices is not None:
+                turns = [p for p in part if due.owns_matrix(p.turn) and self._is_reported(p)]
+                self.spectra.record(turns, by_order, recorder)
             changes.update((order, delta) for order, delta in by_order.items() if delta.dim() == 1)
         if streamed:
             self._stream(streamed, tensors, changes, recorder)
@@ -154,13 +159,15 @@ class ParameterCapture:
     def groups(self, recorder: Recorder, optimizer: Any) -> None:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them."""
         self._note_groups(optimizer)
-        if self._reports:
+        if self._speaker.reports_replicated:
             self._groups.record(optimizer, recorder)
 
     def finish(self, recorder: Recorder) -> None:
         """Record what belongs to the whole round: the global gradient norm."""
+        self._rest_of_own_updates()
+        self._record_moved(recorder)
         total = self._gradients.global_norm_squared()
-        if total is not None and self._reports:
+        if total is not None:
             facts = Facts(cadence=self._sampling.cadence("gradient.global_norm"))
             series = self._book.series("gradient.global_norm", "model", "model", lambda: facts)
             recorder.add([series], total)
@@ -176,9 +183,15 @@ class ParameterCapture:
         self._snapshots.reset()
         self.spectra.measured_now.clear()
         self._moved.clear()
+        self._changed.clear()
+        self._stepped_now.clear()
         self.moved_now, self.updated_now = set(), set()
 
     # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _is_reported(self, parameter: WatchedParameter) -> bool:
+        """Whether this rank reports it: one that all ranks have alike is reported by one of them."""
+        return self._speaker.reports_replicated or parameter.owner.name in self._speaker.apart
 
     def _note_groups(self, optimizer: Any) -> None:
         for index, group in enumerate(parameter_groups(optimizer)):
@@ -218,10 +231,15 @@ class ParameterCapture:
             )
             self._moved[p.owner.order] = moved * probe.factor
             statistics.append(column)
-        if self._reports:
+        if streamed:
             self._stored_updates(streamed, torch.tensor(statistics).t(), recorder)
 
     def _stored_updates(self, chosen: Sequence[WatchedParameter], statistics: Tensor, recorder: Recorder) -> None:
+        kept = [i for i, p in enumerate(chosen) if self._is_reported(p)]
+        if not kept:
+            return
+        if len(kept) < len(chosen):
+            chosen, statistics = [chosen[i] for i in kept], statistics[:, kept]
         counts = [p.tensor.numel() for p in chosen]
         weight, update, unchanged = statistics.unbind()
         for metric, values in (("weight.rms", weight), ("update.rms", update), ("update.unchanged", unchanged)):
@@ -233,12 +251,14 @@ class ParameterCapture:
     def _by_role(
         self, chosen: Sequence[WatchedParameter], after: list[Tensor], deltas: list[Tensor], recorder: Recorder
     ) -> None:
-        vectors = [i for i, p in enumerate(chosen) if "vector" in p.roles]
+        vectors = [i for i, p in enumerate(chosen) if "vector" in p.roles and self._is_reported(p)]
         if vectors:
             for metric, tensors in (("weight.abs_max", after), ("update.abs_max", deltas)):
                 values = weights.vector_abs_max([tensors[i] for i in vectors])
                 recorder.add(self._layout([chosen[i] for i in vectors], metric), values)
         for p, tensor, delta in zip(chosen, after, deltas, strict=True):
+            if not self._is_reported(p):
+                continue
             for role, statistic, name in (
                 ("embedding", weights.row_rms_max, "row_rms_max"),
                 ("head", weights.head_norm, "head_norm"),
@@ -254,16 +274,30 @@ class ParameterCapture:
             probe, watched = self._activations.probes[order], self._outline.modules[order]
             if self._faults.is_given_up("own update", watched.name):
                 continue
-            changed = {p.attribute: deltas[p.order] for p in watched.parameters if p.order in deltas}
-            if not changed or len(changed) < sum(p.tensor.requires_grad for p in watched.parameters):
-                continue  # another optimizer steps the rest, or rotation left it out
-            try:
-                change = own_update(watched.module, probe, changed)
-            except Exception as error:
-                self._faults.note("own update", watched.name, error)
-                continue
-            if change is not None:
-                self._moved[order] = change
+            changed = self._changed.setdefault(order, {})
+            changed.update((p.attribute, deltas[p.order]) for p in watched.parameters if p.order in deltas)
+            if len(changed) < sum(p.tensor.requires_grad for p in watched.parameters):
+                continue  # another optimizer steps the rest, later in this round
+            self._own_update(watched, probe, self._changed.pop(order))
+
+    def _own_update(self, watched: WatchedModule, probe: Probe, changed: Mapping[str, Tensor]) -> None:
+        try:
+            change = own_update(watched.module, probe, changed)
+        except Exception as error:
+            self._faults.note("own update", watched.name, error)
+            return
+        if change is not None:
+            self._moved[watched.order] = change
+
+    def _rest_of_own_updates(self) -> None:
+        """Modules of which some parameters were not stepped in this round: those did not move."""
+        pending = self._snapshots.pending
+        for order, changed in self._changed.items():
+            watched = self._outline.modules[order]
+            others = [p for p in watched.parameters if p.attribute not in changed and p.tensor.requires_grad]
+            if changed and not any(p.order in self._stepped_now and p.order not in pending for p in others):
+                self._own_update(watched, self._activations.probes[order], changed)
+        self._changed.clear()
 
     def _record_moved(self, recorder: Recorder) -> None:
         """Record what each module's own update did to its probe, in one reduction for all probes of one size."""
@@ -307,6 +341,7 @@ class ParameterCapture:
                 p,
                 method=method,
                 group=self._group_of.get(p.order),
+                placement="disjoint" if p.owner.name in self._speaker.apart else "replicated",
                 cadence=self._sampling.cadence(metric) * turns,
                 update_scale=promise[0] if promise else None,
                 update_band=promise[1] if promise else None,

@@ -12,6 +12,7 @@ offloading are. What they reach is put back as `untouched` says; what they print
 
 import logging
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -225,6 +226,8 @@ class ProbeReplay:
         with ExitStack() as stack:
             stack.callback(self._restore_gate, saved)
             stack.enter_context(torch.no_grad())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # what the model warns of in a forward of ours is nothing for the user
             trace = stack.enter_context(untouched(root, written=written))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             for device, enabled, dtype in probe.autocast:

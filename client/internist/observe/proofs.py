@@ -15,12 +15,12 @@ class Proofs:
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self._held: dict[int, bool] = {}
-        """By module order: the outcome."""
+        self._factors: dict[int, float | None] = {}
+        """By module order: what the module multiplies its rule's output by; None: it has another rule."""
         self._under_way: dict[int, Transfer] = {}
 
-    def holds(self, watched: WatchedModule, module: nn.Module, probe: Probe, output: Tensor) -> bool:
-        """Whether the module's rule is proven.
+    def factor(self, watched: WatchedModule, module: nn.Module, probe: Probe, output: Tensor) -> float | None:
+        """What the module multiplies the output of its rule by; None where the rule is not proven.
 
         Args:
             watched: the module as it is known.
@@ -29,22 +29,20 @@ class Proofs:
             output: what it has given, whole, features last.
         """
         order = watched.order
-        if order not in self._held:
+        if order not in self._factors:
             if is_plain(module):
-                return True
+                return 1.0
             transfer = self._under_way.get(order)
             if transfer is None:
-                given = at_positions(output, -1, OWN_TOKENS)
-                found = deviation(module, probe, given)
-                transfer = self._under_way[order] = Transfers(found.device).begin([found])
+                found = deviation(module, probe, at_positions(output, -1, OWN_TOKENS))
+                transfer = self._under_way[order] = Transfers().begin([found])
             if not transfer.arrived():
-                return False
-            (value,) = torch.frombuffer(bytearray(transfer.take()), dtype=torch.float32).tolist()
+                return None
+            off, multiple = torch.frombuffer(bytearray(transfer.take()), dtype=torch.float32).tolist()
             del self._under_way[order]
-            self._held[order] = value <= TOLERANCE
-            if not self._held[order]:
-                reason = (
-                    f"{type(module).__name__} computes something else than its stored weight says (off by {value:.2g})"
-                )
+            self._factors[order] = multiple if off <= TOLERANCE else None
+            if self._factors[order] is None:
+                kind = type(module).__name__
+                reason = f"{kind} computes something else than its stored weight says (off by {off:.2g})"
                 self._faults.note("own update", watched.name, reason, final=True)
-        return self._held[order]
+        return self._factors[order]

@@ -23,6 +23,8 @@ class RootCalls:
         root: the user's own module inside.
         begins: told of the arguments.
         ends: told of the output; of None where the forward raised.
+
+    It hears of nothing until `refresh` was called.
     """
 
     def __init__(
@@ -36,7 +38,6 @@ class RootCalls:
         self._searches = 0
         self.calls = 0
         """Forwards that were seen."""
-        self.refresh()
 
     @property
     def seen(self) -> bool:

@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from internist.schema.metrics import METRICS
+from internist.schema.metrics import METRICS, RATIOS_OVER
 
 log = logging.getLogger("internist")
 
@@ -44,8 +44,8 @@ class Sampling:
     """Whether the model may be run again on a probe."""
 
     def wants(self, *metrics: str) -> bool:
-        """Whether any of these metrics is measured."""
-        return self.wanted is None or any(metric in self.wanted for metric in metrics)
+        """Whether any of these metrics is measured: wanted itself, or what one that is wanted is divided by."""
+        return self.wanted is None or any(not self.wanted.isdisjoint((m, *RATIOS_OVER.get(m, ()))) for m in metrics)
 
     def cadence(self, metric: str) -> int:
         """Steps between two points of a metric, as the catalogue classes it."""

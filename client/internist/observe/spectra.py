@@ -7,7 +7,7 @@ from torch import Tensor
 
 from internist.measures import spectral, weights
 from internist.model.outline import WatchedParameter
-from internist.model.views import fans, matrix_view, resolve_view
+from internist.model.views import UNORIENTED, fans, matrix_view, resolve_view
 from internist.observe.faults import Faults
 from internist.record.recorder import Recorder
 from internist.schema.wire import Series
@@ -65,12 +65,13 @@ class SpectraCapture:
         groups = weight.shape[0] if weight.dim() == 3 else 1
         frobenius = weights.mean_squares([weight])[0] * (weight.numel() / groups)
         operator, change_operator = spectral.operator_norm(sigma, shape), spectral.operator_norm(change, shape)
+        is_oriented = UNORIENTED not in p.view
         layout = [
             self._series(p, "weight.spectral_norm", method, expert),
-            self._series(p, "weight.operator_norm", method, expert),
+            self._series(p, "weight.operator_norm", method, expert) if is_oriented else None,
             self._series(p, "weight.stable_rank", method, expert),
             self._series(p, "update.spectral_norm", change_method, expert),
-            self._series(p, "update.operator_norm", change_method, expert),
+            self._series(p, "update.operator_norm", change_method, expert) if is_oriented else None,
             self._series(p, "update.relative", change_method, expert),
         ]
         rank, relative = spectral.stable_rank(frobenius, sigma), change_operator / operator

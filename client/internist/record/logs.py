@@ -51,19 +51,18 @@ class Logs:
         kept = self._steps.get(step)
         return kept is not None and series.number in kept.values
 
-    def take(self, *, upto: int | None = None, older_than: float = 0.0, under_way: int | None = None) -> Logged | None:
+    def take(self, *, upto: int | None = None, older_than: float = 0.0) -> Logged | None:
         """Scalars that need not wait any longer; None while a copy of them is still under way.
 
         Args:
             upto: of this step and earlier ones, whatever their age; None: of any.
-            older_than: seconds since the first scalar of the step was put.
-            under_way: a step below this one is taken whatever its age.
+            older_than: seconds since the first scalar of any step was put: then all go together.
         """
         taken: Logged = []
         while True:
             fresh = self._under_way is None
             if fresh:
-                self._begin(self._chosen(upto, older_than, under_way))
+                self._begin(self._chosen(upto, older_than))
             if not self._finish():
                 return None
             taken, self._copying = taken + self._copying, []
@@ -83,15 +82,13 @@ class Logs:
         self._under_way = None
         return True
 
-    def _chosen(self, upto: int | None, older_than: float, under_way: int | None) -> list[tuple[int, _Step]]:
+    def _chosen(self, upto: int | None, older_than: float) -> list[tuple[int, _Step]]:
         now = time.monotonic()
         with self._lock:
-            steps = sorted(
-                step
-                for step, kept in self._steps.items()
-                if (upto is not None and step <= upto)
-                or (upto is None and (now - kept.since_s >= older_than or (under_way is not None and step < under_way)))
-            )
+            oldest = min((kept.since_s for kept in self._steps.values()), default=now)
+            if upto is None and now - oldest < older_than:
+                return []
+            steps = sorted(step for step in self._steps if upto is None or step <= upto)
             return [(step, self._steps.pop(step)) for step in steps]
 
     def _begin(self, chosen: list[tuple[int, _Step]]) -> None:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from internist.record.logs import Logs
@@ -57,11 +56,11 @@ class _Closed:
 class Recorder:
     """Collects values of one step (training thread) and turns closed steps into records (sender's thread)."""
 
-    def __init__(self, sink: Sink, device: torch.device, book: SeriesBook) -> None:
+    def __init__(self, sink: Sink, book: SeriesBook) -> None:
         self.book = book
         self.step_under_way = -1
         """The newest step whose forward has begun."""
-        self._transfers = Transfers(device)
+        self._transfers = Transfers()
         self._logs = Logs(self._transfers)
         self._plans = Plans(sink)
         self._drain_lock = threading.Lock()
@@ -144,6 +143,11 @@ class Recorder:
         self._clear()
 
     @property
+    def holds_step(self) -> bool:
+        """Whether a closed step is not written yet: it waits for the next one to begin."""
+        return bool(self._queue)
+
+    @property
     def busy(self) -> bool:
         """Whether anything that was measured or logged is not written yet."""
         return bool(self._queue) or self._logs.waiting
@@ -207,7 +211,7 @@ class Recorder:
             self._queue.popleft()
         if not self._queue:
             age = 0.0 if everything else HOLD_S
-            for step, values in self._logs.take(older_than=age, under_way=self.step_under_way) or ():
+            for step, values in self._logs.take(older_than=age) or ():
                 self._write_logs(step, values)
         if self._queue:
             return POLL_S

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+HOST = torch.device("cpu")
 PINNED_KEPT = 8
 
 
@@ -30,22 +31,21 @@ class Transfer:
 
 
 class Transfers:
-    """Starts copies from one device. The training thread and the sender's may both ask."""
+    """Starts copies. The training thread and the sender's may both ask."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pinned: list[Tensor] = []
 
     def begin(self, tensors: list[Tensor]) -> Transfer:
-        """Copy these, flattened and one behind the other."""
-        home = self._device
+        """Copy these, flattened and one behind the other: to the host from the first device that is another."""
+        home = next((t.device for t in tensors if t.device.type != "cpu"), HOST)
         flat = [t if t.dtype == torch.float32 else t.float() for t in (t.detach().reshape(-1) for t in tensors)]
         if home.type == "cpu":
-            return Transfer(torch.cat([t if t.device.type == "cpu" else t.cpu() for t in flat]), None, _keep_none)
+            return Transfer(torch.cat(flat), None, _keep_none)
         flat = [t if t.device == home else t.to(home, non_blocking=True) for t in flat]
         source = torch.cat(flat)
-        host = self._buffer(source.numel())
+        host = self._buffer(source.numel(), pinned=home.type == "cuda")
         host.copy_(source, non_blocking=True)
         if home.type != "cuda":
             return Transfer(host.clone(), None, _keep_none)
@@ -54,11 +54,11 @@ class Transfers:
         event.record()
         return Transfer(host, event, self._keep)
 
-    def _buffer(self, size: int) -> Tensor:
+    def _buffer(self, size: int, *, pinned: bool) -> Tensor:
         with self._lock:
-            if self._pinned and self._pinned[-1].numel() >= size:
+            if pinned and self._pinned and self._pinned[-1].numel() >= size:
                 return self._pinned.pop()[:size]
-        return torch.empty(size + size // 4, dtype=torch.float32, pin_memory=self._device.type == "cuda")[:size]
+        return torch.empty(size + size // 4, dtype=torch.float32, pin_memory=pinned)[:size]
 
     def _keep(self, host: Tensor) -> None:
         whole = host._base if host._base is not None else host

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from internist.schema.wire import CoverageEntry
+from internist.schema.wire import CoverageEntry, CoverageState
 
 Family = Literal[
     "activation", "attention", "update.own", "update.feature", "gradient", "update", "spectrum", "loss", "clock"
@@ -24,6 +24,11 @@ FAMILIES: Final[dict[str, str]] = {
 
 UNCOUNTED: Final = frozenset(("frozen", "idle", "excluded"))
 """States of what could not be measured even by a perfect monitor."""
+
+
+def is_missing(state: CoverageState) -> bool:
+    """Whether something that could be measured is not."""
+    return state != "measured" and state not in UNCOUNTED
 
 
 def share(entries: Iterable[CoverageEntry]) -> float | None:

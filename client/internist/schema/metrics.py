@@ -32,6 +32,10 @@ class Metric:
     kind: Kind
     source: str = ""
     """The publication that defines it, where one does; what the project derived has none."""
+    over: str = ""
+    """Of a ratio: the metric of the same subject that its merged value is divided by. Both travel, each as its own
+    series and merged alike, because no mean of the parts' ratios is the ratio of the whole. A part that comes without
+    the other is the ratio itself."""
 
     @property
     def family(self) -> str:
@@ -55,7 +59,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("activation.spread", "activation", "Dependency: largest RMS distance between the outputs of two probe tokens.", "max", "model_heavy", "module", _SU_3),
     Metric("activation.spread_mean", "activation", "Mean RMS distance between the outputs of two probe tokens.", "mean", "model_heavy", "module"),
     Metric("activation.lipschitz", "", "Dependency: largest ratio of output distance to input distance over pairs of probe tokens.", "max", "model_heavy", "module", _SU_4),
-    Metric("block.contribution", "", "RMS of (output - input) over RMS of the input of a residual block.", "mean_square", "light", "module"),
+    Metric("block.contribution", "", "RMS of (output - input) over RMS of the input of a residual block.", "mean_square", "light", "module", over="block.stream"),
+    Metric("block.stream", "activation", "RMS of the input of a residual block.", "mean_square", "light", "module"),
     # Weights.
     Metric("weight.rms", "weight", "RMS of the parameter's entries.", "mean_square", "light", "parameter"),
     Metric("weight.spectral_norm", "weight", "Largest singular value of the weight matrix.", "max", "matrix_heavy", "parameter", _SPECTRAL),
@@ -108,10 +113,15 @@ CATALOGUE: tuple[Metric, ...] = (
     # What the monitor costs and misses.
     Metric("monitor.overhead_ms", "ms", "Host time the monitor took on this step.", "max", "light", "model"),
     Metric("monitor.dropped", "frames", "Frames dropped so far because the spool was full or could not be written.", "sum", "light", "model"),
-    Metric("monitor.coverage", "", "Share of watched modules and parameters that are measured.", "first", "light", "model"),
+    Metric("monitor.coverage", "", "Share of what could be measured, by subject and metric family, that is.", "first", "light", "model"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in CATALOGUE}
+RATIOS_OVER: dict[str, tuple[str, ...]] = {
+    under: tuple(metric.name for metric in CATALOGUE if metric.over == under)
+    for under in {metric.over for metric in CATALOGUE if metric.over}
+}
+"""By metrics that others are divided by: those others."""
 
 
 def combine_of(metric: str) -> Combine:

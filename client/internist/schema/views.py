@@ -59,6 +59,7 @@ class Run:
     overhead: float | None
     """Share of the run's time that the monitor took lately."""
     coverage: float | None
+    """Share of what could be measured that was, at its last sampled step."""
     config: dict[str, Scalar]
     parametrization: str
     optimizers: tuple[str, ...]
@@ -241,7 +242,9 @@ class Coverage:
 
     run: str
     share: float | None
+    """Measured entries over all that could be, as `internist.schema.coverage.share` says; null if there are none."""
     counts: dict[str, int]
+    """Entries by state."""
     entries: tuple[CoverageEntry, ...]
     modules: tuple[Module, ...]
 

@@ -1,7 +1,6 @@
 """The drawer over a run page: one series with its band, or what is measured and what is not."""
 
 import asyncio
-from itertools import groupby
 from typing import Any
 
 import dash
@@ -9,16 +8,12 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.metrics import METRICS
-from internist.schema.views import Coverage, Points
-from internist_dashboard import alert_items, components, figures, words
+from internist.schema.views import Points
+from internist_dashboard import alert_items, components, coverage_items, figures, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
-from internist_dashboard.filters import compiled
 from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
-
-COVERAGE_ORDER = ("not captured", "unsupported", "silent", "frozen", "idle", "excluded", "measured")
-SHOWN_ENTRIES = 200
 
 
 def drawer() -> Node:
@@ -74,7 +69,7 @@ def register(app: dash.Dash, api: Api) -> None:
             return no_update
         name = page["run"]
         if panel.get("coverage"):
-            return "Coverage", coverage_list(await api.coverage(name), text), no_update, hidden, None
+            return "Coverage", coverage_items.listing(await api.coverage(name), text), no_update, hidden, None
         number = int(panel["series"])
         run, alerts = await asyncio.gather(api.run(name), api.alerts(run=name, limit=ALERT_LIMIT))
         frame = frame_of(run, window, scheme, is_narrow=narrow)
@@ -143,31 +138,6 @@ def facts(points: Points) -> Node:
             ("Source", known.source if known else ""),
         ]
     )
-
-
-def coverage_list(coverage: Coverage, text: str | None) -> Node:
-    """What is measured and what is not, and why: what is missing first."""
-    pattern = compiled(text)
-    entries = [e for e in coverage.entries if pattern is None or pattern.search(e.subject)]
-    rank = {state: index for index, state in enumerate(COVERAGE_ORDER)}
-    entries.sort(key=lambda entry: rank.get(entry.state, len(rank)))
-    parts: list[Node] = [
-        html.P(
-            f"{words.share(coverage.share)} of watched modules and parameters are measured. "
-            "No alert never means no data.",
-            className="quiet",
-        )
-    ]
-    for state, members in groupby(entries, key=lambda entry: entry.state):
-        group = list(members)
-        lines = [
-            html.Li([html.Code(e.subject or "model"), html.Span(words.listing([e.kind, e.reason]), className="quiet")])
-            for e in group[:SHOWN_ENTRIES]
-        ]
-        if len(group) > SHOWN_ENTRIES:
-            lines.append(html.Li(f"and {len(group) - SHOWN_ENTRIES} more", className="quiet"))
-        parts.append(html.Details([html.Summary(f"{state} · {len(group)}"), html.Ul(lines)], open=state != "measured"))
-    return html.Div(parts, className="coverage")
 
 
 def _edges(low: tuple[Any, ...], high: tuple[Any, ...]) -> str:

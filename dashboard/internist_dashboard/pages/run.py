@@ -119,7 +119,7 @@ def register(app: dash.Dash, api: Api) -> None:
             _badge(run),
             components.sentence(verdicts.state, verdicts.sentence or run.sentence),
             [cards.card(card) for card in verdicts.cards],
-            cards.facts(run, coverage.counts),
+            cards.facts(run, coverage),
             cards.board_rows(verdicts.blocks, pattern=compiled(text)),
             _alerts(alerts.alerts, run.server_time_ms),
         )

@@ -247,8 +247,8 @@ _EXAMPLES: dict[str, object] = {
     "Coverage": Coverage(
         _RUN,
         0.98,
-        {"measured": 97, "silent": 2},
-        (CoverageEntry("module", "blocks.5.unused", "silent", "never called"),),
+        {"measured": 98, "silent": 2},
+        (CoverageEntry("module", "blocks.5.unused", "silent", "never called", "activation"),),
         _START.modules,
     ),
     "Routing": Routing(_RUN, _ATTEMPT, _START.routing),

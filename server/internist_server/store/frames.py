@@ -10,8 +10,8 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
-from internist_server.store.merge import Floats, Ids, Mask, Part, merge
-from internist_server.store.series import Columns, StoredPlan, list_plans
+from internist_server.store.merge import Floats, Ids, Mask, Part, divide, merge
+from internist_server.store.series import NO_SERIES, Columns, StoredPlan, list_plans
 from internist_server.store.tables import FrameRow, PlanRow
 
 MAX_CELLS: Final = 8_000_000
@@ -90,15 +90,17 @@ def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_
     return session.scalar(query)
 
 
-def is_measured_between(session: Session, attempt_id: int, rank: int, *, first: int, last: int) -> bool:
-    """Whether a rank has sent a frame of one of these steps that holds more than logged scalars."""
+def is_measured_between(session: Session, attempt_id: int, rank: int | None = None, *, first: int, last: int) -> bool:
+    """Whether a rank (None: any) has sent a frame of one of these steps that holds more than logged scalars."""
     is_of_frame = (
         (PlanRow.attempt_id == FrameRow.attempt_id)
         & (PlanRow.rank == FrameRow.rank)
         & (PlanRow.number == FrameRow.plan)
     )
-    mine = select(FrameRow.step).join(PlanRow, is_of_frame).where(FrameRow.attempt_id == attempt_id)
-    found = mine.where(FrameRow.rank == rank, FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
+    found = select(FrameRow.step).join(PlanRow, is_of_frame).where(FrameRow.attempt_id == attempt_id)
+    if rank is not None:
+        found = found.where(FrameRow.rank == rank)
+    found = found.where(FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
     return session.scalar(found.limit(1)) is not None
 
 
@@ -129,6 +131,7 @@ def steps_between(
 def read_matrix(session: Session, attempt_id: int, steps: Sequence[int], columns: Columns) -> Matrix:
     """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`."""
     plans = list_plans(session, attempt_id)
+    shown, columns = len(columns.ids), _with_denominators(columns)
     spans = [span for span in (_span(plan, columns) for plan in plans) if span is not None]
     ranks = {span.rank for span in spans}
     shape = (len(steps), len(columns.ids))
@@ -152,9 +155,10 @@ def read_matrix(session: Session, attempt_id: int, steps: Sequence[int], columns
         np.logical_or.at(skipped, rows, np.fromiter((f.skipped for f in frames), bool, len(frames)))
     if parts:
         values, present = merge([parts[rank] for rank in sorted(parts)], columns.codes)
+        divide(values, present, _ratios(columns))
     else:
         values, present = np.full(shape, np.nan, np.float32), np.zeros(shape, dtype=bool)
-    return Matrix(np.array(steps, dtype=np.int64), values, present, measured, skipped)
+    return Matrix(np.array(steps, dtype=np.int64), values[:, :shown], present[:, :shown], measured, skipped)
 
 
 def read_history(
@@ -183,6 +187,27 @@ class _Span:
     picks: NDArray[np.int64]
     columns: NDArray[np.int64]
     counts: Ids | None
+
+
+def _with_denominators(columns: Columns) -> Columns:
+    """The columns, followed by those of denominators that are not among them; they merge as their numerators do."""
+    needed, first = np.unique(columns.over, return_index=True)
+    is_new = (needed != NO_SERIES) & ~np.isin(needed, columns.ids)
+    if not is_new.any():
+        return columns
+    added = needed[is_new]
+    return Columns(
+        np.concatenate([columns.ids, added]),
+        np.concatenate([columns.codes, columns.codes[first[is_new]]]),
+        np.concatenate([columns.over, np.full(len(added), NO_SERIES, dtype=np.int64)]),
+    )
+
+
+def _ratios(columns: Columns) -> list[tuple[int, int]]:
+    """Columns of ratios, each with the column of its denominator."""
+    ratios = np.flatnonzero(columns.over != NO_SERIES).tolist()
+    place = {int(one): column for column, one in enumerate(columns.ids)} if ratios else {}
+    return [(column, place[int(columns.over[column])]) for column in ratios]
 
 
 def _span(plan: StoredPlan, columns: Columns) -> _Span | None:

@@ -3,7 +3,7 @@
 On the wire `mean_square` and `sum_square` metrics carry squares; what leaves this file is the metric itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,6 +68,23 @@ def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:
         values = merged.astype(np.float32)
     values[~present] = np.nan
     return values, present
+
+
+def divide(values: Floats, present: Mask, pairs: Iterable[tuple[int, int]]) -> None:
+    """Make ratios of merged values, in place.
+
+    Args:
+        pairs: column of a numerator, which becomes the ratio, and of its denominator. Where the denominator is not
+            present the value is the ratio already; where it is zero there is none.
+    """
+    for column, under in pairs:
+        both = present[:, column] & present[:, under]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            ratio = values[:, column] / values[:, under]
+        is_empty = both & (values[:, under] == 0)
+        values[both, column] = ratio[both]
+        values[is_empty, column] = np.nan
+        present[is_empty, column] = False
 
 
 def _single(part: Part, codes: Codes) -> tuple[Floats, Mask]:

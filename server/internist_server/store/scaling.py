@@ -18,8 +18,8 @@ from internist.schema.wire import Facts, Module, Route, Scalar
 from internist_server.errors import Invalid, RunNotFound
 from internist_server.store.attempts import LAST_STEP, Segment, history
 from internist_server.store.frames import read_matrix, steps_between
-from internist_server.store.merge import Floats, Ids, codes_of
-from internist_server.store.series import Columns, list_plans
+from internist_server.store.merge import Floats, Ids
+from internist_server.store.series import Columns, columns_for, list_plans
 from internist_server.store.tables import NO_INDEX, AttemptRow, RunRow, SeriesRow
 
 METRICS_OF_SHAPE: Final = ("activation.rms", "attention.max_abs_logit", "weight.rms")
@@ -109,7 +109,7 @@ def read_member(session: Session, candidate: Candidate) -> Member | None:
         return None
     described = _describe(session, candidate, series)
     ids = np.array([series[place].id for place in described.places], dtype=np.int64)
-    columns = Columns(ids, codes_of(described.columns.metric))
+    columns = columns_for(session, ids, described.columns.metric)
     start, steps, values = _read_windows(session, candidate, columns)
     return Member(
         name=candidate.name,

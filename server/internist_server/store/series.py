@@ -1,15 +1,15 @@
 """Series and plans: what is measured, under which number, in which order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.orm import Session, aliased
 
-from internist.schema.metrics import METRICS, Bound, Kind
+from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
 from internist.schema.wire import Facts, Plan, Series
 from internist_server.store.dialects import upsert
 from internist_server.store.merge import Codes, Ids, codes_of
@@ -56,10 +56,12 @@ class StoredPlan:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a matrix: series ids, and how their parts combine."""
+    """The columns of a matrix: series ids, how their parts combine, and what their merged values are divided by."""
 
     ids: Ids
     codes: Codes
+    over: Ids
+    """Ids of the series of the denominators of ratios; `NO_SERIES` where a column is none, or has none."""
 
 
 def count_series(session: Session, run: str) -> int:
@@ -210,7 +212,16 @@ def metrics_of_run(session: Session, run: str) -> list[str]:
 
 def columns_of(session: Session, ids: Ids) -> Columns:
     """Columns for these series."""
-    return Columns(ids, codes_of([one.metric for one in list_series(session, ids)]))
+    return columns_for(session, ids, [one.metric for one in list_series(session, ids)])
+
+
+def columns_for(session: Session, ids: Ids, metrics: Sequence[str]) -> Columns:
+    """Columns for series of these ids and metrics."""
+    over = np.full(len(ids), NO_SERIES, dtype=np.int64)
+    ratios = {int(ids[place]): place for place, name in enumerate(metrics) if name in METRICS and METRICS[name].over}
+    for numerator, denominator in _denominators(session, sorted(ratios)):
+        over[ratios[numerator]] = denominator
+    return Columns(ids, codes_of(metrics), over)
 
 
 _COLUMNS: tuple[Any, ...] = (
@@ -222,6 +233,20 @@ _COLUMNS: tuple[Any, ...] = (
     SeriesRow.bound,
     SeriesRow.facts,
 )
+
+
+def _denominators(session: Session, ratios: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Series of ratios, each with the series that its values are divided by, where there is one."""
+    under = aliased(SeriesRow)
+    same = [
+        getattr(under, name) == getattr(SeriesRow, name) for name in ("run_id", "kind", "subject", "index", "bound")
+    ]
+    for name, above in RATIOS_OVER.items():
+        query = select(SeriesRow.id, under.id).join(under, and_(*same, under.metric == name))
+        for begin in range(0, len(ratios), _BATCH):
+            chosen = query.where(SeriesRow.metric.in_(above), SeriesRow.id.in_(ratios[begin : begin + _BATCH]))
+            for row in session.execute(chosen):
+                yield row[0], row[1]
 
 
 def _forward_order(series: StoredSeries) -> tuple[int, str, str, int]:

@@ -271,7 +271,7 @@ class NotificationRow(Base):
 
 
 class CoverageRow(Base):
-    """What became of one watched module or parameter on one rank."""
+    """What became of one metric family of one watched module or parameter, or of the run, on one rank."""
 
     __tablename__ = "coverage"
 
@@ -279,5 +279,7 @@ class CoverageRow(Base):
     rank: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     subject: Mapped[str] = mapped_column(String(512), primary_key=True)
+    family: Mapped[str] = mapped_column(String(512), primary_key=True)
+    """Empty in rows older than this column, and from clients that tell one state of each subject."""
     state: Mapped[str]
     reason: Mapped[str]

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import types
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import internist
 from internist.model.outline import WatchedModule
 from internist.observe.attention import AttentionCapture
+from internist.observe.faults import Faults
+from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
+from internist.record.series_book import SeriesBook
 from tests.client.observe.attention_models import (
     BATCH,
     HEADS,
@@ -514,15 +518,15 @@ def test_per_sample_gradients_are_left_out_and_blind_nothing():
 
 def test_a_module_is_given_up_only_after_three_faults_in_a_row():
     attention = Attention(eager(CAPTURED))
-    capture, said = capture_of(attention)
+    capture, faults = capture_of(attention)
     q = torch.randn(1, HEADS, 3, 4)
     for wrong in (True, True, False, True, True):
         internist.attention_logits(attention, q, q[..., :2] if wrong else q)
-    assert not said
+    assert not faults.is_given_up("attention", "attn")
 
     internist.attention_logits(attention, q, q[..., :2])
-    assert [(kind, name) for kind, name, _ in said] == [("attention", "attn")]
-    assert not capture.measured
+    assert faults.is_given_up("attention", "attn")
+    assert not capture.measured_now
 
 
 def test_losses_keep_their_bits_and_functions_are_put_back():
@@ -563,15 +567,16 @@ def test_compiled_functions_inside_a_watched_model_stay_whole():
 
 def capture_of(attention, **gate):
     """A capture whose gate is open inside this attention module."""
-    said = []
+    faults, sampling = Faults(), Sampling(every=1)
     opened = Gate(**{"on": True, "heavy": True, "in_root": True, **gate})
-    opened.stack.append(WatchedModule("attn", attention, "attention", 0, None))
-    capture = AttentionCapture(opened, fault=lambda *what: said.append(what), wanted=lambda _: True, heavy_every=1)
-    return capture, said
+    opened.stack.append(WatchedModule("attn", weakref.ref(attention), "attention", 0, None))
+    capture = AttentionCapture(opened, book=SeriesBook(sampling.wants), faults=faults, sampling=sampling)
+    return capture, faults
 
 
 def test_a_replay_is_kept_from_the_fast_path_and_leaves_it_as_it_was():
-    capture, _ = capture_of(nn.Identity(), replay=True)
+    module = nn.Identity()
+    capture, _ = capture_of(module, replay=True)
     enabled = torch.backends.mha.get_fastpath_enabled
 
     for _ in range(2):
@@ -609,7 +614,7 @@ def test_another_threads_attention_is_not_the_models():
 @pytest.mark.parametrize("device", ["meta", "fake"])
 def test_tensors_without_entries_are_left_out_without_a_fault(device):
     attention = Attention(eager(CAPTURED))
-    capture, said = capture_of(attention)
+    capture, faults = capture_of(attention)
     with FakeTensorMode() if device == "fake" else torch.device("meta"):
         q = torch.empty(1, HEADS, 3, 4)
     capture.install()
@@ -618,11 +623,11 @@ def test_tensors_without_entries_are_left_out_without_a_fault(device):
         (q @ q.transpose(-1, -2)).softmax(-1)
     capture.remove()
 
-    assert not said
+    assert not faults.reason("attention", "attn")
     assert not capture._values
 
 
-def test_the_newest_heavy_step_says_which_modules_it_measured():
+def test_coverage_says_which_modules_the_last_heavy_steps_have_measured():
     class Sometimes(nn.Module):
         def __init__(self):
             super().__init__()
@@ -637,13 +642,13 @@ def test_the_newest_heavy_step_says_which_modules_it_measured():
     model = Sometimes()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     monitor = internist.watch(model, optimizer, every=1)
-    capture = monitor._observer.attention
     seen = []
-    for _ in range(2):
+    for _ in range(6):
         model(torch.randn(1, TOKENS, WIDTH)).sum().backward()
         optimizer.step()
-        seen.append(len(capture.measured_at_last_heavy))
+        states = {e.subject: e.state for e in monitor.coverage() if e.family == "attention"}
+        seen.append((states["first"], states["second"]))
     monitor.finish()
 
-    assert seen == [2, 1]
-    assert len(capture.measured) == 2
+    assert seen[0] == ("measured", "measured")
+    assert seen[-1] == ("measured", "idle")

@@ -128,6 +128,7 @@ def test_activations_match_a_plain_forward(trained):
                 )
         for name in ("blocks.0", "blocks.1"):
             check(points, "block.contribution", name, at, rms(out[name] - into[name]) / rms(into[name]))
+            check(points, "block.stream", name, at, rms(into[name]))
         z = tokens(out["lm_head"]).logsumexp(1)
         check(points, "output.log_z", "lm_head", at, z.mean().item())
         check(points, "output.log_z_max", "lm_head", at, z.max().item())
