@@ -47,8 +47,8 @@ def check_model(model: Any) -> None:
         )
     if isinstance(unwrap(model), RecursiveScriptModule):
         raise ConfigurationError(
-            f"watch(model): {type(model).__name__} is compiled by torch.jit.script and takes no hooks; watch what it"
-            " was made of"
+            f"watch(model): {type(model).__name__} is compiled by torch.jit.script: its calls cannot be seen; watch "
+            "what it was made of"
         )
     parameters = dict(model.named_parameters())
     if not parameters:

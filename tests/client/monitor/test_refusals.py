@@ -78,7 +78,7 @@ def test_what_is_no_optimizer_is_named_with_what_to_pass(model, message):
         internist.watch(model, WRONG_OPTIMIZERS[message](model))
 
     assert message in str(caught.value)
-    assert not any(m._forward_hooks for m in model.modules())
+    assert all(m._compiled_call_impl is None for m in model.modules())
 
 
 WRONG_MODELS = {
@@ -158,7 +158,7 @@ def test_a_frozen_model_is_watched_and_said(model, caplog):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch is about to leave TorchScript
 def test_a_scripted_model_is_refused_and_a_traced_one_is_watched_and_said(model, caplog):
-    with pytest.raises(ConfigurationError, match=r"compiled by torch\.jit\.script and takes no hooks"):
+    with pytest.raises(ConfigurationError, match=r"compiled by torch\.jit\.script: its calls cannot be seen"):
         internist.watch(torch.jit.script(model))
     with caplog.at_level(logging.WARNING):
         internist.watch(torch.jit.trace(model, torch.ones(1, 4)))

@@ -88,7 +88,7 @@ def test_a_wrong_argument_is_named_with_what_was_expected(model, optimizer, argu
 
     assert message in str(caught.value)
     train(model, optimizer)  # nothing was left installed
-    assert not any(m._forward_hooks for m in model.modules())
+    assert all(m._compiled_call_impl is None for m in model.modules())
 
 
 @pytest.mark.parametrize("wrong", [None, "model", 3, {"model": 1}])
@@ -192,10 +192,10 @@ def test_auto_trains_on_without_a_server_and_says_what_to_type(model, optimizer,
 
 def test_watching_twice_gives_the_same_monitor(model, optimizer):
     first = internist.watch(model, optimizer)
-    hooks = sum(len(m._forward_hooks) for m in model.modules())
+    taps = [m._compiled_call_impl for m in model.modules()]
 
     assert internist.watch(model, optimizer) is first
-    assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
+    assert [m._compiled_call_impl for m in model.modules()] == taps
 
 
 def test_a_finished_model_can_be_watched_again(model, optimizer):
