@@ -10,7 +10,6 @@ from torch import Tensor
 
 from internist.measures import activations
 from internist.measures.activations import (
-    NOT_MEASURED,
     abs_max,
     extent,
     log_z,
@@ -22,10 +21,16 @@ from internist.measures.spectral import operator_norm, spectral_norm
 
 
 def contribution(*args):
-    return torch.as_tensor(activations.contribution(*args))
+    """The ratio of the two sums."""
+    added, stream = map(torch.as_tensor, activations.contribution(*args))
+    return added / stream
 
 
 def spread(outputs, inputs=None):
+    return spread_and_mask(outputs, inputs)[0]
+
+
+def spread_and_mask(outputs, inputs=None):
     apart = None if inputs is None else activations.pair_distances(inputs)
     return activations.spread(activations.pair_distances(outputs), apart)
 
@@ -209,8 +214,16 @@ def test_contribution_matches_float64(dtype, tolerance):
     assert contribution(output, stream).item() == pytest.approx(expected.item(), rel=tolerance)
 
 
-def test_contribution_to_an_empty_stream_is_not_measured():
-    assert contribution(torch.ones(2, 2), torch.zeros(2, 2)).item() == NOT_MEASURED
+def test_contribution_of_calls_adds_up_to_that_of_all_tokens_together():
+    outputs, inputs = [random(n, 8, seed=n) for n in (3, 30)], [random(n, 8, seed=n + 1) * n for n in (3, 30)]
+    sums = [activations.contribution(y, x) for y, x in zip(outputs, inputs, strict=True)]
+    together = contribution(torch.cat(outputs), torch.cat(inputs)).item()
+
+    assert sum(a for a, _ in sums) / sum(s for _, s in sums) == pytest.approx(together, rel=ROUNDING)
+
+
+def test_an_empty_stream_is_zero_and_nan_shows():
+    assert activations.contribution(torch.ones(2, 2), torch.zeros(2, 2)) == (4.0, 0.0)
     assert contribution(torch.tensor([1.0]), torch.tensor([torch.nan])).isnan()
 
 
@@ -264,15 +277,16 @@ def test_pairs_under_a_thousandth_of_the_largest_distance_are_left_out():
 
 
 def test_no_pair_left_is_not_measured():
-    assert spread(random(5, 3), torch.ones(5, 3)).tolist() == [NOT_MEASURED] * 3
-    assert spread(random(1, 3), random(1, 3)).tolist() == [NOT_MEASURED] * 3
-    assert spread(random(1, 3)).tolist() == [NOT_MEASURED] * 3
+    for pair in ((random(5, 3), torch.ones(5, 3)), (random(1, 3), random(1, 3)), (random(1, 3), None)):
+        assert not spread_and_mask(*pair)[1].any()
 
 
 def test_without_inputs_every_pair_counts_and_the_ratio_is_not_measured():
     outputs = torch.tensor([[0.0], [0.0], [3.0]])
 
-    assert spread(outputs).tolist() == [3.0, 2.0, NOT_MEASURED]
+    values, measured = spread_and_mask(outputs)
+    assert values[:2].tolist() == [3.0, 2.0]
+    assert measured.tolist() == [True, True, False]
 
 
 def test_a_module_that_ignores_its_input_has_no_spread():
@@ -386,8 +400,9 @@ def test_spreads_of_many_modules_are_those_of_each():
     inputs = torch.stack([activations.pair_distances(random(9, 6, seed=seed + 9)) for seed in range(3)])
     inputs[1, :5] = 0.0  # other pairs are left out in each
 
-    together = activations.spread(outputs, inputs)
-    torch.testing.assert_close(
-        together, torch.stack([activations.spread(*row) for row in zip(outputs, inputs, strict=True)])
-    )
-    torch.testing.assert_close(activations.spread(outputs), torch.stack([activations.spread(row) for row in outputs]))
+    for place in (0, 1):  # values, and whether they were measured
+        together = activations.spread(outputs, inputs)[place]
+        each = [activations.spread(*row)[place] for row in zip(outputs, inputs, strict=True)]
+        torch.testing.assert_close(together, torch.stack(each))
+        alone = [activations.spread(row)[place] for row in outputs]
+        torch.testing.assert_close(activations.spread(outputs)[place], torch.stack(alone))

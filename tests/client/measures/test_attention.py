@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from internist.measures import attention
-from internist.measures.activations import NOT_MEASURED
-from internist.measures.attention import max_entries, max_logits
+from internist.measures.attention import NOT_MEASURED, max_entries, max_logits
 
 ROUNDING = 1e-5
 """A float32 product over at most 64 features, against float64."""
