@@ -1,7 +1,6 @@
 """What happens around one training step: the clock's rounds and the root's forwards drive captures and recorder.
 Nothing here raises into training."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,39 +12,20 @@ from internist.model.outline import Outline, WatchedParameter, signature_of
 from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
-from internist.observe.coverage import Circumstances, Ledger, coverage, missing
 from internist.observe.faults import Faults
 from internist.observe.groups import reference_to
 from internist.observe.loss import LossPickup, host_or_device, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
-from internist.observe.own import has_rule
+from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
+from internist.observe.reporting import CoverageReport, Seen
 from internist.observe.root import RootCalls, under_transform
 from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
 from internist.observe.speaker import Speaker
 from internist.observe.taps import Gate
 from internist.record.recorder import Recorder
-from internist.schema.coverage import Family, share
 from internist.schema.wire import CoverageEntry, Directive, Facts, Series
-
-log = logging.getLogger("internist")
-
-NAMED = 5
-"""Lines about what is not measured that the log names."""
-PATIENCE = 40
-"""Training forwards without a counted step before the run is asked for one; ten times what a round has had, if more."""
-FAMILY_METRICS: dict[Family, tuple[str, ...]] = {
-    "activation": ("activation.rms", "activation.rms_max", "activation.rms_q99", "activation.abs_max"),
-    "attention": ("attention.max_logit", "attention.max_abs_logit"),
-    "update.own": ("update.own", "update.own_mean"),
-    "update.feature": ("update.feature", "update.feature_mean"),
-    "gradient": ("gradient.rms", "gradient.global_norm"),
-    "update": ("update.rms", "weight.rms"),
-    "spectrum": ("weight.spectral_norm", "update.spectral_norm", "weight.operator_norm", "update.operator_norm"),
-    "loss": ("loss",),
-    "clock": (),
-}
 
 
 class Observer:
@@ -80,21 +60,20 @@ class Observer:
         on_start: Callable[[int], None],
     ) -> None:
         self._read, self._recorder, self._sampling, self._speaker = read, recorder, sampling, speaker
-        self._on_coverage, self._on_start, self._reads_step = on_coverage, on_start, reads_step
+        self._on_start, self._reads_step = on_start, reads_step
         self._outline = outline
         self._governor = Governor(sampling.max_overhead, sampling.every)
-        self._faults, self._ledger, self._loss, self._mode = Faults(), Ledger(), LossPickup(), TrainingMode()
+        self._faults, self._loss, self._mode, self._patience = Faults(), LossPickup(), TrainingMode(), Patience()
+        self._report = CoverageReport(self._faults, sampling, speaker, on_coverage)
         self.gate = Gate()
         self._due: Due = NOTHING
         self._dense_until = -1
         self._compiled = False
-        self._is_closed = self._is_manual = self._is_tentative = self._is_impatient = False
-        self._has_forward = self._has_replayed = self._has_said = self._has_followed = False
+        self._is_closed = self._is_manual = self._is_tentative = False
+        self._has_forward = self._has_replayed = self._has_followed = False
         self._seconds = 0.0
         self._round_began = time.perf_counter()
-        self._rounds = self._forwards = self._most_forwards = 0
-        self._entries: tuple[CoverageEntry, ...] = ()
-        self._share: float | None = None
+        self._rounds = 0
         self._entered: Captures | None = None
         """Whose attention the forward under way has entered."""
         self.on_step: Callable[[], None] = _nothing
@@ -156,25 +135,8 @@ class Observer:
                 self._dense_until = directive.until_step
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
-        """What became of every metric family of every watched module and parameter; as it was last told, where the
-        model is gone."""
-        if self._outline.reference() is None:
-            return self._entries
-        hidden = ""
-        if self._compiled or (self._rounds and not self._root.seen and not self._ledger.measured("activation")):
-            hidden = "compiled code hides its calls; call watch() after torch.compile, with the compiled model"
-            hidden = self._captures.probe.unsupported or hidden
-        known = Circumstances(
-            hidden=hidden,
-            replay=self._captures.probe.unsupported,
-            stepped=frozenset(self._captures.parameters.stepped),
-            loss=""
-            if self._loss.found or "loss" in self._recorder.logged
-            else "no single loss was seen in a round: call internist.log(loss=loss)",
-            clock="" if self._rounds else "no optimizer step was seen",
-            own_rule=has_rule,
-        )
-        return coverage(self._outline, self._ledger, self._faults, known, wanted=self._wants_family)
+        """What became of every metric family of every watched module and parameter."""
+        return self._report.entries(self._outline, self._captures, self._seen())
 
     def close(self) -> None:
         """Take every tap away, put everything back, and keep nothing of the user's. At any moment, also in the middle
@@ -215,7 +177,7 @@ class Observer:
         if self._mode.mistaken:
             self._captures.activations.reset()
             self._captures.probe.reset()
-        self._count_forward()
+        self._patience.forward_begins(self.clock.step, is_updating=self.clock.updating)
         self.clock.forward_begins()
         self._loss.forward_begins()
         self._recorder.step_under_way = self.clock.step
@@ -255,17 +217,6 @@ class Observer:
             self._captures.activations.reset()
             return
         self._loss.take(output)
-
-    def _count_forward(self) -> None:
-        self._forwards += 1
-        if self._forwards < max(PATIENCE, 10 * self._most_forwards) or self._is_impatient or self.clock.updating:
-            return
-        self._is_impatient = True
-        log.warning(
-            "internist: %d training forwards and no optimizer step since step %d: pass the optimizer that trains this "
-            "model to watch(model, optimizer), or call monitor.step() after each update",
-            self._forwards, self.clock.step,
-        )  # fmt: skip
 
     # ---- optimizer -------------------------------------------------------------------------------------------------
 
@@ -349,8 +300,8 @@ class Observer:
     def _close_round(self, step: int) -> None:
         began = time.perf_counter()
         self._rounds += 1
-        self._most_forwards, self._forwards = max(self._most_forwards, self._forwards), 0
-        self._has_forward = self._is_impatient = False
+        self._patience.round_ended()
+        self._has_forward = False
         self._mode.round_ended()
         norm, loss = self._clipping.take(), self._loss.mean()
         if norm is not None and self._due.light and self._speaker.reports_replicated:
@@ -378,31 +329,14 @@ class Observer:
         captures.optimizers.finish(recorder, self._due)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)
-        captures.tell(self._ledger, self._due)
-        if self._due.heavy or not self._entries:
-            self._tell_coverage()
-        if self._speaker.reports_replicated and self._share is not None:
-            self._add_host("monitor.coverage", self._share)
+        self._report.step_ended(self._outline, captures, self._due, self._seen())
+        if self._speaker.reports_replicated and self._report.share is not None:
+            self._add_host("monitor.coverage", self._report.share)
         self._add_host("monitor.dropped", float(recorder.dropped))
         spent = self._seconds + captures.activations.seconds + (time.perf_counter() - began)
         self._add_host("monitor.overhead_ms", spent * 1e3)
         recorder.close_step(step)
         self.on_step()
-
-    def _tell_coverage(self) -> None:
-        entries = self.coverage()
-        if entries == self._entries:
-            return
-        self._entries, self._share = entries, share(entries)
-        self._on_coverage(entries)
-        if self._due.heavy and not self._has_said and self._speaker.reports_replicated:
-            self._has_said = True
-            lines = missing([entry for entry in entries if entry.family != "loss" or self._rounds > 1])
-            if lines:
-                log.info(
-                    "internist: not measured: %s; `internist doctor` and the board's coverage list say more",
-                    "; ".join(lines[:5]),
-                )
 
     def arm(self, step: int, wish: Due | None = None) -> None:
         """Prepare for a step: from here to its end every tap sees the same decision (`wish`, or what the cadence
@@ -457,8 +391,7 @@ class Observer:
         were_installed = self._captures.activations.installed, self._captures.attention.installed
         self._captures.remove()
         self._outline = self._read(root)
-        self._ledger.clear()
-        self._entries = ()
+        self._report.outlined()
         self._recorder.book.forget_layouts()
         self._captures = self._captured(self._outline)
         self._captures.parameters.note_groups(self._named())
@@ -485,9 +418,9 @@ class Observer:
     def _owns(self, optimizer: Any) -> bool:
         return bool(self._captures.parameters.owned_by(optimizer))
 
-    def _wants_family(self, family: Family) -> bool:
-        metrics = FAMILY_METRICS[family]
-        return not metrics or self._sampling.wants(*metrics)
+    def _seen(self) -> Seen:
+        has_loss = self._loss.found or "loss" in self._recorder.logged
+        return Seen(self._rounds, self._compiled, self._root.seen, has_loss)
 
     def _add_host(self, metric: str, value: float) -> None:
         self._recorder.add_host(self._model_series(metric), value)

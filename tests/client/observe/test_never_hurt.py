@@ -20,7 +20,7 @@ CALLBACKS = [
     (observer.Observer, name)
     for name in (
         "_forward_begins", "_forward_ends", "_before_update", "_after_update", "_close_round", "arm", "_collect",
-        "_follow", "_read_step", "coverage", "_tell_coverage", "_count_forward",
+        "_follow", "_read_step", "coverage", "_seen",
     )
 ] + [
     (modules.ActivationCapture, "_measure"),
