@@ -182,12 +182,10 @@ def test_parameters_that_are_elsewhere_do_not_decide_where_measurements_go(model
     assert sorted(points["update.rms", "here.weight", None]) == [0, 1]
 
 
-def test_replay_is_an_option():
-    from internist.monitor.watching import _monitors
+def test_replay_is_an_option(model):
+    monitor = internist.watch(model, replay=False)
 
-    internist.watch(nn.Linear(2, 2), replay=False)
-
-    assert _monitors.current._options.replay is False
+    assert monitor._options.replay is False
 
 
 @pytest.mark.parametrize(
