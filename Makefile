@@ -33,6 +33,7 @@ check: $(VENV)/.installed-dev ## Check format, lint, types and imports
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scaling rules (ARGS=--json: one object a line)
 	$(BIN)/python -m benchmarks.client $(ARGS)
+	$(BIN)/python -m benchmarks.governor $(ARGS)
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
 	$(BIN)/python -m benchmarks.optimizer --quick $(ARGS)
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
