@@ -2,9 +2,9 @@
 
     python -m benchmarks.governor [--json] [--steps N]
 
-Two equal models train in one process with default arguments, one of them watched, in alternating blocks of steps. Time is
-the CPU time of the whole process, the monitor's threads included. Shown is watched over bare, of the first hundred steps
-and of those behind, where the governor keeps the monitor within its share.
+Two equal models train in one process with default arguments, one of them watched, in alternating blocks of steps. Time
+is the CPU time of the whole process, the monitor's threads included. Shown is watched over bare, of the first hundred
+steps and of those behind, where the governor keeps the monitor within its share.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from internist.demo.training import groups
 MISTAKE = range(360, 400)
 SICK_BLOCK = 1
 FACTOR = 30.0
+_kept: list[ByteGPT] = []
 
 
 def small_model() -> ByteGPT:
@@ -24,6 +25,7 @@ def small_model() -> ByteGPT:
 def train(steps: int, *, mistake: bool, **options: object) -> internist.Monitor:
     """Train it in this process, with one block's rate 30 times too high for a while."""
     model = small_model()
+    _kept.append(model)  # a run ends with its model
     optimizer = torch.optim.AdamW(groups(model), lr=1e-3, betas=(0.9, 0.95))
     generator, corpus = torch.Generator().manual_seed(1), text()
     monitor = internist.watch(model, optimizer, max_overhead=0, **options)  # type: ignore[arg-type]

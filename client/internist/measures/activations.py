@@ -76,7 +76,7 @@ def extent(x: Tensor, *, channel_dim: int = -1) -> tuple[Tensor, Value, Value]:
     if all(map(math.isfinite, ends)):
         return norms, max(ends), 0.0
     largest = math.nan if any(map(math.isnan, ends)) else math.inf
-    return norms, largest, float(nonfinite(x, torch.tensor(largest)))
+    return norms, largest, float(nonfinite(x, torch.tensor(largest, device="cpu")))
 
 
 def _scan(tokens: Tensor, rows: int) -> tuple[Tensor, list[float]]:
@@ -143,7 +143,7 @@ def nonfinite(x: Tensor, abs_max: Tensor) -> Tensor:
     """
     _require_floating(x)
     if x.device.type == "cpu" and math.isfinite(float(abs_max)):
-        return torch.zeros((), dtype=torch.float32)
+        return torch.zeros((), dtype=torch.float32, device="cpu")
     return torch.count_nonzero(x - x).float()  # finite - finite is 0, everything else NaN: faster than isfinite
 
 

@@ -127,7 +127,7 @@ def _exact(tall: Tensor) -> Tensor:
         gram = wide.t() @ wide
         trace = gram.trace().item()
     if not math.isfinite(trace):  # eigvalsh raises on these
-        return torch.tensor(trace)
+        return torch.tensor(trace, device="cpu")
     eigenvalues: Tensor = linalg.eigvalsh(gram)  # ascending
     return eigenvalues[-1].clamp(min=0.0).sqrt().float()
 

@@ -109,9 +109,9 @@ def streamed_linear(
         raise ValueError(f"expected (fan_out, fan_in) and (tokens, fan_in), got {shapes}")
     fan_out, fan_in = after.shape
     rows = min(fan_out, max(1, PIECE // fan_in))
-    scratch = torch.empty(rows, fan_in)
+    scratch = torch.empty(rows, fan_in, dtype=torch.float32, device="cpu")
     inputs = probe.reshape(-1, fan_in).float().t()
-    change = torch.empty(fan_out, inputs.shape[1])
+    change = torch.empty(fan_out, inputs.shape[1], dtype=torch.float32, device="cpu")
     weight = update = still = 0.0
     with full_precision(inputs):
         for start in range(0, fan_out, rows):
@@ -144,7 +144,7 @@ def unchanged(differences: Sequence[Tensor]) -> Tensor:
     sizes = [difference.numel() for difference in differences]
     if differences[0].device.type == "cpu" and max(sizes) <= SMALL:
         moved = torch.stack(torch._foreach_norm(list(differences), 0))  # the 0-norm counts what is not zero
-        return 1 - moved.float() / torch.tensor(sizes)
+        return 1 - moved.float() / torch.tensor(sizes, device="cpu")
     zeros = [_zeros(difference) for difference in differences]
     torch._foreach_div_(zeros, sizes)
     return torch.stack(zeros)
@@ -307,14 +307,14 @@ def can_stream(after: Tensor, before: Tensor) -> bool:
 
 def _stored_in_pieces(after: Tensor, before: Tensor) -> Tensor:
     """(3,) as `stored_`; `before` becomes the difference."""
-    equal = torch.empty(min(PIECE, after.numel()), dtype=torch.float32)
+    equal = torch.empty(min(PIECE, after.numel()), dtype=torch.float32, device="cpu")
     weight = update = still = 0.0
     for a, b in _paired(after, before, PIECE):
         torch.sub(a, b, out=b)
         weight += linalg.vector_norm(a).item() ** 2
         update += linalg.vector_norm(b).item() ** 2
         still += torch.eq(b, 0, out=equal[: b.numel()]).sum().item()
-    return torch.tensor((weight, update, still)).div_(after.numel())
+    return torch.tensor((weight, update, still), dtype=torch.float32, device="cpu").div_(after.numel())
 
 
 def _paired(after: Tensor, before: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -326,7 +326,7 @@ def _zeros(difference: Tensor) -> Tensor:
     if difference.device.type != "cpu":
         return torch.count_nonzero(difference == 0).float()
     pieces = torch.split(difference.reshape(-1), PIECE)
-    equal = torch.empty(min(PIECE, difference.numel()), dtype=torch.float32)
+    equal = torch.empty(min(PIECE, difference.numel()), dtype=torch.float32, device="cpu")
     return torch.stack([torch.eq(piece, 0, out=equal[: piece.numel()]).sum() for piece in pieces]).sum()
 
 

@@ -40,7 +40,8 @@ def _mean_squares_on_host(tensors: Sequence[Tensor]) -> Tensor:
     if rest:
         norms = torch._foreach_norm(_narrow([tensors[i] for i in rest]), 2, dtype=torch.float32)
         sums |= zip(rest, torch.stack(norms).square_().tolist(), strict=True)
-    return torch.tensor([sums[i] / tensor.numel() for i, tensor in enumerate(tensors)], dtype=torch.float32)
+    means = [sums[i] / tensor.numel() for i, tensor in enumerate(tensors)]
+    return torch.tensor(means, dtype=torch.float32, device="cpu")
 
 
 def vector_abs_max(tensors: Sequence[Tensor]) -> Tensor:

@@ -58,6 +58,7 @@ class AttentionCapture:
     ) -> None:
         self._gate, self._book, self._faults, self._sampling = gate, book, faults, sampling
         self._values: dict[int, list[Tensor]] = {}
+        self._marked: dict[int, int] = {}
         self._subjects: dict[int, WatchedModule] = {}
         self._scales: dict[int, float] = {}
         self._listeners: list[_Listener] = []
@@ -112,6 +113,17 @@ class AttentionCapture:
     def reset(self) -> None:
         """Forget the step's measurements."""
         self._values.clear()
+
+    def mark(self) -> None:
+        """A forward begins: `roll_back` forgets what is measured from here on."""
+        self._marked = {order: len(calls) for order, calls in self._values.items()}
+
+    def roll_back(self) -> None:
+        """The forward raised: its calls are none of the step's."""
+        for order, calls in list(self._values.items()):
+            del calls[self._marked.get(order, 0) :]
+            if not calls:
+                del self._values[order]
 
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the largest logits of the step to the recorder, one per head."""

@@ -236,7 +236,7 @@ def _stacked(values: Iterable[Value]) -> Tensor:
     listed = list(values)
     tensors = [value for value in listed if isinstance(value, Tensor)]
     if not tensors:
-        return torch.tensor(listed, dtype=torch.float32)
+        return torch.tensor(listed, dtype=torch.float32, device="cpu")
     if len(tensors) == len(listed):
         return torch.stack(tensors)
     home = tensors[0].device

@@ -161,6 +161,8 @@ def _of_module(
             yield "update.own", "unsupported", own_fault or f"no rule is known for {type(module).__name__}"
         else:
             yield state("update.own", "it was not called, or not stepped, in its last samples")
+    if _is_list(module):
+        return
     if watched is output or watched.role == "block" or (not has_blocks and watched.parameters and order not in inner):
         if order in measured["update.feature"]:
             yield "update.feature", "measured", ""

@@ -21,6 +21,8 @@ class GradientCapture:
     def __init__(self) -> None:
         self._squares: list[Tensor] = []
         self._counted: set[int] = set()
+        self._is_incomplete = False
+        """Whether some gradient of the round could not be read (sharded ones)."""
         self._sizes: dict[tuple[int, ...], Tensor] = {}
         self.measured_now: set[int] = set()
         """Orders of parameters whose gradient was read in this round."""
@@ -39,8 +41,9 @@ class GradientCapture:
             None if there is none.
         """
         given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := p.tensor.grad) is not None]
-        given = [(p, grad) for p, grad in given if grad.is_floating_point() and not grad.is_meta and grad.numel()]
-        local = [(p, grad) for p, grad in given if type(grad) is Tensor]
+        given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
+        local = [(p, grad) for p, grad in given if type(grad) is Tensor and _is_number(grad)]
+        self._is_incomplete = self._is_incomplete or len(local) < len(given)
         if not local:
             return None
         found_inf = getattr(optimizer, "found_inf", None)
@@ -60,8 +63,8 @@ class GradientCapture:
         return [chosen[i] for i in supported], squares, [counts[i] for i in supported]
 
     def global_norm_squared(self) -> Tensor | None:
-        """() float32 sum of squares of all gradients of the round; None without one."""
-        if not self._squares:
+        """() float32 sum of squares of all gradients of the round; None without one, or where one could not be read."""
+        if not self._squares or self._is_incomplete:
             return None
         home = self._squares[0].device
         return torch.stack([squares.to(home) for squares in self._squares]).sum()
@@ -70,11 +73,12 @@ class GradientCapture:
         """Forget the round."""
         self._squares.clear()
         self._counted.clear()
+        self._is_incomplete = False
         self.measured_now = set()
 
     def _mean_squares(self, given: Sequence[tuple[WatchedParameter, Tensor]]) -> Tensor:
         """(n,) means over all entries of the parameter: of a sparse gradient the entries it does not hold are zero."""
-        dense = [grad.coalesce().values() if grad.is_sparse else grad for _, grad in given]
+        dense = [_entries(grad) for _, grad in given]
         if all(part is grad for part, (_, grad) in zip(dense, given, strict=True)):
             return weights.mean_squares(dense)
         means = [
@@ -92,3 +96,13 @@ class GradientCapture:
         if known is None or known.device != device:
             known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device=device)
         return known
+
+
+def _is_number(grad: Tensor) -> bool:
+    return grad.is_floating_point() or grad.is_complex()
+
+
+def _entries(grad: Tensor) -> Tensor:
+    """The numbers of a gradient; of complex ones both parts."""
+    held = grad.coalesce().values() if grad.is_sparse else grad
+    return torch.view_as_real(held.resolve_conj()) if held.is_complex() else held

@@ -1,7 +1,8 @@
 """The run's loss, where nobody logs it: from what the root returns, else from what `backward` is called on."""
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -9,22 +10,28 @@ from torch import Tensor
 
 from internist.model.patches import function, listen_to
 
+NODES = 512
+"""Nodes of a loss's graph that are looked at for an output of the model."""
+REMEMBERED = 3
+"""Rounds for which a loss that was found counts as known."""
+
 
 class LossPickup:
     """Gathers the losses of a round's micro-batches.
 
-    A loss that the root returns counts. Else it is what `backward` is called on after a training forward, where that is
-    one number and happens once in a round: of several micro-batches nobody but the user knows whether he has divided
-    them. A loss that a gradient scaler has multiplied is taken as it was before.
+    A loss that the root returns counts. Else it is what `backward` is called on, where that is one number, its graph
+    leads to an output of a training forward of this round, and it happens once in the round: of several micro-batches
+    nobody but the user knows whether he has divided them. A loss that a gradient scaler has multiplied is taken as it
+    was before.
     """
 
     def __init__(self) -> None:
         self._returned: list[Tensor] = []
         self._backwards: list[Tensor] = []
+        self._outputs: set[int] = set()
+        """Sequence numbers of the graph nodes that made the outputs of this round."""
         self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
-        self._awaits = False
-        self.found = False
-        """Whether any round had a loss."""
+        self._rounds_without = REMEMBERED
         self._listening = listen_to(
             (
                 (function(torch.autograd, "backward"), self._backward),
@@ -32,24 +39,29 @@ class LossPickup:
             )
         )
 
-    def forward_begins(self) -> None:
-        """A training forward of the root begins: the next `backward` is its loss's."""
-        self._awaits = True
+    @property
+    def found(self) -> bool:
+        """Whether one of the last rounds had a loss."""
+        return self._rounds_without < REMEMBERED
 
     def take(self, output: Any) -> None:
         """Look for a loss in what the root returned from a training forward."""
         loss = loss_of(output)
         if loss is not None:
             self._returned.append(_copied(loss))
+        else:
+            self._outputs.update(
+                node._sequence_nr() for tensor in _tensors(output) if (node := tensor.grad_fn) is not None
+            )
 
     def mean(self) -> Tensor | None:
         """The loss of the round that is over, and begin anew; None where it is not known."""
-        returned, backwards = self._returned, self._backwards
-        self._returned, self._backwards, self._awaits, self._scaled = [], [], False, None
-        losses = returned or (backwards if len(backwards) == 1 else [])
+        losses = self._returned or (self._backwards if len(self._backwards) == 1 else [])
+        self._returned, self._backwards, self._scaled = [], [], None
+        self._outputs.clear()
+        self._rounds_without = 0 if losses else self._rounds_without + 1
         if not losses:
             return None
-        self.found = True
         home = losses[0].device
         return losses[0] if len(losses) == 1 else torch.stack([loss.to(home) for loss in losses]).mean()
 
@@ -60,12 +72,11 @@ class LossPickup:
         self._listening.clear()
 
     def _backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._awaits:
+        if not self._outputs:
             return
-        self._awaits = False
         given = args[0] if args else kwargs.get("tensors")
         roots = list(given) if isinstance(given, tuple | list) else [given]
-        if len(roots) != 1 or not _is_number(roots[0]):
+        if len(roots) != 1 or not _is_number(roots[0]) or not _leads_to(roots[0], self._outputs):
             return
         scaled, self._scaled = self._scaled, None
         was_scaled = scaled is not None and scaled[0]() is roots[0]
@@ -73,7 +84,7 @@ class LossPickup:
 
     def _scale(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None] | None:
         given = args[1] if len(args) > 1 else kwargs.get("outputs")
-        if not self._awaits or not _is_number(given):
+        if not self._outputs or not _is_number(given):
             return None
         before = _copied(given)
 
@@ -82,6 +93,34 @@ class LossPickup:
                 self._scaled = weakref.ref(result), before
 
         return after
+
+
+def _leads_to(loss: Tensor, outputs: set[int]) -> bool:
+    """Whether one of these graph nodes is near a loss: outputs of a model are a few operators away from it."""
+    waiting, seen = deque([loss.grad_fn]), 0
+    while waiting and seen < NODES:
+        node = waiting.popleft()
+        if node is None:
+            continue
+        seen += 1
+        if node._sequence_nr() in outputs:
+            return True
+        waiting.extend(following for following, _ in node.next_functions)
+    return False
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a forward's output."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _tensors(value)
+    elif hasattr(output, "__dataclass_fields__"):
+        yield from _tensors(vars(output))
 
 
 def _copied(loss: Tensor) -> Tensor:
@@ -107,13 +146,7 @@ def loss_of(output: Any) -> Tensor | None:
 
 def wants_gradient(output: Any) -> bool:
     """Whether any tensor of a forward's output wants a gradient."""
-    if isinstance(output, Tensor):
-        return output.requires_grad
-    if isinstance(output, Mapping):
-        return any(map(wants_gradient, output.values()))
-    if isinstance(output, tuple | list):
-        return any(map(wants_gradient, output))
-    return any(map(wants_gradient, vars(output).values())) if hasattr(output, "__dataclass_fields__") else False
+    return any(tensor.requires_grad for tensor in _tensors(output))
 
 
 def host_or_device(value: Tensor) -> float | Tensor:

@@ -20,7 +20,7 @@ from internist.observe.own import Probe, has_rule, probe_of
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
-from internist.observe.taps import Gate, Tap, Taps, can_tap
+from internist.observe.taps import RAISED, Gate, Tap, Taps, can_tap
 from internist.observe.tokens import (
     OWN_TOKENS,
     at_positions,
@@ -83,6 +83,8 @@ class ActivationCapture:
         self.seconds = 0.0
         """Host time spent in measuring calls since it was last set to zero."""
         self._records = True
+        self._marked: dict[int, int] = {}
+        """By module order: calls that were measured before the forward under way."""
         self._taps = Taps(
             Tap(module, partial(self._enter, watched), partial(self._leave, watched))
             for watched in outline.modules
@@ -111,6 +113,18 @@ class ActivationCapture:
         self._gate.stack.clear()
         self.probes.clear()
 
+    def mark(self) -> None:
+        """A forward begins: `roll_back` forgets what is measured from here on."""
+        self._marked = {order: len(calls) for order, calls in self._calls.items()}
+
+    def roll_back(self) -> None:
+        """The forward raised: its calls are none of the step's."""
+        for order, calls in list(self._calls.items()):
+            del calls[self._marked.get(order, 0) :]
+            if not calls:
+                del self._calls[order]
+                self.probes.pop(order, None)
+
     def replay_records(self, records: bool, /) -> None:
         """Whether calls made in a replay are measured, or only their outputs kept."""
         self._records = records
@@ -134,7 +148,7 @@ class ActivationCapture:
         stack = self._gate.stack
         while stack and watched in stack and stack.pop() is not watched:
             pass
-        if not self._gate.on or output is None:
+        if not self._gate.on or output is None or output is RAISED:
             return
         began = time.perf_counter()
         try:

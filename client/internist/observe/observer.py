@@ -23,7 +23,7 @@ from internist.observe.reporting import CoverageReport, Seen
 from internist.observe.root import RootCalls, under_transform
 from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
 from internist.observe.speaker import Speaker
-from internist.observe.taps import Gate
+from internist.observe.taps import RAISED, Gate
 from internist.record.recorder import Recorder
 from internist.schema.wire import CoverageEntry, Directive, Facts, Series
 
@@ -70,7 +70,7 @@ class Observer:
         self._dense_until = -1
         self._compiled = False
         self._is_closed = self._is_manual = self._is_tentative = False
-        self._has_forward = self._has_replayed = self._has_followed = False
+        self._has_forward = self._has_replayed = self._has_followed = self._took_probe = False
         self._seconds = 0.0
         self._round_began = time.perf_counter()
         self._rounds = 0
@@ -179,7 +179,6 @@ class Observer:
             self._captures.probe.reset()
         self._patience.forward_begins(self.clock.step, is_updating=self.clock.updating)
         self.clock.forward_begins()
-        self._loss.forward_begins()
         self._recorder.step_under_way = self.clock.step
         self._has_forward = True
         if self._recorder.holds_step:
@@ -192,7 +191,10 @@ class Observer:
         self.gate.on = not self._compiled
         if self._lacks_optimizer():
             self._snapshot_manual()
+        self._captures.activations.mark()
+        self._captures.attention.mark()
         if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
+            self._took_probe = True
             with torch.no_grad():
                 self._captures.probe.take(args, kwargs)
         if self.clock.in_step:  # a closure: what it begins with are the weights before the step
@@ -209,7 +211,13 @@ class Observer:
         self.gate.in_root = False
         self.gate.stack.clear()
         self.gate.on = self._due.light and not self._compiled
-        if not was_training or output is None:
+        took, self._took_probe = self._took_probe, False
+        if output is RAISED and was_training and self._due.light:
+            self._captures.activations.roll_back()
+            self._captures.attention.roll_back()
+            if took and not self._has_replayed:
+                self._captures.probe.reset()
+        if not was_training or output is None or output is RAISED:
             return
         if self._due.light and self._lacks_optimizer():
             self._replay_before()  # there may be no later moment at which the weights are still those before the step

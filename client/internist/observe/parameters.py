@@ -232,7 +232,7 @@ class ParameterCapture:
             self._moved[p.owner.order] = moved * probe.factor
             statistics.append(column)
         if streamed:
-            self._stored_updates(streamed, torch.tensor(statistics).t(), recorder)
+            self._stored_updates(streamed, torch.tensor(statistics, dtype=torch.float32, device="cpu").t(), recorder)
 
     def _stored_updates(self, chosen: Sequence[WatchedParameter], statistics: Tensor, recorder: Recorder) -> None:
         kept = [i for i, p in enumerate(chosen) if self._is_reported(p)]

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from internist.measures.updates import feature_change, moved
 from internist.model.outline import Outline
@@ -97,6 +98,8 @@ class ProbeReplay:
         """Copy the probe out of a forward's arguments; the first micro-batch of a step gives it."""
         if self._probe is not None or self.unsupported or _is_traced():
             return
+        if any(leaf.numel() == 0 for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
+            return  # an empty batch: the next one gives it
         try:
             batch = Batch(args, kwargs, self._outline.root)
             cuts = batch.cuts()
@@ -167,7 +170,7 @@ class ProbeReplay:
         ]
         size = 4 * PROBE_TOKENS * max((w or 0 for _, w in self._activations.series.widths.values()), default=0)
         room = max(1, KEPT_BYTES // max(size, 1) - 1)
-        self.turns = -(-len(blocks) // room)
+        self.turns = max(1, -(-len(blocks) // room))
         if len(blocks) > room:
             start = self._turn * room % len(blocks)
             blocks = (blocks + blocks)[start : start + room]

@@ -22,7 +22,7 @@ class RootCalls:
         model: as it was watched, wrappers included.
         root: the user's own module inside.
         begins: told of the arguments.
-        ends: told of the output; of None where the forward raised.
+        ends: told of the output; of `RAISED` where the forward raised.
 
     It hears of nothing until `refresh` was called.
     """

@@ -19,6 +19,8 @@ from torch import nn
 from internist.model.outline import WatchedModule
 
 PLACE = "_compiled_call_impl"
+RAISED = object()
+"""Told as the output of a call that raised."""
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class Tap:
     Args:
         module: whose calls; weakly held.
         enter: told of a call's arguments before it; must not raise.
-        leave: told of its arguments and output after it; must not raise. Told of None where the call raised.
+        leave: told of its arguments and output after it; must not raise. Told of `RAISED` where the call raised.
     """
 
     __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "inner")
@@ -70,7 +72,7 @@ class Tap:
             return plain(*args, **kwargs)
         call = self.inner or plain
         self._enter(args, kwargs)
-        output = None
+        output: Any = RAISED
         try:
             output = call(*args, **kwargs)
         finally:

@@ -58,7 +58,7 @@ class Transfers:
         with self._lock:
             if pinned and self._pinned and self._pinned[-1].numel() >= size:
                 return self._pinned.pop()[:size]
-        return torch.empty(size + size // 4, dtype=torch.float32, pin_memory=pinned)[:size]
+        return torch.empty(size + size // 4, dtype=torch.float32, device="cpu", pin_memory=pinned)[:size]
 
     def _keep(self, host: Tensor) -> None:
         whole = host._base if host._base is not None else host

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from internist.observe.taps import PLACE, Tap, Taps, compiled_call
+from internist.observe.taps import PLACE, RAISED, Tap, Taps, compiled_call
 
 
 class Ear:
@@ -45,13 +45,13 @@ def test_a_tap_sees_arguments_and_output_and_changes_neither(model):
     assert PLACE not in vars(model[0])
 
 
-def test_a_call_that_raises_is_left_with_nothing(model):
+def test_a_call_that_raises_is_told_as_one(model):
     ear = Ear()
     Taps([ear.on(model[0])]).install()
     with pytest.raises(RuntimeError, match="shapes"):
         model(torch.ones(1, 4))
 
-    assert ear.left[0][2] is None
+    assert ear.left[0][2] is RAISED
 
 
 def test_taps_of_several_monitors_come_and_go_in_any_order(model):
