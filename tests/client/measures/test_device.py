@@ -54,8 +54,10 @@ MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
 def test_no_measure_reads_a_value_on_the_host(measure, shape):
     found = measure()
 
-    assert found.shape == shape
-    assert (found.dtype, found.device.type) == (torch.float32, "meta")
+    for each in found if isinstance(found, tuple) else (found,):
+        assert each.shape == shape
+        assert each.device.type == "meta"
+        assert each.dtype in (torch.float32, torch.bool)  # values, or whether they were measured
 
 
 def test_reading_a_value_on_the_host_would_show_here():
