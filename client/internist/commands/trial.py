@@ -53,6 +53,7 @@ def run_script(script: Path, arguments: Sequence[str], *, steps: int) -> Trial:
     """
     trial = Trial()
     monitors: list[tuple[Monitor, Watched]] = []
+    models: list[nn.Module] = []  # a run ends with its model: held until it has been looked at
 
     def look() -> None:
         for monitor, watched in monitors:
@@ -71,6 +72,7 @@ def run_script(script: Path, arguments: Sequence[str], *, steps: int) -> Trial:
                 watched = Watched(type(model).__name__)
                 trial.watched.append(watched)
                 monitors.append((monitor, watched))
+                models.append(model)
                 model.register_forward_pre_hook(stop_if_enough)  # a loop without a torch optimizer ends here
             return monitor
 

@@ -261,7 +261,8 @@ class ActivationCapture:
         probe = Probe(tokens, multiplier(module))
         factor = self._proofs.factor(watched, module, probe, out)
         if factor is not None:
-            self.probes[watched.order] = probe if factor == 1.0 else Probe(tokens, probe.factor * factor)
+            # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
+            self.probes[watched.order] = Probe(tokens, factor)
 
     def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
         """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
