@@ -52,13 +52,13 @@ class Training:
         self.drained.clear()
         self.sender.wake()
 
-    def drain(self) -> bool:
+    def drain(self) -> float | None:
         if self.measured:
             step = self.measured.pop(0)
             self.spool.append(frame=Frame(plan=0, step=step, measured_at_ms=1, values=bytes(self.size)))
         if not self.measured:
             self.drained.set()
-        return bool(self.measured)
+        return 0.0 if self.measured else None
 
     def follow(self, directives: Sequence[Directive]) -> None:
         if self.clumsy:
@@ -365,11 +365,11 @@ def test_a_drain_that_raises_is_told_once_and_the_next_one_is_tried(tmp_path, ca
     spool = Spool(tmp_path, START)
     calls, third = [], threading.Event()
 
-    def drain() -> bool:
+    def drain() -> float | None:
         calls.append(1)
         if len(calls) == 3:
             third.set()
-            return False
+            return None
         tried.set()
         raise ValueError("broken")
 
@@ -416,7 +416,7 @@ def test_ranks_other_than_the_first_keep_quiet_about_the_server(tmp_path, caplog
     connection = Connection(f"http://127.0.0.1:{free_port()}")
     with caplog.at_level(logging.INFO, logger="internist"):
         sender = Sender(
-            spool, start, connection, drain=lambda: False, progress=lambda: (0, 0), on_directives=lambda _: None
+            spool, start, connection, drain=lambda: None, progress=lambda: (0, 0), on_directives=lambda _: None
         )
         sender.start()
         assert eventually(lambda: caplog.records)

@@ -66,7 +66,7 @@ def ship(spool: Spool, start: RunStart, address: str) -> bool:
         spool,
         start,
         Connection(address),
-        drain=lambda: False,
+        drain=lambda: None,
         progress=lambda: (STEPS - 1, 0),
         on_directives=lambda _: None,
     )
