@@ -207,7 +207,9 @@ class Monitor:
         idle, frozen, not captured, unsupported, excluded. Of a finished monitor: as it was at the end."""
         if self._last_coverage is not None:
             return self._last_coverage
-        return () if self._observer is None else self._observer.coverage()
+        if self._observer is None:
+            return ()
+        return self._observer.coverage() if self._observer.has_model else self._told
 
     @property
     def is_finished(self) -> bool:
@@ -282,7 +284,7 @@ class Monitor:
 
     def _end_of_coverage(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
         self._last_coverage = self.coverage()
-        if self._observer is not None:
+        if self._observer is not None and self._observer.has_model:
             self._send_coverage(self._last_coverage)
 
     def _end_of_run(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
@@ -361,7 +363,7 @@ class Monitor:
     def _send_coverage(self, entries: tuple[CoverageEntry, ...]) -> None:
         if self._spool is not None and self._tells_coverage:
             self._spool.append(coverage=(*entries, *departed(self._told, entries)))
-            self._told = entries
+        self._told = entries
 
     def _complain(self, key: str, message: str) -> None:
         if key not in self._complained and len(self._complained) < _MOST_COMPLAINTS:

@@ -106,6 +106,11 @@ class Observer:
         return self.clock.step if under_way else self.clock.step - 1
 
     @property
+    def has_model(self) -> bool:
+        """Whether the model is still there: its user may have let go of it."""
+        return self._outline.reference() is not None
+
+    @property
     def probe(self) -> ProbeReplay:
         """The replay of the probe."""
         return self._captures.probe
@@ -314,7 +319,8 @@ class Observer:
         norm, loss = self._clipping.take(), self._loss.mean()
         if norm is not None and self._due.light and self._speaker.reports_replicated:
             self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
-        if loss is not None and not self._recorder.is_logged(step, "loss"):
+        is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
+        if loss is not None and is_asked:
             self._recorder.log(step, "loss", host_or_device(loss))
         if self._due.light:
             self.gate.on = False
