@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else FAILURE if stop.code else 0
+        if isinstance(stop.code, int):
+            return stop.code
+        return _fail(str(stop.code)) if stop.code else 0
 
 
 def extra_of(module: str) -> str | None:

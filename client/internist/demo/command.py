@@ -173,7 +173,7 @@ def serving(folder: Path, port: int, webhook: str) -> "Iterator[tuple[str, subpr
     script = [
         sys.executable,
         "-m",
-        "internist.commands.cli",
+        "internist",
         "serve",
         "--port",
         str(port),
