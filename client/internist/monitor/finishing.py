@@ -106,8 +106,9 @@ class Finishing:
             raise KeyboardInterrupt
 
     def _wait(self, deadline: float) -> None:
-        """Wait for the thread that works; not for this one, which a stage may have led here."""
-        if self._worker != threading.get_ident():
+        """Wait for the thread that works; not for this one, which a stage may have led here, nor where that thread may
+        wait for a lock which this one was interrupted with."""
+        if self._worker != threading.get_ident() and not interrupts_ours():
             self._done.wait(max(0.0, deadline - time.monotonic()))
 
     def _guard(self, name: str, act: Callable[[], None]) -> None:

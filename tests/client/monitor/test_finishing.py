@@ -218,13 +218,18 @@ def test_an_impatient_user_waits_no_longer_and_loses_nothing():
     assert parts.done == ["release", "first", "second", "drop"]
 
 
-def test_a_signal_handler_may_finish_while_a_lock_of_ours_is_held():
-    _, _, monitor = watched()
+@pytest.mark.parametrize("ends_elsewhere", [False, True])
+def test_a_signal_handler_may_finish_while_a_lock_of_ours_is_held(ends_elsewhere):
+    model, optimizer, monitor = watched()
     logs = monitor._recorder._logs
     lock = logs._lock
     signalled = threading.Event()
 
     def handler(*_):
+        if ends_elsewhere:
+            threading.Thread(target=monitor.finish, args=("killed",), daemon=True).start()
+            while not monitor.is_finished:
+                time.sleep(0.01)
         monitor.finish("killed")
         signalled.set()
 
@@ -250,6 +255,7 @@ def test_a_signal_handler_may_finish_while_a_lock_of_ours_is_held():
     lock.release()
     monitor.finish()
     assert [finish.outcome for finish in finish_of(monitor)] == ["killed"]
+    del model, optimizer
     internist.log(more=1.0)  # nothing is interrupted; what is left in the model goes
     assert monitor.is_released
 
