@@ -40,8 +40,10 @@ KINDS: dict[str, tuple[float, int]] = {
 model- and matrix-heavy."""
 PARTS = ("model-heavy", "matrix-heavy")
 """The two heavy classes alone (on top of a light step), for information."""
-TIMES_A_ROUND = {"dormant": 30, "light": 4, "model-heavy + matrix-heavy": 1} | dict.fromkeys(PARTS, 1)
+TIMES_A_ROUND = {"dormant": 3, "light": 4, "model-heavy + matrix-heavy": 1} | dict.fromkeys(PARTS, 1)
 """Dormant steps are nine in ten of a run: by as much as their median is off, nearly all of the sum is."""
+IN_A_ROW = {"dormant": 9}
+"""Steps of a kind that are timed together: the losses of dormant steps travel together, half a second's at once."""
 BAR, BAR_UPPER = 1.02, 1.04
 PARTS_OF_THE_RUN = 4
 """The two models change roles between these."""
@@ -98,22 +100,24 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
     observer, recorder, spool_file = monitor._observer, monitor._recorder, monitor._spool
     assert observer is not None and recorder is not None and spool_file is not None
 
-    def run_watched(step: int, wish: Due | None = None) -> float:
-        observer.clock.step = step
+    def run_watched(step: int, wish: Due | None = None, steps: int = 1) -> float:
         began = time.process_time()
-        observer.arm(step, wish)  # puts the hooks on; the end of the step before does this in training
-        watched_step()
-        recorder.step_under_way = step + 1  # what the next forward would do
+        for number in range(step, step + steps):
+            observer.clock.step = number
+            observer.arm(number, wish)  # sets the taps; the end of the step before does this in training
+            watched_step()
+        recorder.step_under_way = step + steps  # what the next forward would do
         if recorder.holds_step:
             monitor._sender.wake()  # type: ignore[union-attr]
         while recorder.busy or spool_file.acknowledged < spool_file.last_sequence:
             time.sleep(0.02)
-        return time.process_time() - began
+        return (time.process_time() - began) / steps
 
-    def run_bare() -> float:
+    def run_bare(steps: int = 1) -> float:
         began = time.process_time()
-        bare_step()
-        return time.process_time() - began
+        for _ in range(steps):
+            bare_step()
+        return (time.process_time() - began) / steps
 
     for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
         run_watched(step)
@@ -131,13 +135,13 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
                 step = 1_000 + 100 * turn  # the quarters of the matrices in rotation
             if kind in PARTS:
                 wish = Due(True, kind == "model-heavy", turn % 4 if kind == "matrix-heavy" else None)
-            count = recorder.points
+            count, steps = recorder.points, IN_A_ROW.get(kind, 1)
             if order.random() < 0.5:
-                bare = run_bare()
-                pairs[kind].append((run_watched(step, wish), bare))
+                bare = run_bare(steps)
+                pairs[kind].append((run_watched(step, wish, steps), bare))
             else:
-                pairs[kind].append((run_watched(step, wish), run_bare()))
-            planned = planned_points(monitor, wish or due(step, EVERY))
+                pairs[kind].append((run_watched(step, wish, steps), run_bare(steps)))
+            planned = steps * planned_points(monitor, wish or due(step, EVERY))
             if recorder.points - count != planned:
                 raise AssertionError(f"{kind} step {step}: {recorder.points - count} points, planned {planned}")
         found.append(pairs)
@@ -158,7 +162,7 @@ def planned_points(monitor: Any, wish: Due) -> int:
     count = 5 * len(called)  # rms, rms_max, rms_q99, abs_max, nonfinite
     shared = 6 * len(blocks) + 1  # inputs that are another module's output: ln1 but the first, ln_f, lm_head, ...
     count += len(called) - len(embeddings) if wish.heavy else shared  # input_rms_max
-    count += len(blocks) + 2  # contribution; log_z, log_z_max
+    count += 2 * len(blocks) + 2  # contribution, stream; log_z, log_z_max
     count += 5 * len(roles)  # weight.rms; update.rms, relative_rms, unchanged; gradient.rms
     count += 2 * sum(bool(r & {"vector", "embedding", "head"}) for r in roles)
     count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from internist.model.plain import PLAIN
 from internist.model.roles import (
     block_names,
     block_of,
@@ -260,7 +261,7 @@ def obstacle(tensor: Tensor) -> str:
     kind = type(tensor.data)
     if type(tensor).__name__ == "DTensor" or kind.__name__ == "DTensor":
         return "a sharded tensor (DTensor): sharded models are not measured yet"
-    if kind is not Tensor:
+    if kind not in PLAIN:
         return f"a {kind.__name__}: only plain tensors are measured"
     if tensor.layout != torch.strided:
         return f"its layout is {tensor.layout}, not strided"

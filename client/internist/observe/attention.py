@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from internist.measures.attention import NOT_MEASURED, max_entries
 from internist.model.outline import WatchedModule
 from internist.model.patches import After, Listening, listen_to
+from internist.model.plain import PLAIN
 from internist.model.roles import is_attention
 from internist.observe.attention_calls import AttentionCall
 from internist.observe.attention_softmax import logits_of
@@ -320,10 +321,7 @@ def _tensors(found: AttentionCall | Tensor) -> tuple[Tensor, ...]:
 def _is_plain(tensor: Any) -> bool:
     """Whether a tensor has entries of its own that can be read: not one of a tracer, of several ranks, or nested."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type != "meta"
-        and tensor.layout is torch.strided
-        and tensor.numel() > 0
+        type(tensor) in PLAIN and tensor.device.type != "meta" and tensor.layout is torch.strided and tensor.numel() > 0
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad
 
 from internist.model.patches import After, Listener, Prepare, function, listen_to
+from internist.model.plain import PLAIN
 
 _LOG = logging.getLogger("internist")
 
@@ -107,7 +108,7 @@ class ClippingCapture:
             by = "a norm of unknown kind" if norm_type is None else f"their {norm_type:g}-norm"
             self._give_up(f"gradients were clipped by {by}, and the 2-norm is recorded")
             return
-        if type(norm) is not Tensor:
+        if type(norm) not in PLAIN:
             self._give_up(f"the norm is a {type(norm).__name__}, each rank's part of one")
             return
         before = set().union(*(clip.parameters for clip in self._clips))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from internist.measures import weights
 from internist.model.outline import WatchedParameter
+from internist.model.plain import PLAIN
 from internist.record.recorder import Recorder
 
 
@@ -42,7 +43,7 @@ class GradientCapture:
         """
         given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := p.tensor.grad) is not None]
         given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
-        local = [(p, grad) for p, grad in given if type(grad) is Tensor and _is_number(grad)]
+        local = [(p, grad) for p, grad in given if type(grad) in PLAIN and _is_number(grad)]
         self._is_incomplete = self._is_incomplete or len(local) < len(given)
         if not local:
             return None
@@ -94,7 +95,7 @@ class GradientCapture:
         key = tuple(p.order for p in chosen)
         known = self._sizes.get(key)
         if known is None or known.device != device:
-            known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device=device)
+            known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device="cpu").to(device)
         return known
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internist.model.plain import PLAIN
 from internist.observe.reachable import Place, name_of
 from internist.observe.tokens import version_of
 
@@ -151,7 +152,7 @@ def _kept(place: Place) -> _Kept:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is memory and nothing else; other classes are told by their version alone."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.layout == torch.strided
         and tensor.device.type != "meta"
         and not tensor.is_quantized

@@ -77,7 +77,7 @@ class Observer:
         self._entered: Captures | None = None
         """Whose attention the forward under way has entered."""
         self.on_step: Callable[[], None] = _nothing
-        """Called when a sampled step has been handed to the recorder."""
+        """Called when the recorder has something that waits."""
         self.step_ended = time.monotonic()
 
         guard = self._faults.guard
@@ -321,7 +321,10 @@ class Observer:
             self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
         is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
         if loss is not None and is_asked:
+            waits = self._recorder.busy
             self._recorder.log(step, "loss", host_or_device(loss))
+            if not waits:
+                self.on_step()
         if self._due.light:
             self.gate.on = False
             with torch.no_grad():
