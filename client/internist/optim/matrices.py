@@ -68,7 +68,8 @@ def check_matrices(parameter: Tensor, group: dict[str, Any]) -> None:
     if hasattr(parameter, "placements"):  # a DTensor, which its owner will see whole and contiguous
         parameter = torch.empty(parameter.shape, device="meta")
     views = matrix_views(parameter, parameter, group)
-    if any(view.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr() for view in views):
+    storage = parameter.untyped_storage()._cdata  # its identity, which storages without memory have too
+    if any(view.untyped_storage()._cdata != storage for view in views):
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} and strides {parameter.stride()} is no matrix")
 
 
