@@ -63,7 +63,7 @@ def decay(buckets: Sequence[Bucket], keep: float | Tensor) -> None:
 
 def subtract(bucket: Bucket, d: Tensor, length: float | Tensor) -> None:
     """W <- W − length D, by a number or a 0-d tensor."""
-    wide = torch.promote_types(d.dtype, bucket.weights[0].dtype)  # once for all: no fast path takes two dtypes
+    wide = max(d.dtype, bucket.weights[0].dtype, key=lambda dtype: dtype.itemsize)  # no fast path takes two dtypes
     if isinstance(length, Tensor):
         parts = bucket.pieces(d.to(wide) * length.to(bucket.device, wide))
         torch._foreach_sub_(bucket.weights, list(parts))
