@@ -344,13 +344,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         worst: Callable[[Tensor, Tensor], Tensor] = torch.maximum,
     ) -> None:
         """Note one value per matrix, (matrices,); a parameter of several keeps the worst. NaN is the worst of all."""
-        start = 0
-        for parameter, count in zip(bucket.params, bucket.counts, strict=True):
+        for parameter, value in zip(bucket.params, values.split(bucket.counts), strict=True):
             noted = self._diagnostics.setdefault(parameter, {})
-            value = values[start : start + count]
             value = value.amin() if worst is torch.minimum else value.amax()
             noted[metric] = worst(noted[metric], value) if metric in noted else value
-            start += count
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per parameter: how it is stepped. JSON-able."""

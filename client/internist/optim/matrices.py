@@ -88,5 +88,5 @@ def _equal_blocks(stack: Tensor, blocks: int) -> Tensor:
         return stack
     if count != 1:
         raise ValueError(f"row_blocks splits one matrix, and this parameter has {count}")
-    cut: Tensor = torch.unflatten(stack[0], 0, (blocks, rows // blocks))
+    cut: Tensor = torch.unflatten(stack.select(0, 0), 0, (blocks, rows // blocks))
     return cut

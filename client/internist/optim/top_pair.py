@@ -300,7 +300,7 @@ class _BatchedKrylov(_Krylov):
                 for _ in range(2):  # a second time: once leaves rounding in the basis
                     rest = torch.baddbmm(rest, torch.bmm(rest, turned), self.basis, alpha=-1.0)
             new = linalg.vector_norm(rest, dim=2, keepdim=True)
-            unit = torch.where(new > small, rest / new, 0.0 * rest)
+            unit = rest / new.masked_fill_(new <= small, torch.inf)
             self.basis = torch.cat([self.basis, unit], dim=1) if place else unit
         return self.basis.narrow(1, first, self.width)
 
