@@ -344,7 +344,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         worst: Callable[[Tensor, Tensor], Tensor] = torch.maximum,
     ) -> None:
         """Note one value per matrix, (matrices,); a parameter of several keeps the worst. NaN is the worst of all."""
-        for parameter, value in zip(bucket.params, values.split(bucket.counts), strict=True):
+        for parameter, value in zip(bucket.params, torch.split(values, bucket.counts), strict=True):
             noted = self._diagnostics.setdefault(parameter, {})
             value = value.amin() if worst is torch.minimum else value.amax()
             noted[metric] = worst(noted[metric], value) if metric in noted else value

@@ -44,9 +44,7 @@ UNIT_OF_ROUNDING = 2.0**-7.5
 """Distance of neighbouring bfloat16 numbers relative to them: from 2^-8 to 2^-7."""
 
 
-def newton_schulz(
-    x: Tensor, triples: tuple[Triple, ...], shrink: float, *, batched: bool | None = None
-) -> Tensor:
+def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float, *, batched: bool | None = None) -> Tensor:
     """X f(X'X): every singular value s becomes its image under the polynomials, singular vectors stay.
 
     Args:

@@ -114,7 +114,7 @@ class PairKeeper:
     def count(self, bucket: Bucket, fired: Tensor) -> None:
         """Count a firing of the policy for the matrices of a (B,) mask."""
         counts = [part(self._states, bucket, index, "firings") for index in range(len(bucket.params))]
-        torch._foreach_add_(counts, list(fired.to(counts[0].dtype).split(bucket.counts)))  # type: ignore[no-untyped-call]
+        torch._foreach_add_(counts, list(torch.split(fired.to(counts[0].dtype), bucket.counts)))
 
     def _find_pairs(self, bucket: Bucket) -> None:
         """Find the pairs of a bucket's matrices where a parameter is new, and learn which are retracted.

@@ -77,14 +77,12 @@ def gather(states: States, bucket: Bucket, name: str) -> Tensor:
     return whole.view(-1, bucket.fan_out) if name == "u" else whole
 
 
-def scatter(
-    states: States, bucket: Bucket, name: str, values: Tensor, indices: Sequence[int] | None = None
-) -> None:
+def scatter(states: States, bucket: Bucket, name: str, values: Tensor, indices: Sequence[int] | None = None) -> None:
     """Write (B, ...) back to where `gather` took it from: of all pieces, or of these."""
     indices = range(len(bucket.params)) if indices is None else indices
     parts = [part(states, bucket, index, name) for index in indices]
     given = values.reshape(-1) if name == "u" else values
-    torch._foreach_copy_(parts, list(given.split([own.shape[0] for own in parts])))  # type: ignore[no-untyped-call]
+    torch._foreach_copy_(parts, list(torch.split(given, [own.shape[0] for own in parts])))
 
 
 def gather_pairs(states: States, bucket: Bucket) -> Pairs:

@@ -72,7 +72,7 @@ def subtract(bucket: Bucket, d: Tensor, length: float | Tensor) -> None:
 
 
 def add(bucket: Bucket, change: Tensor, keep: float | Tensor) -> None:
-    """W <- keep W + change, (B, fan_out, fan_in), in the weights' dtype or a wider one; keep is a number or (B, 1, 1)."""
+    """W <- keep W + change, (B, fan_out, fan_in) in no narrower dtype and overwritten; keep: a number or (B, 1, 1)."""
     if isinstance(keep, Tensor):
         torch._foreach_copy_(bucket.weights, list(bucket.pieces(change.addcmul_(weights_of(bucket), keep))))
         return

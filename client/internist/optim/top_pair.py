@@ -271,7 +271,14 @@ class _BatchedKrylov(_Krylov):
 
     batched = True
 
-    def __init__(self, matrices: Tensor, first: Tensor, *, room: int, frozen: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self,
+        matrices: Tensor,
+        first: Tensor,
+        *,
+        room: int,  # noqa: ARG002 - it grows by copies, an operator less than writing into parts
+        frozen: tuple[Tensor, Tensor] | None,
+    ) -> None:
         super().__init__(matrices, first, room=0, frozen=frozen)
         self.apart = 0 if frozen is None else 1
         self.turned = matrices.mT
@@ -292,9 +299,8 @@ class _BatchedKrylov(_Krylov):
     def _orthonormal(self, block: Tensor) -> Tensor:
         least = linalg.vector_norm(block, dim=2, keepdim=True).mul_(BREAKDOWN)
         first = self.apart + self.known
-        for place, rest, small in zip(
-            range(first, first + self.width), block.split(1, dim=1), least.split(1, dim=1), strict=True
-        ):
+        rows, smalls = torch.split(block, 1, dim=1), torch.split(least, 1, dim=1)
+        for place, rest, small in zip(range(first, first + self.width), rows, smalls, strict=True):
             if place:
                 turned = self.basis.mT
                 for _ in range(2):  # a second time: once leaves rounding in the basis
