@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from internist.optim.newton_schulz import Triple, newton_schulz
 
@@ -154,11 +155,12 @@ def band(name: str, steps: int | None = None, *, floor: float = 0.01) -> Band:
             width n has them all at 1/sqrt(n).
     """
     known = coefficients(name)
-    s = torch.logspace(math.log10(floor), 0.0, 20_001, dtype=torch.float64) / known.shrink
-    for a, b, c in known.of_length(steps):
-        square = s * s
-        s = s * (a + square * (b + square * c))
-    return Band(floor, float(s.min()), float(s.max()))
+    with unset_fake_temporarily():  # numbers of ours, also where the model's are not there
+        s = torch.logspace(math.log10(floor), 0.0, 20_001, dtype=torch.float64) / known.shrink
+        for a, b, c in known.of_length(steps):
+            square = s * s
+            s = s * (a + square * (b + square * c))
+        return Band(floor, float(s.min()), float(s.max()))
 
 
 @cache

@@ -6,7 +6,7 @@ An update inside the complement, ΔW = −ηS P_u D P_v with ‖D‖₂ ≤ 1, c
 max(S, ‖W⊥ − ηS D‖₂) ≤ max(S, σ₂ + ηS).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ CAP_SLACK = 1e-3
 """And by how much more σ₂ is taken to be than was estimated, from below, relative to the radius."""
 
 
-class Frozen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Frozen:
     """A bucket's frozen pairs, also in the arithmetic's dtype."""
 
     u: Tensor
@@ -31,11 +32,31 @@ class Frozen(NamedTuple):
     """(B, k, fan_out) in the arithmetic's dtype: u itself, or its rounding and what that lost."""
     v_parts: Tensor
     """(B, k, fan_in) likewise."""
+    row: Tensor
+    """(B, 1, fan_out) the first of those parts of u: its rounding."""
+    column: Tensor
+    """(B, fan_in, 1) that of v."""
+    turned_row: Tensor
+    """(B, fan_out, 1) and, as they are needed the other way round as well:"""
+    turned_column: Tensor
+    """(B, 1, fan_in)."""
+    turned_v_parts: Tensor
+    """(B, fan_in, k)."""
+    exact_row: Tensor
+    """(B, 1, fan_out) u and"""
+    exact_turned_row: Tensor
+    """(B, fan_out, 1) the same, and"""
+    exact_column: Tensor
+    """(B, 1, fan_in) v, as they are."""
 
 
 def frozen(u: Tensor, v: Tensor, dtype: torch.dtype) -> Frozen:
     """The pairs (B, fan_out) and (B, fan_in) made ready for products with matrices of that dtype."""
-    return Frozen(u, v, _parts(u, dtype), _parts(v, dtype))
+    u_parts, v_parts = _parts(u, dtype), _parts(v, dtype)
+    row, column = u_parts.narrow(1, 0, 1), v_parts.narrow(1, 0, 1)
+    wide = u.unsqueeze(1)
+    turned = row.mT, column, v_parts.mT
+    return Frozen(u, v, u_parts, v_parts, row, column.mT, *turned, wide, wide.mT, v.unsqueeze(1))
 
 
 def projected(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,39 +72,42 @@ def projected(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         M itself, (B, fan_out, 2) and (B, 2, fan_in). NaN in, NaN out.
     """
-    rows, columns = pair.u_parts[:, :1], pair.v_parts[:, :1]
-    b = torch.bmm(matrices, columns.mT)  # reads by rows, and so is the one to bring M into the cache
-    a = torch.bmm(rows, matrices)
-    b = torch.baddbmm(b, rows.mT, torch.bmm(rows, b), alpha=-1)
-    left, right = torch.cat([rows.mT, b], dim=2), torch.cat([a, columns], dim=1)
+    b = torch.bmm(matrices, pair.column)  # reads by rows, and so is the one to bring M into the cache
+    a = torch.bmm(pair.row, matrices)
+    b = torch.baddbmm(b, pair.turned_row, torch.bmm(pair.row, b), alpha=-1)
+    left, right = torch.cat([pair.turned_row, b], dim=2), torch.cat([a, pair.turned_column], dim=1)
     return matrices.baddbmm_(left, right, alpha=-1), left, right
 
 
-def complement_factors(matrices: Tensor, pair: Frozen, *, extra: float = 0.0) -> tuple[Tensor, Tensor]:
+def complement_factors(
+    matrices: Tensor, pair: Frozen, *, extra: float = 0.0, stacked: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """L and R with LR = M − P_u M P_v + extra uvᵀ: a projection as a correction of rank two.
 
     Args:
         matrices: (B, fan_out, fan_in) M, floating.
         pair: of the same dtype.
         extra: what is to be added along the pair.
+        stacked: whether by few operators, as accelerators want it; None is where M is not on a CPU.
 
     Returns:
         (B, fan_out, 2) and (B, 2, fan_in) in the dtype of u, as exact as M is: below float32 the vectors' two parts
         are multiplied, so M − LR is orthogonal to u and v and not to their roundings. NaN in, NaN out.
     """
     u, v = pair.u, pair.v
-    if matrices.is_cpu:  # where they are small, and skinny products of bfloat16 slow, and rounded
-        wide = matrices.to(u.dtype)
-        b, a = torch.bmm(wide, v.unsqueeze(2)).squeeze(2), torch.bmm(u.unsqueeze(1), wide).squeeze(1)
-    else:
-        b = torch.bmm(matrices, pair.v_parts.mT).sum(2, dtype=u.dtype)
-        a = torch.bmm(pair.u_parts, matrices).sum(1, dtype=u.dtype)
+    if not matrices.is_cpu if stacked is None else stacked:
+        b = torch.bmm(matrices, pair.turned_v_parts).sum(2, keepdim=True, dtype=u.dtype)
+        a = torch.bmm(pair.u_parts, matrices).sum(1, keepdim=True, dtype=u.dtype)
+        a = torch.baddbmm(a, torch.bmm(pair.exact_row, b).sub_(extra), pair.exact_column, alpha=-1.0)
+        return torch.cat([pair.exact_turned_row, b], dim=2), torch.cat([a, pair.exact_column], dim=1)
+    wide = matrices.to(u.dtype)  # a few small ones: skinny products of bfloat16 are slow on a CPU, and rounded
+    b, a = torch.bmm(wide, v.unsqueeze(2)).squeeze(2), torch.bmm(u.unsqueeze(1), wide).squeeze(1)
     c = torch.bmm(u.unsqueeze(1), b.unsqueeze(2)).view(-1, 1) - extra
     return torch.stack([u, b], dim=2), torch.stack([torch.addcmul(a, c, v, value=-1.0), v], dim=1)
 
 
 def add_step(weights: Tensor, left: Tensor, right: Tensor, step: Tensor, length: Tensor, keep: float | Tensor) -> None:
-    """W <- keep W + LR − length D, in place, in parts that a cache holds.
+    """W <- keep W + LR − length D, in place, in parts that a CPU's cache holds.
 
     Args:
         weights: (B, fan_out, fan_in) W.
@@ -98,7 +122,7 @@ def add_step(weights: Tensor, left: Tensor, right: Tensor, step: Tensor, length:
         weights.mul_(keep.to(dtype))
         keep = 1.0
     count, rows, columns = weights.shape
-    if weights.device.type != "cpu" or weights.numel() <= CACHED_ENTRIES:
+    if weights.numel() <= CACHED_ENTRIES:
         weights.baddbmm_(left, right, beta=keep).addcmul_(step.to(dtype), length, value=-1.0)
         return
     few = max(1, CACHED_ENTRIES // (rows * columns))

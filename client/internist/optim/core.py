@@ -10,7 +10,8 @@ Each step, for each bucket of equal-shaped matrices:
 
 A subclass overrides `_project`, `_finish` and `_write`. Who computes which bucket is the exchange's matter: it is
 given the groups and calls `_direction`, `_orthogonalized` (the middle three) and `_write` (see `Exchange`). On the
-CPU a bucket is a few matrices that stay in the cache, on other devices all that are of one shape in a group.
+CPU a bucket is a few matrices that stay in the cache; on other devices it is a stack (`stack`) of all that are of one
+shape in a group, as far as memory allows, and what needs no shape is done for all stacks of a group at once (`_begin`).
 
 The momentum is torch.optim.Muon's moving average: the direction is the same as that of the sum `mu M + G`, which is
 1 / (1 - mu) times as long, and its checkpoints load here.
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from internist.optim import passes
+from internist.optim import passes, stack
 from internist.optim.adamw import step_adamw
-from internist.optim.bucket import Bucket, Group, fits, learning_rate
+from internist.optim.bucket import STACK_BYTES, Bucket, Group, fits, learning_rate
 from internist.optim.coefficients import coefficients, norm_band, orthogonality_residual
 from internist.optim.group_checks import check_group
 from internist.optim.matrices import matrix_views
@@ -74,6 +75,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
     writes_whole = False
     """Whether `_orthogonalized` or `_write` looks at the weight: then the owner of a matrix needs all of it, and what
     it puts into the parameter's state (but "step" and "momentum_buffer") is copied to all ranks."""
+
+    stack_bytes = STACK_BYTES
+    """Bytes of weights that are stepped as one stack at most."""
 
     def __init__(self, params: Any, defaults: Group, *, process_group: "ProcessGroup | None" = None) -> None:
         self._process_group = process_group
@@ -150,31 +154,51 @@ class MatrixOptimizer(torch.optim.Optimizer):
             counts = [self._state_of(parameter, group)["step"] for parameter in stepped]
             if counts:
                 torch._foreach_add_(counts, 1.0)
-            open_buckets: dict[Any, Bucket] = {}
-            for parameter in stepped:
-                gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
-                assert gradient is not None
-                offset = 0
-                for weight, grad, buffer in zip(
-                    matrix_views(parameter, parameter, group),
-                    matrix_views(gradient, parameter, group),
-                    matrix_views(momentum, parameter, group),
-                    strict=True,
-                ):
-                    key = (weight.shape[1:], weight.dtype, grad.dtype, weight.device)
-                    bucket = open_buckets.get(key)
-                    if bucket is not None and not fits(bucket, weight):
-                        yield open_buckets.pop(key)
-                        bucket = None
-                    if bucket is None:
-                        bucket = open_buckets[key] = Bucket(group, [], [], [], [], [])
-                    bucket.params.append(parameter)
-                    bucket.weights.append(weight)
-                    bucket.gradients.append(grad)
-                    bucket.momenta.append(buffer)
-                    bucket.offsets.append(offset)
-                    offset += weight.shape[0]
-            yield from open_buckets.values()
+            buckets = self._cut(stepped, group)
+            self._begin([bucket for bucket in buckets if bucket.stacked])
+            yield from buckets
+
+    def _cut(self, stepped: Sequence[Tensor], group: Group) -> list[Bucket]:
+        """The buckets of parameters of one group, in their order."""
+        buckets: list[Bucket] = []
+        open_buckets: dict[Any, Bucket] = {}
+        is_plain = group["layout"] == "out_in" and group["row_blocks"] is None
+        for parameter in stepped:
+            gradient, momentum = parameter.grad, self.state[parameter]["momentum_buffer"]
+            assert gradient is not None
+            stacked = self._stacks(parameter.device)
+            if stacked and is_plain and parameter.ndim == 2:  # views are operators too
+                pieces = [(parameter, gradient, momentum)]
+            else:
+                views = (matrix_views(tensor, parameter, group) for tensor in (parameter, gradient, momentum))
+                pieces = list(zip(*views, strict=True))
+            offset = 0
+            for weight, grad, buffer in pieces:
+                key = (weight.shape[-2:], weight.ndim, weight.dtype, grad.dtype, weight.device)
+                bucket = open_buckets.get(key)
+                if bucket is None or not fits(bucket, weight, stack_bytes=self.stack_bytes):
+                    bucket = open_buckets[key] = Bucket(group, [], [], [], [], [], stacked)
+                    buckets.append(bucket)
+                bucket.params.append(parameter)
+                bucket.weights.append(weight)
+                bucket.gradients.append(grad)
+                bucket.momenta.append(buffer)
+                bucket.offsets.append(offset)
+                offset += weight.shape[0]
+        return buckets
+
+    def _stacks(self, device: torch.device) -> bool:
+        """Whether matrices of a device are stepped as stacks: everywhere but on a CPU."""
+        return device.type != "cpu"
+
+    def _begin(self, buckets: Sequence[Bucket]) -> None:
+        """Do at once, for the stacks of one group, what needs neither shapes nor memory: momenta, and decay."""
+        if not buckets:
+            return
+        stack.accumulate(buckets)
+        if not self.writes_whole:  # else weights are looked at before they are written to
+            group = buckets[0].group
+            stack.decay(buckets, 1.0 - learning_rate(group) * group["weight_decay"])
 
     def _with_gradient(self, group: Group) -> Iterator[Tensor]:
         for parameter in group["params"]:
@@ -198,29 +222,29 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _accumulate(self, bucket: Bucket) -> None:
         """Update the momenta alone, as `_direction` does: for matrices whose direction another rank makes."""
+        if bucket.stacked:
+            stack.accumulate([bucket])
+            return
         sign = -1.0 if bucket.group["maximize"] else 1.0
         for gradient, momentum in zip(bucket.gradients, bucket.momenta, strict=True):
             signed = (gradient if sign > 0 else -gradient).to(momentum.dtype)
-            if signed.device.type == "cpu":
-                passes.accumulate(signed, momentum, mu=bucket.group["momentum"])
-            else:
-                momentum.lerp_(signed, 1.0 - bucket.group["momentum"])
+            passes.accumulate(signed, momentum, mu=bucket.group["momentum"])
 
     def _direction(self, bucket: Bucket) -> Tensor:
         """Update the momenta and return the directions, (matrices, fan_out, fan_in) in the arithmetic's dtype.
 
         They lie in memory of their own. Entry by entry: also called with shards, of any shape.
         """
+        if bucket.stacked:
+            if not bucket.accumulated:
+                stack.accumulate([bucket])
+            return stack.direction(bucket)
         group = bucket.group
         gradients, momenta, mu = bucket.gradients, bucket.momenta, group["momentum"]
         if group["maximize"]:
             gradients = [-gradient for gradient in gradients]
         # a checkpoint's momentum may be wider than the gradient
         gradients = [gradient.to(momentum.dtype) for gradient, momentum in zip(gradients, momenta, strict=True)]
-        if bucket.device.type != "cpu":
-            torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
-            blended = torch._foreach_lerp(gradients, momenta, mu) if group["nesterov"] else momenta
-            return torch.cat([matrices.to(bucket.dtype) for matrices in blended])
         direction = torch.empty(sum(bucket.counts), *momenta[0].shape[1:], dtype=bucket.dtype)
         for piece in zip(gradients, momenta, bucket.pieces(direction), strict=True):
             passes.advance(*piece, mu=mu, nesterov=group["nesterov"])
@@ -230,7 +254,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """D of the directions, same shape: project, Newton-Schulz, finish."""
         known = coefficients(bucket.group["coefficients"])
         projected = self._project(bucket, direction)
-        d = newton_schulz(projected, known.of_length(bucket.group["steps"]), known.shrink)
+        d = newton_schulz(projected, known.of_length(bucket.group["steps"]), known.shrink, batched=bucket.stacked)
         return self._finish(bucket, d)
 
     def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:  # noqa: ARG002
@@ -245,17 +269,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """W <- (1 - lr weight_decay) W - lr alpha D, for every piece. Entry by entry, unless `writes_whole`."""
         weight_decay, alpha = bucket.group["weight_decay"], self._scale(bucket)
         lr = learning_rate(bucket.group)
-        parts = list(bucket.pieces(d))
-        if isinstance(lr, Tensor):
-            for weight, part in zip(bucket.weights, parts, strict=True):
-                rate = lr.to(weight.device, weight.dtype)
-                weight.mul_(1.0 - rate * weight_decay).addcmul_(part.to(weight.dtype), rate, value=-alpha)
-        elif bucket.device.type != "cpu":
-            torch._foreach_mul_(bucket.weights, 1.0 - lr * weight_decay)
-            torch._foreach_add_(bucket.weights, parts, alpha=-lr * alpha)
+        if bucket.stacked:
+            if not bucket.decayed:
+                stack.decay([bucket], 1.0 - lr * weight_decay)
+            stack.subtract(bucket, d, lr * alpha)
         else:
-            for weight, part in zip(bucket.weights, parts, strict=True):
-                passes.write(weight, part, keep=1.0 - lr * weight_decay, length=lr * alpha)
+            for weight, part in zip(bucket.weights, bucket.pieces(d), strict=True):
+                if isinstance(lr, Tensor):
+                    rate = lr.to(weight.device, weight.dtype)
+                    weight.mul_(1.0 - rate * weight_decay).addcmul_(part.to(weight.dtype), rate, value=-alpha)
+                else:
+                    passes.write(weight, part, keep=1.0 - lr * weight_decay, length=lr * alpha)
         if self._wants_diagnostics:
             self._diagnose(bucket, d)
 
@@ -320,13 +344,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         worst: Callable[[Tensor, Tensor], Tensor] = torch.maximum,
     ) -> None:
         """Note one value per matrix, (matrices,); a parameter of several keeps the worst. NaN is the worst of all."""
-        start = 0
-        for parameter, count in zip(bucket.params, bucket.counts, strict=True):
+        for parameter, value in zip(bucket.params, torch.split(values, bucket.counts), strict=True):
             noted = self._diagnostics.setdefault(parameter, {})
-            value = values[start : start + count]
             value = value.amin() if worst is torch.minimum else value.amax()
             noted[metric] = worst(noted[metric], value) if metric in noted else value
-            start += count
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per parameter: how it is stepped. JSON-able."""

@@ -18,7 +18,7 @@ their own and are out of scope: wrap them with `DTensor.from_local`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,12 @@ ROUND = 2**26
 class Shard(Bucket):
     """This rank's part of one parameter, of any shape: for what is done entry by entry."""
 
-    matrix_shape: tuple[int, int]
+    matrix_shape: tuple[int, int] = field(kw_only=True)
+
+    @property
+    def is_flat(self) -> bool:
+        """No: a part of any shape stays as it is."""
+        return False
 
     @property
     def fan_out(self) -> int:
@@ -240,7 +245,9 @@ def _shard(job: Job, optimizer: MatrixOptimizer) -> Shard:
     state["step"] += 1
     held = [_local(tensor) for tensor in (parameter, gradient, state["momentum_buffer"])]
     weight, gradient, momentum = held
-    return Shard(job.group, [parameter], [weight], [gradient], [momentum], [0], job.matrix_shapes[0][1:])
+    stacked = optimizer._stacks(weight.device)
+    shape = job.matrix_shapes[0][1:]
+    return Shard(job.group, [parameter], [weight], [gradient], [momentum], [0], stacked, matrix_shape=shape)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -259,8 +266,9 @@ def _compute(optimizer: MatrixOptimizer, directions: Mapping[Job, Tensor], weigh
         ):
             key = (id(job.group), w.shape[1:], n.dtype, w.dtype, job.writes_whole)
             bucket, views = filling.get(key, (None, []))
-            if bucket is None or not fits(bucket, w):
-                bucket, views = filling[key] = Bucket(job.group, [], [], [], [], []), []
+            if bucket is None or not fits(bucket, w, stack_bytes=optimizer.stack_bytes):
+                stacked = optimizer._stacks(w.device)
+                bucket, views = filling[key] = Bucket(job.group, [], [], [], [], [], stacked), []
                 buckets.append((bucket, views, job.writes_whole))
             bucket.params.append(job.parameter)
             bucket.weights.append(w)

@@ -39,7 +39,7 @@ class FrozenPair(NamedTuple):
 
 def is_large(bucket: Bucket) -> bool:
     """Whether the bucket is one to step here: a piece of its own on a CPU, whole and in full precision throughout."""
-    if type(bucket) is not Bucket or len(bucket.gradients) != 1 or torch.compiler.is_compiling():
+    if type(bucket) is not Bucket or bucket.stacked or len(bucket.gradients) != 1 or torch.compiler.is_compiling():
         return False
     weight = bucket.weights[0]
     return (

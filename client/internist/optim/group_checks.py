@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Group
 from internist.optim.coefficients import coefficients
 from internist.optim.constraints import spectral_radius
@@ -90,7 +91,7 @@ def check_pair_keeping(group: Group, policies: tuple[str, ...]) -> None:
     names = group.get("param_names") or [None] * len(group["params"])
     for name, parameter in zip(names, group["params"], strict=True):
         spectral_radius(parameter.shape, group["radius"])
-        if not parameter.is_meta and is_zero(parameter):
+        if has_numbers(parameter) and is_zero(parameter):
             what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
             raise ValueError(f"{what} is all zeros and has no top singular pair to keep; initialise it first")
 

@@ -68,7 +68,8 @@ def check_matrices(parameter: Tensor, group: dict[str, Any]) -> None:
     if hasattr(parameter, "placements"):  # a DTensor, which its owner will see whole and contiguous
         parameter = torch.empty(parameter.shape, device="meta")
     views = matrix_views(parameter, parameter, group)
-    if any(view.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr() for view in views):
+    storage = parameter.untyped_storage()._cdata  # its identity, which storages without memory have too
+    if any(view.untyped_storage()._cdata != storage for view in views):
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} and strides {parameter.stride()} is no matrix")
 
 
@@ -87,5 +88,5 @@ def _equal_blocks(stack: Tensor, blocks: int) -> Tensor:
         return stack
     if count != 1:
         raise ValueError(f"row_blocks splits one matrix, and this parameter has {count}")
-    cut: Tensor = torch.unflatten(stack[0], 0, (blocks, rows // blocks))
+    cut: Tensor = torch.unflatten(stack.select(0, 0), 0, (blocks, rows // blocks))
     return cut

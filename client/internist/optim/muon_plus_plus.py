@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, linalg
 
-from internist.optim import frozen_step
+from internist.optim import frozen_step, stack
 from internist.optim.bucket import Bucket, Group
 from internist.optim.coefficients import longest, norm_band
 from internist.optim.complement import (
@@ -25,7 +25,7 @@ from internist.optim.frozen_step import is_large
 from internist.optim.group_checks import check_pair_keeping
 from internist.optim.matrices import matrix_views
 from internist.optim.pair_keeper import PairKeeper
-from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, stacked, step_of
+from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, step_of
 from internist.optim.spectral_init import open_gap_init, spectral_init
 from internist.optim.top_pair import pair_residual, warm_pair
 
@@ -243,13 +243,13 @@ class MuonPlusPlus(MatrixOptimizer):
         """W <- W − ηλW⊥ − ηS P_u D P_v, then what the policy asks for after a step."""
         group, single = bucket.group, self._single(bucket)
         ready = single or self._keeper.ready(bucket, _shrink(bucket))
-        before = stacked(bucket).clone() if self._wants_diagnostics else None
+        before = stack.weights_of(bucket).clone() if self._wants_diagnostics else None
         decay = group["decay"] if group["policy"] == "decay" else 0.0
         rate = self._rate(bucket, ready.pairs)
         if before is not None:
             self._diagnose_direction(bucket, d, ready, ready.length * rate)
         if single is None:
-            self._write_stacks(bucket, d, ready, rate, decay)
+            self._write_together(bucket, d, ready, rate, decay)
         else:
             rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
             for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
@@ -260,12 +260,15 @@ class MuonPlusPlus(MatrixOptimizer):
         if before is not None:
             self._diagnose_weights(bucket, before)
 
-    def _write_stacks(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, decay: float) -> None:
+    def _write_together(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, decay: float) -> None:
         # with the same product: the decay takes from S uvᵀ what is put back here
-        left, right = complement_factors(d, ready.frozen, extra=decay / ready.shrink)
+        left, right = complement_factors(d, ready.frozen, extra=decay / ready.shrink, stacked=bucket.stacked)
         length = ready.length * rate
+        keep = 1.0 - rate * decay if decay else 1.0
+        if bucket.stacked:
+            stack.add(bucket, torch.baddbmm(d.to(left.dtype), left, right, beta=-1.0).mul_(length), keep)
+            return
         left = left * length
-        keep = 1.0 - rate * decay
         cut = 0
         for weight, step in zip(bucket.weights, bucket.pieces(d), strict=True):
             own = slice(cut, cut + weight.shape[0])
@@ -350,9 +353,10 @@ class MuonPlusPlus(MatrixOptimizer):
 
     def _diagnose_weights(self, bucket: Bucket, before: Tensor) -> None:
         """Note what the step did to the weights. Nothing that later steps read is changed."""
-        pairs, weights = gather_pairs(self.state, bucket), stacked(bucket)
+        pairs, weights = gather_pairs(self.state, bucket), stack.weights_of(bucket)
         change = weights - before
-        net = warm_pair(change, pairs.second, rounds=NET_ROUNDS, seed=step_of(self.state, bucket)).sigma
+        seed = step_of(self.state, bucket)
+        net = warm_pair(change, pairs.second, rounds=NET_ROUNDS, seed=seed, batched=bucket.stacked).sigma
         gap = 1.0 - self._keeper.below(bucket, pairs).sigma / pairs.radius
         audit = pair_residual(weights, pairs.u, pairs.v, pairs.radius)
         self._note(bucket, "optimizer.gap", gap.to(torch.float32), worst=torch.minimum)

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from internist.optim import stack
 from internist.optim.bucket import Bucket, Group
 from internist.optim.constraints import Retraction, retraction_factor, spectral_radius
 from internist.optim.core import MatrixOptimizer, is_shared, learning_rate
 from internist.optim.matrices import matrix_views
 from internist.optim.pair_keeper import AT_RADIUS
+from internist.optim.pair_state import gather, scatter, step_of
 from internist.optim.spectral_init import spectral_init
 from internist.optim.top_pair import warm_pair
 
@@ -137,6 +139,9 @@ class MuonSphere(MatrixOptimizer):
         """Muon's write, then the retraction."""
         before = [weight.clone() for weight in bucket.weights] if self._wants_diagnostics else None
         super()._write(bucket, d)
+        if bucket.stacked:
+            self._retract_stack(bucket, None if before is None else bucket.joined(before))
+            return
         group, radius, rate = bucket.group, self._scale(bucket), learning_rate(bucket.group)
         for index, (parameter, weight, offset) in enumerate(
             zip(bucket.params, bucket.weights, bucket.offsets, strict=True)
@@ -152,6 +157,23 @@ class MuonSphere(MatrixOptimizer):
                 net = warm_pair(weight - before[index], torch.zeros_like(pair.v), rounds=NET_ROUNDS).sigma
                 self._note_piece(parameter, "optimizer.net_update", net)
                 self._note_piece(parameter, "optimizer.firings", state["firings"][own])
+
+    def _retract_stack(self, bucket: Bucket, before: Tensor | None) -> None:
+        """Retract all matrices of a stack at once."""
+        group, radius, rate = bucket.group, self._scale(bucket), learning_rate(bucket.group)
+        start, seed = gather(self.state, bucket, "v"), step_of(self.state, bucket)
+        pair = warm_pair(stack.weights_of(bucket), start, rounds=group["rounds"], seed=seed, batched=True)
+        factor = retraction_factor(pair.sigma, radius, mode=group["retraction"], lr=rate)
+        off = (pair.sigma / radius - 1.0).abs() > AT_RADIUS
+        stack.scale(bucket, torch.where(off, factor, 1.0).view(-1, 1, 1))
+        firings = gather(self.state, bucket, "firings") + off
+        scatter(self.state, bucket, "v", torch.stack([pair.v, pair.beneath], dim=1))
+        scatter(self.state, bucket, "firings", firings)
+        if before is not None:
+            change = stack.weights_of(bucket) - before
+            net = warm_pair(change, torch.zeros_like(pair.v), rounds=NET_ROUNDS, batched=True).sigma
+            self._note(bucket, "optimizer.net_update", net.to(torch.float32))
+            self._note(bucket, "optimizer.firings", firings.to(torch.float32))
 
     def _note_piece(self, parameter: Tensor, metric: str, values: Tensor) -> None:
         noted, value = self._diagnostics.setdefault(parameter, {}), values.amax().to(torch.float32)

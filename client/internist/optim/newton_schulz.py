@@ -44,13 +44,14 @@ UNIT_OF_ROUNDING = 2.0**-7.5
 """Distance of neighbouring bfloat16 numbers relative to them: from 2^-8 to 2^-7."""
 
 
-def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float) -> Tensor:
+def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float, *, batched: bool | None = None) -> Tensor:
     """X f(X'X): every singular value s becomes its image under the polynomials, singular vectors stay.
 
     Args:
         x: (count, fan_out, fan_in) bfloat16, float32 or float64. Not changed.
         triples: (a, b, c) of each step, s -> a s + b s^3 + c s^5.
         shrink: the input is divided by this times its Frobenius norm first.
+        batched: whether all are multiplied at once, by few operators; None is where they are not a CPU's.
 
     Returns:
         (count, fan_out, fan_in), contiguous, in x's dtype. NaN or infinity anywhere in a matrix makes all of it NaN.
@@ -58,8 +59,8 @@ def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float) -> Tens
     plan = (_plan if torch.compiler.is_compiling() else _known_plan)(
         triples, x.dtype, min(x.shape[-2:]), max(x.shape[-2:])
     )
-    if x.device.type != "cpu":
-        return _iterate(x, plan, shrink)
+    if x.device.type != "cpu" if batched is None else batched:
+        return _iterate_batch(x, plan, shrink)
     # one after another, so that each stays in the cache; batches of one, as bmm is faster than mm in bfloat16
     ones = [one if torch.compiler.is_compiling() else aligned(one) for one in torch.split(x, 1)]
     done = [_iterate(one if x.dtype == torch.bfloat16 else one[0], plan, shrink) for one in ones]
@@ -93,7 +94,7 @@ def _plan(triples: tuple[Triple, ...], dtype: torch.dtype, short: int, long: int
 
 
 def _iterate(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> Tensor:
-    """(fan_out, fan_in) or a batch of them. Tall matrices are multiplied from the right, and never transposed.
+    """(fan_out, fan_in) on a CPU, or a batch of one. Tall matrices are multiplied from the right, and never transposed.
 
     A step's polynomial is aI + U of the Gram matrix. The identity is multiplied as the number a, which is not rounded,
     but where a run's polynomials are collected. A CPU prepares each product for its factors alpha and beta, so only
@@ -123,6 +124,64 @@ def _iterate(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> 
     return x
 
 
+def _iterate_batch(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> Tensor:
+    """`_iterate` of (count, fan_out, fan_in), by as few operators as it takes: launching them is what costs."""
+    tall = x.shape[-2] > x.shape[-1]
+    product, inverse = x, None
+    for index, run in enumerate(plan):
+        turned = x.mT
+        gram = torch.bmm(turned, x) if tall else torch.bmm(x, turned)
+        if index == 0:
+            inverse = _normalize_batch(gram, shrink)
+        for step, (a, b, c) in enumerate(run):
+            u = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            if step + 1 < len(run):
+                gram = torch.baddbmm(gram, u, gram, beta=a)
+                gram = torch.baddbmm(gram, gram, u, beta=a)
+            if step > 0:
+                product = torch.baddbmm(product, u, product, beta=a)
+            elif index == 0 or len(run) > 1:
+                product = u
+                _add_identity(product, a, inverse if index == 0 else None)
+        if index == 0 or len(run) > 1:
+            x = torch.bmm(x, product) if tall else torch.bmm(product, x)
+        else:
+            x = torch.baddbmm(x, x, u, beta=run[0][0]) if tall else torch.baddbmm(x, u, x, beta=run[0][0])
+    return x
+
+
+def _normalize_batch(gram: Tensor, shrink: float) -> Tensor:
+    """`_normalize` of (count, side, side); the factors are (count, 1, 1)."""
+    exact = torch.float64 if gram.dtype == torch.float64 else torch.float32
+    squares = _diagonals(gram).sum(-1, keepdim=True, dtype=exact).clamp_(min=SMALLEST_NORM**2)
+    if shrink != 1.0:
+        squares.mul_(shrink**2)
+    gram.div_(squares)
+    return squares.rsqrt()
+
+
+def _add_identity(matrices: Tensor, a: float, factors: Tensor | None) -> None:
+    """`_scale_sum` of (count, side, side) in place, with factors (count, 1, 1)."""
+    side = matrices.shape[-1]
+    rounded = matrices.dtype == torch.bfloat16
+    of_diagonal = (_shift if torch.compiler.is_compiling() else _known_shift)(a, side, rounded, matrices.device)
+    if factors is None:
+        _diagonals(matrices).add_(of_diagonal)
+    else:
+        _diagonals(matrices.mul_(factors)).addcmul_(factors, of_diagonal)
+
+
+def _diagonals(matrices: Tensor) -> Tensor:
+    """(count, 1, side) diagonals of (count, side, side) products, which have no gaps: one view."""
+    count, side, _ = matrices.shape
+    return matrices.as_strided((count, 1, side), (side * side, side, side + 1))
+
+
+def _shift(a: float, side: int, rounded: bool, device: torch.device) -> Tensor:
+    """(side,) what is added to a diagonal for a I: a, in float32 numbers that fall evenly around it if rounded."""
+    return (_spread if rounded else _ones)(side, device) * a
+
+
 def _product(a: Tensor, b: Tensor, *, plus: Tensor | None = None, beta: float = 0.0) -> Tensor:
     """a b + beta plus: matrices or batches of them."""
     if plus is None:
@@ -136,7 +195,7 @@ def _normalize(gram: Tensor, shrink: float) -> Tensor | float:
         return passes.normalize(gram, shrink=shrink, least=SMALLEST_NORM**2)
     exact = torch.float64 if gram.dtype == torch.float64 else torch.float32
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)
-    if trace.numel() == 1 and gram.device.type == "cpu" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         number = 1.0 / (math.sqrt(max(float(trace), SMALLEST_NORM**2)) * shrink)
         gram.mul_(number * number)  # a bfloat16 matrix times a number is several times faster than times a tensor
         return number
@@ -160,7 +219,7 @@ def _symmetric_product(
         torch.baddbmm(plus, a, b, beta=beta, alpha=alpha, out=out)
         return
     if out.ndim > 2:
-        if len(out) > 1 or not out.is_cpu or a.numel() < LONG or a.shape[-1] < 3 * a.shape[-2]:
+        if a.numel() < LONG or a.shape[-1] < 3 * a.shape[-2]:
             torch.bmm(a, b, out=out)
             return
         a, b, out, strip = a[0], b[0], out[0], LONG_STRIP
@@ -210,4 +269,5 @@ def _ones(side: int, device: torch.device) -> Tensor:
 
 _known_spread = lru_cache(maxsize=64)(_spread)
 _known_ones = lru_cache(maxsize=64)(_ones)
+_known_shift = lru_cache(maxsize=64)(_shift)
 _known_plan = lru_cache(maxsize=256)(_plan)

@@ -13,12 +13,13 @@ A parameter of k matrices has, in float32 (float64 for a float64 parameter):
     rate     (k,)              learning rate of the latest update, where it is adaptive
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
 from internist.optim.complement import Frozen, frozen
 from internist.optim.frozen_step import FrozenPair, is_large
@@ -43,24 +44,6 @@ class Pairs(NamedTuple):
     """(B,) S."""
 
 
-class News:
-    """Numbers on their way from a device to the host, asked for at one audit and read at the next."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._event: torch.Event | None = None
-        self._numbers = numbers.clone()
-        if numbers.device.type != "cpu":
-            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
-            self._event = torch.Event(numbers.device)
-            self._event.record()
-
-    def arrived(self) -> Tensor:
-        """The numbers, on the host."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._numbers
-
-
 def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
     """An empty state, by the parameter's (global) shape."""
     shape = torch.empty(parameter.shape, device="meta")
@@ -75,29 +58,31 @@ def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
 
 
 def part(states: States, bucket: Bucket, index: int, name: str) -> Tensor:
-    """A piece's part of its parameter's state: a view of (count, ...)."""
+    """A piece's part of its parameter's state: a view of (count, ...), which for `u` is flat, (count * fan_out,)."""
     value: Tensor = states[bucket.params[index]][name]
-    count, fan_out = bucket.weights[index].shape[:2]
-    offset = bucket.offsets[index]
-    if name != "u":
-        return value[offset : offset + count]
-    blocks = bucket.group["row_blocks"]
-    rows = offset * fan_out  # of the matrices before, which are of this shape unless the blocks are unequal
-    if blocks is not None and not isinstance(blocks, int):
-        rows = count * sum(blocks[: offset // count])
-    return value[rows : rows + count * fan_out].view(count, fan_out)
+    count, fan_out, offset = bucket.counts[index], bucket.fan_out, bucket.offsets[index]
+    size = count
+    if name == "u":
+        blocks = bucket.group["row_blocks"]
+        offset, size = offset * fan_out, count * fan_out  # those before are of this shape unless blocks are unequal
+        if blocks is not None and not isinstance(blocks, int):
+            offset = count * sum(blocks[: bucket.offsets[index] // count])
+    return value if size == value.shape[0] else value.narrow(0, offset, size)
 
 
 def gather(states: States, bucket: Bucket, name: str) -> Tensor:
     """(B, ...) of a bucket's matrices: a view where there is one piece, else a copy."""
     parts = [part(states, bucket, index, name) for index in range(len(bucket.params))]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.view(-1, bucket.fan_out) if name == "u" else whole
 
 
-def scatter(states: States, bucket: Bucket, name: str, values: Tensor) -> None:
-    """Write (B, ...) back to where `gather` took it from."""
-    for index, value in enumerate(values.split(bucket.counts)):  # type: ignore[no-untyped-call]
-        part(states, bucket, index, name).copy_(value)
+def scatter(states: States, bucket: Bucket, name: str, values: Tensor, indices: Sequence[int] | None = None) -> None:
+    """Write (B, ...) back to where `gather` took it from: of all pieces, or of these."""
+    indices = range(len(bucket.params)) if indices is None else indices
+    parts = [part(states, bucket, index, name) for index in indices]
+    given = values.reshape(-1) if name == "u" else values
+    torch._foreach_copy_(parts, list(torch.split(given, [own.shape[0] for own in parts])))
 
 
 def gather_pairs(states: States, bucket: Bucket) -> Pairs:
@@ -105,14 +90,10 @@ def gather_pairs(states: States, bucket: Bucket) -> Pairs:
     return Pairs(*(gather(states, bucket, name) for name in Pairs._fields))
 
 
-def stacked(bucket: Bucket) -> Tensor:
-    """(B, fan_out, fan_in) the weights of a bucket: themselves where there is one piece, else a copy."""
-    return bucket.weights[0] if len(bucket.weights) == 1 else torch.cat(bucket.weights)
-
-
 def step_of(states: States, bucket: Bucket) -> int:
-    """The step a bucket is at."""
-    return int(states[bucket.params[0]]["step"])
+    """The step a bucket is at: 1 for ever where nothing is counted, as its tensors have no numbers."""
+    step: Tensor = states[bucket.params[0]]["step"]
+    return int(step) if has_numbers(step) else 1
 
 
 class Ready:
@@ -129,10 +110,8 @@ class Ready:
         self.single: list[FrozenPair] = []
         """What `frozen_step` knows of each matrix, where it steps them."""
         if is_large(bucket):
-            names = ("u", "v")
-            views = [part(states, bucket, 0, name) for name in names]
             radii = self.pairs.radius.tolist()
-            self.single = [FrozenPair(*matrix) for matrix in zip(*views, radii, strict=True)]
+            self.single = [FrozenPair(*matrix) for matrix in zip(self.pairs.u, self.pairs.v, radii, strict=True)]
         self._made_of = self._read(states, bucket, shrink)
 
     def is_current(self, states: States, bucket: Bucket, shrink: float) -> bool:

@@ -26,8 +26,16 @@ WARM_ROUNDS = 4
 BREAKDOWN = 1e-5
 """A new basis vector this small against the image it came from is rounding, and is set to zero."""
 
+HIDDEN_DIGITS = 2.0**20
+"""What is left of a sine times this, less its whole part, is as good as random."""
+SEEDS = 9973
+"""Seeds that look somewhere else each: a prime, so that no small number of steps comes back."""
+
 SQUARINGS = 20
-"""Squarings of a small Gram matrix off the CPU, where an eigenvalue routine would wait for the device."""
+"""Squarings of a small Gram matrix off the CPU, where an eigenvalue routine would wait for the device,"""
+SQUARINGS_AT_ONCE = 4
+"""and how many of them before the trace is made 1 again: from 1, it shrinks to no less than side^-15, which float64
+has room for."""
 
 
 class TopPair(NamedTuple):
@@ -52,6 +60,7 @@ def top_pair(
     start: Tensor | None = None,
     frozen: tuple[Tensor, Tensor] | None = None,
     tolerance: float = TOLERANCE,
+    batched: bool | None = None,
 ) -> TopPair:
     """Top singular pairs to a residual, however many Lanczos steps that takes up to `MOST_STEPS`.
 
@@ -62,6 +71,7 @@ def top_pair(
         frozen: (u, v), (B, fan_out) and (B, fan_in) unit vectors: the pair beneath them is sought, the top pair of
             (I − uuᵀ) W (I − vvᵀ).
         tolerance: residual to reach, as a share of sigma.
+        batched: whether by few operators, as accelerators want it; None is where the matrices are not on a CPU.
 
     Returns:
         The pairs, float32 (float64 for float64 matrices), on the same device. Two equal top values give one vector
@@ -72,6 +82,7 @@ def top_pair(
         ValueError: matrices is not a non-empty batch of floating matrices, or start has another shape.
     """
     _check(matrices, start)
+    batched = not matrices.is_cpu if batched is None else batched
     with full_precision(matrices):
         tall, flipped = _tall(matrices)
         size = tall.shape[2]
@@ -79,9 +90,10 @@ def top_pair(
             start = torch.bmm(start.to(tall.dtype).unsqueeze(1), tall).squeeze(1)
         if flipped and frozen is not None:
             frozen = frozen[1], frozen[0]
-        first = _noise(tall, seed=size + (frozen is not None)) if start is None else start.to(tall.dtype).unsqueeze(1)
+        seed = size + (frozen is not None)
+        first = _noise(tall, seed=seed, batched=batched) if start is None else start.to(tall.dtype).unsqueeze(1)
         most = min(size, MOST_STEPS)
-        krylov = _Krylov(tall, first, room=most, frozen=frozen)
+        krylov = (_BatchedKrylov if batched else _Krylov)(tall, first, room=most, frozen=frozen)
         while True:
             for _ in range(CHECK_EVERY if krylov.known else FIRST_CHECK):
                 if krylov.known < most:
@@ -99,6 +111,7 @@ def warm_pair(
     rounds: int = WARM_ROUNDS,
     seed: int = 0,
     enough: float = 0.0,
+    batched: bool | None = None,
 ) -> TopPair:
     """Top singular pairs by a number of block Krylov rounds from known vectors. Never waits for the device.
 
@@ -113,6 +126,7 @@ def warm_pair(
         seed: of the random vector; another each time looks somewhere else each time.
         enough: a residual, as a share of sigma, below which two rounds do for a single matrix on a CPU, which need not
             wait to know.
+        batched: whether by few operators, as accelerators want it; None is where the matrices are not on a CPU.
 
     Returns:
         The pairs, as `top_pair` does, without a promise on the residual. A zero or not finite start counts as none.
@@ -123,16 +137,18 @@ def warm_pair(
     _check(matrices, start)
     if rounds < 1:
         raise ValueError(f"expected at least one round, got {rounds}")
+    batched = not matrices.is_cpu if batched is None else batched
     with full_precision(matrices):
         work = matrices if matrices.dtype == torch.float64 else matrices.float()
         known = torch.nan_to_num(start.to(work.dtype).reshape(len(work), -1, work.shape[2]), posinf=0.0, neginf=0.0)
-        block = torch.cat([known, _noise(work, seed=seed)], dim=1)[:, : work.shape[2]]
+        block = torch.cat([known, _noise(work, seed=seed, batched=batched)], dim=1)
+        block = block.narrow(1, 0, min(block.shape[1:]))
         roomy = 2 * block.shape[1] <= min(work.shape[1:])
-        if enough > 0.0 and frozen is None and roomy and work.is_cpu and len(work) == 1:
+        if enough > 0.0 and frozen is None and roomy and not batched and len(work) == 1:
             pair = _two_rounds(work[0], block[0])
             if pair is not None and float(pair.residual) <= enough:
                 return pair
-        krylov = _Krylov(work, block, room=rounds * block.shape[1], frozen=frozen)
+        krylov = (_BatchedKrylov if batched else _Krylov)(work, block, room=rounds * block.shape[1], frozen=frozen)
         for _ in range(rounds):
             krylov.extend()
         return krylov.top()
@@ -182,6 +198,9 @@ def pair_residual(matrices: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tens
 class _Krylov:
     """An orthonormal basis of right vectors with their images, grown a block at a time."""
 
+    batched = False
+    """Whether by few operators."""
+
     def __init__(self, matrices: Tensor, first: Tensor, *, room: int, frozen: tuple[Tensor, Tensor] | None) -> None:
         batch, rows, columns = matrices.shape
         self.matrices, self.frozen, self.known, self.width = matrices, frozen, 0, first.shape[1]
@@ -218,6 +237,10 @@ class _Krylov:
             self.basis[:, place : place + 1] = unit
         return self.basis[:, self.known : self.known + self.width]
 
+    def vectors(self) -> Tensor:
+        """(B, known, columns) the basis so far."""
+        return self.basis.narrow(1, 0, self.known)
+
     def image_of(self, rows: Tensor) -> Tensor:
         """(B, n) right vectors taken to unit left ones."""
         image = torch.bmm(rows.unsqueeze(1), self.matrices.mT)
@@ -227,9 +250,9 @@ class _Krylov:
 
     def top(self) -> TopPair:
         """The best pair in the basis (Rayleigh-Ritz), with its residual."""
-        images = self.images[:, : self.known]
-        top, beneath = _top_vectors(torch.bmm(images, images.mT))
-        v = torch.bmm(top.unsqueeze(1), self.basis[:, : self.known])
+        basis, images = self.vectors(), self.images.narrow(1, 0, self.known)
+        top, beneath = _top_vectors(torch.bmm(images, images.mT), batched=self.batched)
+        v = torch.bmm(top.unsqueeze(1), basis)
         image = torch.bmm(top.unsqueeze(1), images)
         sigma = linalg.vector_norm(image, dim=2)
         safe = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).unsqueeze(2)
@@ -238,19 +261,68 @@ class _Krylov:
         if self.frozen is not None:
             back = _without(back, self.frozen[1])
         residual = linalg.vector_norm(back - sigma.unsqueeze(2) * v, dim=2) / safe.squeeze(2)
-        second = torch.bmm(beneath.unsqueeze(1), self.basis[:, : self.known])
+        second = torch.bmm(beneath.unsqueeze(1), basis)
         return TopPair(sigma.squeeze(1), u.squeeze(1), v.squeeze(1), residual.squeeze(1), second.squeeze(1))
 
 
-def _top_vectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+class _BatchedKrylov(_Krylov):
+    """The same by few operators: for accelerators, where launching them is what costs. The frozen vector is the first
+    row of the basis, so that one product takes out all that is known."""
+
+    batched = True
+
+    def __init__(
+        self,
+        matrices: Tensor,
+        first: Tensor,
+        *,
+        room: int,  # noqa: ARG002 - it grows by copies, an operator less than writing into parts
+        frozen: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        super().__init__(matrices, first, room=0, frozen=frozen)
+        self.apart = 0 if frozen is None else 1
+        self.turned = matrices.mT
+        if frozen is not None:
+            self.basis = frozen[1].to(matrices.dtype).unsqueeze(1)
+
+    def extend(self) -> None:
+        block = self._orthonormal(self.next)
+        image = torch.bmm(block, self.turned)
+        if self.frozen is not None:
+            image = _without(image, self.frozen[0])
+        self.images = torch.cat([self.images, image], dim=1) if self.known else image
+        self.known += self.width
+        # squares of what a tiny matrix makes of its own image would underflow
+        length = linalg.vector_norm(image, dim=2, keepdim=True).clamp_(min=1e-30)
+        self.next = torch.bmm(image / length, self.matrices)
+
+    def _orthonormal(self, block: Tensor) -> Tensor:
+        least = linalg.vector_norm(block, dim=2, keepdim=True).mul_(BREAKDOWN)
+        first = self.apart + self.known
+        rows, smalls = torch.split(block, 1, dim=1), torch.split(least, 1, dim=1)
+        for place, rest, small in zip(range(first, first + self.width), rows, smalls, strict=True):
+            if place:
+                turned = self.basis.mT
+                for _ in range(2):  # a second time: once leaves rounding in the basis
+                    rest = torch.baddbmm(rest, torch.bmm(rest, turned), self.basis, alpha=-1.0)
+            new = linalg.vector_norm(rest, dim=2, keepdim=True)
+            unit = rest / new.masked_fill_(new <= small, torch.inf)
+            self.basis = torch.cat([self.basis, unit], dim=1) if place else unit
+        return self.basis.narrow(1, first, self.width)
+
+    def vectors(self) -> Tensor:
+        return self.basis.narrow(1, self.apart, self.known)
+
+
+def _top_vectors(gram: Tensor, *, batched: bool) -> tuple[Tensor, Tensor]:
     """(B, k) first and second eigenvectors of (B, k, k) positive semi-definite matrices.
 
     NaN for a matrix that is not finite; the second is zero where k is 1.
     """
     wide = gram.double()
-    bad = ~wide.isfinite().all(dim=2).all(dim=1, keepdim=True)
+    bad = wide.isfinite().all(dim=2).all(dim=1, keepdim=True).logical_not()
     wide = torch.where(bad.unsqueeze(2), 0.0, wide)  # the eigenvalue routine raises on these
-    if wide.device.type == "cpu":
+    if not batched:
         vectors = linalg.eigh(wide).eigenvectors
         first, second = vectors[:, :, -1], vectors[:, :, -min(2, wide.shape[1])]
     else:
@@ -266,8 +338,9 @@ def _top_by_squaring(gram: Tensor) -> Tensor:
     """Top eigenvectors by repeated squaring, without waiting for the device."""
     tiny = torch.finfo(gram.dtype).tiny
     power = gram
-    for _ in range(SQUARINGS):
-        power = power / power.diagonal(dim1=1, dim2=2).sum(1).clamp(min=tiny).view(-1, 1, 1)
+    for squaring in range(SQUARINGS):
+        if squaring % SQUARINGS_AT_ONCE == 0:
+            power = power / power.diagonal(dim1=1, dim2=2).sum(1).clamp_(min=tiny).view(-1, 1, 1)
         power = torch.bmm(power, power)
     best = power.diagonal(dim1=1, dim2=2).argmax(dim=1).view(-1, 1, 1).expand(-1, power.shape[1], 1)
     column = power.gather(2, best).squeeze(2)
@@ -282,9 +355,17 @@ def _without(rows: Tensor, unit: Tensor) -> Tensor:
     return rows - torch.bmm(rows, column) * column.mT
 
 
-def _noise(matrices: Tensor, *, seed: int) -> Tensor:
-    """(B, 1, n) the same random unit vector for each. The global generator is not touched."""
+def _noise(matrices: Tensor, *, seed: int, batched: bool) -> Tensor:
+    """(B, 1, n) the same random unit vector for each. The global generator is not touched.
+
+    An accelerator's own generators cost more to make than the numbers: there they are the digits of sines that nobody
+    looks at.
+    """
     batch, _, size = matrices.shape
+    if batched:
+        places = torch.arange(1, size + 1, dtype=torch.float64, device=matrices.device)
+        digits = places.mul_(1.0 + seed % SEEDS / SEEDS).sin_().mul_(HIDDEN_DIGITS).frac_()
+        return functional.normalize(digits.to(matrices.dtype), dim=0).expand(batch, 1, size)
     generator = torch.Generator(device=matrices.device).manual_seed(seed)
     noise = torch.randn(size, generator=generator, device=matrices.device, dtype=matrices.dtype)
     return functional.normalize(noise, dim=0).expand(batch, 1, size)

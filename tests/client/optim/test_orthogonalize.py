@@ -155,12 +155,10 @@ def test_a_batch_is_its_matrices_one_by_one():
 
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32), (32, 32)])
 def test_the_batched_form_of_other_devices_agrees_with_the_form_of_the_cpu(shape):
-    from internist.optim.newton_schulz import _iterate, _plan
-
     stack = torch.stack([matrix_of(shape, seed) for seed in range(3)])
     triples = COEFFICIENTS["jordan"].triples
 
-    batched = _iterate(stack, _plan(triples, torch.float32, *sorted(shape)), 1.0)
+    batched = newton_schulz(stack, triples, 1.0, batched=True)
 
     assert torch.allclose(batched, newton_schulz(stack, triples, 1.0), atol=1e-4)
 
