@@ -8,6 +8,9 @@ from internist.measures.kernels.operators import define
 RMS, ABS_MAX, NONFINITE = 0, 1, 2
 """Rows of the result that are always there."""
 
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What the kernel reads."""
+
 ENTRIES = 2**26
 """Entries that operators of torch take at once: 256 MB of float32 bounds their temporary memory."""
 
@@ -36,6 +39,10 @@ def extent(x: Tensor, out: Tensor, source: Tensor | None = None, log_z: bool = F
 def rows(source: Tensor | None = None, log_z: bool = False) -> int:
     """How many rows the result has."""
     return 3 + (0 if source is None else 2) + int(log_z)
+
+
+def _takes(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> bool:  # noqa: ARG001
+    return x.dtype in TYPES and (source is None or source.dtype in TYPES)
 
 
 def _plain(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> None:
@@ -80,6 +87,7 @@ def _fake(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> None:
 _operator = define(
     "extent(Tensor x, Tensor(a!) out, Tensor? source, bool log_z) -> ()",
     kernel="internist.measures.kernels.extent_kernel",
+    takes=_takes,
     plain=_plain,
     check=_check,
     fake=_fake,

@@ -36,7 +36,7 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return (0, x.stride(0), x.stride(1)) if x.ndim == 2 else (x.stride(0), x.stride(1), x.stride(2))
 
 
-@triton.jit(do_not_specialize=["tokens", "pieces", "x_batch", "source_batch", "out_row"])
+@triton.jit(do_not_specialize=["tokens", "pieces", "out_row"])
 def _extent(
     x,
     source,

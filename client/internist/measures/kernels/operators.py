@@ -42,7 +42,13 @@ def usable(device: torch.device) -> bool:
 
 
 def define(
-    schema: str, *, kernel: str, plain: Callable[..., Any], check: Callable[..., None], fake: Callable[..., Any]
+    schema: str,
+    *,
+    kernel: str,
+    takes: Callable[..., bool],
+    plain: Callable[..., Any],
+    check: Callable[..., None],
+    fake: Callable[..., Any],
 ) -> Any:
     """A new operator, `torch.ops.internist.<name>.default`.
 
@@ -52,6 +58,7 @@ def define(
         schema: its name, arguments and results, as torch writes them; no argument has a default, which torch would
             leave out. The first is a tensor and says on which device.
         kernel: the module whose function `launch` takes the arguments and launches the kernel; it may import Triton.
+        takes: whether the kernel is written for arguments of these types.
         plain: the same by operators of torch.
         check: raises for arguments that the operator does not take.
         fake: the results, without values.
@@ -60,7 +67,7 @@ def define(
 
     def run(first: Tensor, *others: Any) -> Any:
         check(first, *others)
-        if name not in _GIVEN_UP and usable(first.device):
+        if name not in _GIVEN_UP and usable(first.device) and takes(first, *others):
             try:
                 with _current(first):
                     return _loaded(kernel).launch(first, *others)
