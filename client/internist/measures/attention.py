@@ -137,7 +137,8 @@ def _one_batch(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         batch = None
     if batch is None or q.ndim != k.ndim or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"expected q and k of one batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}")
-    return q.expand(*batch, *q.shape[len(batch) :]), k.expand(*batch, *k.shape[len(batch) :])
+    q_shape, k_shape = (torch.Size((*batch, *x.shape[len(batch) :])) for x in (q, k))
+    return q if q.shape == q_shape else q.expand(q_shape), k if k.shape == k_shape else k.expand(k_shape)
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def _heads(x: Tensor) -> Tensor:
         raise ValueError(f"expected a floating (..., heads, tokens, features), got {x.dtype} of shape {tuple(x.shape)}")
     if x.ndim < 4:
         return x.unsqueeze(-3).reshape(-1, 1, *x.shape[-2:])
-    return x.flatten(0, -4)
+    return x if x.ndim == 4 else x.flatten(0, -4)
 
 
 def _grouped(mask: Tensor, q: Tensor, key_heads: int, keys: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Fused kernels: their tests under Triton's interpreter, and how they are reached on an accelerator."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,8 +12,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from internist.measures.attention import max_logits
 from internist.measures.kernels import operators
 from internist.measures.kernels.extent import extent, rows
+from internist.measures.kernels.max_logits import max_logits as max_logits_of_a_band
+from internist.measures.logit_pieces import Visibility
 
 FOLDER = Path(__file__).parent / "kernels"
 
@@ -34,6 +38,10 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def later_keys(_batch, _head, query, key):
+    return key <= query
+
+
 @needs_triton
 def test_kernels_hold_what_their_own_tests_say_of_them():
     done = subprocess.run(
@@ -42,6 +50,48 @@ def test_kernels_hold_what_their_own_tests_say_of_them():
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+CARDS = [80, 90]
+"""Compute capabilities: A100 and H100."""
+
+
+@needs_triton
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("module", ["extent_kernel", "max_logits_kernel"])
+def test_kernels_compile_for_cards_and_read_many_entries_at_once(module, card, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, constants, aligned = {
+        "extent_kernel": (
+            "_extent",
+            {"HAS_SOURCE": True, "LOG_Z": True, "HEIGHT": 2, "WIDTH": 1024, "x_feature": 1, "source_feature": 1},
+            ("features", "x_batch", "x_token", "source_batch", "source_token"),
+        ),
+        "max_logits_kernel": (
+            "_extremes",
+            {"D": 64, "FEATURES": 64, "QUERIES": 128, "KEYS": 64, "APART": True, "q_feature": 1, "k_feature": 1},
+            ("q_batch", "q_head", "q_token", "k_batch", "k_head", "k_token"),
+        ),
+    }[module]
+    function = getattr(importlib.import_module(f"internist.measures.kernels.{module}"), kernel)
+    tensors = {"x": "*bf16", "source": "*bf16", "q": "*bf16", "k": "*bf16", "out": "*fp32", "extremes": "*fp32"}
+    kinds = dict.fromkeys(constants, "constexpr") | tensors | {"scale": "fp32"}
+    names = function.arg_names
+    source = ASTSource(
+        fn=function,
+        signature={name: kinds.get(name, "i32") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names if name in {*tensors, *aligned}},
+    )
+    assembly = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": 8}).asm["ptx"]
+
+    # what is read by single entries is read slowly, and never while others are multiplied
+    assert any(wide in assembly for wide in ("ld.global.v4", "cp.async.cg.shared.global"))
+    assert "ld.global.b16" not in assembly
 
 
 @needs_triton
@@ -64,6 +114,56 @@ def test_an_extent_is_one_operator_on_an_accelerator():
             extent(x, out, log_z=True)
 
     assert seen.names == ["internist.extent.default"]
+
+
+@needs_triton
+def test_largest_logits_are_one_operator_on_an_accelerator():
+    with FakeTensorMode():
+        q, k = torch.empty(2, 4, 9, 8, device="cuda"), torch.empty(2, 2, 9, 8, device="cuda")
+        with Seen() as seen:
+            found = max_logits(q, k, is_causal=True, enable_gqa=True, softcap=30.0, window=(4, None))
+
+    assert seen.names == ["internist.max_logits.default"]
+    assert (found.shape, found.dtype, found.device.type) == ((2, 4), torch.float32, "cuda")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"mask": torch.empty(9, 9, device="meta")},
+        {"mask": torch.empty(1, 1, 1, 9, device="meta", dtype=torch.bool)},
+        {"score_mod": lambda scores, *_: scores * 2},
+        {"mask_mod": later_keys},
+    ],
+    ids=["additive mask", "bool mask", "score_mod", "mask_mod"],
+)
+def test_what_else_hides_keys_or_changes_logits_takes_no_kernel(hidden, monkeypatch):
+    monkeypatch.setattr(operators, "DEVICES", {"meta"})
+    q = torch.empty(1, 2, 9, 8, device="meta")
+    with Seen() as seen:
+        assert max_logits(q, q, **hidden).shape == (2, 2)
+
+    assert "aten.bmm.default" in seen.names
+    assert "internist.max_logits.default" not in seen.names
+
+
+def test_a_cpu_takes_no_kernel():
+    with Seen() as seen:
+        max_logits(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+
+    assert "internist.max_logits.default" not in seen.names
+
+
+def test_a_kernel_refuses_functions_of_indices_and_shapes_that_do_not_fit():
+    q = torch.ones(1, 2, 3, 4)
+
+    with pytest.raises(ValueError, match="a band alone"):
+        max_logits_of_a_band(q, q, Visibility(None, 0, 0, mask_mod=later_keys), scale=1.0, softcap=None)
+    for k in (q[0], q[..., :2], q[:, :0], torch.ones(1, 3, 3, 4)):
+        with pytest.raises(ValueError, match="K a divisor of H"):
+            max_logits_of_a_band(q, k, Visibility(None, 0, 0), scale=1.0, softcap=None)
+    with pytest.raises(ValueError, match="floating q and k on one device"):
+        max_logits_of_a_band(q, q.long(), Visibility(None, 0, 0), scale=1.0, softcap=None)
 
 
 def test_an_extent_on_the_meta_device_reads_nothing():

@@ -99,7 +99,7 @@ def _extremes(
         bottom = tl.minimum(bottom, logits, propagate_nan=tl.PropagateNan.ALL)
     before = tl.cdiv(tl.maximum(tl.minimum(begin, high) - low, 0), KEYS)
     after = tl.cdiv(tl.maximum(high - end, 0), KEYS)
-    for at in range(0, before + after):
+    for at in range(before + after):
         key = tl.where(at < before, low + at * KEYS, end + (at - before) * KEYS) + tl.arange(0, KEYS)
         logits = _products(query, q, k, key, S, q_feature, k_token, k_feature, True, D, FEATURES, QUERIES, KEYS)
         seen = (key[None, :] >= (place - left)[:, None]) & (key[None, :] <= (place + right)[:, None])
@@ -107,15 +107,15 @@ def _extremes(
         top = tl.maximum(top, tl.where(seen, logits, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
         bottom = tl.minimum(bottom, tl.where(seen, logits, float("inf")), propagate_nan=tl.PropagateNan.ALL)
 
-    is_nan = tl.max(tl.max((top != top).to(tl.int32), 1), 0) > 0
-    highest, lowest = tl.max(tl.max(top, 1), 0), tl.min(tl.min(bottom, 1), 0)
+    has_nan = tl.max(tl.max((top != top).to(tl.int32), 1), 0) > 0
+    highest = tl.max(tl.max(tl.where(top != top, float("-inf"), top), 1), 0)
+    lowest = tl.min(tl.min(tl.where(bottom != bottom, float("inf"), bottom), 1), 0)
+    has_none = (highest == float("-inf")) & (lowest == float("inf"))
     one, other = highest * scale, lowest * scale  # the scale may be negative
-    is_nan = is_nan | (one != one) | (other != other)
-    signed = tl.maximum(one, other)
-    absolute = tl.maximum(signed, -tl.minimum(one, other))
-    nothing = (highest == float("-inf")) & (lowest == float("inf"))
-    signed = tl.where(nothing, float("-inf"), tl.where(is_nan, float("nan"), signed))
-    absolute = tl.where(nothing, float("-inf"), tl.where(is_nan, float("nan"), absolute))
+    signed = tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
+    absolute = tl.maximum(signed, -tl.minimum(one, other), propagate_nan=tl.PropagateNan.ALL)
+    signed = tl.where(has_nan, float("nan"), tl.where(has_none, float("-inf"), signed))
+    absolute = tl.where(has_nan, float("nan"), tl.where(has_none, float("-inf"), absolute))
     extremes += head.to(tl.int64) * row + batch * pieces + piece
     tl.store(extremes, signed)
     tl.store(extremes + plane, absolute)

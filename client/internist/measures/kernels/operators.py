@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "internist"
 
-DEVICES = ("cuda", "xpu")
+DEVICES = {"cuda", "xpu"}
 """Types of device that Triton compiles for: those of NVIDIA and AMD are both "cuda" to torch."""
 
 INTERPRETER = "TRITON_INTERPRET"
@@ -38,7 +38,11 @@ _GIVEN_UP: set[str] = set()
 
 def usable(device: torch.device) -> bool:
     """Whether kernels run on tensors of a device. Where Triton interprets and compiles nothing, that is the CPU."""
-    return _usable(device.type, device.index, os.environ.get(INTERPRETER) == "1")
+    if not _installed():
+        return False
+    if os.environ.get(INTERPRETER) == "1":
+        return device.type == "cpu"
+    return device.type in DEVICES and _is_recent(device)
 
 
 def define(
@@ -93,14 +97,15 @@ def define(
 
 
 @functools.cache
-def _usable(kind: str, index: int | None, interpreted: bool) -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
-    if interpreted or kind not in DEVICES:
-        return interpreted and kind == "cpu"
-    if kind == "cuda" and torch.version.hip is None and torch.cuda.is_available():
-        return torch.cuda.get_device_capability(index) >= OLDEST
-    return True
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _is_recent(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= OLDEST
 
 
 @functools.cache
