@@ -22,6 +22,8 @@ SLOW_PATHS = {
     "tests/system": "whole programs, trained and served",
     "tests/client/exponents/test_confusion.py": "a family of models for every mistake",
     "tests/client/monitor/test_identity.py": "several processes",
+    "tests/client/measures/kernels": "an interpreter's kernels",
+    "tests/client/measures/test_kernels.py": "a process of their own, and a compiler",
     "tests/client/mup/test_benchmarks.py": "benchmarks, in small",
     "tests/client/optim/test_quality_benchmark.py": "benchmarks, in small",
     "tests/client/test_public_names.py": "interpreters of their own",

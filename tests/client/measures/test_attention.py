@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from internist.measures import attention
+from internist.measures import logit_pieces
 from internist.measures.attention import NOT_MEASURED, max_entries, max_logits
 
 ROUNDING = 1e-5
@@ -85,7 +85,7 @@ def test_the_size_of_the_pieces_changes_nothing(entries, monkeypatch):
     mask = random(3, 1, 50, 50) > 0
 
     whole = max_logits(q, k, mask=mask, is_causal=True, enable_gqa=True)
-    monkeypatch.setattr(attention, "ENTRIES_CPU", entries)
+    monkeypatch.setattr(logit_pieces, "ENTRIES_CPU", entries)
     torch.testing.assert_close(max_logits(q, k, mask=mask, is_causal=True, enable_gqa=True), whole)
 
 
@@ -238,7 +238,7 @@ def test_every_dtype_is_computed_in_float32(dtype):
 def test_functions_of_indices_get_those_of_the_whole_whatever_the_pieces(entries, monkeypatch):
     q, k = random(3, 4, 50, 8), random(3, 2, 50, 8, seed=1)
     bias, seen = random(3, 4, 50, 50, seed=2), random(3, 4, 50, 50, seed=3) > 0
-    monkeypatch.setattr(attention, "ENTRIES_CPU", entries)
+    monkeypatch.setattr(logit_pieces, "ENTRIES_CPU", entries)
 
     found = max_logits(
         q,
@@ -261,7 +261,7 @@ def test_memory_stays_bounded_by_the_pieces():
         return scores
 
     max_logits(q, k, score_mod=noting)
-    assert max(largest) <= attention.ENTRIES_CPU
+    assert max(largest) <= logit_pieces.ENTRIES_CPU
 
 
 def test_a_key_of_one_batch_serves_all():
@@ -282,7 +282,7 @@ def test_entries_by_hand():
 @pytest.mark.parametrize("entries", [1, 50, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_entries_match_the_logits_they_were_made_of(entries, dtype, monkeypatch):
-    monkeypatch.setattr(attention, "ENTRIES_CPU", entries)
+    monkeypatch.setattr(logit_pieces, "ENTRIES_CPU", entries)
     logits = (random(3, 4, 20, 25) * 10).to(dtype)
     seen = random(3, 1, 20, 25, seed=1) > 0
     expected = torch.stack(
