@@ -1,6 +1,7 @@
 """Checks: which series are judged by which criterion, as arrays that one step is judged with."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,8 +118,8 @@ def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -
 def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     """The checks of these series. Those of a longer list with the same beginning begin with the same checks."""
     metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
-    groups = _Groups.of(series, np.flatnonzero(metrics == _METRIC_NUMBER["learning_rate"]))
-    groups.learn_decays(series, np.flatnonzero(metrics == _METRIC_NUMBER["weight_decay"]))
+    rates, decays = (np.flatnonzero(metrics == _METRIC_NUMBER[name]) for name in ("learning_rate", "weight_decay"))
+    groups = _Groups.of(series, rates, decays)
     rows: list[tuple[int, int, bool, bool]] = []
     for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
         one = series[at]
@@ -185,28 +186,36 @@ def recovery_edge(checks: Checks, edge: Logs) -> Logs:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """The run's parameter groups: columns of their rates and decays."""
+    """The run's parameter groups: columns of their rates and decays.
+
+    A group is known by the number that its series and those of its parameters carry. Clients number the groups of all
+    optimizers through; those of early versions began anew with each optimizer, and a number that two groups bear
+    names neither: nobody's rate is better than another's.
+    """
 
     rates: list[int]
     weights: list[float]
     number: dict[int, int]
-    """Place of a group's rate in `rates`, by the group's index."""
+    """Place of a group's rate in `rates`, by the group's number."""
     decays: dict[int, int]
 
     @classmethod
-    def of(cls, series: Sequence[JudgedSeries], rates: Indices) -> "_Groups":
-        groups = cls(rates.tolist(), [float(series[at].facts.parameters or 1) for at in rates], {}, {})
-        for place, at in enumerate(groups.rates):
-            group = _group_of(series[at])
-            if group is not None:
-                groups.number[group] = place
-        return groups
+    def of(cls, series: Sequence[JudgedSeries], rates: Indices, decays: Indices) -> "_Groups":
+        own = _by_group(series, rates)
+        place = {int(column): place for place, column in enumerate(rates)}
+        return cls(
+            rates=rates.tolist(),
+            weights=[float(series[at].facts.parameters or 1) for at in rates],
+            number={group: place[column] for group, column in own.items()},
+            decays={group: column for group, column in _by_group(series, decays).items() if group in own},
+        )
 
-    def learn_decays(self, series: Sequence[JudgedSeries], decays: Indices) -> None:
-        for at in decays.tolist():
-            group = _group_of(series[at])
-            if group is not None:
-                self.decays[group] = at
+
+def _by_group(series: Sequence[JudgedSeries], columns: Indices) -> dict[int, int]:
+    """Columns by the number of their group, of the groups that share it with no other."""
+    numbers = [(_group_of(series[at]), at) for at in columns.tolist()]
+    counts = Counter(number for number, _ in numbers)
+    return {number: at for number, at in numbers if number is not None and counts[number] == 1}
 
 
 def _group_of(series: JudgedSeries) -> int | None:

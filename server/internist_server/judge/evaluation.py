@@ -117,7 +117,8 @@ class Evaluator:
                 bands = self._without_lows(bands)
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
-                ratio = levels - bands.centre
+                at = checks.muon.check  # the others keep what their ceilings have said of them
+                ratio[at] = levels[at] - bands.centre[at]
             judged = measured & ~np.isnan(ratio)
             warns, violates = (
                 ((ratio > high) | (ratio < low)) & measured for high, low in zip(bands.highs, bands.lows, strict=True)
