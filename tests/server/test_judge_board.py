@@ -121,7 +121,7 @@ def test_a_nan_is_the_worst_there_is():
 
     board = tell([*laws, (series(len(laws), "loss", ""), law)], last=450).judge.verdicts("run", "attempt")
 
-    assert board.sentence.startswith("numeric - model: NaN since step 400.")
+    assert board.sentence.startswith("numeric - model: loss is NaN since step 400.")
     assert board.members[0].value == "nan" and board.members[0].ratio == "inf"
     numeric = next(card for card in board.cards if card.name == "numeric")
     assert (numeric.state, numeric.violated, numeric.sparkline[-1]) == ("violated", 1, "inf")

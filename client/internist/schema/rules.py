@@ -9,6 +9,11 @@ FOR_POINTS_LIGHT = 3
 """Points, in the series' own cadence, a breach must last before the alert fires: light series."""
 FOR_POINTS_HEAVY = 2
 """The same for series of the heavy cadences."""
+FINITE_POINTS_LIGHT = 10
+"""Finite points after which a light series that was NaN or infinite is well again: a NaN that comes and goes is one
+incident."""
+FINITE_POINTS_HEAVY = 2
+"""The same for series of the heavy cadences."""
 LOST_AFTER_S = 60.0
 """A run whose heartbeat is older than this, by the server's clock, is lost."""
 STALLED_AFTER_STEPS = 10.0

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from internist.schema.conditions import (
     BASELINE_CRITICAL,
-    BASELINE_WARN,
     CARDS,
     CONDITION,
     CRITERIA,
@@ -135,7 +134,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     has_target, promised = fixed_target.astype(bool), is_muon.astype(bool)
     baselined = ~has_target & ~promised
     warn, critical = np.where(has_target, _TARGET_EDGES[number].T, np.nan)
-    high = np.where(has_target, 0.0, np.log2(BASELINE_WARN))
+    high = np.where(has_target, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
     lower = _TWO_SIDED[number] & ~has_target
     card = _CARD[number]
@@ -153,7 +152,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         target_centre=np.log2(warn).astype(np.float32),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
-        warn_low=np.where(lower, -high, -np.inf).astype(np.float32),
+        warn_low=np.full(number.size, -np.inf, np.float32),
         critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
         alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
         cadence=series_cadence[column],
