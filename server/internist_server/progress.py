@@ -14,6 +14,7 @@ from internist_server.errors import AttemptNotFound
 from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
 from internist_server.store import alerts, notifications
 from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
+from internist_server.store.bands import StoredBands, add_bands, pack_bands
 from internist_server.store.frames import (
     MAX_CELLS,
     Matrix,
@@ -115,6 +116,7 @@ class Progress:
         is_queued = False
         matrix = read_matrix(session, attempt.id, steps, live.columns)
         judged: list[Judged] = []
+        bands: list[StoredBands] = []
         for row, step in enumerate(steps):
             window = live.judge.window_due(step)
             if window is not None:
@@ -122,10 +124,14 @@ class Progress:
             said = live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
                 judged.append(_to_store(said, attempt, ranks))
+            if said.bands.column.size:
+                packed = pack_bands(said.bands.column, said.bands.scheduled, said.bands.edges)
+                bands.append(StoredBands(step, packed))
             if said.transitions:
                 at_ms = int(matrix.measured_at_ms[row])
                 is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
+        add_bands(session, attempt.id, bands)
         live.stored = JudgeState(
             version=live.stored.version + 1,
             judged_step=steps[-1],
@@ -286,7 +292,7 @@ def _judged(series: StoredSeries) -> JudgedSeries:
 
 def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:
     delivered = sum(rank.last_step >= said.step for rank in ranks)
-    return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis)
+    return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis, said.divisor)
 
 
 def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:

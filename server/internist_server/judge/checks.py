@@ -64,6 +64,8 @@ class Checks:
     """Judged against its own baseline: no target applies to it."""
     target_centre: Logs
     """log2 of the target's warning edge; NaN without a fixed target."""
+    target_edges: tuple[Logs, Logs]
+    """Warning and critical edge of a fixed target, exactly; NaN without one."""
     warn_high: Logs
     critical_high: Logs
     warn_low: Logs
@@ -150,6 +152,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         scheduled=_SCHEDULED[number] & baselined,
         baselined=baselined,
         target_centre=np.log2(warn).astype(np.float32),
+        target_edges=(_finite(warn), _finite(critical)),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
         warn_low=np.full(number.size, -np.inf, np.float32),
@@ -285,6 +288,10 @@ def _muon(
         decay=np.array([groups.decays.get(group, MISSING) for group in index], np.int64),
         weight=np.array([weights.like(one) for one in members], np.int64),
     )
+
+
+def _finite(edge: NDArray[np.float64]) -> Logs:
+    return np.where(np.isfinite(edge), edge, np.nan).astype(np.float32)
 
 
 def _points_needed(criterion: Criterion) -> int:

@@ -28,8 +28,8 @@ class Edges:
         """
         memory, is_one = self._memory, is_critical or not self._checks.alarms_on_warning[check]
         names = EDGES[2:] if is_one else EDGES[:2]
-        low, high = (float(getattr(memory, name)[check] * memory.unit[check]) for name in names)
-        return (None if math.isnan(low) else low), (None if math.isnan(high) else high)
+        low, high = (_shown(getattr(memory, name)[check] * memory.unit[check]) for name in names)
+        return low, high
 
     def ahead(self) -> tuple[Logs, Logs]:
         """The next edge above and below each check as log2 of its level: the warning one, or the critical one."""
@@ -44,3 +44,8 @@ class Edges:
         """Where the way to an edge begins, as log2 of a level: at a baseline's centre; where the centre is itself an
         edge (targets), at a quarter of it."""
         return np.where(np.isnan(self._checks.target_centre), self._bands.centre, high - np.float32(2))
+
+
+def _shown(edge: np.float32) -> float | None:
+    """A float32 to nine digits, which say it to the last bit, as charts write it; None for NaN."""
+    return None if math.isnan(edge) else float(f"{edge:.9g}")

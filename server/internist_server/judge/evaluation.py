@@ -104,11 +104,14 @@ class Bands:
         lows = tuple(low - by for low in (*self.lows, *self.clear_lows))
         return replace(self, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
 
-    def edges(self) -> tuple[Logs, Logs, Logs, Logs]:
+    def edges(self, checks: Checks) -> tuple[Logs, Logs, Logs, Logs]:
         """The edges as levels, in the order of EDGES; NaN: none."""
         ratios = (self.lows[0], self.highs[0], self.lows[1], self.highs[1])
         levels = [np.where(np.isfinite(ratio), np.exp2(self.centre + ratio), np.float32(np.nan)) for ratio in ratios]
-        return tuple(level.astype(np.float32) for level in levels)  # type: ignore[return-value]
+        is_target = ~np.isnan(checks.target_centre)
+        for at, edge in zip((1, 3), checks.target_edges, strict=True):
+            levels[at] = np.where(is_target, edge, levels[at])  # a number from theory, not what its logarithm gives
+        return levels[0], levels[1], levels[2], levels[3]
 
 
 class Evaluator:
@@ -162,7 +165,7 @@ class Evaluator:
             warning_clears, violation_clears = (
                 (ratio <= high) & (ratio >= low) for high, low in zip(bands.clear_highs, bands.clear_lows, strict=True)
             )
-            edges = bands.edges()
+            edges = bands.edges(checks)
             basis = self._basis
             if checks.sanity.size:
                 excess, known = self._sanity(values, present, finite)

@@ -53,6 +53,8 @@ class Judged:
     ranks_expected: int
     ratios: Ratios
     basis: Bases
+    divisor: float = 1.0
+    """What scheduled values were divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class JudgedWindow:
     steps: Ids
     ratios: Ratios
     basis: Bases
+    divisors: NDArray[np.float64]
+    """What scheduled values were divided by."""
 
 
 def load_state(session: Session, attempt_id: int) -> JudgeState:
@@ -118,6 +122,7 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
             "ranks_expected": one.ranks_expected,
             "ratios": one.ratios.astype("<f2").tobytes(),
             "basis": one.basis.tobytes(),
+            "divisor": one.divisor,
         }
         for one in judged
     ]
@@ -129,7 +134,7 @@ def read_judged(
 ) -> Iterator[JudgedWindow]:
     """Judgements of these columns of the judge's order in a window, in pieces of rising steps."""
     query = (
-        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis)
+        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis, JudgementRow.divisor)
         .where(JudgementRow.attempt_id == segment.attempt_id)
         .where(JudgementRow.step >= max(first, segment.first), JudgementRow.step <= min(last, segment.last))
         .order_by(JudgementRow.step)
@@ -142,7 +147,8 @@ def read_judged(
             known = places < len(row.basis)  # the order grows: older judgements are shorter
             ratios[place, known] = np.frombuffer(row.ratios, dtype="<f2")[places[known]]
             basis[place, known] = np.frombuffer(row.basis, dtype=np.uint8)[places[known]]
-        yield JudgedWindow(steps, ratios, basis)
+        divisors = np.array([np.nan if row.divisor is None else row.divisor for row in rows], np.float64)
+        yield JudgedWindow(steps, ratios, basis, divisors)
 
 
 def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:
