@@ -9,9 +9,10 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
+from internist.schema.views import Alert
 from internist_server.cursor import reached
-from internist_server.errors import AttemptNotFound
-from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
+from internist_server.errors import AttemptNotFound, Invalid
+from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement, Transition
 from internist_server.store import alerts, notifications
 from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
@@ -37,7 +38,7 @@ from internist_server.store.judgements import (
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
 from internist_server.store.tables import NEVER
-from internist_server.store.vitals import step_time_ms
+from internist_server.store.vitals import longest_pause_ms, step_time_ms
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +158,44 @@ class Progress:
             alerts.supersede(session, newest, now_ms=now_ms)
         return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
 
+    def accept(self, session: Session, attempt: Attempt, alert: Alert, *, now_ms: int) -> bool:
+        """Take what an alert tells of for the new normal of its series; whether a notification was queued.
+
+        Raises:
+            Invalid: it is judged by no baseline, or is over.
+        """
+        live = self._live_judge(session, attempt)
+        judged_step = live.judge.judged_step
+        changes: list[Transition] = []
+        if alert.series is not None and alert.pending_step is not None and judged_step is not None:
+            matrix = self._window(session, attempt, live, (alert.pending_step, judged_step))
+            changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
+        if not changes:
+            raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
+        newest = newest_attempt(session, attempt.run)
+        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id)
+        said = live.judge.summary()
+        summary = replace(
+            live.stored.summary,
+            state=said.state,
+            sentence=said.sentence,
+            violated=said.violated,
+            drifting=said.drifting,
+        )
+        live.stored = replace(
+            live.stored, version=live.stored.version + 1, order=live.columns.ids, state=live.judge.state(),
+            summary=summary,
+        )  # fmt: skip
+        save_state(session, attempt.id, live.stored)
+        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+
     def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
-        """Hand the judge the points of a window: of each plan those it asks for."""
+        """Hand the judge the points of a window."""
+        matrix = self._window(session, attempt, live, window)
+        live.judge.refresh(step, matrix.values, matrix.steps)
+
+    def _window(self, session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
+        """The points of a window, both ends included: of each plan those the judge asks for."""
         segment = Segment(attempt.id, 0, LAST_STEP)
         sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
         found = np.array(
@@ -169,8 +206,7 @@ class Progress:
         height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
         if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
             wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-        matrix = read_matrix(session, attempt.id, wanted.tolist(), live.columns)
-        live.judge.refresh(step, matrix.values, matrix.steps)
+        return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
 
     def _live_judge(self, session: Session, attempt: Attempt) -> LiveJudge:
         """The attempt's judge, as of the database, with all series of its plans."""
@@ -207,14 +243,19 @@ class Progress:
                     sampled_at_ms = at_ms
             elif len(rows):
                 values[name] = float(matrix.values[rows[-1], column])
+        step_ms = step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1])))
+        times = [(int(step), int(at)) for step, at in zip(matrix.steps, matrix.measured_at_ms, strict=True) if at > 0]
+        pause_ms = longest_pause_ms(times, last=before.last_measured, step_ms=step_ms)
         return Summary(
             state=said.state,
             sentence=said.sentence,
             violated=said.violated,
             drifting=said.drifting,
             values=values,
-            step_ms=step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1]))),
+            step_ms=step_ms,
             sampled_at_ms=sampled_at_ms,
+            pause_ms=max(before.pause_ms, pause_ms),
+            last_measured=times[-1] if times else before.last_measured,
         )
 
 

@@ -30,6 +30,10 @@ class Summary:
     """The last loss, learning rate, overhead share and coverage."""
     step_ms: float | None = None
     sampled_at_ms: int | None = None
+    pause_ms: float = 0.0
+    """The longest time between two measured steps beyond what their steps usually take."""
+    last_measured: tuple[int, int] | None = None
+    """The last step that was measured, and when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,9 @@ def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:
 
 
 def _summary(stored: dict[str, Any]) -> Summary:
-    return Summary(**{**stored, "values": {name: float(value) for name, value in stored["values"].items()}})
+    last = stored.get("last_measured")
+    values = {name: float(value) for name, value in stored["values"].items()}
+    return Summary(**{**stored, "values": values, "last_measured": None if last is None else (last[0], last[1])})
 
 
 def _plain(summary: Summary) -> dict[str, Any]:
@@ -173,4 +179,6 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "values": {name: repr(float(value)) for name, value in summary.values.items()},
         "step_ms": summary.step_ms,
         "sampled_at_ms": summary.sampled_at_ms,
+        "pause_ms": summary.pause_ms,
+        "last_measured": summary.last_measured,
     }
