@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import QUIET_AFTER_S, RUN_RULES
+from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
 from internist.schema.views import Alert
 from internist.schema.wire import (
     VERSION,
@@ -40,7 +40,7 @@ DENSE_STEPS: Final = 20
 """How long every step is wished for after a critical alert."""
 _LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
 _HOW: Final = {"failed": "ended by an error", "killed": "was killed by a signal"}
-_ENDS: Final = {rule.state: rule for rule in RUN_RULES if rule.is_end}
+_ENDS: Final[dict[str, RunRule]] = {rule.state: rule for rule in RUN_RULES if rule.is_end}
 
 
 def system_clock_ms() -> int:

@@ -164,7 +164,8 @@ def _median(values: Floats) -> Floats:
     counts = np.maximum(values.shape[1] - np.count_nonzero(np.isnan(values), axis=1), 1)
     rows = np.arange(len(values))
     median = (ordered[rows, (counts - 1) // 2] + ordered[rows, counts // 2]) / np.float32(2)
-    return np.nan_to_num(median, nan=0.0).astype(np.float32)
+    found: Floats = np.where(np.isnan(median), np.float32(0), median).astype(np.float32)
+    return found
 
 
 def muon_band(
