@@ -123,9 +123,9 @@ def rules_section() -> str:
         f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says. It resolves when the log-ratio is back under "
         f"{conditions.RECOVERY:.0%} of the band's own log-width. A run is `lost` when its heartbeat is older than "
         f"{rules.LOST_AFTER_S:g} s, and `stalled` when its step has not moved for {rules.STALLED_AFTER_STEPS:g} median "
-        f"step times and {rules.STALLED_AFTER_S:g} s, and for {rules.STALLED_AFTER_PAUSES:g} times the longest pause it "
-        "has come back from; an evaluation of the watched model counts as a move, and `monitor.pause()` tells of anything "
-        "else. When a run ends, whatever fires is resolved.",
+        f"step times and {rules.STALLED_AFTER_S:g} s, and for {rules.STALLED_AFTER_PAUSES:g} times the longest pause "
+        "it has come back from; an evaluation of the watched model counts as a move, and `monitor.pause()` tells of "
+        "anything else. When a run ends, whatever fires is resolved.",
         "",
         *table("rule | condition | drifting | violated | points"),
     ]

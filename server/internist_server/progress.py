@@ -12,6 +12,7 @@ from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
 from internist_server.cursor import reached
 from internist_server.errors import AttemptNotFound, Invalid
+from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement, Transition
 from internist_server.store import alerts, notifications
 from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
@@ -44,8 +45,9 @@ log = logging.getLogger(__name__)
 
 SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
-SPECTRAL_OPTIMIZERS: Final = ("muon", "shampoo", "soap", "scion", "dion")
-"""Optimizers whose name holds one of these control the spectral norm of their updates."""
+DECLARED: Final = ("mup", "spectral")
+"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
+Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
 MAX_JUDGES: Final = 64
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
@@ -305,10 +307,13 @@ def _load(session: Session, attempt: Attempt) -> LiveJudge:
         order, inherited = _parent_order(session, attempt)
         stored = replace(stored, order=order)
     series = list_series(session, stored.order)
-    is_mup = attempt.parametrization in ("mup", "spectral") or any(
-        name in optimizer.lower() for optimizer in attempt.optimizers for name in SPECTRAL_OPTIMIZERS
-    )
-    judge = Judge([_judged(one) for one in series], mup=is_mup, every=attempt.every, state=stored.state)
+    known = [_judged(one) for one in series]
+    is_mup = attempt.parametrization in DECLARED
+    try:
+        judge = Judge(known, mup=is_mup, every=attempt.every, state=stored.state)
+    except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
+        log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
+        judge = Judge(known, mup=is_mup, every=attempt.every)
     if inherited is not None:
         judge.inherit(inherited)
     columns = columns_for(session, stored.order, [one.metric for one in series])

@@ -10,7 +10,7 @@ from internist.schema.wire import CoverageEntry, Heartbeat
 from internist_server.ingest import DENSE_STEPS
 from internist_server.store.attempts import find_attempt
 from internist_server.store.judgements import load_state, save_state
-from tests.server.sending import EPOCH_MS, STEP_MS, Sender
+from tests.server.sending import EPOCH_MS, STEP_MS, Sender, module_series, start_of
 from tests.server.sick_runs import EVERY, faulty_block, frames, small_model
 
 FIRST = 1000
@@ -265,3 +265,24 @@ def test_a_directive_ends_with_its_incident(sender):
 
     assert [one["until_step"] for one in reply["directives"]] == [FIRST + DENSE_STEPS]
     assert sender.send([sender.finish(FIRST + 10)])["directives"] == []
+
+
+def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
+    with sender.api.app.state.services.database.write() as session:
+        attempt = find_attempt(session, sender.run, sender.start.attempt)
+        state = load_state(session, attempt.id)
+        save_state(session, attempt.id, replace(state, version=state.version + 1, state=b"of another version"))
+
+    sender.send(frames(sender, range(FIRST, FIRST + 100, EVERY)))
+
+    assert sender.get("/verdicts")["step"] == FIRST + 90
+    assert "is judged anew" in caplog.text
+
+
+def test_an_optimizer_alone_declares_no_parametrisation(sqlite_api):
+    muon = Sender(sqlite_api, start_of(optimizers=("Muon", "AdamW")))
+    norm = module_series(0, "weight.operator_norm", "blocks.0.fc.weight", cadence=10)
+    muon.send([*muon.declare([norm]), *(muon.frame(step, [3.7]) for step in range(0, 600, 10))])
+
+    members = [one for one in muon.get("/verdicts")["members"] if one["condition"] == "spectral_weight"]
+    assert [(one["state"], one["basis"]) for one in members] == [("ok", "baseline")]

@@ -21,10 +21,8 @@ SCHEDULE_JUMP = 3.0
 two light samples after warm-up, is a condition of its own."""
 JUDGED_CARDS = 3
 """Fewer of the six cards than this that are judged: not measured, however well they are."""
-JUDGED_OUTPUT = ("forward", "dependency")
-"""One of these must be judged, for what the model gives,"""
 JUDGED_STEP = "update"
-"""and this one, for how it moves."""
+"""And so is a run of which this one is not judged: the others may hold by targets before anything has been learned."""
 RECOVERY = 0.8
 """An alert resolves when the log-ratio is back under this share of the band's own log-width."""
 
@@ -71,7 +69,7 @@ class Target:
     critical_above: float | None
     """None: it warns, however far it goes."""
     applies_when: Literal["always", "mup", "muon"]
-    """`mup`: the run declares a spectral or muP parametrisation, or uses a spectral optimizer. `muon`: the series carries `update_scale`."""
+    """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
     source: str
 
 

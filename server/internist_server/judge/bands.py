@@ -26,6 +26,9 @@ SPREAD_EXTREMES = 1.5
 """Times as far as a window's own extreme is well: heavy tails repeat themselves."""
 SPREAD_LIMIT = 4.0
 """log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
+ROUNDING = 1e-8
+"""Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
+normalisation layer has such ones, up and down by any factor. They make no baseline."""
 _TO_NORMAL = np.float32(1.4826)
 """From the median absolute deviation to the standard deviation of a normal distribution."""
 _TO_NOW = math.log2(8 / 3)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, CONDITION, JUDGED_CARDS, JUDGED_OUTPUT, JUDGED_STEP, Basis, State
+from internist.schema.conditions import CARDS, CONDITION, JUDGED_CARDS, JUDGED_STEP, Basis, State
 from internist_server.judge import wording
 
 RANKS: tuple[State, ...] = ("not measured", "ok", "drifting", "violated")
@@ -188,11 +188,7 @@ def _overall(
     waiting = ", ".join(CARDS[card] for card in range(len(CARDS)) if ranks[card] != OK)
     verb = "holds" if len(held) == 1 else "hold"
     said = f"{_NUMBERS[len(held)]} of {_OF_ALL[len(CARDS)]} conditions {verb} ({rests}); not measured yet: {waiting}."
-    is_enough = (
-        len(held) >= JUDGED_CARDS
-        and ranks[CARDS.index(JUDGED_STEP)] == OK
-        and any(ranks[CARDS.index(card)] == OK for card in JUDGED_OUTPUT)
-    )
+    is_enough = len(held) >= JUDGED_CARDS and ranks[CARDS.index(JUDGED_STEP)] == OK
     return ("ok", said) if is_enough else ("not measured", f"Too little is judged to call it well. {said}")
 
 

@@ -28,7 +28,7 @@ class Edges:
         """
         memory, is_one = self._memory, is_critical or not self._checks.alarms_on_warning[check]
         names = EDGES[2:] if is_one else EDGES[:2]
-        low, high = (_shown(getattr(memory, name)[check] * memory.unit[check]) for name in names)
+        low, high = (shown(getattr(memory, name)[check] * memory.unit[check]) for name in names)
         return low, high
 
     def ahead(self) -> tuple[Logs, Logs]:
@@ -46,6 +46,6 @@ class Edges:
         return np.where(np.isnan(self._checks.target_centre), self._bands.centre, high - np.float32(2))
 
 
-def _shown(edge: np.float32) -> float | None:
-    """A float32 to nine digits, which say it to the last bit, as charts write it; None for NaN."""
-    return None if math.isnan(edge) else float(f"{edge:.9g}")
+def shown(edge: np.float32) -> float | None:
+    """The shortest number that is this float32, for people: 0.3, not 0.300000012; None for NaN."""
+    return None if math.isnan(edge) else float(str(edge))

@@ -68,7 +68,7 @@ class Judge:
 
         Args:
             series: all series so far, in the order in which `add_series` was or will be called.
-            mup: the run declares a spectral or muP parametrisation or uses a spectral optimizer.
+            mup: the run declares a spectral or muP parametrisation.
             every: steps between two light samples.
             state: of an earlier judge of the same attempt, whose series are a beginning of these; None: a new attempt.
 
@@ -178,9 +178,11 @@ class Judge:
         divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
         scheduled = checks.scheduled[at]
         unscaled = points[scheduled]
-        raw = bands.baselines(unscaled) * np.exp2(np.maximum(bands.window_shape(unscaled, ages).growth, 0))
+        middle = bands.baselines(unscaled)
+        raw = middle * np.exp2(np.maximum(bands.window_shape(unscaled, ages).growth, 0))
         points[scheduled] /= divisor
         taken, shape = bands.baselines(points), bands.window_shape(points, ages)
+        taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
         known = ~np.isnan(taken)
         memory.baseline[at[known]] = taken[known]
         for name in ("growth", "above", "below"):

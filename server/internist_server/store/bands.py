@@ -15,7 +15,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import Basis
-from internist.schema.views import Band, Number
+from internist.schema.views import Band
+from internist_server.judge.edges import shown
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers
 from internist_server.store.tables import BandRow
@@ -23,6 +24,7 @@ from internist_server.store.tables import BandRow
 BAND: Final = np.dtype([("place", "<i4"), ("scheduled", "<i4"), ("edges", "<f4", (4,))])
 """Edges: lower and upper warning edge, lower and upper critical edge; NaN where there is none."""
 _BASES: Final[Mapping[int, Basis]] = {1: "target", 2: "reference", 3: "baseline", 4: "sanity"}
+_BASELINE: Final = 3
 _EDGES: Final = 4
 Records = NDArray[np.void]
 
@@ -98,11 +100,5 @@ def band_of(values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8
     with np.errstate(all="ignore"):
         centre = (values / np.exp2(ratios.astype(np.float32))).astype(np.float32)
     has_centre = np.isfinite(centre) & (centre > 0) & (basis == _BASELINE)
-    return Band(_BASES[kind], _shown(np.where(has_centre, centre, np.nan)), *(_shown(edges[:, at]) for at in range(4)))
-
-
-_BASELINE: Final = 3
-
-
-def _shown(values: Floats) -> tuple[Number, ...]:
-    return numbers(values, absent=np.isnan(values))
+    shown_centre = numbers(centre, absent=~has_centre)
+    return Band(_BASES[kind], shown_centre, *(tuple(map(shown, edges[:, at])) for at in range(_EDGES)))
