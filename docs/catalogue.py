@@ -99,8 +99,10 @@ def criteria_section() -> str:
         "",
         "*Baseline*: the run's own, the median over its points with step in [t/4, t/2], at least "
         f"{conditions.BASELINE_MINIMUM_POINTS} of them. "
-        f"A value {conditions.BASELINE_WARN:g} times its baseline is drifting, "
-        f"{conditions.BASELINE_CRITICAL:g} times is violated; a two-sided one also when that much smaller. "
+        f"A value more than {conditions.BASELINE_CRITICAL:g} times its baseline is violated; a two-sided one also when "
+        "that much smaller, unless most modules have fallen together. The band is wider where its window scatters or "
+        "grows, and stays as it is while a check fires: what is wrong does not become what it is measured by, until "
+        "someone acknowledges a new normal. "
         "*Target*: a number from theory, judged only where it applies. "
         f"*Sanity*: a step that moves a module's output by more than {conditions.SANITY_RELATIVE_UPDATE:g} of itself "
         "violates, whatever the baseline. "
@@ -121,7 +123,9 @@ def rules_section() -> str:
         f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says. It resolves when the log-ratio is back under "
         f"{conditions.RECOVERY:.0%} of the band's own log-width. A run is `lost` when its heartbeat is older than "
         f"{rules.LOST_AFTER_S:g} s, and `stalled` when its step has not moved for {rules.STALLED_AFTER_STEPS:g} median "
-        f"step times and {rules.STALLED_AFTER_S:g} s.",
+        f"step times and {rules.STALLED_AFTER_S:g} s, and for {rules.STALLED_AFTER_PAUSES:g} times the longest pause "
+        "it has come back from; an evaluation of the watched model counts as a move, and `monitor.pause()` tells of "
+        "anything else. When a run ends, whatever fires is resolved.",
         "",
         *table("rule | condition | drifting | violated | points"),
     ]
@@ -129,6 +133,8 @@ def rules_section() -> str:
         row(f"`{r.name}`", f"`{r.condition}`", r.drifting or "no alert", r.violated, str(r.for_points or "by cadence"))
         for r in rules.RULES
     ]
+    lines += ["", *table("rule on the run | what is wrong | severity | first look at")]
+    lines += [row(f"`{r.name}`", r.fault, r.severity, r.advice) for r in rules.RUN_RULES]
     return "\n".join([*lines, ""])
 
 

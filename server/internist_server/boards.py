@@ -2,14 +2,16 @@
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy.orm import Session
 
 from internist.schema.views import Verdicts
 from internist_server.progress import load_judge
-from internist_server.store.attempts import Attempt
-from internist_server.store.judgements import load_version
+from internist_server.store.attempts import Attempt, list_ranks
+from internist_server.store.evidence import read_evidence
+from internist_server.store.judgements import Summary, load_summaries, load_version
 
 MAX_BOARDS: Final = 32
 
@@ -22,7 +24,14 @@ class Boards:
         self._boards: OrderedDict[tuple[int, int, int | None], Verdicts] = OrderedDict()
 
     def read(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
-        """The board as of the last judged step; its members cut to `limit`."""
+        """The board as of the last judged step, weighed by what is known beside; its members cut to `limit`."""
+        board = self._judged(session, attempt, limit=limit)
+        summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
+        evidence = read_evidence(session, attempt.id, list_ranks(session, attempt.id), summary)
+        state, sentence = evidence.weigh(board.state, board.sentence)
+        return board if state == board.state else replace(board, state=state, sentence=sentence)
+
+    def _judged(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
         key = (attempt.id, load_version(session, attempt.id), limit)
         with self._lock:
             found = self._boards.get(key)

@@ -2,15 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy.orm import Session
 
+from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
+from internist.schema.views import Alert
 from internist.schema.wire import (
     VERSION,
     Directive,
+    Finish,
     FramesReply,
     Heartbeat,
     HeartbeatReply,
@@ -19,9 +22,9 @@ from internist.schema.wire import (
 )
 from internist_server import admission, observability
 from internist_server.changes import Changes
-from internist_server.cursor import advance_cursor
+from internist_server.cursor import advance_cursor, reached
 from internist_server.envelope import Contents, require_version
-from internist_server.errors import AttemptNotFound, NotFound
+from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress
 from internist_server.store import alerts, attempts, notifications, sequences
@@ -35,7 +38,9 @@ log = logging.getLogger(__name__)
 
 DENSE_STEPS: Final = 20
 """How long every step is wished for after a critical alert."""
-_RUN_RULES: Final = {"lost": "run_lost", "stalled": "run_stalled"}
+_LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
+_HOW: Final = {"failed": "ended by an error", "killed": "was killed by a signal"}
+_ENDS: Final[dict[str, RunRule]] = {rule.state: rule for rule in RUN_RULES if rule.is_end}
 
 
 def system_clock_ms() -> int:
@@ -115,6 +120,7 @@ class Ingest:
                 self._progress.forget(attempt.id)
             is_queued = self._progress.advance(session, attempt, now_ms=now_ms) or intake.is_queued
             is_queued = self._watch(session, attempt, now_ms=now_ms) or is_queued
+            is_queued = self._end(session, attempt, intake.ends, now_ms=now_ms) or is_queued
             attempts.touch_run(session, run)
             directives = _directives(session, attempt)
         refused = (*contents.refused, *intake.refused)
@@ -143,6 +149,33 @@ class Ingest:
             reply = HeartbeatReply(_directives(session, attempt))
         self._announce(run, is_queued=is_queued)
         return reply
+
+    def acknowledge(self, alert: int, *, by: str, is_new_normal: bool) -> Alert:
+        """A person has seen an alert, and perhaps calls what it tells of the new normal.
+
+        Raises:
+            AlertNotFound: there is no such alert.
+            Invalid: what it tells of is judged by no baseline, or is over: there is no new normal to take.
+        """
+        now_ms = self._clock()
+        is_queued = False
+        run = self._run_of(alert)
+        with self._transaction(run) as session:
+            seen = alerts.acknowledge(session, alert, by=by, now_ms=now_ms)
+            if is_new_normal:
+                attempt = attempts.find_attempt(session, seen.run, seen.attempt)
+                is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
+                attempts.touch_run(session, run)
+                (seen,) = alerts.get_alerts(session, [alert])
+        self._announce(run, is_queued=is_queued)
+        return seen
+
+    def _run_of(self, alert: int) -> str:
+        with self._database.read() as session:
+            found = alerts.get_alerts(session, [alert])
+        if not found:
+            raise AlertNotFound(alert)
+        return found[0].run
 
     def tick(self) -> None:
         """Do what time alone brings: judge what waited for silent ranks, notice lost and stalled runs."""
@@ -206,8 +239,10 @@ class Ingest:
     def _is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
         """Whether time alone has brought something: a step to judge, or another state of the run."""
         vitals = _vitals(session, attempt, now_ms=now_ms)
-        known = {state for state, rule in _RUN_RULES.items() if alerts.find_run_alert(session, attempt.run, rule=rule)}
-        if known != ({vitals.state} & set(_RUN_RULES)) and _was_live(session, attempt):
+        known = {
+            rule.state for rule in _LASTING if alerts.find_run_alert(session, attempt.run, rule=rule.name) is not None
+        }
+        if known != ({vitals.state} & {rule.state for rule in _LASTING}) and _was_live(session, attempt):
             return True
         return self._progress.is_due(session, attempt, now_ms=now_ms)
 
@@ -217,14 +252,36 @@ class Ingest:
             return False
         vitals = _vitals(session, attempt, now_ms=now_ms)
         has_news = False
-        for state, rule in _RUN_RULES.items():
-            if vitals.state != state:
-                has_news |= alerts.close_run_alert(session, attempt.run, rule=rule, step=None, now_ms=now_ms)
+        for rule in _LASTING:
+            if vitals.state != rule.state:
+                has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
             elif _was_live(session, attempt):
-                message = f"the run is {state}: {vitals.reason}"
+                message = f"the run is {rule.state}: {vitals.reason}"
                 opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
                 has_news |= opened is not None
         return has_news and self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+
+    def _end(self, session: Session, attempt: Attempt, ends: Sequence[Finish], *, now_ms: int) -> bool:
+        """Tell how ranks ended that did not end well, and close what is open of an attempt that is over; whether a
+        notification was queued."""
+        is_queued = False
+        for end in ends:
+            rule = _ENDS.get(end.outcome)
+            if rule is None:
+                continue
+            is_quiet = now_ms - end.finished_at_ms > QUIET_AFTER_S * 1000
+            found = alerts.add_end(
+                session, attempt, rule=rule, step=end.step, message=f"the run {_HOW[end.outcome]} at step {end.step}",
+                at_ms=end.finished_at_ms, is_quiet=is_quiet,
+            )  # fmt: skip
+            if found is not None and self._notify and not is_quiet:
+                notifications.queue_moment(session, attempt.run, rule.name, found, now_ms=now_ms)
+                is_queued = True
+        if attempt.finished_at_ms is None:
+            return is_queued
+        step = max((reached(rank) for rank in attempts.list_ranks(session, attempt.id)), default=None)
+        alerts.close_attempt(session, attempt, step=step, now_ms=now_ms)
+        return (self._notify and notifications.queue_resolved(session, attempt.run, now_ms=now_ms)) or is_queued
 
     def _announce(self, run: str, *, is_queued: bool) -> None:
         """After a commit: tell those who wait."""
@@ -241,7 +298,7 @@ def _names(start: RunStart) -> tuple[str, str, int]:
 def _vitals(session: Session, attempt: Attempt, *, now_ms: int) -> Vitals:
     ranks = attempts.list_ranks(session, attempt.id)
     summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
-    return vitals_of(attempt, ranks, step_ms=summary.step_ms, now_ms=now_ms)
+    return vitals_of(attempt, ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms, now_ms=now_ms)
 
 
 def _was_live(session: Session, attempt: Attempt) -> bool:

@@ -1,11 +1,24 @@
 """The records of one request on their way into the database: stored, known already, or refused with a reason."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
-from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Outline, Plan, Record, Refused, RunStart, Series
+from internist.schema.wire import (
+    MAX_TEXT_LENGTH,
+    CoverageEntry,
+    Finish,
+    Frame,
+    Note,
+    Outline,
+    Plan,
+    Record,
+    Refused,
+    RunStart,
+    Series,
+)
 from internist_server import admission
 from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
@@ -15,6 +28,11 @@ from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.frames import NewFrame
 from internist_server.store.series import StoredPlan
 from internist_server.store.starts import correct_start
+
+REFUSAL_WEIGHT: Final = 10
+"""Good frames that must follow a refused one before a run can be called well again."""
+REFUSALS_KEPT: Final = 10
+"""Refused frames that are held against a run at once."""
 
 
 class Intake:
@@ -49,6 +67,8 @@ class Intake:
         self.refused: list[Refused] = []
         self.is_queued = False
         self.has_new_facts = False
+        self.ends: list[Finish] = []
+        """How the rank says that it ended."""
         self._session = session
         self._judged_step = judged_step
         self._now_ms = now_ms
@@ -75,9 +95,12 @@ class Intake:
             self.stored += is_stored
         if reason is not None:
             self.refused.append(Refused(record.sequence, reason))
+        if record.frame is not None:
+            self._count_frame(reason)
 
     def pass_over(self, sequence: int) -> None:
         """Note that a record of this number came and cannot be read: sent again it would be no better."""
+        self._count_frame("it cannot be read")
         if admission.refuse_sequence(sequence) is None and not sequences.holds(self.rank.delivered, sequence):
             sequences.add(self.rank.delivered, sequence)
 
@@ -99,6 +122,15 @@ class Intake:
     def frames(self) -> int:
         """Number of frames stored."""
         return len(self._frames)
+
+    def _count_frame(self, refusal: str | None) -> None:
+        """A frame that is refused leaves a hole, which the good ones that follow outweigh after a while."""
+        rank = self.rank
+        if refusal is None:
+            rank.refused = max(0, rank.refused - 1)
+        else:
+            rank.refused = min(rank.refused + REFUSAL_WEIGHT, REFUSALS_KEPT * REFUSAL_WEIGHT)
+            rank.refusal = refusal[:MAX_TEXT_LENGTH]
 
     def _store(self, record: Record) -> tuple[str | None, bool]:
         """Store a record's content: why it, or a part of it, is refused, and whether anything of it is stored."""
@@ -218,7 +250,7 @@ class Intake:
             is_quiet = self._now_ms - note.noted_at_ms > QUIET_AFTER_S * 1000
             alert = alerts.add_note(self._session, self.attempt, note, is_quiet=is_quiet)
             if self._notify and not is_quiet:
-                notifications.queue_note(self._session, self.attempt.run, alert, now_ms=self._now_ms)
+                notifications.queue_moment(self._session, self.attempt.run, "user", alert, now_ms=self._now_ms)
                 self.is_queued = True
         return reason
 
@@ -229,6 +261,7 @@ class Intake:
             note_end(self.rank, finish.step)
             attempts.save_rank(self._session, self.attempt.id, self.rank)
             self.attempt = attempts.finish(self._session, self.attempt, finish)
+            self.ends.append(finish)
         return reason
 
     def _plan(self, number: int) -> StoredPlan | None:

@@ -9,11 +9,14 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
+from internist.schema.views import Alert
 from internist_server.cursor import reached
-from internist_server.errors import AttemptNotFound
-from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
+from internist_server.errors import AttemptNotFound, Invalid
+from internist_server.judge.errors import JudgeStateError
+from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement, Transition
 from internist_server.store import alerts, notifications
 from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
+from internist_server.store.bands import StoredBands, add_bands, pack_bands
 from internist_server.store.frames import (
     MAX_CELLS,
     Matrix,
@@ -36,14 +39,15 @@ from internist_server.store.judgements import (
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
 from internist_server.store.tables import NEVER
-from internist_server.store.vitals import step_time_ms
+from internist_server.store.vitals import longest_pause_ms, step_time_ms
 
 log = logging.getLogger(__name__)
 
 SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
-SPECTRAL_OPTIMIZERS: Final = ("muon", "shampoo", "soap", "scion", "dion")
-"""Optimizers whose name holds one of these control the spectral norm of their updates."""
+DECLARED: Final = ("mup", "spectral")
+"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
+Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
 MAX_JUDGES: Final = 64
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
@@ -115,6 +119,7 @@ class Progress:
         is_queued = False
         matrix = read_matrix(session, attempt.id, steps, live.columns)
         judged: list[Judged] = []
+        bands: list[StoredBands] = []
         for row, step in enumerate(steps):
             window = live.judge.window_due(step)
             if window is not None:
@@ -122,10 +127,14 @@ class Progress:
             said = live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
                 judged.append(_to_store(said, attempt, ranks))
+            if said.bands.column.size:
+                packed = pack_bands(said.bands.column, said.bands.scheduled, said.bands.edges)
+                bands.append(StoredBands(step, packed))
             if said.transitions:
                 at_ms = int(matrix.measured_at_ms[row])
                 is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
+        add_bands(session, attempt.id, bands)
         live.stored = JudgeState(
             version=live.stored.version + 1,
             judged_step=steps[-1],
@@ -151,8 +160,44 @@ class Progress:
             alerts.supersede(session, newest, now_ms=now_ms)
         return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
 
+    def accept(self, session: Session, attempt: Attempt, alert: Alert, *, now_ms: int) -> bool:
+        """Take what an alert tells of for the new normal of its series; whether a notification was queued.
+
+        Raises:
+            Invalid: it is judged by no baseline, or is over.
+        """
+        live = self._live_judge(session, attempt)
+        judged_step = live.judge.judged_step
+        changes: list[Transition] = []
+        if alert.series is not None and alert.pending_step is not None and judged_step is not None:
+            matrix = self._window(session, attempt, live, (alert.pending_step, judged_step))
+            changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
+        if not changes:
+            raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
+        newest = newest_attempt(session, attempt.run)
+        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id)
+        said = live.judge.summary()
+        summary = replace(
+            live.stored.summary,
+            state=said.state,
+            sentence=said.sentence,
+            violated=said.violated,
+            drifting=said.drifting,
+        )
+        live.stored = replace(
+            live.stored, version=live.stored.version + 1, order=live.columns.ids, state=live.judge.state(),
+            summary=summary,
+        )  # fmt: skip
+        save_state(session, attempt.id, live.stored)
+        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+
     def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
-        """Hand the judge the points of a window: of each plan those it asks for."""
+        """Hand the judge the points of a window."""
+        matrix = self._window(session, attempt, live, window)
+        live.judge.refresh(step, matrix.values, matrix.steps)
+
+    def _window(self, session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
+        """The points of a window, both ends included: of each plan those the judge asks for."""
         segment = Segment(attempt.id, 0, LAST_STEP)
         sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
         found = np.array(
@@ -163,8 +208,7 @@ class Progress:
         height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
         if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
             wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-        matrix = read_matrix(session, attempt.id, wanted.tolist(), live.columns)
-        live.judge.refresh(step, matrix.values, matrix.steps)
+        return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
 
     def _live_judge(self, session: Session, attempt: Attempt) -> LiveJudge:
         """The attempt's judge, as of the database, with all series of its plans."""
@@ -201,14 +245,19 @@ class Progress:
                     sampled_at_ms = at_ms
             elif len(rows):
                 values[name] = float(matrix.values[rows[-1], column])
+        step_ms = step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1])))
+        times = [(int(step), int(at)) for step, at in zip(matrix.steps, matrix.measured_at_ms, strict=True) if at > 0]
+        pause_ms = longest_pause_ms(times, last=before.last_measured, step_ms=step_ms)
         return Summary(
             state=said.state,
             sentence=said.sentence,
             violated=said.violated,
             drifting=said.drifting,
             values=values,
-            step_ms=step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1]))),
+            step_ms=step_ms,
             sampled_at_ms=sampled_at_ms,
+            pause_ms=max(before.pause_ms, pause_ms),
+            last_measured=times[-1] if times else before.last_measured,
         )
 
 
@@ -258,10 +307,13 @@ def _load(session: Session, attempt: Attempt) -> LiveJudge:
         order, inherited = _parent_order(session, attempt)
         stored = replace(stored, order=order)
     series = list_series(session, stored.order)
-    is_mup = attempt.parametrization in ("mup", "spectral") or any(
-        name in optimizer.lower() for optimizer in attempt.optimizers for name in SPECTRAL_OPTIMIZERS
-    )
-    judge = Judge([_judged(one) for one in series], mup=is_mup, every=attempt.every, state=stored.state)
+    known = [_judged(one) for one in series]
+    is_mup = attempt.parametrization in DECLARED
+    try:
+        judge = Judge(known, mup=is_mup, every=attempt.every, state=stored.state)
+    except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
+        log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
+        judge = Judge(known, mup=is_mup, every=attempt.every)
     if inherited is not None:
         judge.inherit(inherited)
     columns = columns_for(session, stored.order, [one.metric for one in series])
@@ -286,7 +338,7 @@ def _judged(series: StoredSeries) -> JudgedSeries:
 
 def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:
     delivered = sum(rank.last_step >= said.step for rank in ranks)
-    return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis)
+    return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis, said.divisor)
 
 
 def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:

@@ -151,6 +151,51 @@ def test_the_first_to_acknowledge_stays(sender):
     assert first["acknowledged_at_ms"] == sender.api.app.state.services.clock()
 
 
+def test_a_new_normal_resolves_its_alert_and_is_measured_by_itself(sender):
+    steps = range(FIRST, FIRST + 120, EVERY)
+    fault(sender, steps, feature=False)
+    (alert,) = alerts(sender)
+    path = f"/api/v1/alerts/{alert['id']}/acknowledge"
+
+    seen = sender.api.post(path, json={"by": "ada", "new_normal": True}).json()
+
+    assert (seen["state"], seen["acknowledged_by"]) == ("resolved", "ada")
+    assert "new normal" in seen["message"]
+    assert [status for _, status, _ in queued(sender)] == ["firing", "resolved"]
+    later = faulty_block(1, first=FIRST, last=10_000, feature=False)
+    sender.send(frames(sender, range(FIRST + 120, FIRST + 400, EVERY), later))
+    assert [one["state"] for one in alerts(sender)] == ["resolved"]
+    again = sender.api.post(path, json={"by": "ada", "new_normal": True})
+    assert again.status_code == 422 and "out of the band" in again.json()["detail"]
+
+
+def test_a_fault_that_recovers_says_so_and_names_the_band_it_had(sender):
+    fault(sender, range(FIRST, LAST + 200, EVERY), feature=False)
+
+    (alert,) = alerts(sender)
+    assert alert["state"] == "resolved"
+    assert "out of its band since step 1000" in alert["message"] and "it had" in alert["message"]
+
+
+@pytest.mark.parametrize(
+    "query", ["severity=critical", "module=blocks.1", "runs=run1", "condition=forwards", "state=open"]
+)
+def test_a_filter_that_is_not_known_is_422(sqlite_api, query):
+    answer = sqlite_api.get(f"/api/v1/alerts?{query}")
+
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["runs?projekt=a", "runs/run1?verbose=1", "runs/run1/points?metric=a&pixel=3", "scaling?x=1"]
+)
+def test_no_route_ignores_what_it_does_not_know(sqlite_api, path):
+    Sender(sqlite_api)
+
+    assert sqlite_api.get(f"/api/v1/{path}").status_code == 422
+
+
 @pytest.mark.parametrize("by", ["", "a\nb", "x" * 300, None])
 def test_nobody_cannot_acknowledge(sqlite_api, by):
     assert sqlite_api.post("/api/v1/alerts/1/acknowledge", json={"by": by}).status_code == 422
@@ -183,49 +228,6 @@ def test_alerts_are_listed_open_ones_first(sender):
     assert [alert["message"] for alert in page["alerts"]][1:] == ["new", "old"]
     assert (page["total"], page["open"]) == (3, 1)
     assert len(alerts(sender, state=["firing", "pending"])) == 1
-
-
-def test_a_run_without_heartbeat_is_lost_and_comes_back(sender, clock):
-    sender.beat(990)
-    clock.advance(61)
-    sender.api.app.state.services.ingest.tick()
-    (alert,) = alerts(sender)
-    assert (alert["rule"], alert["state"], alert["cause"], alert["series"]) == ("run_lost", "firing", "run", None)
-    assert sender.get()["state"] == "lost"
-
-    sender.beat(991)
-
-    assert [alert["state"] for alert in alerts(sender)] == ["resolved"]
-    assert [(condition, status) for condition, status, _ in queued(sender)] == [("run", "firing"), ("run", "resolved")]
-
-
-def test_a_run_whose_step_does_not_move_is_stalled(sender, clock):
-    sender.beat(990)
-    clock.advance(50)
-    sender.beat(990, step_age_ms=50_000)
-    assert sender.get()["state"] == "live"
-    clock.advance(20)
-
-    sender.beat(990, step_age_ms=70_000)
-
-    (alert,) = alerts(sender)
-    assert (alert["rule"], alert["state"]) == ("run_stalled", "firing")
-    assert sender.get()["state"] == "stalled"
-    assert "has not moved for 70 s" in sender.get()["state_reason"]
-    sender.beat(991)
-    assert [alert["state"] for alert in alerts(sender)] == ["resolved"]
-
-
-@pytest.mark.parametrize("outcome", ["finished", "failed", "killed"])
-def test_a_run_that_has_ended_is_neither_lost_nor_stalled(sender, clock, outcome):
-    sender.beat(990)
-    sender.send([sender.finish(1000, outcome)])
-    clock.advance(3600)
-
-    sender.api.app.state.services.ingest.tick()
-
-    assert alerts(sender) == []
-    assert sender.get()["state"] == outcome
 
 
 def test_a_run_that_is_only_shipped_afterwards_is_lost_without_alarm(sender, clock):

@@ -210,6 +210,6 @@ def test_no_mutated_record_keeps_good_ones_from_being_stored_and_judged(sqlite_a
         assert newer or reply.status_code == 200, reply.text
         if newer:
             sender.send([sender.frame(step, [1, step])])
-        assert sender.points("activation.abs_max", first=step)[step] == step
+        assert sender.points("activation.abs_max", from_step=step)[step] == step
         assert judged_step(sender) >= step
     assert judged_step(sender) == 2000

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from internist_server.judge.bands import (
     baseline_window,
     baselines,
-    carried_growth,
     grid_point,
     muon_band,
     window_sample,
+    window_shape,
 )
 
 ROUNDING = 1e-5
@@ -48,7 +48,7 @@ def test_baselines_match_the_obvious_median(values):
 def test_growth_as_a_power_of_age_is_carried_from_the_middle_of_the_window_to_now(exponent):
     ages = np.arange(100, 210, 10)
 
-    (carried,) = carried_growth((ages[None] ** exponent).astype(np.float32), ages)
+    (carried,) = window_shape((ages[None] ** exponent).astype(np.float32), ages).growth
 
     assert carried == pytest.approx(exponent * np.log2(8 / 3), rel=1e-3)
 
@@ -57,8 +57,8 @@ def test_no_more_than_quadratic_growth_is_carried_and_nothing_of_noise_about_a_l
     ages = np.arange(100, 210, 10)
     noise = np.exp(0.2 * np.random.default_rng(0).standard_normal((200, ages.size))).astype(np.float32)
 
-    assert carried_growth((ages[None] ** 5.0).astype(np.float32), ages)[0] == pytest.approx(2 * np.log2(8 / 3))
-    assert np.median(np.abs(carried_growth(noise, ages))) == 0
+    assert window_shape((ages[None] ** 5.0).astype(np.float32), ages).growth[0] == pytest.approx(2 * np.log2(8 / 3))
+    assert np.median(np.abs(window_shape(noise, ages).growth)) == 0
 
 
 def test_points_that_are_missing_zero_or_infinite_carry_no_growth():
@@ -68,43 +68,80 @@ def test_points_that_are_missing_zero_or_infinite_carry_no_growth():
     values[1, 2:5] = 0
     values[2, 2:5] = np.inf
 
-    np.testing.assert_allclose(carried_growth(values, ages), np.log2(8 / 3), rtol=1e-3)
-    assert carried_growth(np.full((1, ages.size), np.nan, np.float32), ages)[0] == 0
+    np.testing.assert_allclose(window_shape(values, ages).growth, np.log2(8 / 3), rtol=1e-3)
+    assert window_shape(np.full((1, ages.size), np.nan, np.float32), ages).growth[0] == 0
 
 
 def test_windows_are_a_quarter_to_half_of_the_age_after_the_first_judged_step():
-    assert baseline_window(400, origin=0, every=10, taken=-1) == (100, 200)
-    assert baseline_window(401, origin=0, every=10, taken=-1) == (101, 200)
-    assert baseline_window(5400, origin=5000, every=10, taken=-1) == (5100, 5200)
+    assert baseline_window(400, origin=0, taken=-1) == (100, 200)
+    assert baseline_window(401, origin=0, taken=-1) == (101, 200)
+    assert baseline_window(5400, origin=5000, taken=-1) == (5100, 5200)
 
 
 def test_no_window_is_due_before_it_can_hold_eight_points_or_between_two_grid_points():
-    assert baseline_window(0, origin=0, every=10, taken=-1) is None
-    assert baseline_window(270, origin=0, every=10, taken=-1) is None
-    assert baseline_window(28, origin=0, every=1, taken=-1) == (7, 14)
-    assert baseline_window(400, origin=0, every=10, taken=grid_point(400)) is None
-    assert baseline_window(440, origin=0, every=10, taken=grid_point(400)) is not None
+    assert baseline_window(0, origin=0, taken=-1) is None
+    assert baseline_window(31, origin=0, taken=-1) is None
+    assert baseline_window(32, origin=0, taken=-1) == (8, 16)
+    assert baseline_window(400, origin=0, taken=grid_point(400)) is None
+    assert baseline_window(440, origin=0, taken=grid_point(400)) is not None
 
 
 def test_baselines_are_taken_eight_times_per_doubling():
     taken, steps = -1, []
     for step in range(0, 16_001, 10):
-        if baseline_window(step, origin=0, every=10, taken=taken) is not None:
+        if baseline_window(step, origin=0, taken=taken) is not None:
             taken = grid_point(step)
             steps.append(step)
 
     assert sum(4000 < step <= 8000 for step in steps) == 8
 
 
-@given(st.integers(1, 50), st.integers(0, 5000), st.integers(0, 4000))
-def test_a_sample_of_a_window_has_regular_steps_only_in_order_and_no_more_than_a_plan_needs(every, first, count):
+@given(st.integers(1, 50), st.integers(0, 5000), st.integers(0, 4000), st.integers(0, 3000))
+def test_a_sample_of_a_window_is_in_order_and_no_more_than_a_plan_needs(every, first, count, origin):
     steps = np.arange(first, first + count)
 
-    sample = window_sample(steps, every=every)
+    sample = window_sample(steps, every=every, origin=origin)
 
-    assert np.all(sample % every == 0) and np.all(np.diff(sample) > 0) and sample.size <= 256
+    late = steps[steps - origin >= 12 * every]
+    assert np.all(np.diff(sample) > 0) and sample.size <= 256
     assert np.isin(sample, steps).all()
-    assert sample.size == min(np.count_nonzero(steps % every == 0), 256)
+    assert np.all(sample[sample - origin >= 12 * every] % every == 0)
+    assert sample.size >= min(np.count_nonzero(late % every == 0), 256)
+
+
+def test_the_geometric_grid_of_the_start_makes_baselines_from_step_32_on():
+    grid, step = list(range(12)), 11.0
+    while step < 200:
+        step += max(1.0, step / 11.5)
+        grid.append(round(step))
+    steps = np.array(grid)
+
+    taken = -1
+    for age in range(32, 200):
+        due = baseline_window(age, origin=0, taken=taken)
+        if due is None:
+            continue
+        (first, last), taken = due, grid_point(age)
+        window = steps[(steps >= first) & (steps <= last)]
+        assert window_sample(window, every=10, origin=0).size >= 8
+
+
+def test_a_dense_stretch_has_no_more_points_in_a_window_than_the_grid():
+    assert window_sample(np.arange(500, 560), every=10, origin=0).tolist() == [500, 510, 520, 530, 540, 550]
+
+
+def test_the_spread_of_a_window_is_taken_about_its_trend():
+    ages = np.arange(100, 210, 10)
+    noise = np.tile([-0.2, 0.0, 0.2, 0.1, -0.1], 3)[: ages.size]
+    values = np.exp2(noise + 1.5 * np.log2(ages))[None].astype(np.float32)
+    outlier = values.copy()
+    outlier[0, 5] *= 8
+
+    calm, mad = window_shape(values, ages), window_shape(outlier, ages)
+
+    assert 0.5 < calm.above[0] < 1.5 and 0.5 < calm.below[0] < 1.5
+    assert mad.above[0] == pytest.approx(4.0, abs=0.6)
+    assert window_shape(np.full((1, ages.size), np.nan, np.float32), ages).above[0] == 0
 
 
 def test_muons_band_worked_by_hand():

@@ -23,8 +23,9 @@ def test_a_judge_that_has_seen_nothing_says_so():
 def test_a_young_run_names_what_holds_and_what_is_not_measured_yet():
     board = tell(healthy_run(SHAPES["still"], SCHEDULES["constant"]), last=100).judge.verdicts("run", "attempt")
 
-    assert board.state == "ok"
+    assert board.state == "not measured"
     assert board.sentence == (
+        "Too little is judged to call it well. "
         "Two of six conditions hold (2 by target); not measured yet: forward, dependency, update, spectral."
     )
     reasons = {verdict.reason for verdict in board.members if verdict.metric == "update.own"}
@@ -103,6 +104,20 @@ def test_the_summary_agrees_with_the_board():
     assert board.sentence.endswith("17 more violated.")
 
 
+def test_a_run_is_ok_only_when_half_of_its_conditions_are_judged_and_its_steps_are():
+    laws = healthy_run(SHAPES["still"], SCHEDULES["constant"])
+
+    def state_without(*metrics: str) -> str:
+        kept = [(one, law) for one, law in laws if not one.metric.startswith(metrics)]
+        return tell(kept, last=1000).judge.summary().state
+
+    assert state_without("nothing") == "ok"
+    assert state_without("activation.spread", "attention") == "ok"
+    assert state_without("update.") == "not measured"
+    assert state_without("activation.") == "ok"
+    assert state_without("activation.", "weight.", "attention", "update.operator", "update.abs") == "not measured"
+
+
 def test_a_sparkline_keeps_the_last_points_of_the_worst_member():
     laws = [(series(0, "activation.rms", "blocks.0", role="block"), while_wrong(8.0))]
 
@@ -121,7 +136,7 @@ def test_a_nan_is_the_worst_there_is():
 
     board = tell([*laws, (series(len(laws), "loss", ""), law)], last=450).judge.verdicts("run", "attempt")
 
-    assert board.sentence.startswith("numeric - model: NaN since step 400.")
+    assert board.sentence.startswith("numeric - model: loss is NaN since step 400.")
     assert board.members[0].value == "nan" and board.members[0].ratio == "inf"
     numeric = next(card for card in board.cards if card.name == "numeric")
     assert (numeric.state, numeric.violated, numeric.sparkline[-1]) == ("violated", 1, "inf")
@@ -154,7 +169,7 @@ def test_distances_from_a_baseline_in_words(ratio, said):
 def test_a_verdict_waits_for_its_points_as_its_alert_does():
     laws = [(series(0, "activation.rms", "blocks.0", role="block"), while_wrong(50.0, until=9999))]
 
-    assert tell(laws, last=410).judge.summary().state == "ok"
+    assert tell(laws, last=410).judge.summary().state == "not measured"
     assert tell(laws, last=420).judge.summary().state == "violated"
 
 

@@ -120,3 +120,15 @@ def test_points_of_a_dense_stretch_do_not_displace_the_regular_ones_in_a_baselin
     told = tell(laws, dense=[(420, 480)])
 
     assert {change.pending_step for change in told.transitions} == {400}
+
+
+def test_noise_of_the_size_of_rounding_is_no_baseline():
+    def noise(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(steps > 1000, 0.0, 10.0 ** (-11 + np.sin(steps)))
+
+    told = tell([(series(0, "update.abs_max", "conv.bias"), noise)])
+
+    assert told.fired() == []
+    assert {v.reason for v in told.judge.verdicts("r", "a").members if v.condition != "numeric"} == {
+        "its baseline is zero"
+    }

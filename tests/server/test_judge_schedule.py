@@ -113,8 +113,55 @@ def test_the_last_steps_of_a_decay_to_zero_are_no_jumps():
     assert not any(observed(decay[: n + 1]).jumped for n in range(len(decay)))
 
 
-def test_a_restart_from_zero_is_a_jump():
-    assert observed([(0, 1e-3), (100, 1e-3), (110, 0.0), (120, 1e-3)]).jumped
+STEADY = [(0, 1e-3), (100, 1e-3)]
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.01, 1 / 3.3])
+def test_a_decay_of_all_groups_is_no_jump(factor):
+    assert not observed([*STEADY, (110, 1e-3 * factor)]).jumped
+
+
+@pytest.mark.parametrize("low", [1e-5, 1e-4])
+def test_a_restart_at_what_the_rates_were_before_is_no_jump_and_a_rise_beyond_it_is_one(low):
+    decayed = [*STEADY, (110, low)]
+
+    assert not observed([*decayed, (120, 1e-3)]).jumped
+    assert observed([*decayed, (120, 1e-2)]).jumped
+
+
+def test_a_periodic_schedule_never_jumps():
+    period = [(step, 1e-4 + 9e-4 * (step % 50) / 50) for step in range(0, 1000, 10)]
+
+    schedule = observed(STEADY)
+    for step, rate in period:
+        schedule.observe(200 + step, np.array([rate]))
+        assert not schedule.jumped
+
+
+def test_a_rate_that_is_dropped_to_zero_jumps_until_there_is_one_again():
+    dropped = [*STEADY, (110, 0.0)]
+
+    assert observed(dropped).jumped and observed(dropped).jump_ratio == 0
+    assert observed([*dropped, (500, 0.0)]).jumped
+    assert not observed([*dropped, (500, 0.0), (510, 1e-3)]).jumped
+
+
+def test_a_decay_that_ends_at_zero_is_no_jump():
+    decay = [(step, 1e-3 * (1100 - step) / 1000) for step in range(100, 1110, 10)]
+
+    assert not observed([(0, 1e-3), *decay]).jumped
+
+
+@pytest.mark.parametrize("factor", [10.0, 0.1])
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_a_groups_rate_that_leaves_the_others_is_a_jump_of_that_group(factor, group):
+    before = [1e-3, 2e-3, 3e-3]
+    after = [rate * (factor if place == group else 1) for place, rate in enumerate(before)]
+
+    schedule = observed({0: before, 100: before, 110: after}, weights=[1.0, 5.0, 80.0])
+
+    assert (schedule.jumped, schedule.jump_group) == (True, group)
+    assert schedule.jump_ratio == pytest.approx(factor)
 
 
 def test_of_groups_that_jump_the_largest_is_named():

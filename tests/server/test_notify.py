@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from internist.schema import views
+from internist.schema.conditions import CONDITION
+from internist.schema.rules import RUN_RULE
 from internist_server.alerts.notify import (
     Notification,
     Notifier,
@@ -138,7 +140,20 @@ def test_a_long_list_of_members_is_cut_and_counted():
 
 
 def test_the_message_says_what_where_and_what_to_try():
-    assert headline(NEWS) == "critical: Update stability of gpt: blocks.2.attn: update.own is 31x its baseline"
+    assert headline(NEWS) == (
+        "critical: Steps move the output too much or too little in gpt: blocks.2.attn: update.own is 31x its baseline"
+    )
+
+
+@pytest.mark.parametrize("condition", [*CONDITION, *RUN_RULE, "user"])
+def test_every_headline_says_what_is_wrong_and_not_what_should_hold(condition):
+    said = headline(replace(NEWS, condition=condition))
+
+    known = CONDITION.get(condition) or RUN_RULE.get(condition)
+    assert said.startswith(f"critical: {known.fault if known else 'An alert'}") and " in gpt: " in said
+
+
+def test_a_message_for_people_says_what_to_try_and_where_to_look():
     assert "Try: its learning rate." in text(NEWS, external_url="http://host")
     assert "http://host/runs/r1" in text(NEWS, external_url="http://host")
 

@@ -46,9 +46,39 @@ def test_points_carry_their_band(sick):
     band = window["band"]
     assert band["basis"] == "baseline"
     assert band["centre"][0] == pytest.approx(0.01, rel=0.05)
-    assert band["warn_high"][0] == pytest.approx(2 * band["centre"][0], rel=1e-6)
-    assert band["critical_low"][0] == pytest.approx(band["centre"][0] / 4, rel=1e-6)
+    assert set(band["warn_high"]) == set(band["warn_low"]) == {None}
+    assert band["critical_high"][0] >= 3.9 * band["centre"][0]
+    assert band["critical_low"][0] <= band["centre"][0] / 3.9
     assert window["values"][0] > band["critical_high"][0]
+
+
+def test_the_band_that_is_drawn_is_the_one_that_was_judged_and_is_sent(sick):
+    alert = sick.api.get("/api/v1/alerts", params={"run": sick.run, "condition": "update"}).json()["alerts"][-1]
+    window = sick.get("/points", series=[alert["series"]])["windows"][0]
+    drawn = {
+        step: (low, high)
+        for step, low, high in zip(
+            window["steps"], window["band"]["critical_low"], window["band"]["critical_high"], strict=True
+        )
+    }
+    values = dict(zip(window["steps"], window["values"], strict=True))
+
+    assert drawn[alert["closed_step"]] == (alert["band_low"], alert["band_high"])
+    out = [
+        step for step in values if drawn[step][1] is not None and not drawn[step][0] <= values[step] <= drawn[step][1]
+    ]
+    assert (out[0], out[-1]) == (1000, 1100)
+
+
+def test_the_board_shows_the_band_that_is_drawn(sick):
+    board = sick.get("/verdicts")
+    judged = [one for one in board["members"] if one["basis"] == "baseline"]
+    drawn = {
+        one["series"]["id"]: (one["band"]["critical_low"][-1], one["band"]["critical_high"][-1])
+        for one in sick.get("/points", series=[one["series"] for one in judged])["windows"]
+    }
+
+    assert judged and {one["series"]: (one["band_low"], one["band_high"]) for one in judged} == drawn
 
 
 def test_a_target_band_is_exact(api):

@@ -25,6 +25,7 @@ from internist.monitor.finishing import Finishing, Stage
 from internist.monitor.identity import identify
 from internist.monitor.logs import Logs
 from internist.monitor.options import Options
+from internist.monitor.pauses import Pause, Pauses
 from internist.monitor.refusals import check_choice
 from internist.observe.coverage import departed
 from internist.observe.observer import Observer
@@ -84,6 +85,7 @@ class Monitor:
         self._logs: Logs | None = None
         self._last_coverage: tuple[CoverageEntry, ...] | None = None
         self._told: tuple[CoverageEntry, ...] = ()
+        self._pauses = Pauses()
         self._finishing = Finishing(self._stages(), self._release, self._drop)
         self.on_finish: Callable[[Monitor], None] = _nothing
         """Called once, when the monitor is finished."""
@@ -156,6 +158,7 @@ class Monitor:
             connection,
             drain=self._drain,
             progress=self._progress,
+            pause=lambda: self._pauses.reason(steps=self.steps),
             on_directives=self._direct,
         )
         self._logs = Logs(self._observer, self._recorder, self._complain)
@@ -196,6 +199,22 @@ class Monitor:
         """Raise an alert of one's own. A level other than info, warning, error is said once: a warning."""
         if self._spool is not None and not self.is_finished:
             self._quietly("alert", lambda spool: self._note(spool, title, text, level), self._spool)
+
+    def pause(self, reason: str = "") -> Pause:
+        """Say that no step is made for a while: a long checkpoint, a rollout, a wait for data. Until the `with` block
+        that it is used in ends, or the next step is made, the run is not called stalled. Evaluation of the watched
+        model needs no word: it is seen.
+
+            with monitor.pause("checkpoint"):
+                save(model)
+
+        Args:
+            reason: what for, as the board shows it.
+        """
+        pause = self._pauses.begin(reason, steps=self.steps)
+        if self._sender is not None and not self.is_finished:
+            self._sender.tell_life()
+        return pause
 
     def add_optimizers(self, optimizers: Sequence[Any]) -> None:
         """Follow optimizers that were made after the model was watched."""
@@ -326,7 +345,8 @@ class Monitor:
         observer = self._observer
         if observer is None:
             return 0, 0
-        return max(observer.clock.step - 1, 0), int((time.monotonic() - observer.step_ended) * 1e3)
+        moved = max(observer.step_ended, observer.evaluated)
+        return max(observer.clock.step - 1, 0), int((time.monotonic() - moved) * 1e3)
 
     def _direct(self, directives: Sequence[Directive]) -> None:
         if self._observer is not None:

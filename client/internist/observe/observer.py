@@ -79,6 +79,8 @@ class Observer:
         self.on_step: Callable[[], None] = _nothing
         """Called when the recorder has something that waits."""
         self.step_ended = time.monotonic()
+        self.evaluated = self.step_ended
+        """When the model was last run without being trained."""
 
         guard = self._faults.guard
         self.before_update, self.after_update = guard(self._before_update), guard(self._after_update)
@@ -178,6 +180,7 @@ class Observer:
         self._is_tentative = answer == "perhaps"
         if answer == "no":
             self.gate.on = False
+            self.evaluated = time.monotonic()
             return
         if self._mode.mistaken:
             self._captures.activations.reset()

@@ -8,10 +8,8 @@ State = Literal["ok", "drifting", "violated", "not measured"]
 """A verdict's state, in words as shown."""
 STATES: tuple[State, ...] = ("ok", "drifting", "violated", "not measured")
 
-BASELINE_WARN = 2.0
-"""A value this many times its own baseline (or its inverse, where two-sided) is drifting."""
 BASELINE_CRITICAL = 4.0
-"""A value this many times its own baseline is violated."""
+"""A value this many times its own baseline is violated, or more where the baseline's window itself scatters or grows."""
 BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
 SANITY_RELATIVE_UPDATE = 0.3
@@ -19,7 +17,12 @@ SANITY_RELATIVE_UPDATE = 0.3
 SCHEDULE_FLOOR = 0.01
 """Under this schedule factor a small update says nothing: the lower side is not judged."""
 SCHEDULE_JUMP = 3.0
-"""A change of the schedule factor by more than this between two light samples after warm-up is a condition of its own."""
+"""A rise of the learning rate by more than this to more than it ever was, or of one group's against the others, between
+two light samples after warm-up, is a condition of its own."""
+JUDGED_CARDS = 3
+"""Fewer of the six cards than this that are judged: not measured, however well they are."""
+JUDGED_STEP = "update"
+"""And so is a run of which this one is not judged: the others may hold by targets before anything has been learned."""
 RECOVERY = 0.8
 """An alert resolves when the log-ratio is back under this share of the band's own log-width."""
 
@@ -32,24 +35,26 @@ class Condition:
     card: str
     """Which of the six cards of the board shows it."""
     title: str
+    fault: str
+    """What is wrong when it is violated, for a message that stands alone."""
     summary: str
     advice: str
     """What to try first when it is violated."""
 
 
 CONDITIONS: tuple[Condition, ...] = (
-    Condition("forward", "forward", "Forward stability", "max over x of the RMS of f(x) is of order one at every width and depth.", "its input scale, then the growth of its weights"),
-    Condition("dependency", "dependency", "Dependency stability", "Different inputs give outputs that differ by order one: neither collapsed nor exploding.", "its weights' operator norm; collapse: the residual branch's scale"),
-    Condition("update", "update", "Update stability", "One step moves the output by the same amount at every width and depth: neither lazy nor explosive.", "its learning rate"),
-    Condition("spectral_weight", "spectral", "Spectral condition on weights", "The operator norm R(W) of each weight stays of order one.", "its weight decay, then its learning rate"),
-    Condition("spectral_update", "spectral", "Spectral condition on updates", "The operator norm R(dW) of each update stays of order one times the learning rate.", "its learning rate and the optimizer's shape scaling"),
-    Condition("invariance", "spectral", "The frozen pair stays", "Muon++ steps around a singular pair (u, v) of each weight: W v stays S u.", "what else writes to this weight (decay, clipping, another optimizer), then float32 weights"),
-    Condition("gap", "spectral", "Room in the spectral gap", "Where nothing but the gap keeps the operator norm (policies cap and none), one step uses at most half of it.", "a smaller learning rate, the policy decay, or an opened gap at initialisation"),
-    Condition("frozen_share", "spectral", "The frozen directions matter little", "Little of the momentum lies in the directions that Muon++ does not train.", "a fresh singular pair (initialize), or Muon for this weight"),
-    Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
-    Condition("attention", "attention", "Attention logits", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
-    Condition("numeric", "numeric", "Numbers are finite", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
-    Condition("learning_rate_jump", "update", "Learning rate jump", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
+    Condition("forward", "forward", "Forward stability", "Outputs are too large", "max over x of the RMS of f(x) is of order one at every width and depth.", "its input scale, then the growth of its weights"),
+    Condition("dependency", "dependency", "Dependency stability", "Inputs are told apart too little or too much", "Different inputs give outputs that differ by order one: neither collapsed nor exploding.", "its weights' operator norm; collapse: the residual branch's scale"),
+    Condition("update", "update", "Update stability", "Steps move the output too much or too little", "One step moves the output by the same amount at every width and depth: neither lazy nor explosive.", "its learning rate"),
+    Condition("spectral_weight", "spectral", "Spectral condition on weights", "Weights are too large", "The operator norm R(W) of each weight stays of order one.", "its weight decay, then its learning rate"),
+    Condition("spectral_update", "spectral", "Spectral condition on updates", "Updates are out of proportion", "The operator norm R(dW) of each update stays of order one times the learning rate.", "its learning rate and the optimizer's shape scaling"),
+    Condition("invariance", "spectral", "The frozen pair stays", "A frozen pair has moved", "Muon++ steps around a singular pair (u, v) of each weight: W v stays S u.", "what else writes to this weight (decay, clipping, another optimizer), then float32 weights"),
+    Condition("gap", "spectral", "Room in the spectral gap", "The spectral gap is used up", "Where nothing but the gap keeps the operator norm (policies cap and none), one step uses at most half of it.", "a smaller learning rate, the policy decay, or an opened gap at initialisation"),
+    Condition("frozen_share", "spectral", "The frozen directions matter little", "Frozen directions take much of the momentum", "Little of the momentum lies in the directions that Muon++ does not train.", "a fresh singular pair (initialize), or Muon for this weight"),
+    Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "A hidden matrix is not on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
+    Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
+    Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
+    Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
 )  # fmt: skip
 
 CONDITION: dict[str, Condition] = {condition.name: condition for condition in CONDITIONS}
@@ -64,7 +69,7 @@ class Target:
     critical_above: float | None
     """None: it warns, however far it goes."""
     applies_when: Literal["always", "mup", "muon"]
-    """`mup`: the run declares a spectral or muP parametrisation, or uses a spectral optimizer. `muon`: the series carries `update_scale`."""
+    """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
     source: str
 
 

@@ -9,12 +9,22 @@ FOR_POINTS_LIGHT = 3
 """Points, in the series' own cadence, a breach must last before the alert fires: light series."""
 FOR_POINTS_HEAVY = 2
 """The same for series of the heavy cadences."""
+FINITE_POINTS_LIGHT = 10
+"""Finite points after which a light series that was NaN or infinite is well again: a NaN that comes and goes is one
+incident."""
+FINITE_POINTS_HEAVY = 2
+"""The same for series of the heavy cadences."""
 LOST_AFTER_S = 60.0
 """A run whose heartbeat is older than this, by the server's clock, is lost."""
 STALLED_AFTER_STEPS = 10.0
 """A run whose step has not moved for this many median step times is stalled."""
 STALLED_AFTER_S = 60.0
-"""And never sooner than this: evaluation and checkpoints are no stalls."""
+"""And never sooner than this."""
+STALLED_AFTER_PAUSES = 2.0
+"""And never sooner than this many times the longest pause after which the run went on: evaluations and checkpoints come
+again,"""
+LONGEST_PAUSE_S = 3_600.0
+"""of which longer ones are taken for this long: a run that once hung for a night does so again no sooner noticed."""
 QUIET_AFTER_S = 900.0
 """An alert from frames measured longer than this before their receipt is recorded, not notified."""
 
@@ -51,3 +61,40 @@ RULES: tuple[Rule, ...] = (
 )
 
 RULE_OF_CONDITION: dict[str, Rule] = {rule.condition: rule for rule in RULES}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRule:
+    """A rule on the run itself: what alarms when it is in a state, or when it has ended so."""
+
+    name: str
+    state: Literal["stalled", "lost", "failed", "killed"]
+    severity: Severity
+    fault: str
+    """What is wrong, for a message that stands alone."""
+    advice: str
+    is_end: bool = False
+    """Whether it tells of an end: that has a moment, and no duration."""
+
+
+RUN_RULES: tuple[RunRule, ...] = (
+    RunRule(
+        "run_stalled",
+        "stalled",
+        "critical",
+        fault="The run stands still",
+        advice="a collective that waits, a full disk; a long evaluation or checkpoint is told by monitor.pause()",
+    ),
+    RunRule("run_lost", "lost", "critical", fault="The run is lost", advice="the job: its process, its node, its log"),
+    RunRule("run_failed", "failed", "critical", fault="The run failed", advice="the end of its log", is_end=True),
+    RunRule(
+        "run_killed",
+        "killed",
+        "warning",
+        fault="The run was killed",
+        advice="who sent the signal: a scheduler, a time limit, a person",
+        is_end=True,
+    ),
+)
+
+RUN_RULE: dict[str, RunRule] = {rule.name: rule for rule in RUN_RULES}

@@ -90,8 +90,13 @@ class Verdict:
     """Value over the band's centre; with target bands over its warning edge."""
     since_step: int | None
     """First step of the present excursion."""
+    band_low: Number = None
+    band_high: Number = None
+    """The band it was judged by at that point, in the unit of `value`: the one that is drawn, and sent with an alert;
+    null: no such edge."""
     crossing_step: int | None = None
-    """Where the trend, if it goes on, leaves the band; null without a trend."""
+    """Where the trend, if it goes on, leaves the band; null without a trend that has gone half of the way. Information:
+    what is inside its band is ok."""
     crossing_low: int | None = None
     crossing_high: int | None = None
 
@@ -169,7 +174,8 @@ class SeriesPage:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The band of a series at each step of its points; null where there was none."""
+    """The band of a series at each step of its points, as it was judged there; null where there was none. What is
+    judged by its own baseline has critical edges alone."""
 
     basis: Basis
     centre: tuple[Number, ...]

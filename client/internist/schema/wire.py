@@ -305,7 +305,10 @@ class Heartbeat:
     rank: int
     step: int
     step_age_ms: int
-    """Time since that step ended, by the client's monotonic clock."""
+    """Time since that step ended, or since the model was last run in evaluation after it, by the client's monotonic
+    clock."""
+    pause: str = ""
+    """What the run says that it pauses for; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

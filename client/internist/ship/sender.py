@@ -27,6 +27,7 @@ class Sender(threading.Thread):
         drain: turns what has arrived on the host into spool records; gives the seconds until it is worth another try,
             None if nothing waits.
         progress: the last step and its age in ms.
+        pause: what the run says that it pauses for; empty: it does not.
         on_directives: receives the server's wishes; called from another thread.
         heartbeat_s: seconds between heartbeats.
     """
@@ -40,6 +41,7 @@ class Sender(threading.Thread):
         drain: Callable[[], float | None],
         progress: Callable[[], tuple[int, int]],
         on_directives: Callable[[Sequence[Directive]], None],
+        pause: Callable[[], str] = str,
         heartbeat_s: float = 15.0,
     ) -> None:
         super().__init__(name="internist-sender", daemon=True)
@@ -51,7 +53,13 @@ class Sender(threading.Thread):
         self._complaints: set[str] = set()
         self._seen = -1
         self._uploader = connection and Uploader(
-            spool, start, connection, progress=progress, on_directives=on_directives, heartbeat_s=heartbeat_s
+            spool,
+            start,
+            connection,
+            progress=progress,
+            on_directives=on_directives,
+            pause=pause,
+            heartbeat_s=heartbeat_s,
         )
 
     @property
@@ -68,6 +76,11 @@ class Sender(threading.Thread):
     def wake(self) -> None:
         """There may be something to drain or to ship. Costs next to nothing."""
         self._awake.set()
+
+    def tell_life(self) -> None:
+        """Let the next heartbeat go out now: what it says has changed."""
+        if self._uploader:
+            self._uploader.tell_life()
 
     def restart(self, start_step: int) -> None:
         """The first step of the run was corrected: write it down, and introduce the rank to the server again."""

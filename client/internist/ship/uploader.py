@@ -33,6 +33,7 @@ class Uploader(threading.Thread):
         connection: the server.
         progress: the last step and its age in ms, for the heartbeat.
         on_directives: receives the server's wishes.
+        pause: what the run says that it pauses for, for the heartbeat; empty: it does not.
         heartbeat_s: seconds between heartbeats.
     """
 
@@ -44,6 +45,7 @@ class Uploader(threading.Thread):
         *,
         progress: Callable[[], tuple[int, int]],
         on_directives: Callable[[Sequence[Directive]], None],
+        pause: Callable[[], str],
         heartbeat_s: float,
     ) -> None:
         super().__init__(name="internist-uploader", daemon=True)
@@ -55,6 +57,7 @@ class Uploader(threading.Thread):
         self._connection = connection
         self._progress = progress
         self._on_directives = on_directives
+        self._pause = pause
         self._heartbeat_s = heartbeat_s
         self._level = logging.WARNING if start.rank == 0 else logging.INFO
         self._awake = threading.Event()
@@ -69,6 +72,11 @@ class Uploader(threading.Thread):
 
     def wake(self) -> None:
         """There is something new to ship."""
+        self._awake.set()
+
+    def tell_life(self) -> None:
+        """Send the next heartbeat now."""
+        self._heartbeat_due = 0.0
         self._awake.set()
 
     def restart(self, start_step: int) -> None:
@@ -153,7 +161,8 @@ class Uploader(threading.Thread):
     def _send_heartbeat(self) -> None:
         self._heartbeat_due = time.monotonic() + self._heartbeat_s
         step, age_ms = self._progress()
-        reply = self._connection.heartbeat(self._run, Heartbeat(self._attempt, self._rank, step, age_ms))
+        heartbeat = Heartbeat(self._attempt, self._rank, step, age_ms, self._pause())
+        reply = self._connection.heartbeat(self._run, heartbeat)
         self._pass_on(reply.directives)
 
     def _say_refusals(self) -> None:

@@ -36,18 +36,36 @@ class Lifecycle:
         more = Lifecycle.inactive(size - self.phase.size)
         return Lifecycle(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in FIELDS))
 
+    def ended(self, check: int) -> "Lifecycle":
+        """The same with one check inactive."""
+        none = Lifecycle.inactive(1)
+        fields = []
+        for name in FIELDS:
+            array = getattr(self, name).copy()
+            array[check] = getattr(none, name)[0]
+            fields.append(array)
+        return Lifecycle(*fields)
+
 
 FIELDS = ("phase", "count", "counted", "started", "opened")
 
 
 def advance(
-    now: Lifecycle, *, step: int, breach: Flags, clear: Flags, measured: Flags, cadence: Steps, needed: Steps
+    now: Lifecycle,
+    *,
+    step: int,
+    breach: Flags,
+    clear: Flags,
+    measured: Flags,
+    cadence: Steps,
+    needed: Steps,
+    recovery: Steps | None = None,
 ) -> Lifecycle:
     """Where each check stands after one more step.
 
     A breach must hold at every measured point, and `needed` of these points must lie at least `cadence` steps apart:
     points that come more densely (start-up, directives) neither fire nor resolve an alert sooner. A pending check that
-    is measured without a breach is inactive again. A firing one resolves after `needed` points in the recovery band,
+    is measured without a breach is inactive again. A firing one resolves after `recovery` points in the recovery band,
     counted likewise; a point outside it starts that count anew. A check that is not measured stays where it is.
 
     Args:
@@ -58,6 +76,7 @@ def advance(
         measured: whether there is a verdict at this step at all.
         cadence: steps between two points that count.
         needed: `for`, in points, at least 1.
+        recovery: points in the recovery band after which it resolves; `needed` without.
     """
     breach = breach & measured
     if not breach.any() and not now.phase.any():
@@ -72,7 +91,7 @@ def advance(
 
     count = np.where(counts | recovery_counts, now.count + 1, np.where(relapses, 0, now.count))
     fires = (pending | starts) & breach & (count >= needed)
-    ends = (pending & measured & ~breach) | (recovery_counts & (count >= needed))
+    ends = (pending & measured & ~breach) | (recovery_counts & (count >= (needed if recovery is None else recovery)))
     phase = np.where(ends, INACTIVE, np.where(fires, FIRING, np.where(starts, PENDING, now.phase)))
     return Lifecycle(
         phase=phase.astype(np.uint8),

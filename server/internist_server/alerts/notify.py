@@ -15,7 +15,7 @@ import httpx
 
 from internist.schema import views
 from internist.schema.conditions import CONDITION
-from internist.schema.rules import Severity
+from internist.schema.rules import RUN_RULE, Severity
 from internist_server.errors import ServerError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ MAX_LINES = 10
 """Members that a chat message lists."""
 _NEVER = "0001-01-01T00:00:00Z"
 _CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 1}
-_TITLES = {"run": "Run"}
+_USER = "An alert of the user's code"
 
 
 class DeliveryError(ServerError):
@@ -98,12 +98,13 @@ def run_url(notification: Notification, *, external_url: str) -> str:
 
 
 def headline(notification: Notification) -> str:
-    """The news in one line."""
+    """The news in one line: how loud, what is wrong, with which run, and the first member."""
     name = notification.run_name or notification.run
+    wrong = f"{_fault(notification)} in {name}"
     if notification.status == "resolved":
-        return f"resolved: {_title(notification)} of {name}"
+        return f"resolved: {wrong}"
     first = notification.alerts[0].message if notification.alerts else "no members"
-    return f"{_severity(notification)}: {_title(notification)} of {name}: {first}"
+    return f"{_severity(notification)}: {wrong}: {first}"
 
 
 def text(notification: Notification, *, external_url: str) -> str:
@@ -280,9 +281,9 @@ def _severity(notification: Notification) -> Severity:
     return loudest
 
 
-def _title(notification: Notification) -> str:
-    condition = CONDITION.get(notification.condition)
-    return condition.title if condition else _TITLES.get(notification.condition, notification.condition)
+def _fault(notification: Notification) -> str:
+    known = CONDITION.get(notification.condition) or RUN_RULE.get(notification.condition)
+    return known.fault if known else _USER
 
 
 def _advice(notification: Notification) -> str:

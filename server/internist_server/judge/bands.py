@@ -1,6 +1,7 @@
 """Bands: the run's own baselines, and when they are taken; the bands an optimizer promises."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +17,39 @@ GROWTH_LIMIT = 2.0
 """Largest slope of log value over log age that is carried forward: of a product of two weights that grow linearly."""
 WINDOW_POINTS = 256
 """Points of one plan that are enough for a baseline."""
+GRID_STEPS = 12
+"""Samples at the start lie on a geometric grid with about so many points below each step: at step s every s / 12."""
+SPREAD_DEVIATIONS = 6.0
+"""Robust standard deviations of a window's log values about its trend that are well: of 10,000 points that are normal
+in the logarithm not one is farther."""
+SPREAD_EXTREMES = 1.5
+"""Times as far as a window's own extreme is well: heavy tails repeat themselves."""
+SPREAD_LIMIT = 4.0
+"""log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
+ROUNDING = 1e-8
+"""Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
+normalisation layer has such ones, up and down by any factor. They make no baseline."""
+_TO_NORMAL = np.float32(1.4826)
+"""From the median absolute deviation to the standard deviation of a normal distribution."""
 _TO_NOW = math.log2(8 / 3)
 """From the middle of the window, at 3/8 of the age, to now."""
 MUON_WIDENING = 0.05
 MUON_CRITICAL = 1.5
 
 
-def baseline_window(step: int, *, origin: int, every: int, taken: int) -> tuple[int, int] | None:
+def baseline_window(step: int, *, origin: int, taken: int) -> tuple[int, int] | None:
     """Steps, both inclusive, whose points make the baselines with which `step` is judged; None: those at hand stay.
 
     Args:
         step: the step that is to be judged next.
         origin: first judged step of the attempt. Windows lie in [age / 4, age / 2] after it, so that a run that is
             watched from a late step has baselines as soon as one that is watched from its start.
-        every: steps between two light samples.
         taken: `grid_point` at which baselines were last taken; -1 never.
     """
     age = step - origin
-    first, last = -(-age // 4), age // 2
-    if last // every - (first - 1) // every < BASELINE_MINIMUM_POINTS or grid_point(age) <= taken:
+    if age < 4 * BASELINE_MINIMUM_POINTS or grid_point(age) <= taken:
         return None
-    return origin + first, origin + last
+    return origin + -(-age // 4), origin + age // 2
 
 
 def grid_point(age: int) -> int:
@@ -44,16 +57,24 @@ def grid_point(age: int) -> int:
     return math.floor(GRID_PER_OCTAVE * math.log2(age)) if age > 0 else -1
 
 
-def window_sample(steps: NDArray[np.int64], *, every: int) -> NDArray[np.int64]:
-    """Which of the stored steps of one plan make a baseline: at most WINDOW_POINTS, evenly spread, all regular ones.
+def window_sample(steps: NDArray[np.int64], *, every: int, origin: int) -> NDArray[np.int64]:
+    """Which of the stored steps of one plan make a baseline: at most WINDOW_POINTS, evenly spread.
 
-    Steps off the regular grid (start-up, directives in an incident) are left out, for they would outnumber the rest.
+    Those of the regular grid, and before that is the denser one, those that lie no closer than the geometric grid of
+    the start has them. Steps of a dense stretch (a directive in an incident) are left out, for they would outnumber
+    the rest.
     """
-    regular: NDArray[np.int64] = steps[steps % every == 0]
-    if regular.size <= WINDOW_POINTS:
-        return regular
-    chosen = np.linspace(0, regular.size - 1, WINDOW_POINTS).round().astype(np.int64)
-    return np.take(regular, chosen)
+    early = steps - origin < GRID_STEPS * every
+    kept = [steps[~early & (steps % every == 0)]]
+    last = None
+    for step in steps[early].tolist():
+        if last is None or step - last >= min((last - origin) // GRID_STEPS, every) or step % every == 0:
+            kept.append(np.array([step], np.int64))
+            last = step
+    chosen = np.sort(np.concatenate(kept)).astype(np.int64)
+    if chosen.size <= WINDOW_POINTS:
+        return chosen
+    return np.take(chosen, np.linspace(0, chosen.size - 1, WINDOW_POINTS).round().astype(np.int64))
 
 
 def baselines(values: Floats) -> Floats:
@@ -76,13 +97,27 @@ def baselines(values: Floats) -> Floats:
     return np.where(enough | (median == 0), median, np.nan).astype(np.float32)
 
 
-def carried_growth(values: Floats, ages: NDArray[np.int64]) -> Floats:
-    """log2 of how much each row will have grown from the middle of its window to now if it goes on; negative: fallen.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a window says of each row besides its level, in log2."""
 
-    The least-squares slope of log value over log age, less its standard error, at most GROWTH_LIMIT either way. What
-    grows from zero in its first few hundred steps, as modules with a zero-initialised or small last layer do, would
-    else be out of a band of a factor of 4 while it is well. What is flat in its window gets no allowance: a late
-    explosion is found as soon as without it, one from the first step on later.
+    growth: Floats
+    """How much the row will have grown from the middle of its window to now if it goes on; negative: fallen."""
+    above: Floats
+    below: Floats
+    """How far above and below its trend a value of the row is well, by the window's own spread."""
+
+
+def window_shape(values: Floats, ages: NDArray[np.int64]) -> Shape:
+    """Growth and spread of each row of a window.
+
+    Growth is the least-squares slope of log value over log age, less its standard error, at most GROWTH_LIMIT either
+    way. What grows from zero in its first few hundred steps, as modules with a zero-initialised or small last layer
+    do, would else be out of a band of a factor of 4 while it is well. What is flat in its window gets no allowance: a
+    late explosion is found as soon as without it, one from the first step on later.
+
+    Spread is taken about that line: SPREAD_DEVIATIONS robust deviations, or SPREAD_EXTREMES times the window's own
+    extreme on that side where that is more.
 
     Args:
         values: (series, points), NaN where a series has no point.
@@ -103,7 +138,37 @@ def carried_growth(values: Floats, ages: NDArray[np.int64]) -> Floats:
         residual = np.maximum((y * y).sum(axis=1) - slope**2 * spread, 0) / np.maximum(count - 2, 1)
         sure = np.maximum(np.abs(slope) - np.sqrt(residual / spread), 0)
     growth = np.sign(slope) * np.minimum(sure, GROWTH_LIMIT)
-    return np.where(np.isfinite(growth) & (count >= 3), growth * _TO_NOW, 0).astype(np.float32)
+    growth = np.where(np.isfinite(growth) & (count >= 3), growth * _TO_NOW, 0).astype(np.float32)
+    line = np.where(np.isfinite(slope), slope, 0)[:, None] * (x - mean_x[:, None])
+    away = np.where(positive, y - line, np.float32(np.nan)).astype(np.float32)
+    above, below = _spread(away)
+    return Shape(growth, above, below)
+
+
+def _spread(away: Floats) -> tuple[Floats, Floats]:
+    """How far each row goes above and below nothing; zero where it has no points."""
+    known = ~np.isnan(away)
+    if not away.size:
+        none = np.zeros(len(away), np.float32)
+        return none, none
+    centred = away - _median(away)[:, None]
+    deviation = SPREAD_DEVIATIONS * _TO_NORMAL * _median(np.abs(centred))
+    highest = np.where(known, centred, -np.inf).max(axis=1)
+    lowest = np.where(known, centred, np.inf).min(axis=1)
+    has_points = known.any(axis=1)
+    sides = (np.maximum(deviation, SPREAD_EXTREMES * side) for side in (highest, -lowest))
+    above, below = (np.where(has_points, np.minimum(side, SPREAD_LIMIT), 0).astype(np.float32) for side in sides)
+    return above, below
+
+
+def _median(values: Floats) -> Floats:
+    """Median of each row over what is not NaN; 0 without any."""
+    ordered = np.sort(values, axis=1)
+    counts = np.maximum(values.shape[1] - np.count_nonzero(np.isnan(values), axis=1), 1)
+    rows = np.arange(len(values))
+    median = (ordered[rows, (counts - 1) // 2] + ordered[rows, counts // 2]) / np.float32(2)
+    found: Floats = np.where(np.isnan(median), np.float32(0), median).astype(np.float32)
+    return found
 
 
 def muon_band(

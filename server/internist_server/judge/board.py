@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, CONDITION, Basis, State
+from internist.schema.conditions import CARDS, CONDITION, JUDGED_CARDS, JUDGED_STEP, Basis, State
 from internist_server.judge import wording
 
 RANKS: tuple[State, ...] = ("not measured", "ok", "drifting", "violated")
@@ -188,7 +188,8 @@ def _overall(
     waiting = ", ".join(CARDS[card] for card in range(len(CARDS)) if ranks[card] != OK)
     verb = "holds" if len(held) == 1 else "hold"
     said = f"{_NUMBERS[len(held)]} of {_OF_ALL[len(CARDS)]} conditions {verb} ({rests}); not measured yet: {waiting}."
-    return "ok", said
+    is_enough = len(held) >= JUDGED_CARDS and ranks[CARDS.index(JUDGED_STEP)] == OK
+    return ("ok", said) if is_enough else ("not measured", f"Too little is judged to call it well. {said}")
 
 
 def _worst_sentence(standing: Standing, worst: int, verdict_of: Callable[[int], views.Verdict]) -> str:
@@ -201,7 +202,7 @@ def _worst_sentence(standing: Standing, worst: int, verdict_of: Callable[[int], 
     whole_block = verdict.block is not None and int(np.count_nonzero(alike)) > 1
     where = wording.place(verdict.block or "", None) if whole_block else wording.place(verdict.subject, verdict.index)
     if verdict.condition == "learning_rate_jump":
-        where = f"learning rate of {where}"
+        where = f"learning rate of {wording.group(verdict.subject)}"
     said = wording.sentence(verdict.condition, where, verdict.reason, verdict.since_step)
     others = int(np.count_nonzero(standing.rank == standing.rank[worst])) - 1
     return said if not others else f"{said} {others} more {RANKS[int(standing.rank[worst])]}."

@@ -1,6 +1,7 @@
 """Checks: which series are judged by which criterion, as arrays that one step is judged with."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 
 from internist.schema.conditions import (
     BASELINE_CRITICAL,
-    BASELINE_WARN,
     CARDS,
     CONDITION,
     CRITERIA,
@@ -64,6 +64,8 @@ class Checks:
     """Judged against its own baseline: no target applies to it."""
     target_centre: Logs
     """log2 of the target's warning edge; NaN without a fixed target."""
+    target_edges: tuple[Logs, Logs]
+    """Warning and critical edge of a fixed target, exactly; NaN without one."""
     warn_high: Logs
     critical_high: Logs
     warn_low: Logs
@@ -117,8 +119,8 @@ def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -
 def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     """The checks of these series. Those of a longer list with the same beginning begin with the same checks."""
     metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
-    groups = _Groups.of(series, np.flatnonzero(metrics == _METRIC_NUMBER["learning_rate"]))
-    groups.learn_decays(series, np.flatnonzero(metrics == _METRIC_NUMBER["weight_decay"]))
+    rates, decays = (np.flatnonzero(metrics == _METRIC_NUMBER[name]) for name in ("learning_rate", "weight_decay"))
+    groups = _Groups.of(series, rates, decays)
     rows: list[tuple[int, int, bool, bool]] = []
     for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
         one = series[at]
@@ -134,7 +136,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     has_target, promised = fixed_target.astype(bool), is_muon.astype(bool)
     baselined = ~has_target & ~promised
     warn, critical = np.where(has_target, _TARGET_EDGES[number].T, np.nan)
-    high = np.where(has_target, 0.0, np.log2(BASELINE_WARN))
+    high = np.where(has_target, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
     lower = _TWO_SIDED[number] & ~has_target
     card = _CARD[number]
@@ -150,9 +152,10 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         scheduled=_SCHEDULED[number] & baselined,
         baselined=baselined,
         target_centre=np.log2(warn).astype(np.float32),
+        target_edges=(_finite(warn), _finite(critical)),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
-        warn_low=np.where(lower, -high, -np.inf).astype(np.float32),
+        warn_low=np.full(number.size, -np.inf, np.float32),
         critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
         alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
         cadence=series_cadence[column],
@@ -185,28 +188,36 @@ def recovery_edge(checks: Checks, edge: Logs) -> Logs:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """The run's parameter groups: columns of their rates and decays."""
+    """The run's parameter groups: columns of their rates and decays.
+
+    A group is known by the number that its series and those of its parameters carry. Clients number the groups of all
+    optimizers through; those of early versions began anew with each optimizer, and a number that two groups bear
+    names neither: nobody's rate is better than another's.
+    """
 
     rates: list[int]
     weights: list[float]
     number: dict[int, int]
-    """Place of a group's rate in `rates`, by the group's index."""
+    """Place of a group's rate in `rates`, by the group's number."""
     decays: dict[int, int]
 
     @classmethod
-    def of(cls, series: Sequence[JudgedSeries], rates: Indices) -> "_Groups":
-        groups = cls(rates.tolist(), [float(series[at].facts.parameters or 1) for at in rates], {}, {})
-        for place, at in enumerate(groups.rates):
-            group = _group_of(series[at])
-            if group is not None:
-                groups.number[group] = place
-        return groups
+    def of(cls, series: Sequence[JudgedSeries], rates: Indices, decays: Indices) -> "_Groups":
+        own = _by_group(series, rates)
+        place = {int(column): place for place, column in enumerate(rates)}
+        return cls(
+            rates=rates.tolist(),
+            weights=[float(series[at].facts.parameters or 1) for at in rates],
+            number={group: place[column] for group, column in own.items()},
+            decays={group: column for group, column in _by_group(series, decays).items() if group in own},
+        )
 
-    def learn_decays(self, series: Sequence[JudgedSeries], decays: Indices) -> None:
-        for at in decays.tolist():
-            group = _group_of(series[at])
-            if group is not None:
-                self.decays[group] = at
+
+def _by_group(series: Sequence[JudgedSeries], columns: Indices) -> dict[int, int]:
+    """Columns by the number of their group, of the groups that share it with no other."""
+    numbers = [(_group_of(series[at]), at) for at in columns.tolist()]
+    counts = Counter(number for number, _ in numbers)
+    return {number: at for number, at in numbers if number is not None and counts[number] == 1}
 
 
 def _group_of(series: JudgedSeries) -> int | None:
@@ -277,6 +288,10 @@ def _muon(
         decay=np.array([groups.decays.get(group, MISSING) for group in index], np.int64),
         weight=np.array([weights.like(one) for one in members], np.int64),
     )
+
+
+def _finite(edge: NDArray[np.float64]) -> Logs:
+    return np.where(np.isfinite(edge), edge, np.nan).astype(np.float32)
 
 
 def _points_needed(criterion: Criterion) -> int:

@@ -100,13 +100,15 @@ class Crossings:
     high: NDArray[np.float64]
 
 
-def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
-    """Checks whose trend is surely beyond tolerance and leaves the band within HORIZON times the present age.
+def crossings(trends: Trends, *, high: Logs, low: Logs, start: Logs) -> Crossings:
+    """Checks whose trend is surely beyond tolerance, has gone half of the way to the edge (in log2), and leaves the
+    band within HORIZON times the present age. This is information: what is inside its band is well.
 
     Args:
         trends: of all checks.
         high: log2 of the upper edge as it is now; +inf or NaN: none.
         low: log2 of the lower edge; -inf or NaN: none.
+        start: log2 of where the way to either edge begins.
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         spread = trends.steps.astype(np.float64)
@@ -119,7 +121,9 @@ def crossings(trends: Trends, *, high: Logs, low: Logs) -> Crossings:
         rises = known & (slope - error > TOLERANCE) & (level - tolerated - trends.lowest > THRESHOLD)
         falls = known & (slope + error < -TOLERANCE) & (trends.highest - level - tolerated > THRESHOLD)
         distance = np.where(rises, high, low) - level
-        ahead = (rises & (distance > 0)) | (falls & (distance < 0))
+        edge = np.where(rises, high, low)
+        is_far = np.abs(level - start) >= np.abs(edge - start) / 2
+        ahead = is_far & ((rises & (distance > 0)) | (falls & (distance < 0)))
         steepest = slope + np.sign(slope) * error
         flattest = slope - np.sign(slope) * error
         now = trends.last.astype(np.float64)

@@ -1,43 +1,51 @@
-"""Edges: the band of each check as it is now, in the unit of its values."""
+"""Edges: the band that each check was last judged by, in the unit of its values. Who draws, sends or says it reads it
+here."""
+
+import math
 
 import numpy as np
 
 from internist_server.judge.checks import Checks, Logs
-from internist_server.judge.evaluation import SANITY, Bands, Evaluator
+from internist_server.judge.evaluation import EDGES, Bands
 from internist_server.judge.memory import Memory
+
+Edge = tuple[float | None, float | None]
 
 
 class Edges:
-    """Edges of the warning bands at the last judged step."""
+    """Bands at the last judged point of each check."""
 
-    def __init__(self, checks: Checks, memory: Memory, evaluator: Evaluator, bands: Bands) -> None:
+    def __init__(self, checks: Checks, memory: Memory, bands: Bands) -> None:
         self._checks, self._memory, self._bands = checks, memory, bands
-        self._evaluator = evaluator
-        self._muon = {int(check): place for place, check in enumerate(checks.muon.check)}
 
-    def of(self, check: int) -> tuple[float | None, float | None]:
-        """Lower and upper edge of one check's warning band; None where it has none.
+    def of(self, check: int, *, is_critical: bool) -> Edge:
+        """Lower and upper edge of a check's band; None where it has none.
 
-        The sanity band is on the ratio of two other series; its edge here is the value that would be just sane if this
-        module's mean change grew with its largest one.
+        Args:
+            check: its number.
+            is_critical: the edges beyond which it is violated, else those beyond which it is no longer ok: of a value
+                that is judged by its own baseline they are the same.
         """
-        checks, memory = self._checks, self._memory
-        if memory.basis[check] == SANITY:
-            return None, float(memory.last[checks.column[check]] / np.exp2(memory.ratio[check]))
-        if check in self._muon:
-            band, place = self._evaluator.muon_band(memory.schedule, memory.last), self._muon[check]
-            centre, high, low = float(band.centre[place]), float(band.half[place]), -float(band.low[place])
-        else:
-            centre = float(self._bands.centre[check])
-            centre += float(np.log2(memory.schedule.divisor)) if checks.scheduled[check] else 0.0
-            high, low = float(self._bands.highs[0][check]), float(self._bands.lows[0][check])
-        if np.isnan(centre):
-            return None, None
-        return None if np.isinf(low) else float(np.exp2(centre + low)), float(np.exp2(centre + high))
+        memory, is_one = self._memory, is_critical or not self._checks.alarms_on_warning[check]
+        names = EDGES[2:] if is_one else EDGES[:2]
+        low, high = (shown(getattr(memory, name)[check] * memory.unit[check]) for name in names)
+        return low, high
 
     def ahead(self) -> tuple[Logs, Logs]:
         """The next edge above and below each check as log2 of its level: the warning one, or the critical one."""
         bands, ratio = self._bands, self._memory.ratio
-        high = np.where(ratio < bands.highs[0], *bands.highs)
-        low = np.where(ratio > bands.lows[0], *bands.lows)
+        warn, critical = bands.highs
+        high = np.where((ratio < warn) & np.isfinite(warn), warn, critical)
+        warn, critical = bands.lows
+        low = np.where((ratio > warn) & np.isfinite(warn), warn, critical)
         return bands.centre + high, bands.centre + low
+
+    def start(self, high: Logs) -> Logs:
+        """Where the way to an edge begins, as log2 of a level: at a baseline's centre; where the centre is itself an
+        edge (targets), at a quarter of it."""
+        return np.where(np.isnan(self._checks.target_centre), self._bands.centre, high - np.float32(2))
+
+
+def shown(edge: np.float32) -> float | None:
+    """The shortest number that is this float32, for people: 0.3, not 0.300000012; None for NaN."""
+    return None if math.isnan(edge) else float(str(edge))

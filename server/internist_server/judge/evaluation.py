@@ -13,6 +13,11 @@ from internist_server.judge.schedule import Schedule
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
 BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "sanity")
 """What a verdict rests on, by its number."""
+EDGES = ("warn_low", "warn_high", "critical_low", "critical_high")
+TOGETHER_LOG = -1.0
+"""log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
+TOGETHER_CHECKS = 4
+"""Fewer checks than this are no whole."""
 
 _RECOVERY_LOG = np.float32(np.log2(RECOVERY))
 
@@ -29,6 +34,9 @@ class Evaluation:
     basis: NDArray[np.uint8]
     levels: Logs
     """log2 of the values, scheduled ones over the schedule's divisor; what trends are made of."""
+    edges: tuple[Logs, Logs, Logs, Logs]
+    """The band of this step, in the order of EDGES: what values, scheduled ones over the schedule's divisor, are held
+    to; NaN: no such edge."""
     warns: Flags
     violates: Flags
     warning_clears: Flags
@@ -54,8 +62,6 @@ class Bands:
 
     centre: Logs
     """log2; NaN: none yet."""
-    ceiling: Logs
-    """log2 of what unscaled values must stay under; NaN: none."""
     highs: tuple[Logs, Logs]
     lows: tuple[Logs, Logs]
     """Minus infinity where too small is not bad."""
@@ -64,15 +70,48 @@ class Bands:
     clear_lows: tuple[Logs, Logs]
 
     @classmethod
-    def of(cls, checks: Checks, *, centre: Logs, ceiling: Logs, growth: Logs) -> "Bands":
-        """Bands about these centres, wider by what each series is known to grow (log2; negative: to fall)."""
-        up, down = np.maximum(growth, np.float32(0)), np.minimum(growth, np.float32(0))
-        highs = (checks.warn_high + up, checks.critical_high + up)
-        lows = (checks.warn_low + down, checks.critical_low + down)
+    def of(cls, checks: Checks, *, centre: Logs, above: Logs, below: Logs) -> "Bands":
+        """Bands about these centres, wider by what each series is known to grow or to scatter (log2)."""
+        highs = (checks.warn_high + above, checks.critical_high + above)
+        lows = (checks.warn_low - below, checks.critical_low - below)
         clear = tuple(recovery_edge(checks, edge) for edge in (checks.warn_high, checks.critical_high))
-        has_low = np.isfinite(checks.warn_low)
-        clear_lows = tuple(np.where(has_low, down - edge, np.float32(-np.inf)) for edge in clear)
-        return cls(centre, ceiling, highs, lows, (clear[0] + up, clear[1] + up), (clear_lows[0], clear_lows[1]))
+        has_low = np.isfinite(checks.critical_low)
+        clear_lows = tuple(np.where(has_low, -below - edge, np.float32(-np.inf)) for edge in clear)
+        return cls(centre, highs, lows, (clear[0] + above, clear[1] + above), (clear_lows[0], clear_lows[1]))
+
+    def under(self, ceiling: Logs) -> "Bands":
+        """The same where no value may be higher than this; log2 levels, NaN: no ceiling."""
+        room = ceiling - self.centre
+        if not (room < self.highs[1]).any():
+            return self
+        return replace(
+            self,
+            highs=(np.fmin(self.highs[0], room), np.fmin(self.highs[1], room)),
+            clear_highs=(
+                np.fmin(self.clear_highs[0], room + _RECOVERY_LOG),
+                np.fmin(self.clear_highs[1], room + _RECOVERY_LOG),
+            ),
+        )
+
+    def without_lows(self, where: Flags) -> "Bands":
+        """The same where too small is not bad at these checks."""
+        none = np.float32(-np.inf)
+        lows = tuple(np.where(where, none, low) for low in (*self.lows, *self.clear_lows))
+        return replace(self, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
+
+    def lowered(self, by: Logs) -> "Bands":
+        """The same with lower edges that many log2 lower."""
+        lows = tuple(low - by for low in (*self.lows, *self.clear_lows))
+        return replace(self, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
+
+    def edges(self, checks: Checks) -> tuple[Logs, Logs, Logs, Logs]:
+        """The edges as levels, in the order of EDGES; NaN: none."""
+        ratios = (self.lows[0], self.highs[0], self.lows[1], self.highs[1])
+        levels = [np.where(np.isfinite(ratio), np.exp2(self.centre + ratio), np.float32(np.nan)) for ratio in ratios]
+        is_target = ~np.isnan(checks.target_centre)
+        for at, edge in zip((1, 3), checks.target_edges, strict=True):
+            levels[at] = np.where(is_target, edge, levels[at])  # a number from theory, not what its logarithm gives
+        return levels[0], levels[1], levels[2], levels[3]
 
 
 class Evaluator:
@@ -82,6 +121,7 @@ class Evaluator:
         self.checks = checks
         self._scheduled = checks.scheduled.astype(np.float32)
         self._basis = np.where(checks.baselined, BASELINE, TARGET).astype(np.uint8)
+        self._has_low = checks.baselined & checks.two_sided
 
     def evaluate(
         self,
@@ -90,6 +130,7 @@ class Evaluator:
         *,
         finite: Flags,
         bands: Bands,
+        ceiling: Logs,
         schedule: Schedule,
         last_values: Logs,
     ) -> Evaluation:
@@ -100,6 +141,7 @@ class Evaluator:
             present: by column, whether measured at this step.
             finite: by column, whether the value is finite.
             bands: the bands as they are now.
+            ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
         """
@@ -109,15 +151,13 @@ class Evaluator:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
-            ratio = levels - bands.centre
-            over = logs > bands.ceiling
-            if over.any():
-                ratio = np.where(over, np.maximum(ratio, bands.highs[1] + logs - bands.ceiling), ratio)
-            if schedule.is_low:
-                bands = self._without_lows(bands)
+            bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
-                ratio = levels - bands.centre
+            ratio = levels - bands.centre
+            if schedule.is_low:
+                bands = bands.without_lows(self.checks.scheduled)
+            bands = self._fallen_together(bands, ratio, measured)
             judged = measured & ~np.isnan(ratio)
             warns, violates = (
                 ((ratio > high) | (ratio < low)) & measured for high, low in zip(bands.highs, bands.lows, strict=True)
@@ -125,6 +165,7 @@ class Evaluator:
             warning_clears, violation_clears = (
                 (ratio <= high) & (ratio >= low) for high, low in zip(bands.clear_highs, bands.clear_lows, strict=True)
             )
+            edges = bands.edges(checks)
             basis = self._basis
             if checks.sanity.size:
                 excess, known = self._sanity(values, present, finite)
@@ -141,9 +182,33 @@ class Evaluator:
                 judged[at] |= known
                 basis = basis.copy()
                 basis[at] = np.where(worse, SANITY, basis[at])
+                # The band is on the ratio of two other series: its edge here is the value that would be just sane if
+                # this module's mean change grew with its largest one.
+                for edge, name in zip(edges, EDGES, strict=True):
+                    sane = np.exp2(levels[at] - excess) if name == "critical_high" else np.float32(np.nan)
+                    edge[at] = np.where(worse, sane, edge[at])
         return Evaluation(
-            measured & (value > 0), judged, ratio, basis, levels, warns, violates, warning_clears, violation_clears
-        )
+            measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
+            violation_clears,
+        )  # fmt: skip
+
+    def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
+        """The same with lower edges that follow where most checks of a criterion have fallen together.
+
+        What makes all modules smaller at once (a decay that was not seen, the end of a run, weights that shrink) is no
+        fault of each of them.
+        """
+        falls = measured & self._has_low & (ratio < TOGETHER_LOG)
+        if np.count_nonzero(falls) < TOGETHER_CHECKS:
+            return bands
+        by = np.zeros(ratio.size, np.float32)
+        criteria = self.checks.criterion
+        for criterion in np.unique(criteria[falls]).tolist():
+            at = criteria == criterion
+            known = ratio[at & measured & ~np.isnan(ratio)]
+            if known.size >= TOGETHER_CHECKS and (middle := float(np.median(known))) < TOGETHER_LOG:
+                by[at] = max(-middle, 0.0) if np.isfinite(middle) else np.inf
+        return bands.lowered(by) if by.any() else bands
 
     def muon_band(self, schedule: Schedule, last_values: Logs) -> MuonBand:
         """The bands promised at the present learning rates."""
@@ -163,13 +228,6 @@ class Evaluator:
             centre.astype(np.float32), half.astype(np.float32), np.where(bounded, half, np.inf).astype(np.float32)
         )
 
-    def _without_lows(self, bands: Bands) -> Bands:
-        """The same where too small a scheduled value is not bad."""
-        lows = tuple(
-            np.where(self.checks.scheduled, np.float32(-np.inf), low) for low in (*bands.lows, *bands.clear_lows)
-        )
-        return replace(bands, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
-
     def _with_muon(self, bands: Bands, schedule: Schedule, last_values: Logs) -> Bands:
         """The same with what optimizers promise at the present learning rates."""
         at = self.checks.muon.check
@@ -179,7 +237,6 @@ class Evaluator:
         nearer = np.float32((1 - RECOVERY) * np.log2(1 + MUON_WIDENING))
         return Bands(
             centre=_set(bands.centre, at, band.centre),
-            ceiling=bands.ceiling,
             highs=(_set(bands.highs[0], at, band.half), _set(bands.highs[1], at, band.half + further)),
             lows=(_set(bands.lows[0], at, -low), _set(bands.lows[1], at, -low - further)),
             clear_highs=(

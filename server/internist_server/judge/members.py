@@ -12,8 +12,8 @@ from internist_server.alerts.lifecycle import FIRING, INACTIVE
 from internist_server.judge import drift, wording
 from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
-from internist_server.judge.edges import Edges
-from internist_server.judge.evaluation import BASES, Bands, Evaluator
+from internist_server.judge.edges import Edge, Edges
+from internist_server.judge.evaluation import BASES, Bands
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
@@ -38,16 +38,15 @@ class Members:
         series: Sequence[JudgedSeries],
         checks: Checks,
         memory: Memory,
-        evaluator: Evaluator,
         bands: Bands,
         outline: Outline,
     ) -> None:
         self._series, self._checks, self._memory, self._bands = series, checks, memory, bands
         self._outline = outline
-        self._edges = Edges(checks, memory, evaluator, bands)
+        self._edges = Edges(checks, memory, bands)
         self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
         high, low = self._edges.ahead()
-        self._crossings = drift.crossings(memory.trends, high=high, low=low)
+        self._crossings = drift.crossings(memory.trends, high=high, low=low, start=self._edges.start(high))
         self._silent = _is_silent(memory, checks.column, checks.cadence, checks.needed)
         self._silent_series = _is_silent(memory, self._finite, checks.series_cadence[self._finite], 2)
         self._has_jumped = memory.schedule.jumped
@@ -58,7 +57,7 @@ class Members:
         raised = np.where(
             memory.violation.phase == FIRING,
             VIOLATED,
-            np.where((memory.warning.phase == FIRING) | self._crossings.drifts, DRIFTING, OK),
+            np.where(memory.warning.phase == FIRING, DRIFTING, OK),
         )
         known = ~np.isnan(memory.ratio) & ~np.isnan(self._centre_or_promise()) & ~self._silent
         ranks = np.where(known | (raised == VIOLATED), raised, NOT_MEASURED)
@@ -105,17 +104,18 @@ class Members:
         is_known = not math.isnan(memory.ratio[check]) and not math.isnan(self._centre_or_promise()[check])
         state = self._state_of_check(check, is_known=is_known)
         ratio = float(np.exp2(memory.ratio[check])) if is_known else None
+        low, high = None, None
         basis = BASES[int(memory.basis[check])] if is_known else None
         seen = int(memory.seen[column])
         if is_known and ratio is not None and basis is not None:
-            low, high = self._edges.of(check)
+            low, high = self._edges.of(check, is_critical=bool(memory.is_critical[check]))
             metric, value = self._series[column].metric, float(memory.last[column])
             reason = wording.standing(metric=metric, basis=basis, ratio=ratio, value=value, low=low, high=high)
         else:
             reason = self._why_not(check, seen)
         if is_known and self._silent[check]:
             reason = f"no data since step {seen}" if state == "not measured" else f"{reason}; no data since step {seen}"
-        drifts = state == "drifting" and bool(self._crossings.drifts[check])
+        drifts = state in ("ok", "drifting") and bool(self._crossings.drifts[check])
         crossing = self._crossings
         if drifts:
             reason += f", leaves its band near step {memory.origin + crossing.age[check]:.0f} if this goes on"
@@ -127,6 +127,7 @@ class Members:
             reason=reason,
             ratio=None if ratio is None else number(ratio),
             since=int(life.started[check]),
+            band=(low, high),
             crossing=tuple(memory.origin + int(x[check]) for x in (crossing.age, crossing.low, crossing.high))
             if drifts
             else None,
@@ -138,7 +139,7 @@ class Members:
             return "violated"
         if not is_known or self._silent[check]:
             return "not measured"
-        return "drifting" if memory.warning.phase[check] == FIRING or self._crossings.drifts[check] else "ok"
+        return "drifting" if memory.warning.phase[check] == FIRING else "ok"
 
     def _why_not(self, check: int, seen: int) -> str:
         if seen == NEVER:
@@ -203,6 +204,7 @@ class Members:
         ratio: Number,
         since: int,
         crossing: tuple[int, ...] | None,
+        band: Edge = (None, None),
     ) -> views.Verdict:
         one, seen = self._series[column], int(self._memory.seen[column])
         return views.Verdict(
@@ -221,6 +223,8 @@ class Members:
             value=None if seen == NEVER else number(float(self._memory.last[column])),
             ratio=ratio,
             since_step=since if since != NEVER and state in ("drifting", "violated") else None,
+            band_low=None if band[0] is None else number(band[0]),
+            band_high=None if band[1] is None else number(band[1]),
             crossing_step=crossing[0] if crossing else None,
             crossing_low=crossing[1] if crossing else None,
             crossing_high=crossing[2] if crossing else None,

@@ -25,9 +25,21 @@ _FILL_OF_CHECK = {
     "ceiling_factor": np.nan,
     "ratio": np.nan,
     "worst": 0.0,
+    "above": 0.0,
+    "below": 0.0,
+    "warn_low": np.nan,
+    "warn_high": np.nan,
+    "critical_low": np.nan,
+    "critical_high": np.nan,
+    "unit": 1.0,
 }
+_STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
+_FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
+"""Those that every version has."""
 _LIFECYCLES = ("warning", "violation", "numeric")
 _SCALARS = ("step", "origin", "grid", "regular", "stride")
+_LATER_SCALARS = {"numeric_column": -1, "numeric_step": -1}
+"""Those that states of earlier versions lack, as they are then."""
 _SCHEDULE_SCALARS = (
     "raw",
     "peak",
@@ -80,6 +92,22 @@ class Memory:
     """log2 ratio at the last judged point."""
     worst: Logs = field(default_factory=_floats)
     """log2 of the worst excess of the present excursion."""
+    above: Logs = field(default_factory=_floats)
+    below: Logs = field(default_factory=_floats)
+    """log2 of how far the window's own spread lets a value be from its centre."""
+    warn_low: Logs = field(default_factory=_floats)
+    warn_high: Logs = field(default_factory=_floats)
+    critical_low: Logs = field(default_factory=_floats)
+    critical_high: Logs = field(default_factory=_floats)
+    """The band that the last judged point was held to, as levels (values, scheduled ones over the schedule's divisor);
+    NaN: no such edge."""
+    unit: Logs = field(default_factory=_floats)
+    """What such a level is multiplied by to be a value at that point."""
+    out_first: Indices = field(default_factory=_integers)
+    out_last: Indices = field(default_factory=_integers)
+    """First and last step of the last excursion that fired: its points make no baseline."""
+    accepted: Indices = field(default_factory=_integers)
+    """Step from which on someone has called a check's values its new normal; earlier ones make no baseline."""
     basis: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     is_critical: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
     """Whether the open alert has been critical."""
@@ -95,6 +123,10 @@ class Memory:
     """By series: value of the last point."""
     numeric: Lifecycle = field(default_factory=lambda: Lifecycle.inactive(0))
     """By series: of values that are not finite."""
+    numeric_column: int = NEVER
+    """Column of the series that the open alert on numbers names; NEVER: none is open."""
+    numeric_step: int = NEVER
+    """Step at which it was opened."""
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -103,6 +135,8 @@ class Memory:
             raise JudgeStateError("the state is of a judge with other checks: its series or its parametrisation differ")
         for name, fill in _FILL_OF_CHECK.items():
             setattr(self, name, _extended(getattr(self, name), count, fill))
+        for name in _STEPS_OF_CHECK:
+            setattr(self, name, _extended(getattr(self, name), count, NEVER))
         self.basis = _extended(self.basis, count, 0)
         self.is_critical = _extended(self.is_critical, count, False)
         self.warning, self.violation = self.warning.extended(count), self.violation.extended(count)
@@ -134,14 +168,17 @@ class Memory:
         pairs = [(here[columns[c]], check) for check, c in enumerate(parent.column.tolist()) if columns[c] in here]
         if pairs:
             mine, theirs = np.array(pairs, np.int64).T
-            for name in ("baseline", "growth", "ceiling", "ceiling_factor"):
-                getattr(self, name)[mine] = getattr(parent, name)[theirs]
+            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor"):
+                if getattr(parent, name).size:  # a state of an earlier version lacks some
+                    getattr(self, name)[mine] = getattr(parent, name)[theirs]
         groups = {int(column): group for group, column in enumerate(self.rate_columns)}
         for group, column in enumerate(parent.rate_columns.tolist()):
             if columns[column] in groups:
                 mine = groups[columns[column]]
                 self.schedule.reference[mine] = parent.schedule.reference[group]
                 self.schedule.rates[mine] = parent.schedule.rates[group]
+                if parent.schedule.highest.size:
+                    self.schedule.highest[mine] = parent.schedule.highest[group]
         for name in ("raw", "peak", "warming", "anchors"):
             setattr(self.schedule, name, getattr(parent.schedule, name))
 
@@ -157,16 +194,19 @@ class Memory:
             "seen": self.seen,
             "last": self.last,
             "reference": schedule.reference,
+            "highest": schedule.highest,
             "rates": schedule.rates,
             "spark_steps": self.sparklines.steps,
             "spark_excess": self.sparklines.excess,
             "spark_drawn": self.sparklines.drawn,
         }
         arrays |= {name: getattr(self, name) for name in _FILL_OF_CHECK}
+        marked = np.flatnonzero((self.out_first != NEVER) | (self.accepted != NEVER))
+        arrays |= {"marked": marked} | {name: getattr(self, name)[marked] for name in _STEPS_OF_CHECK}
         arrays |= {f"trend_{name}": getattr(self.trends, name) for name in drift.FIELDS}
         for name in _LIFECYCLES:
             arrays |= _sparse(name, getattr(self, name))
-        numbers: dict[str, object] = {name: getattr(self, name) for name in _SCALARS}
+        numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
         numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS}
         return packing.pack(numbers, arrays)
 
@@ -179,14 +219,24 @@ class Memory:
         """
         numbers, arrays = packing.unpack(packed)
         try:
-            memory = cls(**{name: numbers[name] for name in _SCALARS})  # type: ignore[arg-type]
+            scalars = {name: numbers[name] for name in _SCALARS}
+            scalars |= {name: numbers.get(name, absent) for name, absent in _LATER_SCALARS.items()}
+            memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])
-            for name in ("basis", "is_critical", "seen", "last", *_FILL_OF_CHECK):
+            memory.schedule.highest = arrays.get("highest", arrays["rates"])  # type: ignore[assignment]
+            for name in ("basis", "is_critical", "seen", "last"):
                 setattr(memory, name, arrays[name])
+            for name in _FILL_OF_CHECK:
+                if name in arrays or name in _FIRST_OF_CHECK:  # those of later versions are filled by `grow`
+                    setattr(memory, name, arrays[name])
+            for name in _STEPS_OF_CHECK if "marked" in arrays else ():
+                whole = np.full(arrays["column"].size, NEVER, np.int64)
+                whole[arrays["marked"]] = arrays[name]
+                setattr(memory, name, whole)
             memory.column = arrays["column"].astype(np.int64)
             memory.rate_columns = arrays["rate_columns"].astype(np.int64)
             memory.trends = Trends(*(arrays[f"trend_{name}"] for name in drift.FIELDS))  # type: ignore[arg-type]

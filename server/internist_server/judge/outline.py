@@ -14,7 +14,8 @@ class Outline:
     """Blocks, and modules outside blocks; `place` and `block` are aligned with the series."""
 
     place: Indices
-    """Forward order."""
+    """Forward order: modules as their outputs come, what is inside another before it; then gradients and parameters,
+    then the optimizer's groups, and last the whole model."""
     block: Indices
     """Place in `blocks`; MISSING for series of a parameter group or of the whole model."""
     blocks: tuple[str, ...]
@@ -33,8 +34,36 @@ class Outline:
                 order[name] = min(order.get(name, facts.order), facts.order)
         number = {name: place for place, name in enumerate(order)}
         return cls(
-            place=np.array([one.facts.order for one in series], np.int64),
+            place=_places(series),
             block=np.array([MISSING if name is None else number[name] for name in names], np.int64),
             blocks=tuple(order),
             block_order=tuple(order.values()),
         )
+
+
+def _places(series: Sequence[JudgedSeries]) -> Indices:
+    """Place of each series among all. A module that holds others is over when they are: a NaN that all of them show
+    was made in the innermost."""
+    order: dict[str, int] = {}
+    for one in series:
+        if one.kind == "module" and one.subject:
+            order[one.subject] = min(order.get(one.subject, one.facts.order), one.facts.order)
+    ends: list[str] = []
+    inside: list[str] = []
+    for name in sorted(order, key=lambda name: (order[name], name)):
+        while inside and not name.startswith(inside[-1] + "."):
+            ends.append(inside.pop())
+        inside.append(name)
+    ends += reversed(inside)
+    ended = {name: place for place, name in enumerate(ends)}
+    size = len(ended)
+    later = {"parameter": 1, "group": 2, "model": 3}
+
+    def place(one: JudgedSeries) -> tuple[int, int]:
+        if one.kind == "module" and one.subject in ended:
+            return int(one.metric.startswith("gradient.")), ended[one.subject]
+        return later.get(one.kind, 3), one.facts.order
+
+    keys = [place(one) for one in series]
+    deepest = max([size, *(order for _, order in keys)], default=0) + 1
+    return np.array([kind * deepest + at for kind, at in keys], np.int64)

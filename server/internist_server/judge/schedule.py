@@ -14,6 +14,10 @@ Floats = NDArray[np.float64]
 WARM_UP_RISE = 1.02
 WARM_UP_STEPS = 100
 """Warm-up ends when the factor has not risen by more than WARM_UP_RISE over this many steps."""
+ZERO_FROM = 0.05
+"""Share of a group's largest rate from which a rate that falls to exactly 0 has been dropped, and not decayed to it."""
+RESTART_ABOVE = 1.1
+"""A rate that rises to at most this many times the largest so far is a restart of its schedule, or the next period."""
 _ANCHOR_STEPS = 10
 """Factors of the last WARM_UP_STEPS are kept no closer than this."""
 
@@ -57,8 +61,10 @@ class Schedule:
     peak: float = math.nan
     warming: bool = True
     anchors: list[tuple[int, float]] = field(default_factory=list)
+    highest: Floats = field(default_factory=lambda: np.empty(0))
+    """The largest rate of each group so far."""
     jump_from: float = math.nan
-    """Raw factor before the jump that is open; NaN: none is."""
+    """Rate of the group before the jump that is open; NaN: none is."""
     jump_step: int = -1
     jump_group: int = -1
     jump_worst: float = 1.0
@@ -95,8 +101,8 @@ class Schedule:
 
     @property
     def jump_ratio(self) -> float:
-        """The raw factor over the one before the jump."""
-        return self.raw / self.jump_from
+        """The rate of the group that jumped over the one before."""
+        return float(self.rates[self.jump_group]) / self.jump_from
 
     def resize(self, weights: Sequence[float]) -> None:
         """Knows of these groups from now on; those it knew come first and stay."""
@@ -104,21 +110,25 @@ class Schedule:
         grown[: self.reference.size] = self.reference
         rates = np.full(len(weights), np.nan)
         rates[: self.rates.size] = self.rates
-        self.reference, self.rates, self.weights = grown, rates, np.asarray(weights, dtype=np.float64)
+        highest = np.full(len(weights), np.nan)
+        highest[: self.highest.size] = self.highest
+        self.reference, self.rates, self.highest = grown, rates, highest
+        self.weights = np.asarray(weights, dtype=np.float64)
 
     def observe(self, step: int, rates: Floats) -> None:
         """Takes in the learning rates of one step, NaN where a group's is not measured there."""
         measured = np.isfinite(rates)
         if not measured.any():
             return
-        before, before_rates = self.raw, self.rates
+        before = self.rates
         self.rates = np.where(measured, rates, self.rates)
         self.reference = np.where(np.isnan(self.reference) & (self.rates > 0), self.rates, self.reference)
         self.raw = float(schedule_factor(self.rates[None], self.reference, self.weights)[0])
         if math.isnan(self.raw):
             return
         self.peak = self.raw if math.isnan(self.peak) else max(self.peak, self.raw)
-        self._watch_jump(step, before, before_rates)
+        self._watch_jump(step, before)
+        self.highest = np.fmax(self.highest, self.rates)
         if self.warming:
             self._watch_warm_up(step)
 
@@ -138,22 +148,44 @@ class Schedule:
             kept = [*kept, (step, self.raw)]
         self.anchors = kept
 
-    def _watch_jump(self, step: int, before: float, before_rates: Floats) -> None:
+    def _watch_jump(self, step: int, before: Floats) -> None:
+        """Notice a rate that no schedule explains: one that leaves the others, one that is dropped to 0, and a rise of
+        all to more than they ever had. A fall of all is a decay, a rise to what they had a restart."""
         if self.jumped:
-            self.jump_worst = max(self.jump_worst, self.jump_ratio, 1 / self.jump_ratio if self.jump_ratio else 1.0)
-            returned = abs(math.log(max(self.jump_ratio, 1e-12))) < RECOVERY * math.log(SCHEDULE_JUMP)
-            if returned or step - self.jump_step > WARM_UP_STEPS:
-                self.jump_from, self.jump_step, self.jump_group, self.jump_worst = math.nan, -1, -1, 1.0
+            self._watch_return(step)
             return
-        if self.warming or math.isnan(before):
+        if self.warming:
             return
-        floor = self.floor
-        rise = self.raw / max(before, floor)
-        falls = self.raw >= floor and before > SCHEDULE_JUMP * self.raw
-        if rise <= SCHEDULE_JUMP and not falls:
+        group = self._jumping(before)
+        if group is None:
             return
-        self.jump_from, self.jump_step = max(before, floor), step
-        self.jump_worst = max(rise, 1 / rise)
-        moved = np.abs(np.log(np.maximum(self.rates, 1e-30) / np.maximum(before_rates, 1e-30)))
-        moved = np.where(np.isnan(moved), 0.0, moved)
-        self.jump_group = int(np.argmax(np.where(moved > 1.0, self.weights, 0.0) + 1e-9 * moved))
+        self.jump_from, self.jump_step, self.jump_group = float(before[group]), step, group
+        self.jump_worst = _away(self.jump_ratio)
+
+    def _jumping(self, before: Floats) -> int | None:
+        """The group that jumps now: of several the one with most parameters. Where one leaves the others it is the one
+        that has moved."""
+        known = (before > 0) & np.isfinite(self.rates)
+        if not known.any():
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moves = np.where(known, np.log(self.rates / before), np.nan)
+            dropped = known & (self.rates == 0) & (before > ZERO_FROM * self.highest)
+            risen = (moves > math.log(SCHEDULE_JUMP)) & (self.rates > RESTART_ABOVE * self.highest)
+        moved = np.where(np.isfinite(moves), np.abs(moves), -1.0)
+        finite = moves[np.isfinite(moves)]
+        leaves = finite.size > 1 and np.ptp(finite) > math.log(SCHEDULE_JUMP)
+        found = dropped | risen | (leaves & (moved == moved.max()))
+        return int(np.argmax(np.where(found, self.weights, -1.0))) if found.any() else None
+
+    def _watch_return(self, step: int) -> None:
+        """The open jump ends when the rate is back, or has stood for a while; one to 0 when there is a rate again."""
+        self.jump_worst = max(self.jump_worst, _away(self.jump_ratio))
+        returned = _away(self.jump_ratio) < SCHEDULE_JUMP**RECOVERY
+        if returned or (step - self.jump_step > WARM_UP_STEPS and self.jump_ratio > 0):
+            self.jump_from, self.jump_step, self.jump_group, self.jump_worst = math.nan, -1, -1, 1.0
+
+
+def _away(ratio: float) -> float:
+    """How many times, whichever way."""
+    return max(ratio, 1 / ratio) if ratio > 0 else math.inf

@@ -14,7 +14,7 @@ from internist_server.judge import wording
 from internist_server.judge.checks import Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edges
 from internist_server.judge.evaluation import BASES
-from internist_server.judge.memory import Memory
+from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.series import JudgedSeries
 
 _STATES: dict[int, AlertState] = {INACTIVE: "resolved", PENDING: "pending", FIRING: "firing"}
@@ -83,8 +83,14 @@ def of_checks(
     before: AlertPhases,
     after: AlertPhases,
     worst: Logs,
+    *,
+    is_new_normal: bool = False,
 ) -> list[Transition]:
-    """Transitions of the checks whose phase or severity changed at `memory.step`."""
+    """Transitions of the checks whose phase or severity changed at `memory.step`.
+
+    Args:
+        is_new_normal: those that end do so because someone says that the value is its new normal.
+    """
     rises = (after.phase == FIRING) & after.is_critical & ~before.is_critical
     found = []
     for check in np.flatnonzero((before.phase != after.phase) | rises).tolist():
@@ -93,12 +99,24 @@ def of_checks(
         one = series[int(checks.column[check])]
         state = _STATES[int(after.phase[check])]
         times = before if state == "resolved" else after
-        low, high = edges.of(check)
+        is_critical = bool(times.is_critical[check] or not checks.alarms_on_warning[check])
+        low, high = edges.of(check, is_critical=is_critical)
         basis, ratio = BASES[int(memory.basis[check])] or "baseline", float(np.exp2(memory.ratio[check]))
         value = float(memory.last[checks.column[check]])
         started = int(times.started[check])
         phrase = wording.standing(metric=one.metric, basis=basis, ratio=ratio, value=value, low=low, high=high)
-        is_critical = bool(times.is_critical[check] or not checks.alarms_on_warning[check])
+        where = wording.place(one.subject, one.index)
+        if state == "resolved" and is_new_normal:
+            message = wording.renewed(
+                f"{where}: {one.metric} was out of its band since step {started}", step=memory.step
+            )
+        elif state == "resolved":
+            said = f"{where}: {one.metric} was out of its band since step {started}"
+            message = wording.recovered(said, value=value, edges=wording.band(low, high), step=memory.step)
+        else:
+            message = wording.message(
+                metric=one.metric, where=where, phrase=phrase, low=low, high=high, since=started, basis=basis
+            )
         found.append(
             Transition(
                 series=one.id,
@@ -116,60 +134,71 @@ def of_checks(
                 basis=basis,
                 band_low=low,
                 band_high=high,
-                message=wording.message(
-                    metric=one.metric, where=wording.place(one.subject, one.index), phrase=phrase, low=low, high=high,
-                    since=started, basis=basis,
-                ),
+                message=message,
                 advice=CONDITION[criterion.condition].advice,
-            )
-        )  # fmt: skip
-    return found
-
-
-def of_finite(series: Sequence[JudgedSeries], memory: Memory, before: Lifecycle, after: Lifecycle) -> list[Transition]:
-    """Transitions of the series that became, or are no longer, NaN or infinite at `memory.step`."""
-    rule, advice = RULE_OF_CONDITION["numeric"], CONDITION["numeric"].advice
-    found = []
-    for column in np.flatnonzero(before.phase != after.phase).tolist():
-        one, value = series[column], float(memory.last[column])
-        fires = after.phase[column] == FIRING
-        times = after if fires else before
-        where = wording.place(one.subject, one.index)
-        phrase = wording.nonfinite(one.metric, value) if fires else f"finite again, {wording.figure(value)}"
-        found.append(
-            Transition(
-                series=one.id,
-                rule=rule.name,
-                condition="numeric",
-                state="firing" if fires else "resolved",
-                severity=rule.violated,
-                cause="own",
-                step=memory.step,
-                pending_step=int(times.started[column]),
-                opened_step=int(times.opened[column]),
-                value=value,
-                ratio=np.inf if fires else 1.0,
-                worst_ratio=np.inf,
-                basis="target",
-                band_low=None,
-                band_high=None,
-                message=f"{where}: {one.metric} is {phrase}, since step {int(times.started[column])}",
-                advice=advice,
             )
         )
     return found
 
 
+def of_finite(series: Sequence[JudgedSeries], memory: Memory, places: Indices) -> list[Transition]:
+    """The transition of the one alert on numbers at `memory.step`: opened by the first series in forward order that
+    is not finite, ended when all are finite again. What else turns NaN meanwhile follows from the first.
+
+    Args:
+        series: all of them.
+        memory: with the lifecycles of this step; what it knows of the open alert is brought up to date.
+        places: forward order of the series.
+    """
+    bad = np.flatnonzero(memory.numeric.phase == FIRING)
+    if bool(bad.size) == (memory.numeric_column != NEVER):
+        return []
+    if bad.size:
+        column, memory.numeric_step = int(bad[np.lexsort((bad, places[bad]))[0]]), memory.step
+        memory.numeric_column = column
+    else:
+        column = memory.numeric_column
+    fires, since = bool(bad.size), memory.numeric_step
+    one, value = series[column], float(memory.last[column])
+    where = wording.place(one.subject, one.index)
+    if fires:
+        others = f"; {bad.size - 1} more series are not finite" if bad.size > 1 else ""
+        message = f"{where}: {wording.nonfinite(one.metric, value)}, since step {since}{others}"
+    else:
+        message = f"{where}: {one.metric} was not finite since step {since}; all is finite again at step {memory.step}"
+        memory.numeric_column = memory.numeric_step = NEVER
+    rule, condition = RULE_OF_CONDITION["numeric"], CONDITION["numeric"]
+    return [
+        Transition(
+            series=one.id,
+            rule=rule.name,
+            condition=condition.name,
+            state="firing" if fires else "resolved",
+            severity=rule.violated,
+            cause="own",
+            step=memory.step,
+            pending_step=since,
+            opened_step=since,
+            value=value,
+            ratio=np.inf if fires else 1.0,
+            worst_ratio=np.inf,
+            basis="target",
+            band_low=None,
+            band_high=None,
+            message=message,
+            advice=condition.advice,
+        )
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A jump of the learning rate that is open: what it came from, when, in which group, and how far at worst."""
+    """A jump of a group's learning rate that is open: the rate before, when, which group, and how far at worst."""
 
     before: float
     step: int
     group: int
     worst: float
-    raw: float
-    """The schedule's raw factor now."""
 
     @classmethod
     def of(cls, memory: Memory) -> "Jump | None":
@@ -177,7 +206,7 @@ class Jump:
         schedule = memory.schedule
         if not schedule.jumped:
             return None
-        return cls(schedule.jump_from, schedule.jump_step, schedule.jump_group, schedule.jump_worst, schedule.raw)
+        return cls(schedule.jump_from, schedule.jump_step, schedule.jump_group, schedule.jump_worst)
 
 
 def of_schedule(
@@ -190,9 +219,9 @@ def of_schedule(
     rule, condition = RULE_OF_CONDITION["learning_rate_jump"], CONDITION["learning_rate_jump"]
     column = int(checks.rate_columns[jump.group])
     one, value = series[column], float(memory.last[column])
-    ratio = memory.schedule.raw / jump.before
-    rose = jump.raw > jump.before
-    scale = value / ratio if ratio > 0 else 0.0
+    ratio = value / jump.before
+    rose = value > jump.before
+    where = f"learning rate of {wording.group(one.subject)}"
     return [
         Transition(
             series=one.id,
@@ -208,11 +237,12 @@ def of_schedule(
             ratio=_out(ratio, two_sided=True),
             worst_ratio=jump.worst,
             basis="target",
-            band_low=scale / SCHEDULE_JUMP,
-            band_high=scale * SCHEDULE_JUMP,
-            message=f"learning rate of {one.subject}: {wording.jump(ratio)} at step {jump.step}"
+            band_low=jump.before / SCHEDULE_JUMP,
+            band_high=jump.before * SCHEDULE_JUMP,
+            message=f"{where}: {wording.jump(ratio)} at step {jump.step}, from {wording.figure(jump.before)}"
+            f" to {wording.figure(value)}"
             if after
-            else f"learning rate of {one.subject}: steady since its jump at step {jump.step}",
+            else f"{where}: steady since its jump at step {jump.step}",
             advice=condition.advice,
         )
     ]

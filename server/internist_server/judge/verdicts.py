@@ -1,7 +1,7 @@
 """The judge: what each series of an attempt is, step by step, measured against its bands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from internist.schema import views
 from internist.schema.conditions import BASELINE_CRITICAL, CARDS
-from internist_server.alerts.lifecycle import INACTIVE, advance
+from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
+from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
 from internist_server.judge import bands, board, drift, transitions
 from internist_server.judge.board import Summary
-from internist_server.judge.checks import NUMERIC_CARD, Flags, Logs, build_checks
+from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
-from internist_server.judge.evaluation import NONE, TARGET, Bands, Evaluation, Evaluator
+from internist_server.judge.evaluation import EDGES, NONE, TARGET, Bands, Evaluation, Evaluator
 from internist_server.judge.members import Members
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
@@ -26,16 +27,32 @@ __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedBands:
+    """Bands from a step on."""
+
+    column: Indices
+    """Places in `Judge.order`."""
+    scheduled: Flags
+    """Whether its edges are of values over the schedule's divisor."""
+    edges: Logs
+    """(columns, 4): lower and upper warning edge, lower and upper critical edge; NaN: none."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepJudgement:
     """What one step was judged to be. The arrays are aligned with `Judge.order` as it was then."""
 
     step: int
     schedule: float
     """Learning rate over the largest so far, run-wide; NaN if unknown."""
+    divisor: float
+    """What scheduled values were divided by."""
     ratios: NDArray[np.float16]
     """log2 of value over the band's centre. NaN: not judged here; inf: not finite; -inf: zero."""
     basis: NDArray[np.uint8]
     """0 none, 1 target, 2 reference, 3 baseline, 4 sanity."""
+    bands: ChangedBands
+    """The bands that are others than at each series' judged point before."""
     transitions: list[Transition]
 
 
@@ -51,7 +68,7 @@ class Judge:
 
         Args:
             series: all series so far, in the order in which `add_series` was or will be called.
-            mup: the run declares a spectral or muP parametrisation or uses a spectral optimizer.
+            mup: the run declares a spectral or muP parametrisation.
             every: steps between two light samples.
             state: of an earlier judge of the same attempt, whose series are a beginning of these; None: a new attempt.
 
@@ -91,39 +108,85 @@ class Judge:
         memory = self._memory
         if memory.origin == NEVER or not self._checks.baselined.any():
             return None
-        return bands.baseline_window(step, origin=memory.origin, every=self._every, taken=memory.grid)
+        return bands.baseline_window(step, origin=memory.origin, taken=memory.grid)
 
     def window_sample(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the stored steps of one plan within the window `refresh` should be given."""
-        return bands.window_sample(steps, every=self._every)
+        return bands.window_sample(steps, every=self._every, origin=self._memory.origin)
 
     def refresh(self, step: int, values: Logs, steps: NDArray[np.int64]) -> None:
         """Takes the baselines anew, before `step` is judged.
 
-        A series that has too few points in the window keeps the baseline it has.
+        A series that has too few points in the window keeps the baseline it has, and so does one that is out of its
+        band: what is wrong must not become what it is measured by. Points of the last excursion make no baseline
+        afterwards either.
 
         Args:
             step: the step that will be judged next.
             values: (points, series) aligned with `order`, NaN where a series has no point.
-            steps: step of each row. Rows off the regular grid (start-up, directives) are left out.
+            steps: step of each row, as `window_sample` chose them.
         """
         memory, checks = self._memory, self._checks
         memory.grid = bands.grid_point(step - memory.origin)
-        regular = steps % self._every == 0
-        values, ages = values[regular], steps[regular] - memory.origin
         if not len(values):
             return
-        factors = memory.schedule.factors(values[:, checks.rate_columns].astype(np.float64))
-        divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
-        at = np.flatnonzero(checks.baselined)
+        at = np.flatnonzero(checks.baselined & (memory.violation.phase == INACTIVE))
         points = np.ascontiguousarray(values[:, checks.column[at]].T)
+        is_out = (steps >= memory.out_first[at, None]) & (steps <= memory.out_last[at, None])
+        points[is_out | (steps < memory.accepted[at, None])] = np.nan
+        self._take_baselines(at, points, steps, rates=values[:, checks.rate_columns])
+
+    def accept(self, series: int, values: Logs, steps: NDArray[np.int64]) -> list[Transition]:
+        """Someone says that what a series is now is its new normal: its baseline is taken from these points.
+
+        Args:
+            series: its id.
+            values: (points, series) aligned with `order`, of its present excursion.
+            steps: step of each row.
+
+        Returns:
+            What became of its alert; empty where none of a value judged by its own baseline is open.
+        """
+        memory, checks = self._memory, self._checks
+        found = [c for c in np.flatnonzero(checks.baselined).tolist() if self._series[checks.column[c]].id == series]
+        if not found or memory.violation.phase[found[0]] == INACTIVE:
+            return []
+        check = found[0]
+        before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
+        memory.accepted[check] = memory.violation.started[check]
+        memory.out_first[check] = memory.out_last[check] = NEVER
+        memory.baseline[check] = np.nan
+        at = np.array([check])
+        points = np.ascontiguousarray(values[:, checks.column[at]].T)
+        self._take_baselines(at, points, steps, rates=values[:, checks.rate_columns])
+        memory.growth[check] = 0.0  # an excursion has no trend
+        self._centre_bands()
+        memory.violation = memory.violation.ended(check)
+        memory.ratio[check] = np.nan
+        after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
+        memory.is_critical = after.is_critical
+        edges = Edges(checks, memory, self._bands)
+        return transitions.of_checks(
+            self._series, checks, memory, edges, before, after, memory.worst, is_new_normal=True
+        )
+
+    def _take_baselines(self, at: Indices, points: Logs, steps: Indices, *, rates: Logs) -> None:
+        """Take centre, growth, spread and ceiling of these checks from their points (checks, points)."""
+        memory, checks = self._memory, self._checks
+        ages = steps - memory.origin
+        factors = memory.schedule.factors(rates.astype(np.float64))
+        divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
         scheduled = checks.scheduled[at]
         unscaled = points[scheduled]
-        raw = bands.baselines(unscaled) * np.exp2(np.maximum(bands.carried_growth(unscaled, ages), 0))
+        middle = bands.baselines(unscaled)
+        raw = middle * np.exp2(np.maximum(bands.window_shape(unscaled, ages).growth, 0))
         points[scheduled] /= divisor
-        taken, growth = bands.baselines(points), bands.carried_growth(points, ages)
+        taken, shape = bands.baselines(points), bands.window_shape(points, ages)
+        taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
         known = ~np.isnan(taken)
-        memory.baseline[at[known]], memory.growth[at[known]] = taken[known], growth[known]
+        memory.baseline[at[known]] = taken[known]
+        for name in ("growth", "above", "below"):
+            getattr(memory, name)[at[known]] = getattr(shape, name)[known]
         reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
         which = at[scheduled]
         larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
@@ -162,13 +225,15 @@ class Judge:
             values,
             present,
             finite=finite,
-            bands=replace(self._bands, ceiling=self._ceiling()),
+            bands=self._bands,
+            ceiling=self._ceiling(),
             schedule=memory.schedule,
             last_values=memory.last,
         )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
         np.copyto(memory.basis, found.basis, where=shown)
+        changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
 
@@ -180,7 +245,9 @@ class Judge:
         basis[bad] = TARGET
         if step % self._every == 0:
             self._draw(found, shown, bad, present)
-        return StepJudgement(step, memory.schedule.factor, ratios.astype(np.float16), basis, changes)
+        return StepJudgement(
+            step, memory.schedule.factor, memory.schedule.divisor, ratios.astype(np.float16), basis, changed, changes
+        )
 
     def verdicts(self, run: str, attempt: str, *, limit: int | None = None) -> views.Verdicts:
         """The verdict board, worst first; `limit` cuts its members, not its roll-ups."""
@@ -223,10 +290,12 @@ class Judge:
         """What follows from the series alone."""
         self._checks = build_checks(self._series, mup=self._mup)
         self._evaluator = Evaluator(self._checks)
-        self._outline: Outline | None = None
+        self._forward: Outline | None = None
         self._memory.grow(self._checks, len(self._series))
         self._everything = np.ones(len(self._series), bool)
         self._one_point = np.ones(len(self._series), np.int64)
+        is_dense = self._checks.series_cadence <= self._every
+        self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
         self._centre_bands()
 
     def _centre_bands(self) -> None:
@@ -240,7 +309,10 @@ class Judge:
         if memory.schedule.is_warming_up:
             own[:] = np.nan
         centre = np.where(checks.baselined, own, checks.target_centre)
-        self._bands = Bands.of(checks, centre=centre, ceiling=self._ceiling_log, growth=memory.growth)
+        narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
+        above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
+        below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0)
+        self._bands = Bands.of(checks, centre=centre, above=above, below=below)
 
     def _ceiling(self) -> Logs:
         """log2 of what each unscaled value must stay under: the largest baseline, scaled up with the schedule only."""
@@ -260,17 +332,18 @@ class Judge:
         return transitions.of_schedule(self._series, self._checks, memory, before, Jump.of(memory))
 
     def _advance_finite(self, bad: Flags, present: Flags) -> list[Transition]:
-        memory, before = self._memory, self._memory.numeric
+        memory = self._memory
         memory.numeric = advance(
-            before,
+            memory.numeric,
             step=memory.step,
             breach=bad,
             clear=self._everything,
             measured=present,
             cadence=self._one_point,
             needed=self._one_point,
+            recovery=self._finite_points,
         )
-        return [] if memory.numeric is before else transitions.of_finite(self._series, memory, before, memory.numeric)
+        return transitions.of_finite(self._series, memory, self._outline().place)
 
     def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
         memory, checks = self._memory, self._checks
@@ -286,8 +359,24 @@ class Judge:
         worst = np.where(shown & (after.phase != INACTIVE), np.fmax(memory.worst, excess), memory.worst)
         memory.is_critical = after.is_critical
         memory.worst = np.where(after.phase == INACTIVE, np.float32(0), worst)
-        edges = Edges(checks, memory, self._evaluator, self._bands)
+        ends = (violation.phase == FIRING) & (memory.violation.phase == INACTIVE)
+        memory.out_first = np.where(ends, violation.started, memory.out_first)
+        memory.out_last = np.where(ends, memory.step, memory.out_last)
+        edges = Edges(checks, memory, self._bands)
         return transitions.of_checks(self._series, checks, memory, edges, before, after, worst)
+
+    def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
+        """Remember the band of what was judged; those that differ from the ones before."""
+        memory, checks = self._memory, self._checks
+        np.copyto(memory.unit, np.where(checks.scheduled, np.float32(memory.schedule.divisor), 1), where=shown)
+        is_new = np.zeros(shown.size, bool)
+        for name, edge in zip(EDGES, edges, strict=True):
+            known = getattr(memory, name)
+            is_new |= (known != edge) & ~(np.isnan(known) & np.isnan(edge))
+            np.copyto(known, edge, where=shown)
+        at = np.flatnonzero(is_new & shown)
+        band = np.stack([edge[at] for edge in edges], axis=1)
+        return ChangedBands(checks.column[at], checks.scheduled[at], band)
 
     def _draw(self, found: Evaluation, shown: Flags, bad: Flags, present: Flags) -> None:
         """One more point of each card's sparkline."""
@@ -302,7 +391,10 @@ class Judge:
             numeric = np.array([NUMERIC_CARD])
             memory.sparklines.add(memory.step, numeric, np.array([np.inf if bad.any() else 0.0], np.float32))
 
+    def _outline(self) -> Outline:
+        if self._forward is None:
+            self._forward = Outline.of(self._series)
+        return self._forward
+
     def _members(self) -> Members:
-        if self._outline is None:
-            self._outline = Outline.of(self._series)
-        return Members(self._series, self._checks, self._memory, self._evaluator, self._bands, self._outline)
+        return Members(self._series, self._checks, self._memory, self._bands, self._outline())

@@ -70,10 +70,38 @@ def standing(*, metric: str, basis: Basis, ratio: float, value: float, low: floa
 
 
 def nonfinite(metric: str, value: float) -> str:
-    """What is not finite."""
+    """What is not finite, such as `12 entries of its output are NaN or infinite` or `loss is NaN`."""
     if metric == "activation.nonfinite" and math.isfinite(value):
-        return f"{value:.0f} entries are NaN or infinite"
-    return "NaN" if math.isnan(value) else "infinite"
+        entries = "1 entry" if value == 1 else f"{value:.0f} entries"
+        return f"{entries} of its output {'is' if value == 1 else 'are'} NaN or infinite"
+    return f"{metric} is {'NaN' if math.isnan(value) else 'infinite'}"
+
+
+def group(subject: str) -> str:
+    """A parameter group by its name; one that has none by its number, and its optimizer's where there are several."""
+    optimizer, dot, name = subject.partition(".")
+    if dot and optimizer.isdigit():
+        return f"{group(name)} of optimizer {optimizer}"
+    return f"group {subject}" if subject.isdigit() else subject if subject.startswith("group ") else f"group {subject}"
+
+
+def band(low: float | None, high: float | None) -> str:
+    """A band in words: `band 0.1 to 2`, `band up to 3.61`; empty without one."""
+    if low is not None and high is not None:
+        return f"band {figure(low)} to {figure(high)}"
+    if low is not None:
+        return f"band from {figure(low)}"
+    return "" if high is None else f"band up to {figure(high)}"
+
+
+def recovered(said: str, *, value: float, edges: str, step: int) -> str:
+    """How an alert ended that its value ended."""
+    return f"{said}; at step {step} it is back at {figure(value)}" + (f", inside the {edges} it had" if edges else "")
+
+
+def renewed(said: str, *, step: int) -> str:
+    """How an alert ended that a person ended."""
+    return f"{said}; at step {step} someone called this its new normal: its baseline is taken from there on"
 
 
 def sentence(condition: str, where: str, phrase: str, since: int | None) -> str:
@@ -100,8 +128,5 @@ def message(
         return f"{where}: {phrase}, since step {since}"
     if basis == "sanity":
         return f"{where}: moved its output by {phrase}, since step {since}"
-    if low is not None and high is not None:
-        band = f" (band {figure(low)} to {figure(high)})"
-    else:
-        band = "" if high is None else f" (band up to {figure(high)})"
-    return f"{where}: {metric} is {phrase}{band}, since step {since}"
+    edges = band(low, high)
+    return f"{where}: {metric} is {phrase}{f' ({edges})' if edges else ''}, since step {since}"

@@ -1,11 +1,13 @@
 """Alerts: what fired, what still does, and who has seen it."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from internist.schema.conditions import CONDITION
+from internist.schema.rules import RUN_RULE
 from internist.schema.views import Alert, AlertsPage, AlertState
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
@@ -16,11 +18,17 @@ from internist_server.store import alerts
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
 
+AlertCondition = Literal[(*CONDITION, *RUN_RULE, "user")]  # type: ignore[valid-type]
+"""What an alert may be of: a condition of the judge, the run's life or end, or the user's own code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
     """Who has seen an alert."""
 
     by: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$", examples=["ada"])]
+    new_normal: bool = False
+    """What the value is now is well: its baseline is taken anew from there on, and the alert is resolved."""
 
 
 @router.get("", responses={200: examples.of("AlertsPage")})
@@ -28,7 +36,7 @@ def list_alerts(
     session: SessionDep,
     run: Annotated[str | None, Query(max_length=128, description="Only of this run.")] = None,
     state: Annotated[list[AlertState] | None, Query(description="Only in these states; may be repeated.")] = None,
-    condition: Annotated[str | None, Query(max_length=128, description="Only of this condition.")] = None,
+    condition: Annotated[AlertCondition | None, Query(description="Only of this condition.")] = None,
     limit: Limit = 200,
     offset: Offset = 0,
 ) -> AlertsPage:
@@ -38,11 +46,13 @@ def list_alerts(
 
 @router.post(
     "/{alert_id}/acknowledge",
-    responses={404: {"description": "There is no such alert."}, 200: examples.of("Alert")},
+    responses={
+        404: {"description": "There is no such alert."},
+        422: {"description": "There is no new normal to take: it is over, or judged by no baseline of its own."},
+        200: examples.of("Alert"),
+    },
 )
 def acknowledge(alert_id: int, who: Acknowledgement, services: ServicesDep) -> Alert:
-    """Say that a person has seen the alert. The first to say so stays."""
-    with services.database.write() as session:
-        alert = alerts.acknowledge(session, alert_id, by=who.by, now_ms=services.clock())
-    services.changes.ring(alert.run)
-    return alert
+    """Say that a person has seen the alert, and, if so, that what it tells of is the new normal. The first to say that
+    they have seen it stays."""
+    return services.ingest.acknowledge(alert_id, by=who.by, is_new_normal=who.new_normal)

@@ -1,12 +1,15 @@
 """How a view becomes a response: fast, and without the nulls that JSON libraries make of NaN."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
-from fastapi import Response
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+
+from internist_server.errors import Invalid
 
 
 class ViewRoute(APIRoute):
@@ -19,10 +22,31 @@ class ViewRoute(APIRoute):
         """A route as FastAPI makes it, around a function that answers with bytes."""
         super().__init__(path, _answering(endpoint), **settings)
 
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request; one that asks for what this route does not know is refused, not half answered."""
+        answer_known = super().get_route_handler()
+        known = _askable(self.dependant)
+
+        async def respond(request: Request) -> Response:
+            unknown = sorted(set(request.query_params) - known)
+            if unknown:
+                raise Invalid(
+                    f"{unknown[0]!r} is none of what can be asked here: {', '.join(sorted(known)) or 'nothing'}"
+                )
+            return await answer_known(request)
+
+        return respond
+
 
 def answer(view: object) -> Response:
     """A JSON response."""
     return Response(orjson.dumps(view), media_type="application/json")
+
+
+def _askable(dependant: Dependant) -> set[str]:
+    """Names of the query parameters of a route and of what it depends on."""
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*(_askable(one) for one in dependant.dependencies))
 
 
 def _answering(endpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Row, Select, case, func, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import Severity
+from internist.schema.rules import RunRule, Severity
 from internist.schema.views import Alert, AlertsPage
 from internist.schema.wire import Note
 from internist_server.errors import AlertNotFound
@@ -30,7 +30,8 @@ def apply_transitions(
         row = rows.get(key)
         if transition.state in ("resolved", "superseded"):
             if row is not None:
-                _close(session, rows.pop(key), state=transition.state, step=transition.step, at_ms=at_ms)
+                said = transition.message if transition.state == "resolved" else None
+                _close(session, rows.pop(key), state=transition.state, step=transition.step, at_ms=at_ms, said=said)
             continue
         if row is None:
             row = AlertRow(run_id=attempt.run, attempt_id=attempt.id, series_id=key[0], rule=key[1], state="new")
@@ -42,16 +43,40 @@ def apply_transitions(
 
 
 def open_run_alert(
-    session: Session, attempt: Attempt, *, rule: str, step: int | None, message: str, now_ms: int
+    session: Session, attempt: Attempt, *, rule: RunRule, step: int | None, message: str, now_ms: int
 ) -> int | None:
     """Open an alert on the run itself, if it is not open; its id if it is new."""
-    if find_run_alert(session, attempt.run, rule=rule) is not None:
+    if find_run_alert(session, attempt.run, rule=rule.name) is not None:
         return None
-    advice = "look at the job: its process, its node, its log"
     return _add_plain(
-        session, attempt, rule=rule, condition="run", cause="run", severity="critical", state="firing", step=step,
-        message=message, advice=advice, at_ms=now_ms, is_quiet=False,
+        session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="firing",
+        step=step, message=message, advice=rule.advice, at_ms=now_ms, is_quiet=False,
     )  # fmt: skip
+
+
+def add_end(
+    session: Session, attempt: Attempt, *, rule: RunRule, step: int, message: str, at_ms: int, is_quiet: bool
+) -> int | None:
+    """Record how an attempt ended, once; its id if it is new. It has a moment, no duration."""
+    query = select(AlertRow.id).where(AlertRow.attempt_id == attempt.id, AlertRow.rule == rule.name)
+    if session.scalar(query.limit(1)) is not None:
+        return None
+    found = _add_plain(
+        session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="resolved",
+        step=step, message=message, advice=rule.advice, at_ms=at_ms, is_quiet=is_quiet,
+    )  # fmt: skip
+    row = session.get_one(AlertRow, found)
+    row.closed_step, row.closed_at_ms = step, at_ms
+    session.flush()
+    return found
+
+
+def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_ms: int) -> None:
+    """Resolve whatever is open of an attempt that has ended: nothing of it will be measured again."""
+    query = select(AlertRow).where(AlertRow.attempt_id == attempt.id, AlertRow.state.in_(OPEN))
+    for row in session.scalars(query).all():
+        _close(session, row, state="resolved", step=step, at_ms=now_ms, said=f"{row.message}; the run has ended")
+    session.flush()
 
 
 def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
@@ -184,11 +209,15 @@ def _move(row: AlertRow, transition: Transition, *, at_ms: int, is_quiet: bool) 
     row.worst_ratio = max(transition.worst_ratio, row.worst_ratio or 0.0)
 
 
-def _close(session: Session, row: AlertRow, *, state: str, step: int | None, at_ms: int) -> None:
+def _close(
+    session: Session, row: AlertRow, *, state: str, step: int | None, at_ms: int, said: str | None = None
+) -> None:
+    """Close an alert; `said`: how it ended, in words that replace those of its beginning."""
     if row.state == "pending":  # it never fired: there is nothing to tell of it
         session.delete(row)
     else:
         row.state, row.closed_step, row.closed_at_ms = state, step, at_ms
+        row.message = row.message if said is None else said
 
 
 def _add_plain(

@@ -7,7 +7,7 @@ from typing import Final, cast
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from internist.schema.wire import Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
+from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
@@ -50,6 +50,11 @@ class Rank:
     heartbeat_step: int | None = None
     step_age_ms: int | None = None
     finished_at_ms: int | None = None
+    refused: int = 0
+    """Good frames that must come before what is known of it is whole again."""
+    refusal: str | None = None
+    pause: str = ""
+    """What it says that it pauses for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +264,8 @@ def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
             frame_at_ms=rank.frame_at_ms,
             finished_at_ms=rank.finished_at_ms,
             heartbeat_step=rank.heartbeat_step,
+            refused=rank.refused,
+            refusal=rank.refusal,
         )
     )
 
@@ -269,6 +276,7 @@ def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, 
     if row is None:
         raise AttemptNotFound(attempt.run, f"{attempt.name} rank {heartbeat.rank}")
     row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, heartbeat.step, heartbeat.step_age_ms
+    row.pause = heartbeat.pause[:MAX_NAME_LENGTH] or None
     session.flush()
     return _rank(row)
 
@@ -319,4 +327,7 @@ def _rank(row: RankRow) -> Rank:
         heartbeat_step=row.heartbeat_step,
         step_age_ms=row.step_age_ms,
         finished_at_ms=row.finished_at_ms,
+        refused=row.refused,
+        refusal=row.refusal,
+        pause=row.pause or "",
     )

@@ -1,55 +1,104 @@
-"""The band of a series at each of its points, from what the judge stored of them."""
+"""The band of a series at each of its points: the one that it was judged by, as the judge stored it.
+
+A row holds the bands that changed at a step, as BAND: the place of the series in the judge's order, whether its edges
+are of values over the schedule's divisor (which each judgement stores), and the edges. A band holds until the next row
+that names its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
-from internist.schema.conditions import BASELINE_CRITICAL, BASELINE_WARN, CRITERIA, Criterion, Target
-from internist.schema.views import Band, Number
-from internist_server.store.merge import Floats
+from internist.schema.conditions import Basis
+from internist.schema.views import Band
+from internist_server.judge.edges import shown
+from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers
-from internist_server.store.series import StoredSeries
+from internist_server.store.tables import BandRow
 
-_TARGET, _BASELINE = 1, 3
+BAND: Final = np.dtype([("place", "<i4"), ("scheduled", "<i4"), ("edges", "<f4", (4,))])
+"""Edges: lower and upper warning edge, lower and upper critical edge; NaN where there is none."""
+_BASES: Final[Mapping[int, Basis]] = {1: "target", 2: "reference", 3: "baseline", 4: "sanity"}
+_BASELINE: Final = 3
+_EDGES: Final = 4
+Records = NDArray[np.void]
 
 
-def band_of(series: StoredSeries, values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8]) -> Band | None:
-    """The band at each point: value over ratio is its centre, in the series' own unit, schedule included.
+@dataclass(frozen=True, slots=True)
+class StoredBands:
+    """The bands that changed at one step."""
 
-    None where the series was judged nowhere in the window, or by an optimizer's promise, which is not stored.
+    step: int
+    bands: Records
+    """As BAND."""
+
+
+def pack_bands(places: Ids, scheduled: NDArray[np.bool_], edges: Floats) -> Records:
+    """Bands as they are stored.
+
+    Args:
+        places: in the judge's order.
+        scheduled: whether edges are of values over the schedule's divisor.
+        edges: (places, 4).
     """
-    criterion = next((one for one in CRITERIA if one.metric == series.metric), None)
-    if criterion is None or not basis.any():
+    packed = np.empty(len(places), BAND)
+    packed["place"], packed["scheduled"], packed["edges"] = places, scheduled, edges
+    return packed
+
+
+def add_bands(session: Session, attempt_id: int, changed: Sequence[StoredBands]) -> None:
+    """Append bands."""
+    rows = [
+        {"attempt_id": attempt_id, "step": one.step, "bands": one.bands.tobytes()} for one in changed if len(one.bands)
+    ]
+    if rows:
+        session.execute(insert(BandRow), rows)
+
+
+def read_edges(
+    session: Session, attempt_id: int, places: Ids, steps: Ids, divisors: NDArray[np.float64], *, last: int
+) -> Floats:
+    """Edges of these places of the judge's order at these steps: (steps, places, 4); NaN where none is known.
+
+    Args:
+        places: beyond the order's end where a series is not judged.
+        steps: rising.
+        divisors: what scheduled values were divided by at each of the steps.
+        last: bands that changed later than at this step are not looked at.
+    """
+    edges = np.full((len(steps), len(places), _EDGES), np.nan, np.float32)
+    column = {int(place): at for at, place in enumerate(places)}
+    query = select(BandRow.step, BandRow.bands).where(BandRow.attempt_id == attempt_id, BandRow.step <= last)
+    for row in session.execute(query.order_by(BandRow.step)):
+        bands = np.frombuffer(row.bands, BAND)
+        begin = int(np.searchsorted(steps, row.step))
+        for band in bands[np.isin(bands["place"], places)]:
+            unit = divisors[begin:, None] if band["scheduled"] else 1.0
+            edges[begin:, column[int(band["place"])]] = band["edges"] * unit
+    return edges
+
+
+def band_of(values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8], edges: Floats) -> Band | None:
+    """The band at each point of a series; None where none is known of any.
+
+    Args:
+        values: of the points.
+        ratios: log2 of value over the band's centre, where it has one.
+        basis: what each was judged by; 0: not judged.
+        edges: (points, 4).
+    """
+    judged = basis > 0
+    edges = np.where(judged[:, None], edges, np.float32(np.nan))
+    if not (~np.isnan(edges)).any():
         return None
+    kind = int(basis[judged][-1])
     with np.errstate(all="ignore"):
         centre = (values / np.exp2(ratios.astype(np.float32))).astype(np.float32)
-    centre[~np.isfinite(centre) | (centre <= 0)] = np.nan
-    if (basis == _BASELINE).any():
-        return _baseline_band(criterion, np.where(basis == _BASELINE, centre, np.float32(np.nan)))
-    if criterion.target is not None and criterion.target.applies_when != "muon" and (basis == _TARGET).any():
-        return _target_band(criterion.target, basis == _TARGET)
-    return None
-
-
-def _baseline_band(criterion: Criterion, centre: Floats) -> Band:
-    low = centre if criterion.two_sided else np.full_like(centre, np.nan)
-    return Band(
-        basis="baseline",
-        centre=_shown(centre),
-        warn_low=_shown(low / np.float32(BASELINE_WARN)),
-        warn_high=_shown(centre * np.float32(BASELINE_WARN)),
-        critical_low=_shown(low / np.float32(BASELINE_CRITICAL)),
-        critical_high=_shown(centre * np.float32(BASELINE_CRITICAL)),
-    )
-
-
-def _target_band(target: Target, judged: NDArray[np.bool_]) -> Band:
-    nowhere: tuple[Number, ...] = (None,) * len(judged)
-
-    def edge(value: float | None) -> tuple[Number, ...]:
-        return tuple(value if here else None for here in judged.tolist())
-
-    return Band("target", nowhere, nowhere, edge(target.warn_above), nowhere, edge(target.critical_above))
-
-
-def _shown(values: Floats) -> tuple[Number, ...]:
-    return numbers(values, absent=np.isnan(values))
+    has_centre = np.isfinite(centre) & (centre > 0) & (basis == _BASELINE)
+    shown_centre = numbers(centre, absent=~has_centre)
+    return Band(_BASES[kind], shown_centre, *(tuple(map(shown, edges[:, at])) for at in range(_EDGES)))

@@ -30,6 +30,10 @@ class Summary:
     """The last loss, learning rate, overhead share and coverage."""
     step_ms: float | None = None
     sampled_at_ms: int | None = None
+    pause_ms: float = 0.0
+    """The longest time between two measured steps beyond what their steps usually take."""
+    last_measured: tuple[int, int] | None = None
+    """The last step that was measured, and when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Judged:
     ranks_expected: int
     ratios: Ratios
     basis: Bases
+    divisor: float = 1.0
+    """What scheduled values were divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class JudgedWindow:
     steps: Ids
     ratios: Ratios
     basis: Bases
+    divisors: NDArray[np.float64]
+    """What scheduled values were divided by."""
 
 
 def load_state(session: Session, attempt_id: int) -> JudgeState:
@@ -118,6 +126,7 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
             "ranks_expected": one.ranks_expected,
             "ratios": one.ratios.astype("<f2").tobytes(),
             "basis": one.basis.tobytes(),
+            "divisor": one.divisor,
         }
         for one in judged
     ]
@@ -129,7 +138,7 @@ def read_judged(
 ) -> Iterator[JudgedWindow]:
     """Judgements of these columns of the judge's order in a window, in pieces of rising steps."""
     query = (
-        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis)
+        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis, JudgementRow.divisor)
         .where(JudgementRow.attempt_id == segment.attempt_id)
         .where(JudgementRow.step >= max(first, segment.first), JudgementRow.step <= min(last, segment.last))
         .order_by(JudgementRow.step)
@@ -142,7 +151,8 @@ def read_judged(
             known = places < len(row.basis)  # the order grows: older judgements are shorter
             ratios[place, known] = np.frombuffer(row.ratios, dtype="<f2")[places[known]]
             basis[place, known] = np.frombuffer(row.basis, dtype=np.uint8)[places[known]]
-        yield JudgedWindow(steps, ratios, basis)
+        divisors = np.array([np.nan if row.divisor is None else row.divisor for row in rows], np.float64)
+        yield JudgedWindow(steps, ratios, basis, divisors)
 
 
 def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:
@@ -155,7 +165,9 @@ def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:
 
 
 def _summary(stored: dict[str, Any]) -> Summary:
-    return Summary(**{**stored, "values": {name: float(value) for name, value in stored["values"].items()}})
+    last = stored.get("last_measured")
+    values = {name: float(value) for name, value in stored["values"].items()}
+    return Summary(**{**stored, "values": values, "last_measured": None if last is None else (last[0], last[1])})
 
 
 def _plain(summary: Summary) -> dict[str, Any]:
@@ -167,4 +179,6 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "values": {name: repr(float(value)) for name, value in summary.values.items()},
         "step_ms": summary.step_ms,
         "sampled_at_ms": summary.sampled_at_ms,
+        "pause_ms": summary.pause_ms,
+        "last_measured": summary.last_measured,
     }

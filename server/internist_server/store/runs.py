@@ -10,12 +10,13 @@ from internist.schema.views import Attempt as AttemptView
 from internist.schema.views import Change, Run
 from internist_server.errors import RunNotFound
 from internist_server.store import alerts
-from internist_server.store.attempts import Rank, list_ranks, newest_attempt
+from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
+from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import Summary, load_summaries
 from internist_server.store.numbers import number
 from internist_server.store.series import count_series
 from internist_server.store.tables import AttemptRow, RankRow, RunRow
-from internist_server.store.vitals import vitals_of
+from internist_server.store.vitals import Vitals, vitals_of
 
 
 def list_runs(
@@ -59,8 +60,8 @@ def read_change(session: Session, run: str, *, now_ms: int) -> Change:
         run=run,
         cursor=row.cursor,
         step=_last_step(ranks),
-        state=vitals_of(attempt, ranks, step_ms=summary.step_ms, now_ms=now_ms).state,
-        verdict=_state(summary),
+        state=_vitals(attempt, ranks, summary, now_ms=now_ms).state,
+        verdict=_verdict(session, attempt, ranks, summary)[0],
         open_alerts=alerts.count_firing(session, run),
         last_frame_at_ms=_latest([rank.frame_at_ms for rank in ranks]),
         heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in ranks]),
@@ -84,7 +85,8 @@ def _run(session: Session, row: RunRow, *, now_ms: int) -> Run:
     attempt = newest_attempt(session, row.id)
     ranks = list_ranks(session, attempt.id)
     summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
-    vitals = vitals_of(attempt, ranks, step_ms=summary.step_ms, now_ms=now_ms)
+    vitals = _vitals(attempt, ranks, summary, now_ms=now_ms)
+    verdict, sentence = _verdict(session, attempt, ranks, summary)
     values = summary.values
     return Run(
         id=row.id,
@@ -100,8 +102,8 @@ def _run(session: Session, row: RunRow, *, now_ms: int) -> Run:
         steps_per_second=1000 / summary.step_ms if summary.step_ms else None,
         loss=number(values.get("loss")),
         learning_rate=number(values.get("learning_rate")),
-        verdict=_state(summary),
-        sentence=summary.sentence,
+        verdict=verdict,
+        sentence=sentence,
         violated=summary.violated,
         drifting=summary.drifting,
         open_alerts=alerts.count_firing(session, row.id),
@@ -141,9 +143,15 @@ def _attempts(session: Session, run: str) -> tuple[AttemptView, ...]:
     )
 
 
-def _state(summary: Summary) -> State:
+def _vitals(attempt: Attempt, ranks: Sequence[Rank], summary: Summary, *, now_ms: int) -> Vitals:
+    return vitals_of(attempt, ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms, now_ms=now_ms)
+
+
+def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:
+    """State and sentence of the run, by what was judged and by what is known beside it."""
     states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
-    return states.get(summary.state, "not measured")
+    state = states.get(summary.state, "not measured")
+    return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
 
 
 def _last_step(ranks: Sequence[Rank]) -> int | None:

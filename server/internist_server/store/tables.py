@@ -122,6 +122,12 @@ class RankRow(Base):
     heartbeat_step: Mapped[int | None]
     step_age_ms: Mapped[int | None]
     finished_at_ms: Mapped[int | None]
+    refused: Mapped[int] = mapped_column(default=0)
+    """Good frames that must come before what is known of this rank is whole again: some of its frames were refused."""
+    refusal: Mapped[str | None]
+    """Why the last one was."""
+    pause: Mapped[str | None]
+    """What it said, in its last heartbeat, that it pauses for."""
 
 
 class SeriesRow(Base):
@@ -214,6 +220,18 @@ class JudgementRow(Base):
     ranks_expected: Mapped[int]
     ratios: Mapped[bytes]
     basis: Mapped[bytes]
+    divisor: Mapped[float | None]
+    """What scheduled values were divided by; None in rows older than this column."""
+
+
+class BandRow(Base):
+    """The bands that changed at a judged step, each of which holds from there on: see `store.bands`."""
+
+    __tablename__ = "bands"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    bands: Mapped[bytes]
 
 
 class AlertRow(Base):

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from internist.schema.rules import LOST_AFTER_S, STALLED_AFTER_S, STALLED_AFTER_STEPS
+from internist.schema.rules import (
+    LONGEST_PAUSE_S,
+    LOST_AFTER_S,
+    STALLED_AFTER_PAUSES,
+    STALLED_AFTER_S,
+    STALLED_AFTER_STEPS,
+)
 from internist.schema.views import RunState
 from internist_server.store.attempts import Attempt, Rank
 
@@ -32,24 +38,61 @@ def step_time_ms(times: Sequence[tuple[int, int]]) -> float | None:
     return median(rates) if rates else None
 
 
-def vitals_of(attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, now_ms: int) -> Vitals:
-    """The state of a run by its newest attempt."""
+def vitals_of(
+    attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, pause_ms: float, now_ms: int
+) -> Vitals:
+    """The state of a run by its newest attempt.
+
+    A run is stalled while its ranks say that they live and their step does not move; when they say nothing it is lost.
+
+    Args:
+        step_ms: what a step usually takes; None: not known.
+        pause_ms: the longest pause so far after which the run went on.
+    """
     if attempt.finished_at_ms is not None:
         return Vitals(attempt.outcome or "finished", "")
     contact = max(
         (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks), default=attempt.received_at_ms
     )
     silence_s = (now_ms - contact) / 1000
+    step = max((max(rank.last_step, rank.heartbeat_step or 0) for rank in ranks), default=0)
     if silence_s > LOST_AFTER_S:
-        return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}")
-    beating = [rank for rank in ranks if rank.heartbeat_at_ms is not None and rank.finished_at_ms is None]
-    if beating and step_ms is not None:
-        still_ms = min(now_ms - (rank.heartbeat_at_ms or 0) + (rank.step_age_ms or 0) for rank in beating)
-        if still_ms > max(STALLED_AFTER_S * 1000, STALLED_AFTER_STEPS * step_ms):
-            step = max(rank.heartbeat_step or 0 for rank in beating)
+        return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}; its last step was {step}")
+    live = [rank for rank in ranks if rank.heartbeat_at_ms is not None and rank.finished_at_ms is None]
+    pauses = [rank.pause for rank in live if rank.pause]
+    if pauses:
+        return Vitals("live", f"paused at step {step}: {pauses[0]}")
+    if live and step_ms is not None:
+        still_ms = min(_still_ms(rank) for rank in live)
+        known_pause_ms = STALLED_AFTER_PAUSES * min(pause_ms, LONGEST_PAUSE_S * 1000)
+        if still_ms > max(STALLED_AFTER_S * 1000, STALLED_AFTER_STEPS * step_ms, known_pause_ms):
             usual = f"a step usually takes {_duration(step_ms / 1000)}"
             return Vitals("stalled", f"step {step} has not moved for {_duration(still_ms / 1000)}; {usual}")
     return Vitals("live", "")
+
+
+def longest_pause_ms(times: Sequence[tuple[int, int]], *, last: tuple[int, int] | None, step_ms: float | None) -> float:
+    """The longest time between two measured steps beyond what their steps usually take.
+
+    Args:
+        times: (step, measured at) of steps in rising order.
+        last: the one before them.
+        step_ms: what a step usually takes; None: nothing is known of pauses.
+    """
+    if step_ms is None:
+        return 0.0
+    known = [*([last] if last is not None else []), *times]
+    pauses = [later[1] - sooner[1] - (later[0] - sooner[0]) * step_ms for sooner, later in pairwise(known)]
+    return max(pauses, default=0.0)
+
+
+def _still_ms(rank: Rank) -> int:
+    """How long a rank's step had not moved when it last said that it lives; a frame of a later step has moved it."""
+    said_at_ms = rank.heartbeat_at_ms or 0
+    moved_at_ms = said_at_ms - (rank.step_age_ms or 0)
+    if rank.last_step > (rank.heartbeat_step or 0):
+        moved_at_ms = max(moved_at_ms, rank.frame_at_ms or 0)
+    return said_at_ms - moved_at_ms
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
-from internist_server.store.bands import band_of
+from internist_server.store.bands import band_of, read_edges
 from internist_server.store.frames import read_history, read_matrix
 from internist_server.store.judgements import load_state, places_in, read_judged
 from internist_server.store.merge import Floats, Ids, Mask
@@ -28,6 +29,21 @@ from internist_server.store.thinning import thin
 MAX_WINDOWS = 512
 """Series of one answer."""
 MAX_PATTERN_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Judgements by step, and by column unless of one."""
+
+    ratios: NDArray[np.float16]
+    basis: NDArray[np.uint8]
+    edges: Floats
+
+    def of(self, column: int) -> "_Judged":
+        return _Judged(self.ratios[:, column], self.basis[:, column], self.edges[:, column])
+
+    def at(self, rows: Mask) -> "_Judged":
+        return _Judged(self.ratios[rows], self.basis[rows], self.edges[rows])
 
 
 def read_series(
@@ -110,9 +126,9 @@ def read_points(
     times = np.concatenate([piece.measured_at_ms for piece in pieces])
     values = np.concatenate([piece.values for piece in pieces])
     present = np.concatenate([piece.present for piece in pieces])
-    ratios, basis = _judged(session, segments, columns, steps)
+    judged = _judged(session, segments, columns, steps)
     windows = tuple(
-        _window(one, steps, times, values[:, c], present[:, c], ratios[:, c], basis[:, c], pixels=pixels)
+        _window(one, steps, times, values[:, c], present[:, c], judged.of(c), pixels=pixels)
         for c, one in enumerate(chosen)
     )
     measured = steps[present.any(axis=1)]
@@ -143,13 +159,12 @@ def _window(
     times: Ids,
     values: Floats,
     present: Mask,
-    ratios: NDArray[np.float16],
-    basis: NDArray[np.uint8],
+    judged: _Judged,
     *,
     pixels: int,
 ) -> Points:
     steps, times, values = all_steps[present], times[present], values[present]
-    ratios, basis = ratios[present], basis[present]
+    judged = judged.at(present)
     thinned = thin(steps, values, pixels)
     picks = thinned.picks
     empty = np.isnan(thinned.low)
@@ -163,7 +178,7 @@ def _window(
         low=numbers(thinned.low, absent=empty) if thinned.is_thinned else shown,
         high=numbers(thinned.high, absent=empty) if thinned.is_thinned else shown,
         nonfinite=tuple(thinned.nonfinite.tolist()),
-        band=band_of(series, values[picks], ratios[picks], basis[picks]),
+        band=band_of(values[picks], judged.ratios[picks], judged.basis[picks], judged.edges[picks]),
         thinned=thinned.is_thinned,
     )
 
@@ -172,20 +187,27 @@ def _empty(series: StoredSeries) -> Points:
     return Points(view_of(series, None, None), (), (), (), (), (), (), None, False)
 
 
-def _judged(
-    session: Session, segments: Sequence[Segment], columns: Columns, steps: Ids
-) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Stored ratios and bases of the columns, aligned with `steps`."""
+def _judged(session: Session, segments: Sequence[Segment], columns: Columns, steps: Ids) -> _Judged:
+    """What was stored of the columns' judgements, aligned with `steps`."""
     ratios = np.full((len(steps), len(columns.ids)), np.nan, np.float16)
     basis = np.zeros(ratios.shape, np.uint8)
+    edges = np.full((*ratios.shape, 4), np.nan, np.float32)
     for segment in segments:
         places = places_in(load_state(session, segment.attempt_id).order, columns.ids)
+        divisors = np.full(len(steps), np.nan)
+        is_mine = np.zeros(len(steps), bool)
         for window in read_judged(session, segment, places, first=int(steps[0]), last=int(steps[-1])):
             rows = np.searchsorted(steps, window.steps)
             rows = np.minimum(rows, len(steps) - 1)
             here = steps[rows] == window.steps
             ratios[rows[here]], basis[rows[here]] = window.ratios[here], window.basis[here]
-    return ratios, basis
+            divisors[rows[here]], is_mine[rows[here]] = window.divisors[here], True
+        if is_mine.any():
+            last = int(steps[is_mine][-1])
+            edges[is_mine] = read_edges(
+                session, segment.attempt_id, places, steps[is_mine], divisors[is_mine], last=last
+            )
+    return _Judged(ratios, basis, edges)
 
 
 def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[list[int | None], list[float | None]]:
