@@ -159,6 +159,7 @@ def whole_model(*, from_place: int, at: int = 500, kinds: int = 3) -> list[tuple
         one = series(order, "activation.nonfinite", name)
         laws.append((one, count if is_sick else constant(0)))
         laws.append((series(50 + order, "gradient.rms", f"{name}.weight"), bad))
+        laws.append((series(30 + order, "update.own", name), bad))  # a NaN in one gradient is one in every update
     return laws
 
 

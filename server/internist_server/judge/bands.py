@@ -29,8 +29,8 @@ SPREAD_LIMIT = 4.0
 ROUNDING = 1e-8
 """Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
 normalisation layer has such ones, up and down by any factor. They make no baseline."""
-_TO_NORMAL = np.float32(1.4826)
-"""From the median absolute deviation to the standard deviation of a normal distribution."""
+_TO_NORMAL = np.float32(0.7413)
+"""From the distance between the quartiles to the standard deviation of a normal distribution."""
 _TO_NOW = math.log2(8 / 3)
 """From the middle of the window, at 3/8 of the age, to now."""
 MUON_WIDENING = 0.05
@@ -116,13 +116,25 @@ def window_shape(values: Floats, ages: NDArray[np.int64]) -> Shape:
     do, would else be out of a band of a factor of 4 while it is well. What is flat in its window gets no allowance: a
     late explosion is found as soon as without it, one from the first step on later.
 
-    Spread is taken about that line: SPREAD_DEVIATIONS robust deviations, or SPREAD_EXTREMES times the window's own
-    extreme on that side where that is more.
+    Spread is taken about that line: SPREAD_DEVIATIONS robust deviations (by the quartiles), or SPREAD_EXTREMES times
+    the window's own extreme on that side where that is more.
 
     Args:
         values: (series, points), NaN where a series has no point.
         ages: (points,) in steps since the origin, positive.
     """
+    growth, away = _trend(values, ages)
+    above, below = _spread(away)
+    return Shape(growth, above, below)
+
+
+def carried_growth(values: Floats, ages: NDArray[np.int64]) -> Floats:
+    """The growth of `window_shape` alone."""
+    return _trend(values, ages)[0]
+
+
+def _trend(values: Floats, ages: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Growth of each row, and how far its points are from its line, NaN where there is none."""
     positive = np.isfinite(values) & (values > 0)
     x = np.log2(np.maximum(ages, 1)).astype(np.float32)
     x -= x.mean()
@@ -141,34 +153,23 @@ def window_shape(values: Floats, ages: NDArray[np.int64]) -> Shape:
     growth = np.where(np.isfinite(growth) & (count >= 3), growth * _TO_NOW, 0).astype(np.float32)
     line = np.where(np.isfinite(slope), slope, 0)[:, None] * (x - mean_x[:, None])
     away = np.where(positive, y - line, np.float32(np.nan)).astype(np.float32)
-    above, below = _spread(away)
-    return Shape(growth, above, below)
+    return growth, away
 
 
 def _spread(away: Floats) -> tuple[Floats, Floats]:
-    """How far each row goes above and below nothing; zero where it has no points."""
-    known = ~np.isnan(away)
+    """How far each row goes above and below its middle; zero where it has no points."""
     if not away.size:
         none = np.zeros(len(away), np.float32)
         return none, none
-    centred = away - _median(away)[:, None]
-    deviation = SPREAD_DEVIATIONS * _TO_NORMAL * _median(np.abs(centred))
-    highest = np.where(known, centred, -np.inf).max(axis=1)
-    lowest = np.where(known, centred, np.inf).min(axis=1)
-    has_points = known.any(axis=1)
-    sides = (np.maximum(deviation, SPREAD_EXTREMES * side) for side in (highest, -lowest))
-    above, below = (np.where(has_points, np.minimum(side, SPREAD_LIMIT), 0).astype(np.float32) for side in sides)
+    ordered = np.sort(away, axis=1)  # NaN last
+    counts = away.shape[1] - np.count_nonzero(np.isnan(away), axis=1)
+    last = np.maximum(counts - 1, 0)
+    rows = np.arange(len(away))
+    lowest, lower, middle, upper, highest = (ordered[rows, last * part // 4] for part in range(5))
+    deviation = SPREAD_DEVIATIONS * _TO_NORMAL * (upper - lower)
+    sides = (np.maximum(deviation, SPREAD_EXTREMES * side) for side in (highest - middle, middle - lowest))
+    above, below = (np.where(counts > 0, np.minimum(side, SPREAD_LIMIT), 0).astype(np.float32) for side in sides)
     return above, below
-
-
-def _median(values: Floats) -> Floats:
-    """Median of each row over what is not NaN; 0 without any."""
-    ordered = np.sort(values, axis=1)
-    counts = np.maximum(values.shape[1] - np.count_nonzero(np.isnan(values), axis=1), 1)
-    rows = np.arange(len(values))
-    median = (ordered[rows, (counts - 1) // 2] + ordered[rows, counts // 2]) / np.float32(2)
-    found: Floats = np.where(np.isnan(median), np.float32(0), median).astype(np.float32)
-    return found
 
 
 def muon_band(

@@ -8,14 +8,18 @@ import numpy as np
 from internist_server.judge.checks import MISSING, Indices
 from internist_server.judge.series import JudgedSeries
 
+_STAGES = {"activation": 0, "attention": 0, "block": 0, "output": 0, "gradient": 1}
+"""Stage of a step by the subject of the metric; what is not here comes of the update."""
+_UPDATE, _GROUP, _LAST = 2, 3, 4
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:
     """Blocks, and modules outside blocks; `place` and `block` are aligned with the series."""
 
     place: Indices
-    """Forward order: modules as their outputs come, what is inside another before it; then gradients and parameters,
-    then the optimizer's groups, and last the whole model."""
+    """Order in which a step makes them: outputs in forward order, of a module that holds others after theirs; then
+    gradients, then weights and what the update makes of them, then the optimizer's groups, and last the whole model."""
     block: Indices
     """Place in `blocks`; MISSING for series of a parameter group or of the whole model."""
     blocks: tuple[str, ...]
@@ -56,14 +60,13 @@ def _places(series: Sequence[JudgedSeries]) -> Indices:
         inside.append(name)
     ends += reversed(inside)
     ended = {name: place for place, name in enumerate(ends)}
-    size = len(ended)
-    later = {"parameter": 1, "group": 2, "model": 3}
 
     def place(one: JudgedSeries) -> tuple[int, int]:
-        if one.kind == "module" and one.subject in ended:
-            return int(one.metric.startswith("gradient.")), ended[one.subject]
-        return later.get(one.kind, 3), one.facts.order
+        if one.kind == "model" or (one.kind == "module" and not one.subject):
+            return _LAST, one.facts.order
+        stage = _STAGES.get(one.metric.partition(".")[0], _UPDATE) if one.kind != "group" else _GROUP
+        return stage, ended.get(one.facts.module or one.subject, one.facts.order)
 
     keys = [place(one) for one in series]
-    deepest = max([size, *(order for _, order in keys)], default=0) + 1
-    return np.array([kind * deepest + at for kind, at in keys], np.int64)
+    size = max([len(ended), *(at for _, at in keys)], default=0) + 1
+    return np.array([stage * size + at for stage, at in keys], np.int64)

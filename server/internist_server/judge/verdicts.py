@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import BASELINE_CRITICAL, CARDS
+from internist.schema.conditions import CARDS
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
-from internist_server.judge import bands, board, drift, transitions
+from internist_server.judge import bands, baselines, board, drift, transitions
 from internist_server.judge.board import Summary
 from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
-from internist_server.judge.evaluation import EDGES, NONE, TARGET, Bands, Evaluation, Evaluator
+from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluation, Evaluator
 from internist_server.judge.members import Members
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
@@ -126,15 +126,8 @@ class Judge:
             values: (points, series) aligned with `order`, NaN where a series has no point.
             steps: step of each row, as `window_sample` chose them.
         """
-        memory, checks = self._memory, self._checks
-        memory.grid = bands.grid_point(step - memory.origin)
-        if not len(values):
-            return
-        at = np.flatnonzero(checks.baselined & (memory.violation.phase == INACTIVE))
-        points = np.ascontiguousarray(values[:, checks.column[at]].T)
-        is_out = (steps >= memory.out_first[at, None]) & (steps <= memory.out_last[at, None])
-        points[is_out | (steps < memory.accepted[at, None])] = np.nan
-        self._take_baselines(at, points, steps, rates=values[:, checks.rate_columns])
+        baselines.refresh(self._memory, self._checks, step=step, values=values, steps=steps)
+        self._centre_bands()
 
     def accept(self, series: int, values: Logs, steps: NDArray[np.int64]) -> list[Transition]:
         """Someone says that what a series is now is its new normal: its baseline is taken from these points.
@@ -153,13 +146,7 @@ class Judge:
             return []
         check = found[0]
         before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        memory.accepted[check] = memory.violation.started[check]
-        memory.out_first[check] = memory.out_last[check] = NEVER
-        memory.baseline[check] = np.nan
-        at = np.array([check])
-        points = np.ascontiguousarray(values[:, checks.column[at]].T)
-        self._take_baselines(at, points, steps, rates=values[:, checks.rate_columns])
-        memory.growth[check] = 0.0  # an excursion has no trend
+        baselines.renew(memory, checks, check, values=values, steps=steps)
         self._centre_bands()
         memory.violation = memory.violation.ended(check)
         memory.ratio[check] = np.nan
@@ -169,30 +156,6 @@ class Judge:
         return transitions.of_checks(
             self._series, checks, memory, edges, before, after, memory.worst, is_new_normal=True
         )
-
-    def _take_baselines(self, at: Indices, points: Logs, steps: Indices, *, rates: Logs) -> None:
-        """Take centre, growth, spread and ceiling of these checks from their points (checks, points)."""
-        memory, checks = self._memory, self._checks
-        ages = steps - memory.origin
-        factors = memory.schedule.factors(rates.astype(np.float64))
-        divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
-        scheduled = checks.scheduled[at]
-        unscaled = points[scheduled]
-        middle = bands.baselines(unscaled)
-        raw = middle * np.exp2(np.maximum(bands.window_shape(unscaled, ages).growth, 0))
-        points[scheduled] /= divisor
-        taken, shape = bands.baselines(points), bands.window_shape(points, ages)
-        taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
-        known = ~np.isnan(taken)
-        memory.baseline[at[known]] = taken[known]
-        for name in ("growth", "above", "below"):
-            getattr(memory, name)[at[known]] = getattr(shape, name)[known]
-        reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
-        which = at[scheduled]
-        larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
-        memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])
-        memory.ceiling_factor[which] = np.where(larger, reference, memory.ceiling_factor[which])
-        self._centre_bands()
 
     def judge(self, step: int, values: Logs, present: Flags, *, skipped: bool = False) -> StepJudgement:
         """Judges one complete step.
@@ -226,7 +189,7 @@ class Judge:
             present,
             finite=finite,
             bands=self._bands,
-            ceiling=self._ceiling(),
+            ceiling=self._ceiling.at(memory.schedule.raw),
             schedule=memory.schedule,
             last_values=memory.last,
         )
@@ -299,29 +262,9 @@ class Judge:
         self._centre_bands()
 
     def _centre_bands(self) -> None:
-        """Centres and ceilings as log2, after baselines or the end of warm-up changed them."""
-        memory, checks = self._memory, self._checks
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own = np.log2(memory.baseline)
-            self._ceiling_log: Logs = np.log2(memory.ceiling * np.float32(BASELINE_CRITICAL))
-            self._ceiling_factor_log: Logs = np.log2(memory.ceiling_factor)
-        own[~np.isfinite(own)] = np.nan
-        if memory.schedule.is_warming_up:
-            own[:] = np.nan
-        centre = np.where(checks.baselined, own, checks.target_centre)
-        narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
-        above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
-        below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0)
-        self._bands = Bands.of(checks, centre=centre, above=above, below=below)
-
-    def _ceiling(self) -> Logs:
-        """log2 of what each unscaled value must stay under: the largest baseline, scaled up with the schedule only."""
-        raw = self._memory.schedule.raw
-        if not raw > 0:
-            return self._ceiling_log
-        risen = np.log2(np.float32(raw)) - self._ceiling_factor_log
-        ceiling: Logs = np.add(self._ceiling_log, np.maximum(risen, np.float32(0)))
-        return ceiling
+        """Bands and ceilings, after baselines or the end of warm-up changed them."""
+        self._bands = baselines.bands_of(self._memory, self._checks)
+        self._ceiling = baselines.Ceiling.of(self._memory)
 
     def _observe_rates(self, values: Logs, present: Flags) -> list[Transition]:
         memory, rates = self._memory, self._checks.rate_columns

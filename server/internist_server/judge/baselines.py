@@ -1,0 +1,105 @@
+"""Baselines: what each check's own past makes of its band, taken from windows and kept while the check is out of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from internist.schema.conditions import BASELINE_CRITICAL
+from internist_server.alerts.lifecycle import INACTIVE
+from internist_server.judge import bands
+from internist_server.judge.checks import Checks, Indices, Logs
+from internist_server.judge.evaluation import Bands
+from internist_server.judge.memory import NEVER, Memory
+
+
+def refresh(memory: Memory, checks: Checks, *, step: int, values: Logs, steps: Indices) -> None:
+    """Take the baselines of all checks that are not out of their bands, before `step` is judged.
+
+    Args:
+        memory: of the judge.
+        checks: the same.
+        step: the step that will be judged next.
+        values: (points, series), NaN where a series has no point.
+        steps: step of each row.
+    """
+    memory.grid = bands.grid_point(step - memory.origin)
+    if not len(values):
+        return
+    at = np.flatnonzero(checks.baselined & (memory.violation.phase == INACTIVE))
+    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    is_out = (steps >= memory.out_first[at, None]) & (steps <= memory.out_last[at, None])
+    points[is_out | (steps < memory.accepted[at, None])] = np.nan
+    _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
+
+
+def renew(memory: Memory, checks: Checks, check: int, *, values: Logs, steps: Indices) -> None:
+    """Take the baseline of one check from the points of its excursion alone; earlier ones count no more."""
+    memory.accepted[check] = memory.violation.started[check]
+    memory.out_first[check] = memory.out_last[check] = NEVER
+    memory.baseline[check] = np.nan
+    at = np.array([check])
+    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
+    memory.growth[check] = 0.0  # an excursion has no trend
+
+
+def bands_of(memory: Memory, checks: Checks) -> Bands:
+    """The bands that the baselines and fixed targets make; none of a baseline while the learning rate still rises."""
+    with np.errstate(divide="ignore"):
+        own = np.log2(memory.baseline)
+    own[~np.isfinite(own)] = np.nan
+    if memory.schedule.is_warming_up:
+        own[:] = np.nan
+    centre = np.where(checks.baselined, own, checks.target_centre)
+    narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
+    above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
+    below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0)
+    return Bands.of(checks, centre=centre, above=above, below=below)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What unscaled values must stay under: a multiple of their largest baseline, scaled up with the schedule only."""
+
+    level: Logs
+    """log2; NaN: none."""
+    factor: Logs
+    """log2 of the schedule's raw factor in the window of that baseline."""
+
+    @classmethod
+    def of(cls, memory: Memory) -> "Ceiling":
+        """By the largest baselines so far."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            level = np.log2(memory.ceiling * np.float32(BASELINE_CRITICAL))
+            return cls(level, np.log2(memory.ceiling_factor))
+
+    def at(self, raw: float) -> Logs:
+        """log2 of the ceiling of each check at this raw factor of the schedule."""
+        if not raw > 0:
+            return self.level
+        risen = np.log2(np.float32(raw)) - self.factor
+        ceiling: Logs = np.add(self.level, np.maximum(risen, np.float32(0)))
+        return ceiling
+
+
+def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indices, *, rates: Logs) -> None:
+    """Take centre, growth, spread and ceiling of these checks from their points (checks, points)."""
+    ages = steps - memory.origin
+    factors = memory.schedule.factors(rates.astype(np.float64))
+    divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
+    scheduled = checks.scheduled[at]
+    unscaled = points[scheduled]
+    middle = bands.baselines(unscaled)
+    raw = middle * np.exp2(np.maximum(bands.carried_growth(unscaled, ages), 0))
+    points[scheduled] /= divisor
+    taken, shape = bands.baselines(points), bands.window_shape(points, ages)
+    taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
+    known = ~np.isnan(taken)
+    memory.baseline[at[known]] = taken[known]
+    for name in ("growth", "above", "below"):
+        getattr(memory, name)[at[known]] = getattr(shape, name)[known]
+    reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
+    which = at[scheduled]
+    larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
+    memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])
+    memory.ceiling_factor[which] = np.where(larger, reference, memory.ceiling_factor[which])
