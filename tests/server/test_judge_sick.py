@@ -175,8 +175,19 @@ def test_of_a_whole_model_that_turns_nan_the_first_module_is_named_in_one_alert(
     assert told.transitions == [fired]
     assert fired.message.startswith(f"{first}: 7 entries of its output are NaN or infinite, since step 500; ")
     board = told.judge.verdicts("r", "a")
-    assert board.sentence.startswith(f"numeric - {first}: 7 entries")
+    assert board.sentence.startswith(f"numeric - {first}: 7 entries of its output are NaN or infinite since step 500.")
     assert [v.subject for v in board.members if v.state == "violated"][-1] == ""
+
+
+def test_a_nan_that_spreads_to_all_weights_at_the_next_step_leaves_the_first_module_named():
+    first, rest = whole_model(from_place=6, at=500), whole_model(from_place=1, at=510)
+    earlier = dict(first)
+    laws = [(one, lambda s, a=earlier[one], b=law: np.where(s < 510, a(s), b(s))) for one, law in rest]
+
+    told = tell(laws, last=600)
+
+    assert [change.message.partition(":")[0] for change in told.transitions] == ["blocks.1.mlp"]
+    assert told.judge.summary().sentence.startswith("numeric - blocks.1.mlp: ")
 
 
 def test_a_nan_that_comes_and_goes_is_one_incident():

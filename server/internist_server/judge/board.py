@@ -41,6 +41,8 @@ class Standing:
     """How far out, larger is worse."""
     cause: NDArray[np.int64]
     """0 for own causes, 1 for what follows from them."""
+    since: NDArray[np.int64]
+    """First step of the present excursion."""
     place: NDArray[np.int64]
     """Forward order."""
     block: NDArray[np.int64]
@@ -49,10 +51,10 @@ class Standing:
     block_order: Sequence[int]
 
     def worst_first(self) -> NDArray[np.int64]:
-        """Members, worst first: by state, own causes before what follows from them, then excess and forward order."""
+        """Members, worst first: by state, own causes before what follows, then excess, time and forward order."""
         excess = np.where(np.isnan(self.excess), -np.inf, self.excess)
         out = self.rank >= DRIFTING
-        return np.lexsort((self.place, -excess, np.where(out, self.cause, 0), -self.rank.astype(np.int64)))
+        return np.lexsort((self.place, self.since, -excess, np.where(out, self.cause, 0), -self.rank.astype(np.int64)))
 
 
 @dataclass(frozen=True, slots=True)

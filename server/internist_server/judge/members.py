@@ -78,6 +78,9 @@ class Members:
             strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate, STRENGTH.index("target"))]),
             excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [abs(math.log2(jump))] * rate]),
             cause=np.concatenate([cause, np.zeros(size + rate, np.int64)]),
+            since=np.concatenate(
+                [memory.violation.started, memory.numeric.started[self._finite], [memory.schedule.jump_step] * rate]
+            ).astype(np.int64),
             place=outline.place[columns],
             block=outline.block[columns],
             blocks=outline.blocks,
