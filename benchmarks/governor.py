@@ -22,7 +22,7 @@ from torch.nn import functional
 import internist
 
 START, BLOCK = 100, 20
-"""Steps before the governor rules; steps of a block."""
+"""Steps in which the start's allowance may be used up; steps of a block."""
 VOCABULARY, BATCH, CONTEXT = 64, 8, 64
 
 
@@ -82,7 +82,7 @@ def main() -> int:
     torch.set_num_threads(1)
     for name, make in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
-            early, late, every = measure(make, options.steps, Path(folder))
+            early, late, said = measure(make, options.steps, Path(folder))
         for part, (total, median) in (("first 100 steps", early), ("from step 100", late)):
             if options.json:
                 row = {"name": f"governor.{name}.{part}", "value": round(total, 4), "unit": "of bare steps"}
@@ -90,15 +90,15 @@ def main() -> int:
             else:
                 print(f"{name:<24} {part:<16} watched / bare {total:.3f}, median of blocks {median:.3f}")
         if not options.json:
-            print(f"{'':<24} samples every {every} steps in the end")
+            print(f"{'':<24} in the end {said}")
     return 0
 
 
 def measure(
     make: Callable[[], Model], steps: int, folder: Path
-) -> tuple[tuple[float, float], tuple[float, float], int]:
-    """Watched over bare, of all blocks together and as the median of pairs, before and from step 100; and the steps
-    between two samples in the end."""
+) -> tuple[tuple[float, float], tuple[float, float], str]:
+    """Watched over bare, of all blocks together and as the median of pairs, before and from step 100; and the cadence
+    in the end, in words."""
     bare, watched = Trainer(make), Trainer(make)
     monitor = internist.watch(watched.model, watched.optimizer, mode="offline", directory=folder)
     times: list[tuple[int, float, float]] = []
@@ -110,10 +110,9 @@ def measure(
                 each.step()
             pair[each] = time.process_time() - began
         times.append((first, pair[watched], pair[bare]))
-    governor = monitor._observer._governor  # type: ignore[union-attr]
-    every = governor._every << governor.power
+    said = monitor._observer._pacing.in_words()  # type: ignore[union-attr]
     monitor.finish()
-    return ratio([t for t in times if t[0] < START]), ratio([t for t in times if t[0] >= START]), every
+    return ratio([t for t in times if t[0] < START]), ratio([t for t in times if t[0] >= START]), said
 
 
 def ratio(times: list[tuple[int, float, float]]) -> tuple[float, float]:

@@ -40,6 +40,8 @@ LAST_INDEX: Final = (1 << 31) - 1
 MAX_CONFIG_ENTRIES: Final = 10_000
 MAX_COVERAGE: Final = 8 * MAX_OUTLINE
 """A module or parameter has an entry for each of its metric families."""
+MAX_POWERS, MAX_POWER = 16, 62
+"""Numbers that a heartbeat may tell of its sampling, and how large they may be."""
 _ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
 _CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish", "outline")
@@ -104,6 +106,9 @@ def require_heartbeat(heartbeat: Heartbeat) -> None:
     _raise(_step(heartbeat.step))
     if not 0 <= heartbeat.step_age_ms <= LAST_MS:
         raise Invalid(f"the age of a step is not negative, got {heartbeat.step_age_ms} ms")
+    if len(heartbeat.powers) > MAX_POWERS or any(not 0 <= power <= MAX_POWER for power in heartbeat.powers):
+        first = heartbeat.powers[: MAX_POWERS + 1]
+        raise Invalid(f"powers are at most {MAX_POWERS} whole numbers from 0 to {MAX_POWER}, got {first}")
 
 
 def require_id(what: str, value: str) -> None:

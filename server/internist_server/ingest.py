@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -307,7 +308,20 @@ def _was_live(session: Session, attempt: Attempt) -> bool:
 
 
 def _directives(session: Session, attempt: Attempt) -> tuple[Directive, ...]:
-    """While a critical alert is fresh, every step is wished for."""
+    """What ranks should do: sample as rarely as the slowest of them, and at every step while a critical alert is
+    fresh."""
+    return (*_slowest(attempts.list_ranks(session, attempt.id)), *_dense(session, attempt))
+
+
+def _slowest(ranks: Sequence[Rank]) -> tuple[Directive, ...]:
+    """The largest powers of several ranks that train, class by class: grids of the same powers hold the same steps."""
+    told = [rank.powers for rank in ranks if rank.powers and rank.finished_at_ms is None]
+    if len(told) < 2:
+        return ()
+    return (Directive(-1, "the slowest rank's sampling", tuple(map(max, zip_longest(*told, fillvalue=0)))),)
+
+
+def _dense(session: Session, attempt: Attempt) -> tuple[Directive, ...]:
     step = alerts.newest_critical_step(session, attempt.run)
     if step is None or step + DENSE_STEPS < load_judged_step(session, attempt.id):
         return ()

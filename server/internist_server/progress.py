@@ -233,7 +233,10 @@ class Progress:
         before = live.stored.summary
         values = dict(before.values)
         sampled_at_ms = before.sampled_at_ms
-        for name, column in _shown_columns(live.series).items():
+        shown = _shown_columns(live.series)
+        if "share" in shown:
+            shown.pop("overhead", None)  # the client tells the share itself
+        for name, column in shown.items():
             rows = np.flatnonzero(matrix.present[:, column])
             if name == "overhead":
                 for row in rows.tolist():
@@ -244,7 +247,7 @@ class Progress:
                         values[name] = _OVERHEAD_MEMORY * earlier + (1 - _OVERHEAD_MEMORY) * share
                     sampled_at_ms = at_ms
             elif len(rows):
-                values[name] = float(matrix.values[rows[-1], column])
+                values["overhead" if name == "share" else name] = float(matrix.values[rows[-1], column])
         step_ms = step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1])))
         times = [(int(step), int(at)) for step, at in zip(matrix.steps, matrix.measured_at_ms, strict=True) if at > 0]
         pause_ms = longest_pause_ms(times, last=before.last_measured, step_ms=step_ms)
@@ -347,6 +350,7 @@ def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:
         "loss": "loss",
         "learning_rate": "learning_rate",
         "monitor.overhead_ms": "overhead",
+        "monitor.share": "share",
         "monitor.coverage": "coverage",
     }
     found: dict[str, int] = {}

@@ -129,8 +129,8 @@ class Sender:
     def request(self, records: Sequence[Record], *, version: int = VERSION) -> FramesRequest:
         return FramesRequest(version, self.start.attempt, self.start.rank, tuple(records))
 
-    def beat(self, step: int, *, step_age_ms: int = 0) -> dict[str, Any]:
-        beat = Heartbeat(self.start.attempt, self.start.rank, step, step_age_ms)
+    def beat(self, step: int, *, step_age_ms: int = 0, powers: tuple[int, ...] = ()) -> dict[str, Any]:
+        beat = Heartbeat(self.start.attempt, self.start.rank, step, step_age_ms, powers)
         answer = self.api.post(
             f"/api/v1/runs/{self.run}/heartbeat",
             content=msgspec.msgpack.encode(beat),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from internist.schema.grid import is_on_grid
 from internist_server.judge.bands import (
     baseline_window,
     baselines,
@@ -102,10 +103,11 @@ def test_a_sample_of_a_window_is_in_order_and_no_more_than_a_plan_needs(every, f
 
     sample = window_sample(steps, every=every, origin=origin)
 
-    late = steps[steps - origin >= 12 * every]
+    late = steps[steps - origin >= 16 * every]
     assert np.all(np.diff(sample) > 0) and sample.size <= 256
     assert np.isin(sample, steps).all()
-    assert np.all(sample[sample - origin >= 12 * every] % every == 0)
+    on = [any(is_on_grid(s, every * rarity) for rarity in (1, 10, 40)) for s in sample.tolist()]
+    assert np.all(np.array(on, bool)[sample - origin >= 16 * every])
     assert sample.size >= min(np.count_nonzero(late % every == 0), 256)
 
 
@@ -126,8 +128,20 @@ def test_the_geometric_grid_of_the_start_makes_baselines_from_step_32_on():
         assert window_sample(window, every=10, origin=0).size >= 8
 
 
+def test_the_grid_of_the_client_makes_baselines_of_every_class_from_step_32_on():
+    for rarity in (1, 10, 40):
+        steps = np.array([s for s in range(3_000) if is_on_grid(s, 10 * rarity)])
+        taken = -1
+        for age in range(32, 3_000):
+            due = baseline_window(age, origin=0, taken=taken)
+            if due is None:
+                continue
+            (first, last), taken = due, grid_point(age)
+            assert window_sample(steps[(steps >= first) & (steps <= last)], every=10, origin=0).size >= 8
+
+
 def test_a_dense_stretch_has_no_more_points_in_a_window_than_the_grid():
-    assert window_sample(np.arange(500, 560), every=10, origin=0).tolist() == [500, 510, 520, 530, 540, 550]
+    assert window_sample(np.arange(500, 560), every=10, origin=0).tolist() == [500, 510, 512, 520, 530, 540, 544, 550]
 
 
 def test_the_spread_of_a_window_is_taken_about_its_trend():

@@ -227,3 +227,24 @@ def attempt(world_size):
 )
 def test_the_last_complete_step_follows_from_what_ranks_have_sent(ranks, now_s, bound):
     assert complete_bound(attempt(2), ranks, now_ms=now_s * 1000, waiting_since_ms=0) == bound
+
+
+def test_ranks_are_told_the_largest_powers_of_those_that_train_class_by_class(api):
+    first, second = two_ranks(api)
+
+    assert first.beat(10, powers=(0, 3, 1, 0))["directives"] == []
+    told = second.beat(10, powers=(2, 1, 1))["directives"]
+    assert [(one["until_step"], one["powers"]) for one in told] == [(-1, [2, 3, 1, 0])]
+    assert first.send([first.frame(0, [1.0, 1.0, 1.0])])["directives"] == told
+
+    assert second.beat(20, powers=(0, 0, 0, 0))["directives"][0]["powers"] == [0, 3, 1, 0]
+    second.send([second.finish(20)])
+    assert first.beat(20, powers=(0, 3, 1, 0))["directives"] == []
+
+
+@pytest.mark.parametrize("powers", [(-1,), (63,), (0,) * 17])
+def test_powers_that_make_no_sense_are_refused(api, powers):
+    first, _ = two_ranks(api)
+
+    with pytest.raises(AssertionError, match="whole numbers from 0 to 62"):
+        first.beat(10, powers=powers)

@@ -160,6 +160,7 @@ class Monitor:
             progress=self._progress,
             pause=lambda: self._pauses.reason(steps=self.steps),
             on_directives=self._direct,
+            powers=self._powers,
         )
         self._logs = Logs(self._observer, self._recorder, self._complain)
         self._sender.start()
@@ -347,6 +348,9 @@ class Monitor:
             return 0, 0
         moved = max(observer.step_ended, observer.evaluated)
         return max(observer.clock.step - 1, 0), int((time.monotonic() - moved) * 1e3)
+
+    def _powers(self) -> tuple[int, ...]:
+        return () if self._observer is None else self._observer.powers
 
     def _direct(self, directives: Sequence[Directive]) -> None:
         if self._observer is not None:

@@ -58,10 +58,10 @@ class Captures:
 
     def tell(self, ledger: Ledger, due: Due) -> None:
         """Tell which subjects the step that is over has measured."""
-        ledger.note("activation", self.activations.measured_now)
-        ledger.note("update.own", self.parameters.moved_now, turns=self.parameters.turns)
+        ledger.note("activation", self.activations.measured_now, turns=due.turns)
+        ledger.note("update.own", self.parameters.moved_now, turns=self.parameters.turns * due.turns)
         ledger.note("gradient", self.parameters.with_gradient_now)
-        ledger.note("update", self.parameters.updated_now, turns=self.parameters.turns)
+        ledger.note("update", self.parameters.updated_now, turns=self.parameters.turns * due.turns)
         if due.heavy:
             ledger.note("attention", self.attention.measured_now)
             ledger.note("update.feature", self.probe.measured_now, turns=self.probe.turns)

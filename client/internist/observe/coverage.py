@@ -71,6 +71,8 @@ class Circumstances:
     """Why there is no loss; empty if there is."""
     clock: str = ""
     """Why no step is counted; empty if some are."""
+    sampling: str = ""
+    """How often the run is sampled, and why, once steps are counted."""
     own_rule: Callable[[nn.Module], bool] = bool
     """Whether it is known how a module's output depends on its own parameters."""
 
@@ -99,7 +101,7 @@ def coverage(
     for parameter in outline.parameters:
         add("parameter", parameter.name, _of_parameter(parameter, ledger, measured, faults, known))
     run: list[tuple[Family, CoverageState, str]] = [
-        ("clock", "silent" if known.clock else "measured", known.clock),
+        ("clock", "silent" if known.clock else "measured", known.clock or known.sampling),
         ("loss", "silent" if known.loss else "measured", known.loss),
     ]
     add("model", "model", run)

@@ -161,6 +161,8 @@ class ActivationCapture:
     def _observe(self, watched: WatchedModule, args: Any, kwargs: Any, output: Any) -> None:
         if watched.excluded or not self._gate.wants_activations or self._faults.is_given_up("module", watched.name):
             return
+        if watched.order in self._gate.waiting:
+            return
         if self._gate.replay and not self._records and watched.order not in self.keep:
             return
         if torch._C._current_graph_task_id() != -1 and not self._gate.replay:

@@ -17,13 +17,15 @@ from internist.observe.groups import reference_to
 from internist.observe.loss import LossPickup, host_or_device, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
+from internist.observe.pacing import Pacing
 from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
 from internist.observe.reporting import CoverageReport, Seen
 from internist.observe.root import RootCalls, under_transform
-from internist.observe.sampling import NOTHING, Due, Governor, Sampling, due
+from internist.observe.sampling import NOTHING, Due, Sampling
 from internist.observe.speaker import Speaker
 from internist.observe.taps import RAISED, Gate
+from internist.observe.turns import Turns
 from internist.record.recorder import Recorder
 from internist.schema.wire import CoverageEntry, Directive, Facts, Series
 
@@ -62,17 +64,15 @@ class Observer:
         self._read, self._recorder, self._sampling, self._speaker = read, recorder, sampling, speaker
         self._on_start, self._reads_step = on_start, reads_step
         self._outline = outline
-        self._governor = Governor(sampling.max_overhead, sampling.every)
+        self._pacing = Pacing(sampling, modules=len(outline.modules))
+        self._turns = Turns(outline)
         self._faults, self._loss, self._mode, self._patience = Faults(), LossPickup(), TrainingMode(), Patience()
         self._report = CoverageReport(self._faults, sampling, speaker, on_coverage)
         self.gate = Gate()
         self._due: Due = NOTHING
-        self._dense_until = -1
         self._compiled = False
         self._is_closed = self._is_manual = self._is_tentative = False
         self._has_forward = self._has_replayed = self._has_followed = self._took_probe = False
-        self._seconds = 0.0
-        self._round_began = time.perf_counter()
         self._rounds = 0
         self._entered: Captures | None = None
         """Whose attention the forward under way has entered."""
@@ -122,6 +122,11 @@ class Observer:
         """How many rounds of optimizer steps have ended since it was made."""
         return self._rounds
 
+    @property
+    def powers(self) -> tuple[int, ...]:
+        """By how much this rank's own costs ask to thin sampling, in powers of two."""
+        return self._pacing.powers
+
     def add_optimizers(self, optimizers: Sequence[Any]) -> None:
         """Optimizers that were named later."""
         self.clock.add(optimizers)
@@ -136,10 +141,8 @@ class Observer:
         self.clock.end_round(step)
 
     def take_directives(self, directives: Sequence[Directive]) -> None:
-        """Sample densely as the server wishes."""
-        for directive in directives:
-            if directive.until_step > self._dense_until:
-                self._dense_until = directive.until_step
+        """Sample as the server wishes."""
+        self._pacing.take_directives(directives)
 
     def coverage(self) -> tuple[CoverageEntry, ...]:
         """What became of every metric family of every watched module and parameter."""
@@ -193,21 +196,20 @@ class Observer:
             self.on_step()
         if not self._due.light:
             return
-        began = time.perf_counter()
-        self._follow()
-        self.gate.in_root = True
-        self.gate.on = not self._compiled
-        if self._lacks_optimizer():
-            self._snapshot_manual()
-        self._captures.activations.mark()
-        self._captures.attention.mark()
-        if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
-            self._took_probe = True
-            with torch.no_grad():
-                self._captures.probe.take(args, kwargs)
-        if self.clock.in_step:  # a closure: what it begins with are the weights before the step
-            self._replay_before()
-        self._seconds += time.perf_counter() - began
+        with self._pacing.work:
+            self._follow()
+            self.gate.in_root = True
+            self.gate.on = not self._compiled
+            if self._lacks_optimizer():
+                self._snapshot_manual()
+            self._captures.activations.mark()
+            self._captures.attention.mark()
+            if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
+                self._took_probe = True
+                with torch.no_grad():
+                    self._captures.probe.take(args, kwargs)
+            if self.clock.in_step:  # a closure: what it begins with are the weights before the step
+                self._replay_before()
 
     def _forward_ends(self, output: Any) -> None:
         entered, self._entered = self._entered, None
@@ -228,7 +230,8 @@ class Observer:
         if not was_training or output is None or output is RAISED:
             return
         if self._due.light and self._lacks_optimizer():
-            self._replay_before()  # there may be no later moment at which the weights are still those before the step
+            with self._pacing.work:
+                self._replay_before()  # there may be no later moment at which the weights are those before the step
         if self._is_tentative and not wants_gradient(output):
             self._captures.activations.reset()
             return
@@ -246,32 +249,28 @@ class Observer:
             self._read_step(optimizer)
         if not self._due.light:
             return
-        began = time.perf_counter()
         captures = self._captures
-        with torch.no_grad():
+        with self._pacing.work, torch.no_grad():
             if not self.clock.updating:
                 self._replay_before()
             owned = captures.parameters.owned_by(optimizer)
             if not closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder)
-            captures.parameters.snapshot(owned, self.clock.step, self._due)
+            captures.parameters.snapshot(self._in_turn(owned), self.clock.step, self._due)
             if self._due.heavy:
                 captures.optimizers.request(optimizer)
-        self._seconds += time.perf_counter() - began
 
     def _after_update(self, optimizer: Any, *, closure: bool) -> None:
         if not self._due.light:
             return
-        began = time.perf_counter()
         captures = self._captures
-        with torch.no_grad():
+        with self._pacing.work, torch.no_grad():
             owned = captures.parameters.owned_by(optimizer)
             if closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder)
             captures.parameters.updates(owned, self._recorder, self._due)
             captures.parameters.groups(self._recorder, optimizer)
             captures.optimizers.pull(optimizer, self._recorder, self._due)
-        self._seconds += time.perf_counter() - began
 
     def _read_step(self, optimizer: Any) -> None:
         """A state that was loaded after the model was watched knows how many steps were made."""
@@ -300,48 +299,46 @@ class Observer:
 
     def _snapshot_manual(self) -> None:
         with torch.no_grad():
-            self._captures.parameters.snapshot(self._captures.parameters.all(), self.clock.step, self._due)
+            parameters = self._captures.parameters
+            parameters.snapshot(self._in_turn(parameters.all()), self.clock.step, self._due)
 
     def _after_manual(self) -> None:
         if not self._due.light:
             return
         parameters = self._captures.parameters
         owned: list[WatchedParameter] = parameters.all()
-        with torch.no_grad():
+        with self._pacing.work, torch.no_grad():
             parameters.gradients(owned, None, self._recorder)
             parameters.updates(owned, self._recorder, self._due)
 
     # ---- end of a round --------------------------------------------------------------------------------------------
 
     def _close_round(self, step: int) -> None:
-        began = time.perf_counter()
-        self._rounds += 1
-        self._patience.round_ended()
-        self._has_forward = False
-        self._mode.round_ended()
-        norm, loss = self._clipping.take(), self._loss.mean()
-        if norm is not None and self._due.light and self._speaker.reports_replicated:
-            self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
-        is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
-        if loss is not None and is_asked:
-            waits = self._recorder.busy
-            self._recorder.log(step, "loss", host_or_device(loss))
-            if not waits:
-                self.on_step()
-        if self._due.light:
-            self.gate.on = False
-            with torch.no_grad():
-                self._collect(step, began)
-        if not self._root.seen:
-            self._root.search()
-        now = time.perf_counter()
-        spent = self._seconds + self._captures.activations.seconds + (now - began)
-        self._governor.observe(self._due, spent, now - self._round_began)
-        self._seconds = self._captures.activations.seconds = 0.0
-        self._round_began = now
+        with self._pacing.work:
+            self._rounds += 1
+            self._patience.round_ended()
+            self._has_forward = False
+            self._mode.round_ended()
+            norm, loss = self._clipping.take(), self._loss.mean()
+            if norm is not None and self._due.light and self._speaker.reports_replicated:
+                self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
+            is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
+            if loss is not None and is_asked:
+                waits = self._recorder.busy
+                self._recorder.log(step, "loss", host_or_device(loss))
+                if not waits:
+                    self.on_step()
+            if self._due.light:
+                self.gate.on = False
+                with torch.no_grad():
+                    self._collect(step)
+            if not self._root.seen:
+                self._root.search()
+        self._pacing.round_ended(self._due, self._spent_s())
+        self._captures.activations.seconds = 0.0
         self.step_ended = time.monotonic()
 
-    def _collect(self, step: int, began: float) -> None:
+    def _collect(self, step: int) -> None:
         captures, recorder = self._captures, self._recorder
         if self._due.heavy and not captures.probe.unsupported:
             captures.probe.after(recorder)
@@ -353,8 +350,9 @@ class Observer:
         if self._speaker.reports_replicated and self._report.share is not None:
             self._add_host("monitor.coverage", self._report.share)
         self._add_host("monitor.dropped", float(recorder.dropped))
-        spent = self._seconds + captures.activations.seconds + (time.perf_counter() - began)
-        self._add_host("monitor.overhead_ms", spent * 1e3)
+        for metric, value in self._pacing.values(step):
+            self._add_host(metric, value)
+        self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
         recorder.close_step(step)
         self.on_step()
 
@@ -366,7 +364,8 @@ class Observer:
         self._captures.reset()
         self._recorder.discard_step()
         self._has_replayed = False
-        self._due = wish or due(step, self._sampling.every, power=self._governor.power, dense_until=self._dense_until)
+        self._due = self._pacing.decide(step) if wish is None else wish
+        self.gate.waiting = self._turns.waiting(self._due)
         self._has_followed = False
         if self._due.light:
             self._root.refresh()
@@ -374,6 +373,8 @@ class Observer:
             if not self._root.seen:  # else its next forward looks, which comes later
                 self._follow()
                 self._has_followed = False
+            first = next((p.present() for p in self._outline.parameters), None)
+            self._pacing.on_device = first is not None and first.is_cuda
         if self._due.light and not self._compiled:
             self._captures.activations.install()
         else:
@@ -385,8 +386,20 @@ class Observer:
             self._captures.attention.install()
         else:
             self._captures.attention.remove()
+        self._pacing.begin_round(self._due)
 
     # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _spent_s(self) -> float:
+        """Host time spent in the monitor in the round under way."""
+        return self._pacing.work.host_s + self._captures.activations.seconds
+
+    def _in_turn(self, parameters: Sequence[WatchedParameter]) -> Sequence[WatchedParameter]:
+        """Those whose modules do not wait for their turn, or whose spectrum is due."""
+        waiting, sample = self.gate.waiting, self._due
+        if not waiting:
+            return parameters
+        return [p for p in parameters if p.owner.order not in waiting or sample.owns_matrix(p.turn)]
 
     def _captured(self, outline: Outline) -> Captures:
         return Captures(
@@ -411,6 +424,8 @@ class Observer:
         were_installed = self._captures.activations.installed, self._captures.attention.installed
         self._captures.remove()
         self._outline = self._read(root)
+        self._turns = Turns(self._outline)
+        self.gate.waiting = self._turns.waiting(self._due)
         self._report.outlined()
         self._recorder.book.forget_layouts()
         self._captures = self._captured(self._outline)
@@ -440,7 +455,7 @@ class Observer:
 
     def _seen(self) -> Seen:
         has_loss = self._loss.found or "loss" in self._recorder.logged
-        return Seen(self._rounds, self._compiled, self._root.seen, has_loss)
+        return Seen(self._rounds, self._compiled, self._root.seen, has_loss, self._pacing.in_words())
 
     def _add_host(self, metric: str, value: float) -> None:
         self._recorder.add_host(self._model_series(metric), value)

@@ -40,6 +40,8 @@ class Seen:
     is_compiled: bool
     has_root_calls: bool
     has_loss: bool
+    sampling: str = ""
+    """How often it is sampled, and why."""
 
 
 class CoverageReport:
@@ -84,6 +86,7 @@ class CoverageReport:
             stepped=frozenset(captures.parameters.stepped),
             loss="" if seen.has_loss else "no single loss was seen in a round: call internist.log(loss=loss)",
             clock="" if seen.rounds else "no optimizer step was seen",
+            sampling=seen.sampling,
             own_rule=has_rule,
         )
         return coverage(outline, self._ledger, self._faults, known, wanted=self._wants)

@@ -1,33 +1,18 @@
-"""Which step measures what: a pure function of the step number, so that the grids of all ranks are nested; and the
-governor, which stretches it so that the monitor keeps within its share of the run's time."""
+"""What a run is asked to measure, and which step measures what: a pure function of the step's number, so that the grids
+of all ranks are nested."""
 
-import logging
-import math
-import statistics
-from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from internist.schema.grid import HEAVY_EVERY as HEAVY_EVERY
+from internist.schema.grid import MATRIX_ROTATION as MATRIX_ROTATION
+from internist.schema.grid import is_on_grid, spacing
 from internist.schema.metrics import METRICS, RATIOS_OVER
 
-log = logging.getLogger("internist")
-
-DENSE_STEPS = frozenset((0, 1, 2, 5, 10, 20, 50))
-"""Start-up steps that measure everything."""
-HEAVY_EVERY = 10
-"""Heavy classes run every so many light samples."""
-MATRIX_ROTATION = 4
-"""A matrix-heavy step measures every fourth matrix, in rotation."""
-GOVERNED_FROM = 100
-"""Rounds of this process before which the governor never thins: the start is sampled as the grid says."""
 MOST_POWER = 12
-LEARNING_ROUNDS = 3
-"""First rounds of a process say nothing about cost: libraries load, compilers run."""
-REMEMBERED_PLAIN, REMEMBERED_SAMPLED = 63, 7
-"""Rounds whose times the governor keeps: without a sample, and of each class of sample."""
-ENOUGH = 5
-"""Sampled rounds from which on their length counts: a pause (an evaluation) may lie in some of them."""
-RELIEF = 0.7
-"""Denser sampling begins again when it would take this share of what is allowed."""
+MOST_TURNS = 3
+"""Light samples measure an eighth of the modules at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +43,28 @@ class Sampling:
         )
 
 
+class Powers(NamedTuple):
+    """By how much sampling is thinned, in powers of two."""
+
+    light: int = 0
+    """Steps between light samples are stretched by two to this power."""
+    heavy: int = 0
+    matrices: int = 0
+    turns: int = 0
+    """Modules that are no blocks and no head have their turn in one of two to this power light samples."""
+
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> "Powers":
+        """Powers as they came over the wire, from whatever version: what is missing is 0, what is more is left out."""
+        known = [max(0, min(MOST_POWER, number)) for number in numbers][: len(cls._fields)]
+        found = cls(*known)
+        return found._replace(turns=min(found.turns, MOST_TURNS))
+
+    def coarser(self, other: "Powers") -> "Powers":
+        """The larger ones of two."""
+        return Powers(*map(max, self, other))
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """What one step measures."""
@@ -67,6 +74,10 @@ class Due:
     """Model-heavy: probe replay, dependency, MaxLogit."""
     matrices: int | None = None
     """Which quarter of the matrices; -1: all; None: none."""
+    turn: int = 0
+    """Whose turn it is among the modules that are measured in rotation,"""
+    turns: int = 1
+    """and how many turns there are."""
 
     def owns_matrix(self, turn: int) -> bool:
         """Whether the matrix of this turn is due. Turns are shifted by one every four, so that no quarter gets all
@@ -76,93 +87,37 @@ class Due:
 
 
 NOTHING = Due()
+UNSTRETCHED = Powers()
 
 
-def due(step: int, every: int, *, power: int = 0, dense_until: int = -1) -> Due:
+def due(step: int, every: int, *, powers: Powers = UNSTRETCHED, dense_until: int = -1) -> Due:
     """What step number `step` measures.
+
+    Whatever is measured at larger powers is measured at smaller ones too, so that ranks that differ in them share the
+    steps of the coarsest.
 
     Args:
         step: optimizer rounds completed before it, from 0.
         every: steps between light samples.
-        power: the governor's: steps between samples are multiplied by 2**power.
+        powers: the governor's.
         dense_until: a directive's: every step up to this one measures the light class.
     """
-    if step in DENSE_STEPS:
-        return Due(light=True, heavy=True, matrices=-1)
-    stride = every << power
-    if step % stride == 0:
-        heavy = step % (stride * HEAVY_EVERY) == 0
-        return Due(True, heavy, (step // (stride * HEAVY_EVERY)) % MATRIX_ROTATION if heavy else None)
-    return Due(light=True) if step <= dense_until else NOTHING
+    heavy = is_on_grid(step, every * HEAVY_EVERY, power=powers.heavy)
+    matrices = _matrices(step, every, powers.matrices)
+    light = is_on_grid(step, every, power=powers.light)
+    if not (light or heavy or matrices is not None or step <= dense_until):
+        return NOTHING
+    if not powers.turns or heavy or (not light and matrices is None):
+        return Due(True, heavy, matrices)
+    turns = 1 << powers.turns
+    return Due(True, heavy, matrices, step // spacing(step, every, power=powers.light) % turns, turns)
 
 
-class Governor:
-    """Chooses how far sampling is stretched, from what samples cost and how long a round takes without one.
-
-    The cost of a sample is the host time spent in the monitor or, where a device works behind the host's back, by how
-    much sampled rounds are longer than others, whichever is more; medians, so that an evaluation between two steps
-    counts for nothing.
-    """
-
-    def __init__(self, limit: float, every: int) -> None:
-        self.limit = limit
-        self.power = 0
-        """Steps between samples are multiplied by two to this power."""
-        self._every = every
-        self._rounds = 0
-        self._plain: deque[float] = deque(maxlen=REMEMBERED_PLAIN)
-        self._idle: deque[float] = deque(maxlen=REMEMBERED_PLAIN)
-        self._sampled: dict[bool, deque[tuple[float, float]]] = {
-            heavy: deque(maxlen=REMEMBERED_SAMPLED) for heavy in (False, True)
-        }
-
-    def observe(self, sample: Due, monitor_s: float, wall_s: float) -> None:
-        """Take one round: what it measured, the host time spent in the monitor, and how long it took in all."""
-        self._rounds += 1
-        if self._rounds <= LEARNING_ROUNDS:
-            return
-        if sample.light:
-            self._sampled[sample.heavy].append((monitor_s, wall_s))
-        else:
-            self._plain.append(wall_s)
-            self._idle.append(monitor_s)
-        if self.limit > 0 and self._rounds >= GOVERNED_FROM and (sample.light or not self.power):
-            self._choose()
-
-    def share(self) -> float:
-        """Share of the run's time that samples at the unstretched cadence take; 0 while it is not known."""
-        plain = statistics.median(self._plain) if self._plain else self._plain_guess()
-        light, heavy = self._cost(False, plain), self._cost(True, plain)
-        if plain <= 0 or light is None:
-            return 0.0
-        extra = max(0.0, heavy - light) if heavy is not None else 0.0
-        return (light + extra / HEAVY_EVERY) / (self._every * plain)
-
-    def _cost(self, heavy: bool, plain: float) -> float | None:
-        rounds = self._sampled[heavy]
-        if not rounds:
-            return None
-        host = statistics.median(monitor for monitor, _ in rounds)
-        longer = statistics.median_low(wall for _, wall in rounds) - plain
-        return max(host, longer) if len(rounds) >= ENOUGH and self._plain else host
-
-    def _plain_guess(self) -> float:
-        """How long a round would take without a sample, where every one has one."""
-        rounds = [*self._sampled[False], *self._sampled[True]]
-        return statistics.median(max(0.0, wall - monitor) for monitor, wall in rounds) if rounds else 0.0
-
-    def _choose(self) -> None:
-        share = self.share()
-        if share <= 0:
-            return
-        power = max(0, min(MOST_POWER, math.ceil(math.log2(share / self.limit))))
-        if power < self.power and share / 2**power > RELIEF * self.limit:
-            power += 1
-        if power != self.power:
-            self.power = power
-            if power:
-                log.info(
-                    "internist: samples every %d steps would take %.1f %% of the time: sampling every %d steps keeps "
-                    "within max_overhead=%g (0: no limit)",
-                    self._every, 100 * share, self._every << power, self.limit,
-                )  # fmt: skip
+def _matrices(step: int, every: int, power: int) -> int | None:
+    """Which quarter of the matrices this step measures: all while a matrix's samples are geometric, then one after the
+    other; a power leaves out whole rotations, so that no quarter is left out for ever."""
+    heavily = every * HEAVY_EVERY
+    if spacing(step, heavily * MATRIX_ROTATION) < heavily * MATRIX_ROTATION:
+        return -1 if is_on_grid(step, heavily * MATRIX_ROTATION, power=power) else None
+    turn, rest = divmod(step, heavily)
+    return turn % MATRIX_ROTATION if not rest and turn // MATRIX_ROTATION % (1 << power) == 0 else None

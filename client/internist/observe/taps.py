@@ -36,6 +36,8 @@ class Gate:
     in_root: bool = False
     """A forward of the root is under way."""
     wants_activations: bool = True
+    waiting: frozenset[int] = frozenset()
+    """Orders of modules that are not measured at this step, since it is not their turn."""
     stack: list[WatchedModule] = field(default_factory=list)
     """Watched modules being called, innermost last; kept on measured forwards only."""
 

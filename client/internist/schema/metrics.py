@@ -112,6 +112,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("weight_decay", "", "Weight decay of a parameter group.", "first", "light", "group"),
     # What the monitor costs and misses.
     Metric("monitor.overhead_ms", "ms", "Host time the monitor took on this step.", "max", "light", "model"),
+    Metric("monitor.share", "", "Share of the time of the last thousand steps that the monitor took, on the host or on the device, whichever is more.", "max", "light", "model"),
+    Metric("monitor.asked_share", "", "Share of the time that sampling as it was asked for would take: where it is over max_overhead, samples lie further apart.", "max", "light", "model"),
+    Metric("monitor.light_every", "steps", "Steps between light samples, as in force.", "max", "light", "model"),
+    Metric("monitor.model_heavy_every", "steps", "Steps between model-heavy samples, as in force.", "max", "light", "model"),
+    Metric("monitor.matrix_heavy_every", "steps", "Steps between two measurements of a matrix's spectrum, as in force.", "max", "light", "model"),
+    Metric("monitor.turns", "samples", "Light samples in which every module has its turn; blocks, the root and the output head are in each.", "max", "light", "model"),
     Metric("monitor.dropped", "frames", "Frames dropped so far because the spool was full or could not be written.", "sum", "light", "model"),
     Metric("monitor.coverage", "", "Share of what could be measured, by subject and metric family, that is.", "first", "light", "model"),
 )  # fmt: skip

@@ -266,10 +266,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A wish of the server: sample the light class at every step up to and including `until_step`."""
+    """A wish of the server: sample the light class at every step up to and including `until_step`, or as rarely as the
+    slowest rank."""
 
     until_step: int
+    """-1: no wish of this kind."""
     reason: str
+    powers: tuple[int, ...] | None = None
+    """The largest `Heartbeat.powers` of the attempt's ranks: a rank samples no more often. None: no such wish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +313,9 @@ class Heartbeat:
     clock."""
     pause: str = ""
     """What the run says that it pauses for; empty: it does not."""
+    powers: tuple[int, ...] = ()
+    """By how much this rank's own costs ask to thin sampling, in powers of two: distance of light, of model-heavy and
+    of matrix-heavy samples, turns of modules. Empty: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Sender(threading.Thread):
         pause: what the run says that it pauses for; empty: it does not.
         on_directives: receives the server's wishes; called from another thread.
         heartbeat_s: seconds between heartbeats.
+        powers: by how much sampling is thinned here, for the heartbeat.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Sender(threading.Thread):
         on_directives: Callable[[Sequence[Directive]], None],
         pause: Callable[[], str] = str,
         heartbeat_s: float = 15.0,
+        powers: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         super().__init__(name="internist-sender", daemon=True)
         self._spool = spool
@@ -60,6 +62,7 @@ class Sender(threading.Thread):
             on_directives=on_directives,
             pause=pause,
             heartbeat_s=heartbeat_s,
+            powers=powers,
         )
 
     @property

@@ -35,6 +35,7 @@ class Uploader(threading.Thread):
         on_directives: receives the server's wishes.
         pause: what the run says that it pauses for, for the heartbeat; empty: it does not.
         heartbeat_s: seconds between heartbeats.
+        powers: by how much sampling is thinned here, for the heartbeat.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Uploader(threading.Thread):
         on_directives: Callable[[Sequence[Directive]], None],
         pause: Callable[[], str],
         heartbeat_s: float,
+        powers: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         super().__init__(name="internist-uploader", daemon=True)
         self.delivery = Delivery(SpoolReader(spool.directory), start, connection)
@@ -59,6 +61,7 @@ class Uploader(threading.Thread):
         self._on_directives = on_directives
         self._pause = pause
         self._heartbeat_s = heartbeat_s
+        self._powers = powers
         self._level = logging.WARNING if start.rank == 0 else logging.INFO
         self._awake = threading.Event()
         self._closing = threading.Event()
@@ -161,7 +164,8 @@ class Uploader(threading.Thread):
     def _send_heartbeat(self) -> None:
         self._heartbeat_due = time.monotonic() + self._heartbeat_s
         step, age_ms = self._progress()
-        heartbeat = Heartbeat(self._attempt, self._rank, step, age_ms, self._pause())
+        powers = tuple(self._powers())
+        heartbeat = Heartbeat(self._attempt, self._rank, step, age_ms, self._pause(), powers)
         reply = self._connection.heartbeat(self._run, heartbeat)
         self._pass_on(reply.directives)
 

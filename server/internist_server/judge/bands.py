@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from internist.schema import grid
 from internist.schema.conditions import BASELINE_MINIMUM_POINTS
 
 Floats = NDArray[np.float32]
@@ -17,8 +18,8 @@ GROWTH_LIMIT = 2.0
 """Largest slope of log value over log age that is carried forward: of a product of two weights that grow linearly."""
 WINDOW_POINTS = 256
 """Points of one plan that are enough for a baseline."""
-GRID_STEPS = 12
-"""Samples at the start lie on a geometric grid with about so many points below each step: at step s every s / 12."""
+GRID_STEPS = 2 * grid.PER_OCTAVE
+"""Samples at the start lie on a geometric grid with at most so many points below each step."""
 SPREAD_DEVIATIONS = 6.0
 """Robust standard deviations of a window's log values about its trend that are well: of 10,000 points that are normal
 in the logarithm not one is farther."""
@@ -60,12 +61,12 @@ def grid_point(age: int) -> int:
 def window_sample(steps: NDArray[np.int64], *, every: int, origin: int) -> NDArray[np.int64]:
     """Which of the stored steps of one plan make a baseline: at most WINDOW_POINTS, evenly spread.
 
-    Those of the regular grid, and before that is the denser one, those that lie no closer than the geometric grid of
-    the start has them. Steps of a dense stretch (a directive in an incident) are left out, for they would outnumber
+    Those of the grid of some class, and while every class has its geometric one, those that lie no closer than that
+    has them. Steps of a dense stretch (a directive in an incident) are left out, for they would outnumber
     the rest.
     """
     early = steps - origin < GRID_STEPS * every
-    kept = [steps[~early & (steps % every == 0)]]
+    kept = [steps[~early & on_grid(steps, every=every)]]
     last = None
     for step in steps[early].tolist():
         if last is None or step - last >= min((last - origin) // GRID_STEPS, every) or step % every == 0:
@@ -75,6 +76,15 @@ def window_sample(steps: NDArray[np.int64], *, every: int, origin: int) -> NDArr
     if chosen.size <= WINDOW_POINTS:
         return chosen
     return np.take(chosen, np.linspace(0, chosen.size - 1, WINDOW_POINTS).round().astype(np.int64))
+
+
+def on_grid(steps: NDArray[np.int64], *, every: int) -> NDArray[np.bool_]:
+    """Which steps the grid of some class of samples holds, without any stretch."""
+    powers = np.frexp(np.maximum(steps - 1, 1).astype(np.float64))[1] - 1
+    spacing = np.maximum(1, (1 << powers.astype(np.int64)) // grid.PER_OCTAVE)
+    is_young = spacing < every * grid.HEAVY_EVERY * grid.MATRIX_ROTATION
+    on: NDArray[np.bool_] = (is_young & (steps % spacing == 0)) | ((spacing >= every) & (steps % every == 0))
+    return on
 
 
 def baselines(values: Floats) -> Floats:

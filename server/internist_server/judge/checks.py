@@ -20,6 +20,7 @@ from internist.schema.conditions import (
 from internist.schema.metrics import METRICS
 from internist.schema.rules import FOR_POINTS_HEAVY, FOR_POINTS_LIGHT, RULE_OF_CONDITION
 from internist_server.judge.series import JudgedSeries
+from internist_server.judge.thinning import Thinning
 
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -83,7 +84,7 @@ class Checks:
     """By column: whether a value that is not finite is a violation."""
     counts_nonfinite: Flags
     is_gradient: Flags
-    series_cadence: Indices
+    thinning: Thinning
     rate_columns: Indices
     """Columns of the groups' learning rates, with the number of parameters of each group."""
     rate_weights: tuple[float, ...]
@@ -142,7 +143,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
     card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
-    series_cadence = np.array([max(one.facts.cadence, 1) for one in series], np.int64)
+    thinning = Thinning.of(series)
     sanity = _sanity(series, column, number, metrics)
     return Checks(
         column=column,
@@ -158,7 +159,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         warn_low=np.full(number.size, -np.inf, np.float32),
         critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
         alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
-        cadence=series_cadence[column],
+        cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
         sanity=sanity[:, 0],
         sanity_mean=sanity[:, 1],
@@ -167,7 +168,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         finite=_MUST_BE_FINITE[metrics],
         counts_nonfinite=metrics == _METRIC_NUMBER[_COUNT_OF_NONFINITE],
         is_gradient=_IS_GRADIENT[metrics],
-        series_cadence=series_cadence,
+        thinning=thinning,
         rate_columns=np.array(groups.rates, np.int64),
         rate_weights=tuple(groups.weights),
         by_card=by_card,

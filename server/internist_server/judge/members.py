@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from internist.schema import views
 from internist.schema.conditions import CARDS, CONDITION, CRITERIA, Basis, State
@@ -40,6 +41,7 @@ class Members:
         memory: Memory,
         bands: Bands,
         outline: Outline,
+        distances: NDArray[np.float64],
     ) -> None:
         self._series, self._checks, self._memory, self._bands = series, checks, memory, bands
         self._outline = outline
@@ -47,8 +49,8 @@ class Members:
         self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
         high, low = self._edges.ahead()
         self._crossings = drift.crossings(memory.trends, high=high, low=low, start=self._edges.start(high))
-        self._silent = _is_silent(memory, checks.column, checks.cadence, checks.needed)
-        self._silent_series = _is_silent(memory, self._finite, checks.series_cadence[self._finite], 2)
+        self._silent = _is_silent(memory, checks.column, distances, checks.needed)
+        self._silent_series = _is_silent(memory, self._finite, distances, 2)
         self._has_jumped = memory.schedule.jumped
 
     def standing(self) -> Standing:
@@ -234,8 +236,8 @@ class Members:
         )
 
 
-def _is_silent(memory: Memory, column: Indices, cadence: Indices, needed: Indices | int) -> Flags:
-    """Whether a series has missed more points than an alert waits for, by the run's own stride."""
+def _is_silent(memory: Memory, column: Indices, distances: NDArray[np.float64], needed: Indices | int) -> Flags:
+    """Whether a series has missed more points than an alert waits for, at the distance at which they come now."""
     seen = memory.seen[column]
-    missed: Flags = (seen != NEVER) & (memory.step - seen > (np.asarray(needed) + 1) * cadence * memory.stride)
+    missed: Flags = (seen != NEVER) & (memory.step - seen > (np.asarray(needed) + 1) * distances[column])
     return missed

@@ -257,7 +257,7 @@ class Judge:
         self._memory.grow(self._checks, len(self._series))
         self._everything = np.ones(len(self._series), bool)
         self._one_point = np.ones(len(self._series), np.int64)
-        is_dense = self._checks.series_cadence <= self._every
+        is_dense = self._checks.thinning.cadence <= self._every
         self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
         self._centre_bands()
 
@@ -340,4 +340,5 @@ class Judge:
         return self._forward
 
     def _members(self) -> Members:
-        return Members(self._series, self._checks, self._memory, self._bands, self._outline())
+        distances = self._checks.thinning.distances(self._memory.last, every=self._every, stride=self._memory.stride)
+        return Members(self._series, self._checks, self._memory, self._bands, self._outline(), distances)

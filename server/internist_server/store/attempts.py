@@ -49,6 +49,8 @@ class Rank:
     heartbeat_at_ms: int | None = None
     heartbeat_step: int | None = None
     step_age_ms: int | None = None
+    powers: tuple[int, ...] = ()
+    """By how much its own costs ask to thin sampling; empty: it did not tell."""
     finished_at_ms: int | None = None
     refused: int = 0
     """Good frames that must come before what is known of it is whole again."""
@@ -277,6 +279,7 @@ def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, 
         raise AttemptNotFound(attempt.run, f"{attempt.name} rank {heartbeat.rank}")
     row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, heartbeat.step, heartbeat.step_age_ms
     row.pause = heartbeat.pause[:MAX_NAME_LENGTH] or None
+    row.powers = list(heartbeat.powers) or None
     session.flush()
     return _rank(row)
 
@@ -326,6 +329,7 @@ def _rank(row: RankRow) -> Rank:
         heartbeat_at_ms=row.heartbeat_at_ms,
         heartbeat_step=row.heartbeat_step,
         step_age_ms=row.step_age_ms,
+        powers=tuple(row.powers or ()),
         finished_at_ms=row.finished_at_ms,
         refused=row.refused,
         refusal=row.refusal,

@@ -121,6 +121,8 @@ class RankRow(Base):
     heartbeat_at_ms: Mapped[int | None]
     heartbeat_step: Mapped[int | None]
     step_age_ms: Mapped[int | None]
+    powers: Mapped[list[Any] | None]
+    """By how much its own costs ask to thin sampling, as its last heartbeat told; None: it did not tell."""
     finished_at_ms: Mapped[int | None]
     refused: Mapped[int] = mapped_column(default=0)
     """Good frames that must come before what is known of this rank is whole again: some of its frames were refused."""

@@ -19,8 +19,8 @@ from internist.observe.digest import difference, digest
 from internist.observe.untouched import untouched
 from tests.client.points import read
 
-STEPS = 12
-"""Covers the dense start-up steps 0, 1, 2, 5, 10, which replay the probe."""
+STEPS = 20
+"""Covers steps that replay the probe, and from 17 on some that do not."""
 WIDTH = 8
 
 
