@@ -164,13 +164,15 @@ class CallSeries:
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
-            logs = [call.log_z for call in own if call.log_z is not None]
+            logs = [(call.log_z, call.norms.numel()) for call in own if call.log_z is not None]
             if logs:
-                stacked = torch.stack(logs)
+                tokens = sum(number for _, number in logs)
+                parts = [found if number == tokens else found[0] * (number / tokens) for found, number in logs]
+                mean = parts[0][0] if len(parts) == 1 else torch.stack(parts).sum()
                 recorder.add(
                     [self.of(order, "output.log_z", bound), self.of(order, "output.log_z_max", bound)],
-                    torch.stack((stacked[:, 0].mean(), stacked[:, 1].amax())),
-                    [sum(call.norms.numel() for call in own), 1],
+                    torch.stack((mean, torch.stack([found[1] for found, _ in logs]).amax())),
+                    [tokens, 1],
                 )
 
     def _record_spreads(self, calls: Calls, recorder: Recorder) -> None:

@@ -37,6 +37,8 @@ class _Known:
     of: "weakref.ref[Tensor]"
     version: int
     extent: "_Measured | None" = None
+    compared: "_Measured | None" = None
+    """Where a block's output was compared with it, which tells its tokens' RMS too."""
     tokens: Where | None = None
 
 
@@ -53,6 +55,8 @@ class _Measured:
     """Orders of the modules whose output it is."""
     takers: list[tuple[int, int]] = field(default_factory=list)
     """Orders of the modules whose input it is, and how many entries their outputs have."""
+    fellows: list[tuple[int, int]] = field(default_factory=list)
+    """The same of the modules whose input is the owner's."""
 
 
 @dataclass(slots=True)
@@ -60,7 +64,8 @@ class _Marks:
     """How much was measured when a forward began."""
 
     measured: int = 0
-    givers: list[tuple[int, int]] = field(default_factory=list)
+    owners: list[tuple[int, int, int]] = field(default_factory=list)
+    """Givers, takers and fellows of each row."""
     pairs: int = 0
 
 
@@ -100,7 +105,11 @@ class DeviceCalls:
             self._output(seen, stream, against, log_z=log_z).givers.append(order)
         free = source is not None and self.knows(source, seen.in_axis)
         if source is not None and wanted.inputs and against is None and (free or seen.heavy):
-            self._extent(source, seen.in_axis, stream, owner=order).takers.append((order, out.numel()))
+            known = self._of(source, seen.in_axis)
+            if known.extent is None and known.compared is not None:
+                known.compared.fellows.append((order, out.numel()))
+            else:
+                self._extent(source, seen.in_axis, stream, owner=order).takers.append((order, out.numel()))
         if seen.heavy and wanted.dependency and seen.watched.role != "embedding" and out.numel() > out.shape[seen.axis]:
             between = self._tokens(out, seen.axis, stream)
             paired = source is not None and seen.is_paired
@@ -120,21 +129,21 @@ class DeviceCalls:
         for measured in self._measured:
             measured.givers = [giver for giver in measured.givers if giver != order]
             measured.takers = [taker for taker in measured.takers if taker[0] != order]
+            measured.fellows = [taker for taker in measured.fellows if taker[0] != order]
         self._pairs = [pair for pair in self._pairs if pair[0] != order]
 
     def mark(self) -> None:
         """A forward begins: `roll_back` forgets what is measured from here on."""
-        counts = [(len(each.givers), len(each.takers)) for each in self._measured]
+        counts = [(len(each.givers), len(each.takers), len(each.fellows)) for each in self._measured]
         self._marks = _Marks(len(self._measured), counts, len(self._pairs))
 
     def roll_back(self) -> None:
         """Forget what was measured since `mark`."""
         marks = self._marks
         new = len(self._measured) - marks.measured
-        before = chain(marks.givers, repeat((0, 0), new))
-        for measured, (givers, takers) in zip(self._measured, before, strict=True):
-            del measured.givers[givers:]
-            del measured.takers[takers:]
+        before = chain(marks.owners, repeat((0, 0, 0), new))
+        for measured, (givers, takers, fellows) in zip(self._measured, before, strict=True):
+            del measured.givers[givers:], measured.takers[takers:], measured.fellows[fellows:]
         del self._pairs[marks.pairs :]
 
     def reset(self) -> None:
@@ -187,6 +196,8 @@ class DeviceCalls:
         entered = None if against is None else _as_tokens(against, seen.in_axis)
         known = self._of(out, seen.axis)
         known.extent = self._added(_as_tokens(out, seen.axis), stream, entered, owner=order, log_z=log_z)
+        if against is not None:
+            self._of(against, seen.in_axis).compared = known.extent
         return known.extent
 
     def _extent(self, tensor: Tensor, axis: int, stream: Stream, *, owner: int) -> _Measured:
@@ -222,7 +233,9 @@ class DeviceCalls:
     def _record_page(
         self, page: Page, rows: Sequence[_Measured], calls: Mapping[int, int], recorder: Recorder, bound: Bound
     ) -> None:
-        whose = tuple((each.row.place, each.owner, *each.givers, *each.takers) for each in rows)
+        whose = tuple(
+            (each.row.place, each.owner, tuple(each.givers), tuple(each.takers), tuple(each.fellows)) for each in rows
+        )
         several = tuple(order for order, number in calls.items() if number > 1)
         key = page.metrics, page.rows, whose, tuple(each.entries for each in rows), several, bound
         found = self._layouts.get(key)
@@ -252,6 +265,8 @@ class DeviceCalls:
                         also.append((at, series, count))
                 if metric == "activation.rms_max":
                     also += self._inputs(at, each.takers, bound)
+                elif metric == INPUT:
+                    also += self._inputs(at, each.fellows, bound)
         return layout, counts, also
 
     def _inputs(self, at: int, takers: Iterable[tuple[int, int]], bound: Bound) -> Iterable[Also]:
