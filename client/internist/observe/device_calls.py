@@ -17,7 +17,7 @@ from internist.observe.calls import CallSeries
 from internist.observe.seen import BLOCKS, DEPENDENCY, INPUT, LOG_Z, OUTPUTS, WIDE_OUTPUT, Seen, Wanted
 from internist.observe.sheets import Page, Row, Sheet, Sheets
 from internist.observe.streams import Stream, is_recorded, stream_of
-from internist.observe.token_pools import Distances, Pools, gather
+from internist.observe.token_pools import Distances, Pools, gather, picked
 from internist.observe.token_pools import Kind as TokenKind
 from internist.observe.tokens import PROBE_TOKENS, at_positions, version_of
 from internist.record.recorder import Also, Recorder
@@ -123,6 +123,10 @@ class DeviceCalls:
         gather(tensor, axis, most, place)
         pool.advance()
         return place
+
+    def pick(self, tensor: Tensor, axis: int, most: int) -> Tensor:
+        """The same, in memory of their own: until nobody needs them any more."""
+        return picked(tensor, axis, most)
 
     def drop(self, order: int) -> None:
         """Forget a module's calls."""

@@ -66,6 +66,10 @@ class HostCalls:
         """(at most `most`, features) the tensor's probe tokens, in memory of their own."""
         return owned(at_positions(tensor, axis, most))
 
+    def pick(self, tensor: Tensor, axis: int, most: int) -> Tensor:
+        """The same, until nobody needs it any more."""
+        return self.keep(tensor.detach(), axis, most)
+
     def drop(self, order: int) -> None:
         """Forget a module's calls."""
         self._calls.pop(order, None)

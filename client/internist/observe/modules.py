@@ -251,8 +251,7 @@ class ActivationCapture:
     def _keep_output(self, watched: WatchedModule, output: Any) -> None:
         out = first_tensor((output,), {}) if watched.order in self.keep else None
         if out is not None and out.dim():
-            axis = self._axes.of(watched.module, out)
-            self.kept[watched.order] = self._on_host.keep(out.detach(), axis, PROBE_TOKENS)
+            self.kept[watched.order] = self._way_of(out).pick(out, self._axes.of(watched.module, out), PROBE_TOKENS)
 
     def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
         """Whether the block maps a tensor to one of its shape and has not written into its input."""

@@ -14,7 +14,7 @@ from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
 from internist.observe.faults import Faults
 from internist.observe.groups import reference_to
-from internist.observe.loss import LossPickup, host_or_device, wants_gradient
+from internist.observe.loss import LossPickup, number_if_near, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.patience import Patience
@@ -316,13 +316,13 @@ class Observer:
         self._patience.round_ended()
         self._has_forward = False
         self._mode.round_ended()
-        norm, loss = self._clipping.take(), self._loss.mean()
+        norm, loss = self._clipping.take(measured=self._due.light), self._loss.mean()
         if norm is not None and self._due.light and self._speaker.reports_replicated:
             self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
         is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
         if loss is not None and is_asked:
             waits = self._recorder.busy
-            self._recorder.log(step, "loss", host_or_device(loss))
+            self._recorder.log(step, "loss", number_if_near(loss))
             if not waits:
                 self.on_step()
         if self._due.light:
@@ -364,6 +364,7 @@ class Observer:
         self._recorder.discard_step()
         self._has_replayed = False
         self._due = wish or due(step, self._sampling.every, power=self._governor.power, dense_until=self._dense_until)
+        self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
         self._has_followed = False
         if self._due.light:
             self._root.refresh()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from internist.observe.streams import Stream
-from internist.observe.tokens import at_positions, positions
+from internist.observe.tokens import at_positions, owned, positions
 
 POOL_BYTES = 32 << 20
 """A page of a pool has no more places than fit, but one at least."""
@@ -195,6 +195,16 @@ def gather(x: Tensor, axis: int, most: int, out: Tensor) -> None:
         torch.ops.aten.index.Tensor_out(x, places, out=out)
     else:
         out.copy_(at_positions(x, axis, most))
+
+
+def picked(x: Tensor, axis: int, most: int) -> Tensor:
+    """(at most `most`, features) a tensor's probe tokens, in memory of their own."""
+    is_last = axis in (-1, x.dim() - 1)
+    if is_last and x.dim() == 2:
+        return x.index_select(0, positions(x.shape[0], x.device, most))
+    if is_last and x.dim() == 3:
+        return x[_places(x.shape[0], x.shape[1], x.device, most)]
+    return owned(at_positions(x.detach(), axis, most))
 
 
 @lru_cache(maxsize=256)
