@@ -187,24 +187,23 @@ class Distances:
 
 def gather(x: Tensor, axis: int, most: int, out: Tensor) -> None:
     """Write a tensor's probe tokens, (at most `most`, features), into `out`: one launch, and no copy of the tensor."""
-    is_last = axis in (-1, x.dim() - 1)
-    if is_last and x.dim() == 2:
-        torch.index_select(x, 0, positions(x.shape[0], x.device, most), out=out)
-    elif is_last and x.dim() == 3:
-        places = list(_places(x.shape[0], x.shape[1], x.device, most))
-        torch.ops.aten.index.Tensor_out(x, places, out=out)
-    else:
+    if axis not in (-1, x.dim() - 1):
         out.copy_(at_positions(x, axis, most))
+    elif x.dim() == 3 and x.stride(0) != x.stride(1) * x.shape[1]:
+        torch.ops.aten.index.Tensor_out(x, list(_places(x.shape[0], x.shape[1], x.device, most)), out=out)
+    else:
+        tokens = x.reshape(-1, x.shape[-1])
+        torch.index_select(tokens, 0, positions(tokens.shape[0], x.device, most), out=out)
 
 
 def picked(x: Tensor, axis: int, most: int) -> Tensor:
     """(at most `most`, features) a tensor's probe tokens, in memory of their own."""
-    is_last = axis in (-1, x.dim() - 1)
-    if is_last and x.dim() == 2:
-        return x.index_select(0, positions(x.shape[0], x.device, most))
-    if is_last and x.dim() == 3:
+    if axis not in (-1, x.dim() - 1):
+        return owned(at_positions(x.detach(), axis, most))
+    if x.dim() == 3 and x.stride(0) != x.stride(1) * x.shape[1]:
         return x[_places(x.shape[0], x.shape[1], x.device, most)]
-    return owned(at_positions(x.detach(), axis, most))
+    tokens = x.reshape(-1, x.shape[-1])
+    return tokens.index_select(0, positions(tokens.shape[0], x.device, most))
 
 
 @lru_cache(maxsize=256)
