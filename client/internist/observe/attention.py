@@ -130,15 +130,24 @@ class AttentionCapture:
         """Hand the largest logits of the step to the recorder, one per head."""
         bound: Bound = "sampled" if sampled else "exact"
         self.measured_now = set()
+        groups: dict[tuple[int, torch.device], list[int]] = {}
         for order, calls in self._values.items():
-            heads = {c.shape[1] for c in calls}
-            if len(heads) != 1:
-                continue
-            largest = torch.stack(calls).amax(0) if len(calls) > 1 else calls[0]
-            count = heads.pop()
-            layout = [self._series(order, head, metric, bound) for metric in METRICS for head in range(count)]
+            heads = {call.shape[1] for call in calls}
+            if len(heads) == 1:
+                groups.setdefault((heads.pop(), calls[0].device), []).append(order)
+        for (count, _), orders in groups.items():
+            every = [
+                torch.stack(calls).amax(0) if len(calls := self._values[order]) > 1 else calls[0] for order in orders
+            ]
+            largest = every[0] if len(every) == 1 else torch.stack(every)
+            layout = [
+                self._series(order, head, metric, bound)
+                for order in orders
+                for metric in METRICS
+                for head in range(count)
+            ]
             recorder.add(layout, largest, measured=largest != NOT_MEASURED)
-            self.measured_now.add(order)
+            self.measured_now.update(orders)
         self._values.clear()
 
     # ---- in a forward ----------------------------------------------------------------------------------------------

@@ -87,6 +87,18 @@ class CallSeries:
             placement="data_parallel",
         )
 
+    def of(self, order: int, metric: str, bound: Bound) -> Series | None:
+        """The series of a metric of this module; None if it is not wanted."""
+        watched = self._outline.modules[order]
+        probe = PROBE_TOKENS if metric.startswith(("activation.spread", "activation.lipschitz")) else None
+        return self._book.series(
+            metric, "module", watched.name, lambda: self.facts(watched, metric, probe=probe), bound=bound
+        )
+
+    def wanted(self, metrics: Iterable[str]) -> list[str]:
+        """Those of these metrics that are measured."""
+        return [metric for metric in metrics if self._sampling.wants(metric)]
+
     def _record_outputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         for shape, members in _grouped(calls, lambda call: call.norms.numel()).items():
             parts = [
@@ -152,13 +164,15 @@ class CallSeries:
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
-            logs = [call.log_z for call in own if call.log_z is not None]
+            logs = [(call.log_z, call.norms.numel()) for call in own if call.log_z is not None]
             if logs:
-                stacked = torch.stack(logs)
+                tokens = sum(number for _, number in logs)
+                parts = [found if number == tokens else found[0] * (number / tokens) for found, number in logs]
+                mean = parts[0][0] if len(parts) == 1 else torch.stack(parts).sum()
                 recorder.add(
-                    [self._of(order, "output.log_z", bound), self._of(order, "output.log_z_max", bound)],
-                    torch.stack((stacked[:, 0].mean(), stacked[:, 1].amax())),
-                    [sum(call.norms.numel() for call in own), 1],
+                    [self.of(order, "output.log_z", bound), self.of(order, "output.log_z_max", bound)],
+                    torch.stack((mean, torch.stack([found[1] for found, _ in logs]).amax())),
+                    [tokens, 1],
                 )
 
     def _record_spreads(self, calls: Calls, recorder: Recorder) -> None:
@@ -214,14 +228,7 @@ class CallSeries:
     def _layout(self, orders: Sequence[int], bounds: Mapping[str, Bound]) -> Layout:
         """The series of these metrics of each module in turn."""
         key = "calls", tuple(orders), tuple(bounds.items())
-        return self._book.layout(key, lambda: [self._of(order, *each) for order in orders for each in bounds.items()])
-
-    def _of(self, order: int, metric: str, bound: Bound) -> Series | None:
-        watched = self._outline.modules[order]
-        probe = PROBE_TOKENS if metric.startswith(("activation.spread", "activation.lipschitz")) else None
-        return self._book.series(
-            metric, "module", watched.name, lambda: self.facts(watched, metric, probe=probe), bound=bound
-        )
+        return self._book.layout(key, lambda: [self.of(order, *each) for order in orders for each in bounds.items()])
 
 
 def _grouped(calls: Calls, size: Callable[[Call], int]) -> dict[tuple[int, ...], list[int]]:

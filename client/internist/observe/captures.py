@@ -54,6 +54,7 @@ class Captures:
 
     def forget(self) -> None:
         """Keep nothing of the model's size any more."""
+        self.activations.forget()
         self.parameters.forget()
 
     def tell(self, ledger: Ledger, due: Due) -> None:

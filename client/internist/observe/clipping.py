@@ -54,12 +54,12 @@ class ClippingCapture:
             if hasattr(clip_grad, name)
         )
 
-    def take(self) -> Tensor | None:
-        """The round's norm before clipping, () float32; None where nothing was clipped, or its norm is not known. The
-        next round begins."""
+    def take(self, *, measured: bool = True) -> Tensor | None:
+        """The round's norm before clipping, () float32; None where nothing was clipped, its norm is not known, or it is
+        not measured now. The next round begins."""
         clips, reason = self._clips, self._reason
         self._clips, self._reason, self._norm_type = [], "", None
-        if reason or not clips:
+        if reason or not clips or not measured:
             return None
         norms = [clip.norm.detach().float().reshape(()) for clip in clips]
         return norms[0].clone() if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

@@ -1,7 +1,7 @@
 """Tensors and arrays as they were before a forward: their content, memory, version and gradient, to be put back."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,45 @@ class Trace:
     """Parameters, and tensors of optimizers, by id, that the forward wrote to: to be copied at every replay."""
 
 
+class _Memory(NamedTuple):
+    """Where a tensor's entries lie: looked up without an operator, as there are many tensors."""
+
+    storage: torch.UntypedStorage
+    address: int
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Memory":
+        """Of a plain tensor."""
+        where = tensor.untyped_storage(), tensor.data_ptr(), tensor.dtype
+        return cls(*where, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor's entries still lie there."""
+        return (
+            tensor.data_ptr() == self.address
+            and tensor.shape == self.shape
+            and tensor.stride() == self.strides
+            and tensor.dtype == self.dtype
+        )
+
+    def tensor(self) -> Tensor:
+        """A tensor of the entries there."""
+        empty = torch.empty(0, dtype=self.dtype, device=self.storage.device)
+        return empty.set_(self.storage, self.offset, self.shape, self.strides)  # type: ignore[call-overload,no-any-return]
+
+
 @dataclass(slots=True)
 class _Kept:
     """One tensor or array as it was."""
 
     place: Place
     version: int
-    data: Tensor | None = None
-    """Its memory under another name: what it is given back when its data are exchanged."""
+    memory: "_Memory | None" = None
+    """What it is given back when its data are exchanged."""
     grad: Tensor | None = None
     grad_version: int = -1
     wants_grad: bool = False
@@ -90,8 +121,8 @@ class KeptTensors:
         thing = kept.place.thing
         if kept.place.kind == "array":
             return kept.copy is not None and thing.tobytes() != kept.copy.tobytes()
-        if kept.data is not None and not _is_same_memory(thing, kept.data):
-            thing.data = kept.data
+        if kept.memory is not None and not kept.memory.holds(thing):
+            thing.data = kept.memory.tensor()
         if thing.is_leaf:
             if thing.requires_grad != kept.wants_grad:
                 thing.requires_grad_(kept.wants_grad)
@@ -142,7 +173,7 @@ def _kept(place: Place) -> _Kept:
     return _Kept(
         place,
         version_of(tensor),
-        data=tensor.detach() if is_plain(tensor) and not tensor.is_inference() else None,
+        memory=_Memory.of(tensor) if is_plain(tensor) and not tensor.is_inference() else None,
         grad=grad,
         grad_version=-1 if grad is None else version_of(grad),
         wants_grad=tensor.requires_grad,
@@ -172,15 +203,6 @@ def _copy_of(thing: Any) -> Any:
     if isinstance(thing, Tensor):
         return thing.detach().clone() if is_plain(thing) else None
     return None if thing.dtype.hasobject or not thing.flags.writeable else thing.copy()
-
-
-def _is_same_memory(tensor: Tensor, data: Tensor) -> bool:
-    return (
-        tensor.data_ptr() == data.data_ptr()
-        and tensor.shape == data.shape
-        and tensor.stride() == data.stride()
-        and tensor.dtype == data.dtype
-    )
 
 
 def _is_equal(tensor: Tensor, copy: Tensor) -> bool:

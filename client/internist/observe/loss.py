@@ -30,8 +30,13 @@ class LossPickup:
         self._backwards: list[Tensor] = []
         self._outputs: set[int] = set()
         """Sequence numbers of the graph nodes that made the outputs of this round."""
-        self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._scaled: tuple[weakref.ref[Tensor], Tensor | None] | None = None
         self._rounds_without = REMEMBERED
+        self.is_sampled = True
+        """Whether a loss that lies on an accelerator is read in this round: that is a launch. One on the host is in
+        every round."""
+        self._passed_by = False
+        """Whether one was not."""
         self._listening = listen_to(
             (
                 (function(torch.autograd, "backward"), self._backward),
@@ -48,7 +53,7 @@ class LossPickup:
         """Look for a loss in what the root returned from a training forward."""
         loss = loss_of(output)
         if loss is not None:
-            self._returned.append(_copied(loss))
+            self._keep(self._returned, self._read(loss))
         else:
             self._outputs.update(
                 node._sequence_nr() for tensor in _tensors(output) if (node := tensor.grad_fn) is not None
@@ -59,7 +64,8 @@ class LossPickup:
         losses = self._returned or (self._backwards if len(self._backwards) == 1 else [])
         self._returned, self._backwards, self._scaled = [], [], None
         self._outputs.clear()
-        self._rounds_without = 0 if losses else self._rounds_without + 1
+        passed_by, self._passed_by = self._passed_by, False
+        self._rounds_without = 0 if losses or passed_by else self._rounds_without + 1
         if not losses:
             return None
         home = losses[0].device
@@ -80,19 +86,28 @@ class LossPickup:
             return
         scaled, self._scaled = self._scaled, None
         was_scaled = scaled is not None and scaled[0]() is roots[0]
-        self._backwards.append(scaled[1] if was_scaled and scaled is not None else _copied(roots[0]))
+        self._keep(self._backwards, scaled[1] if was_scaled and scaled is not None else self._read(roots[0]))
 
     def _scale(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None] | None:
         given = args[1] if len(args) > 1 else kwargs.get("outputs")
         if not self._outputs or not _is_number(given):
             return None
-        before = _copied(given)
+        before = self._read(given)
 
         def after(result: Any) -> None:
             if isinstance(result, Tensor):
                 self._scaled = weakref.ref(result), before
 
         return after
+
+    def _read(self, loss: Tensor) -> Tensor | None:
+        return _copied(loss) if self.is_sampled or loss.device.type == "cpu" else None
+
+    def _keep(self, losses: list[Tensor], loss: Tensor | None) -> None:
+        if loss is None:
+            self._passed_by = True
+        else:
+            losses.append(loss)
 
 
 def _leads_to(loss: Tensor, outputs: set[int]) -> bool:
@@ -124,7 +139,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _copied(loss: Tensor) -> Tensor:
-    return loss.detach().float().reshape(-1)[0].clone()
+    """() float32 a copy without a graph, by one operator where it is a 0-d tensor."""
+    with torch.no_grad():
+        copy = loss.to(torch.float32, copy=True)
+    return copy if copy.dim() == 0 else copy.reshape(())
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -151,8 +169,12 @@ def wants_gradient(output: Any) -> bool:
 
 def host_or_device(value: Tensor) -> float | Tensor:
     """A one-element tensor as a number if that needs no waiting, else a copy that stays on its device."""
-    value = value.detach()
-    return float(value.item()) if value.device.type == "cpu" else value.reshape(-1)[0].float().clone()
+    return float(value.detach().item()) if value.device.type == "cpu" else _copied(value)
+
+
+def number_if_near(own: Tensor) -> float | Tensor:
+    """A one-element tensor that nobody else has: as a number if that needs no waiting, else itself."""
+    return float(own.item()) if own.device.type == "cpu" else own
 
 
 def _is_number(value: Any) -> TypeGuard[Tensor]:

@@ -3,52 +3,30 @@ steps only, and none keeps an activation alive past its own call."""
 
 import time
 import weakref
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from internist.measures import activations as measure
-from internist.measures.activations import Value
 from internist.model.axes import Axes
 from internist.model.outline import Outline, WatchedModule, multiplier
-from internist.observe.calls import Call, CallSeries
+from internist.model.plain import PLAIN
+from internist.observe.calls import CallSeries
+from internist.observe.device_calls import DeviceCalls
 from internist.observe.faults import Faults
-from internist.observe.own import Probe, has_rule, probe_of
+from internist.observe.host_calls import HostCalls
+from internist.observe.own import BATCH_NORMS, CONVOLUTIONS, Probe, has_rule, probe_of
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
+from internist.observe.seen import Seen, Wanted
 from internist.observe.taps import RAISED, Gate, Tap, Taps, can_tap
-from internist.observe.tokens import (
-    OWN_TOKENS,
-    at_positions,
-    first_tensor,
-    outside_modes,
-    owned,
-    positions,
-    version_of,
-)
+from internist.observe.tokens import OWN_TOKENS, PROBE_TOKENS, first_tensor, outside_modes, positions, version_of
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 
-WIDE_OUTPUT = 16_384
-"""Modules with more output features than this are measured on the probe tokens only."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What was measured of a tensor, as long as it is that object, unchanged."""
-
-    of: "weakref.ref[Tensor]"
-    version: int
-    norms: Tensor | None = None
-    """Token RMS."""
-    rest: tuple[Value, Value] | None = None
-    """Largest entry, number of non-finite ones."""
-    distances: Tensor | None = None
-    """Between its probe tokens."""
+HOST = "cpu"
 
 
 class ActivationCapture:
@@ -64,11 +42,17 @@ class ActivationCapture:
         sampling: Sampling,
         world_size: int,
     ) -> None:
-        self._outline, self._gate, self._faults = outline, gate, faults
+        self._outline, self._gate, self._faults, self._sampling = outline, gate, faults, sampling
+        self._wanted = Wanted.of(sampling)
+        self._wants_own = sampling.wants("update.own", "update.own_mean")
         self.series = CallSeries(outline, book=book, sampling=sampling, world_size=world_size)
-        self._calls: dict[int, list[Call]] = {}
-        self._known: dict[tuple[int, int], _Known] = {}
-        """By tensor and feature dimension."""
+        self._on_host = HostCalls(self.series, self._wanted)
+        self._on_devices: dict[torch.device, DeviceCalls] = {}
+        self._world_size = world_size
+        self.measures_on_devices = False
+        """Measure on the host too as on an accelerator: by another way to the same values."""
+        self._calls: dict[int, int] = {}
+        """By module order: calls seen in this step."""
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._axes = Axes()
@@ -84,11 +68,11 @@ class ActivationCapture:
         """Host time spent in measuring calls since it was last set to zero."""
         self._records = True
         self._marked: dict[int, int] = {}
-        """By module order: calls that were measured before the forward under way."""
+        """By module order: calls that were seen before the forward under way."""
         self._taps = Taps(
             Tap(module, partial(self._enter, watched), partial(self._leave, watched))
             for watched in outline.modules
-            if (not watched.excluded or watched.role == "block") and can_tap(module := watched.module)
+            if self._needs(watched) and can_tap(module := watched.module)
         )
 
     @property
@@ -107,27 +91,68 @@ class ActivationCapture:
     def reset(self) -> None:
         """Forget the step's measurements."""
         self._calls.clear()
-        self._known.clear()
         self._norm_outputs.clear()
         self._input_versions.clear()
         self._gate.stack.clear()
         self.probes.clear()
+        for calls in self._ways:
+            calls.reset()
+
+    def forget(self) -> None:
+        """Keep no memory for steps to come."""
+        for calls in self._ways:
+            calls.forget()
+        self._on_devices.clear()
 
     def mark(self) -> None:
         """A forward begins: `roll_back` forgets what is measured from here on."""
-        self._marked = {order: len(calls) for order, calls in self._calls.items()}
+        self._marked = dict(self._calls)
+        for calls in self._ways:
+            calls.mark()
 
     def roll_back(self) -> None:
         """The forward raised: its calls are none of the step's."""
-        for order, calls in list(self._calls.items()):
-            del calls[self._marked.get(order, 0) :]
-            if not calls:
-                del self._calls[order]
-                self.probes.pop(order, None)
+        for order in self._calls.keys() - self._marked.keys():
+            self.probes.pop(order, None)
+        self._calls = dict(self._marked)
+        for calls in self._ways:
+            calls.roll_back()
 
     def replay_records(self, records: bool, /) -> None:
         """Whether calls made in a replay are measured, or only their outputs kept."""
         self._records = records
+
+    def _needs(self, watched: WatchedModule) -> bool:
+        """Whether anything that is asked for is known from this module's calls."""
+        wants = self._sampling.wants
+        if wants("attention.max_logit", "attention.max_abs_logit"):  # whose logits they are is told by who is called
+            return not watched.excluded or watched.role == "block"
+        if watched.excluded:
+            return False
+        if wants("update.feature", "update.feature_mean"):
+            return True
+        return (
+            self._wanted.measures(watched, is_head=watched is self._outline.head)
+            or (self._wants_own and bool(watched.parameters))
+            or any(p.view == "unknown" for p in watched.parameters)  # its matrix is told by what goes in and out
+        )
+
+    @property
+    def _ways(self) -> "list[HostCalls | DeviceCalls]":
+        return [self._on_host, *self._on_devices.values()]
+
+    def _way_of(self, *tensors: Tensor | None) -> "HostCalls | DeviceCalls":
+        """Where calls with these tensors are measured."""
+        first = next(tensor for tensor in tensors if tensor is not None)
+        is_far = first.device.type != HOST or self.measures_on_devices
+        if not is_far or not all(tensor is None or type(tensor) in PLAIN for tensor in tensors):
+            return self._on_host  # other classes of tensor are read by torch's operators alone
+        found = self._on_devices.get(first.device)
+        if found is None:
+            found = DeviceCalls(self.series, self._wanted, world_size=self._world_size)
+            found.mark()
+            self._on_devices[first.device] = found
+        return found
 
     # ---- in a forward ----------------------------------------------------------------------------------------------
 
@@ -154,7 +179,7 @@ class ActivationCapture:
         try:
             self._observe(watched, args, kwargs, output)
         except Exception as error:
-            self._calls.pop(watched.order, None)
+            self._drop(watched.order)
             self._faults.note("module", watched.name, error)
         self.seconds += time.perf_counter() - began
 
@@ -187,50 +212,48 @@ class ActivationCapture:
             return
         source = first_tensor(args, kwargs)
         axis = self._axes.of(module, out)
-        features = out.shape[axis]
         in_axis = self._axes.of(module, source) if source is not None else -1
         order, series = watched.order, self.series
-        series.widths[order] = (source.shape[in_axis] if source is not None and source.dim() else None, features)
-        tokens = at_positions(out, axis) if features > WIDE_OUTPUT else out
-        norms, abs_max, nonfinite = self._extent(out, axis) if tokens is out else measure.extent(tokens)
-        call = Call(norms, tokens.numel(), abs_max, nonfinite)
-        if source is not None and source.numel() and source.dim() and not isinstance(module, nn.Embedding):
-            known = self._known.get((id(source), in_axis))
-            free = known is not None and known.of() is source and known.version == version_of(source)
-            series.light_inputs.setdefault(order, free or watched.role == "block")
-            if self._gate.heavy or free:
-                call.input_norms = self._token_rms(source, in_axis)  # on light steps only where it costs nothing
-            if order not in series.normalized:
-                normed = self._norm_outputs.get(id(source))
-                series.normalized[order] = normed is not None and normed() is source
+        width_in = source.shape[in_axis] if source is not None and source.dim() else None
+        series.widths[order] = (width_in, out.shape[axis])
+        entered = source
+        if source is None or not source.numel() or not source.dim() or isinstance(module, nn.Embedding):
+            entered = None
+        is_head = watched is self._outline.head
+        if self._wanted.measures(watched, is_head=is_head):
+            way = self._way_of(out, entered)
+            if entered is not None:
+                series.light_inputs.setdefault(order, watched.role == "block" or way.knows(entered, in_axis))
+                self._note_normalized(order, entered)
+            residual = watched.role == "block" and entered is not None and self._is_residual(watched, entered, out)
+            way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, self._gate.heavy))
+        elif entered is not None:
+            self._note_normalized(order, entered)
         if watched.role == "norm":
             self._norm_outputs[id(out)] = weakref.ref(out)
-        if watched.role == "block" and source is not None and self._is_residual(watched, source, out):
-            call.input_norms = self._token_rms(source, in_axis)
-            call.added, call.stream = measure.contribution(out, source, call.input_norms)
-        if watched is self._outline.head:
-            call.log_z = measure.log_z(tokens)
-        if self._gate.heavy and watched.role != "embedding" and norms.numel() > 1:
-            call.distances = self._distances(out, axis)
-            if (
-                source is not None
-                and source.dim()
-                and source.numel() // source.shape[in_axis] == out.numel() // out.shape[axis]
-            ):
-                call.input_distances = self._distances(source, in_axis)
-        if order not in self._calls and watched.parameters:
+        if order not in self._calls and watched.parameters and self._wants_own:
             try:
                 self._keep_probe(watched, module, source, args, in_axis, out)
             except Exception as error:
                 self._faults.note("own update", watched.name, error)
         if self._gate.replay:
             self._keep_output(watched, output)
-        self._calls.setdefault(order, []).append(call)
+        self._calls[order] = self._calls.get(order, 0) + 1
+
+    def _note_normalized(self, order: int, source: Tensor) -> None:
+        if order not in self.series.normalized:
+            normed = self._norm_outputs.get(id(source))
+            self.series.normalized[order] = normed is not None and normed() is source
+
+    def _drop(self, order: int) -> None:
+        self._calls.pop(order, None)
+        for calls in self._ways:
+            calls.drop(order)
 
     def _keep_output(self, watched: WatchedModule, output: Any) -> None:
         out = first_tensor((output,), {}) if watched.order in self.keep else None
         if out is not None and out.dim():
-            self.kept[watched.order] = owned(at_positions(out.detach(), self._axes.of(watched.module, out)))
+            self.kept[watched.order] = self._way_of(out).pick(out, self._axes.of(watched.module, out), PROBE_TOKENS)
 
     def _is_residual(self, watched: WatchedModule, source: Tensor, out: Tensor) -> bool:
         """Whether the block maps a tensor to one of its shape and has not written into its input."""
@@ -253,11 +276,13 @@ class ActivationCapture:
             if ids is None or ids.is_floating_point() or not ids.numel():
                 return
             tokens = ids.reshape(-1)[positions(ids.numel(), ids.device, OWN_TOKENS)]
-        elif source is not None:
+        elif source is not None and isinstance(module, CONVOLUTIONS + BATCH_NORMS):
             kept = probe_of(module, source, in_axis)
             if kept is None:
                 return
             tokens = kept
+        elif source is not None:
+            tokens = self._way_of(source).keep(source, in_axis, OWN_TOKENS)
         else:
             return
         probe = Probe(tokens, multiplier(module))
@@ -266,41 +291,12 @@ class ActivationCapture:
             # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
             self.probes[watched.order] = Probe(tokens, factor)
 
-    def _token_rms(self, tensor: Tensor, axis: int) -> Tensor:
-        """Token RMS of a tensor, once for all modules that see the same tensor object unchanged."""
-        known = self._of(tensor, axis)
-        if known.norms is None:
-            known.norms = measure.token_rms(tensor, channel_dim=axis)
-        return known.norms
-
-    def _extent(self, tensor: Tensor, axis: int) -> tuple[Tensor, Value, Value]:
-        """Token RMS, largest entry and number of non-finite ones, once for a tensor that several modules give back."""
-        known = self._of(tensor, axis)
-        if known.norms is None or known.rest is None:
-            known.norms, *rest = measure.extent(tensor, channel_dim=axis)
-            known.rest = rest[0], rest[1]
-        return known.norms, *known.rest
-
-    def _distances(self, tensor: Tensor, axis: int) -> Tensor:
-        """Distances between a tensor's probe tokens, once for the module that gives it and those that take it."""
-        known = self._of(tensor, axis)
-        if known.distances is None:
-            known.distances = measure.pair_distances(at_positions(tensor, axis))
-        return known.distances
-
-    def _of(self, tensor: Tensor, axis: int) -> _Known:
-        key = id(tensor), axis
-        known = self._known.get(key)
-        version = version_of(tensor)
-        if known is None or known.version != version or known.of() is not tensor:
-            known = self._known[key] = _Known(weakref.ref(tensor), version)
-        return known
-
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the step's values to the recorder.
 
         Args:
             sampled: the values come from a replay of the probe, not from the training forward.
         """
-        self.series.record(self._calls, recorder, sampled=sampled)
+        for calls in self._ways:
+            calls.collect(recorder, sampled=sampled)
         self.measured_now = set(self._calls)

@@ -14,7 +14,7 @@ from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
 from internist.observe.faults import Faults
 from internist.observe.groups import reference_to
-from internist.observe.loss import LossPickup, host_or_device, wants_gradient
+from internist.observe.loss import LossPickup, number_if_near, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.pacing import Pacing
@@ -319,13 +319,13 @@ class Observer:
             self._patience.round_ended()
             self._has_forward = False
             self._mode.round_ended()
-            norm, loss = self._clipping.take(), self._loss.mean()
+            norm, loss = self._clipping.take(measured=self._due.light), self._loss.mean()
             if norm is not None and self._due.light and self._speaker.reports_replicated:
                 self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
             is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
             if loss is not None and is_asked:
                 waits = self._recorder.busy
-                self._recorder.log(step, "loss", host_or_device(loss))
+                self._recorder.log(step, "loss", number_if_near(loss))
                 if not waits:
                     self.on_step()
             if self._due.light:
@@ -366,6 +366,7 @@ class Observer:
         self._has_replayed = False
         self._due = self._pacing.decide(step) if wish is None else wish
         self.gate.waiting = self._turns.waiting(self._due)
+        self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
         self._has_followed = False
         if self._due.light:
             self._root.refresh()

@@ -39,6 +39,8 @@ log = logging.getLogger("internist")
 
 KEPT_BYTES = 256 << 20
 """Outputs kept between the two replays; beyond, fewer blocks in rotation."""
+STACKED_BYTES = 32 << 20
+"""Outputs of one shape that are compared by one operator: on an accelerator, where each costs the host time."""
 BUFFER_BYTES = 256 << 20
 """Models with more bytes of buffers than this are not replayed: saving them would be felt."""
 
@@ -148,18 +150,26 @@ class ProbeReplay:
         self._activations.keep = set(self._before)
         self._run(activations=False)
         after, self._activations.kept, self._activations.keep = self._activations.kept, {}, set()
-        changes: dict[int, list[tuple[int, int, Tensor]]] = {}
+        pairs: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
         for order, old in self._before.items():
             new = after.get(order)
             if new is not None and new.shape == old.shape:
-                change = feature_change(new, old)
-                changes.setdefault(change.numel(), []).append((order, new.numel(), change))
-        for members in changes.values():
-            values = moved(torch.stack([change for _, _, change in members]))
-            for (order, entries, _), value in zip(members, values.unbind(), strict=True):
-                names = "update.feature", "update.feature_mean"
-                recorder.add([self._series(order, name) for name in names], value, [1, entries])
-                self.measured_now.add(order)
+                pairs.setdefault((new.shape, new.dtype), []).append(order)
+        changes: dict[int, list[tuple[list[int], int, Tensor]]] = {}
+        for orders in pairs.values():
+            first = after[orders[0]]
+            most = 1 if first.device.type == "cpu" else max(1, STACKED_BYTES // (first.numel() * first.element_size()))
+            for members in (orders[start : start + most] for start in range(0, len(orders), most)):
+                change = feature_change(_stacked(after, members), _stacked(self._before, members))
+                change = change.view(len(members), -1)
+                changes.setdefault(change.shape[1], []).append((members, first.numel(), change))
+        names = "update.feature", "update.feature_mean"
+        for found in changes.values():
+            values = moved(torch.cat([change for *_, change in found]) if len(found) > 1 else found[0][2])
+            layout = [self._series(order, name) for members, *_ in found for order in members for name in names]
+            counts = [count for members, entries, _ in found for _ in members for count in (1, entries)]
+            recorder.add(layout, values, counts)
+            self.measured_now.update(order for members, *_ in found for order in members)
 
     def _chosen(self) -> set[int]:
         """Blocks and the model's output, as many as fit the budget, blocks in rotation."""
@@ -274,6 +284,11 @@ class ProbeReplay:
             watched.name,
             lambda: self._activations.series.facts(watched, metric, probe=PROBE_TOKENS, method="probe replay"),
         )
+
+
+def _stacked(outputs: dict[int, Tensor], orders: list[int]) -> Tensor:
+    """These outputs, all of one shape, as one tensor."""
+    return outputs[orders[0]] if len(orders) == 1 else torch.stack([outputs[order] for order in orders])
 
 
 def _autocast_state(devices: set[str]) -> tuple[tuple[str, bool, torch.dtype], ...]:

@@ -21,7 +21,7 @@ from internist.record.logs import Logs
 from internist.record.plans import Plans, Sink
 from internist.record.series_book import Layout, SeriesBook
 from internist.record.transfer import Transfer, Transfers
-from internist.schema.metrics import METRICS
+from internist.schema.metrics import METRICS, combine_of
 from internist.schema.wire import Series
 
 log = logging.getLogger("internist")
@@ -34,6 +34,10 @@ logged scalar without a frame of its step waits no longer either."""
 
 POLL_S = 0.01
 """Between two looks at a copy that is under way."""
+
+
+Also = tuple[int, Series, int]
+"""A value that is a second series' too: its place among the values, that series, entries it stands for."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,9 @@ class _Closed:
     """Number of leading entries that are `found_inf` flags of gradient scalers."""
     masks: list[tuple[int, int]]
     """By trailing entries: which of the values (from, to) they say of whether they were measured."""
+    also: list[Also]
+    in_parts: bool
+    """Whether a series may have several values, which are parts of one."""
 
 
 class Recorder:
@@ -80,6 +87,8 @@ class Recorder:
         counts: Sequence[int] | None = None,
         *,
         measured: Tensor | None = None,
+        also: Sequence[Also] = (),
+        in_parts: bool = False,
     ) -> None:
         """Record a tensor of values, one per entry of `layout`.
 
@@ -88,10 +97,13 @@ class Recorder:
             values: of any shape; they stay on their device until the step is closed.
             counts: entries each part stands for; None: one each.
             measured: of the shape of `values`, False where there was nothing to measure; None: all were.
+            also: further series of some of the values, by their places.
+            in_parts: a series may come again in this step: its values are parts, which become one by the rule of its
+                metric.
 
         A length that does not fit is a fault of the caller's: the part is left out, counted and said once.
         """
-        flat = values.reshape(-1)
+        flat = values if values.dim() == 1 else values.reshape(-1)
         wrong = flat.numel() != len(layout) or (counts is not None and len(counts) != len(layout))
         if wrong or (measured is not None and measured.numel() != flat.numel()):
             self._refuse(layout, flat.numel(), None if counts is None else len(counts))
@@ -100,6 +112,9 @@ class Recorder:
             start = len(self._layout)
             self._mask_tensors.append(measured.reshape(-1))
             self._masks.append((start, start + flat.numel()))
+        start = len(self._layout)
+        self._also += [(start + place, series, count) for place, series, count in also]
+        self._in_parts |= in_parts
         self._tensors.append(flat)
         self._layout.extend(layout)
         self._counts.extend(counts if counts is not None else (1,) * len(layout))
@@ -126,7 +141,7 @@ class Recorder:
         """The step is over: start its one copy to the host."""
         tensors = self._flags + self._tensors + self._mask_tensors
         layout, counts, masks = self._layout, self._counts, self._masks
-        host_values, flags = self._host_values, len(self._flags)
+        host_values, flags, also, in_parts = self._host_values, len(self._flags), self._also, self._in_parts
         self._clear()
         if len(self._queue) >= QUEUE_LENGTH:
             self._dropped += 1
@@ -134,7 +149,17 @@ class Recorder:
         transfer = self._transfers.begin(tensors) if tensors else None
         self._queue.append(
             _Closed(
-                step, time.time_ns() // 1_000_000, time.monotonic(), layout, counts, transfer, host_values, flags, masks
+                step,
+                time.time_ns() // 1_000_000,
+                time.monotonic(),
+                layout,
+                counts,
+                transfer,
+                host_values,
+                flags,
+                masks,
+                also,
+                in_parts,
             )
         )
 
@@ -183,6 +208,8 @@ class Recorder:
         self._flags: list[Tensor] = []
         self._mask_tensors: list[Tensor] = []
         self._masks: list[tuple[int, int]] = []
+        self._also: list[Also] = []
+        self._in_parts = False
 
     def _refuse(self, layout: Layout, values: int, counts: int | None) -> None:
         self._dropped += 1
@@ -228,6 +255,8 @@ class Recorder:
         masks, raw = raw[end:], raw[4 * closed.flags : end]
         layout, counts = closed.layout, closed.counts
         unmeasured = _unmeasured(masks, closed.masks)
+        second = [each for each in closed.also if each[0] not in unmeasured]
+        second_values = [struct.unpack_from("<f", raw, 4 * place)[0] for place, _, _ in second]
         if skipped or unmeasured or None in layout:
             values = array("f", raw)
             keep = [
@@ -237,6 +266,11 @@ class Recorder:
             ]
             raw = array("f", [values[i] for i in keep]).tobytes()
             layout, counts = [layout[i] for i in keep], [counts[i] for i in keep]
+        if second:
+            raw += struct.pack(f"<{len(second)}f", *second_values)
+            layout, counts = layout + [each for _, each, _ in second], counts + [count for *_, count in second]
+        if closed.in_parts and len(set(map(id, layout))) < len(layout):
+            layout, counts, raw = _merged(layout, counts, raw)
         extra = closed.host_values + logged
         series = [each for each in layout if each is not None] + [each for each, _ in extra]
         raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value in extra))
@@ -255,6 +289,35 @@ def _unmeasured(masks: bytes, ranges: Sequence[tuple[int, int]]) -> set[int]:
         found.update(start + i for i in range(stop - start) if flags[at + i] == 0)
         at += stop - start
     return found
+
+
+def _merged(
+    layout: Sequence[Series | None], counts: Sequence[int], raw: bytes
+) -> tuple[list[Series | None], list[int], bytes]:
+    """Values of which several may be parts of one series, as one value each, by the rule of its metric."""
+    parts: dict[int, tuple[Series, list[int], list[float]]] = {}
+    for series, count, value in zip(layout, counts, array("f", raw), strict=True):
+        assert series is not None
+        _, own_counts, own_values = parts.setdefault(series.number, (series, [], []))
+        own_counts.append(count)
+        own_values.append(value)
+    values = array("f")
+    for series, own_counts, own_values in parts.values():
+        values.append(own_values[0] if len(own_values) == 1 else _single(_as_one(series, own_counts, own_values)))
+    merged = [sum(own) if combine_of(s.metric) in _WEIGHTED else max(own) for s, own, _ in parts.values()]
+    return [series for series, *_ in parts.values()], merged, values.tobytes()
+
+
+_WEIGHTED = ("mean_square", "mean")
+
+
+def _as_one(series: Series, counts: Sequence[int], values: Sequence[float]) -> float:
+    combine = combine_of(series.metric)
+    if combine in _WEIGHTED:
+        return sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
+    if combine == "max":
+        return next((value for value in values if math.isnan(value)), max(values))
+    return values[0] if combine == "first" else sum(values)
 
 
 def _is_of_update(series: Series) -> bool:

@@ -40,7 +40,7 @@ class Transfers:
     def begin(self, tensors: list[Tensor]) -> Transfer:
         """Copy these, flattened and one behind the other: to the host from the first device that is another."""
         home = next((t.device for t in tensors if t.device.type != "cpu"), HOST)
-        flat = [t if t.dtype == torch.float32 else t.float() for t in (t.detach().reshape(-1) for t in tensors)]
+        flat = [_flat(tensor) for tensor in tensors]
         if home.type == "cpu":
             return Transfer(torch.cat(flat), None, _keep_none)
         flat = [t if t.device == home else t.to(home, non_blocking=True) for t in flat]
@@ -65,6 +65,13 @@ class Transfers:
         with self._lock:
             if len(self._pinned) < PINNED_KEPT:
                 self._pinned.append(whole)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(entries,) float32, by no operator where it is that already."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    tensor = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    return tensor if tensor.dtype == torch.float32 else tensor.float()
 
 
 def _keep_none(_: Tensor) -> None:

@@ -1,0 +1,71 @@
+"""A call that is to be measured, and what of it: the same for calls on the host and on an accelerator."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from internist.model.outline import WatchedModule
+from internist.observe.sampling import Sampling
+
+WIDE_OUTPUT = 16_384
+"""Modules with more output features than this are measured on the probe tokens only."""
+OUTPUTS = (
+    "activation.rms",
+    "activation.rms_max",
+    "activation.rms_q99",
+    "activation.abs_max",
+    "activation.nonfinite",
+)
+INPUT = "activation.input_rms_max"
+BLOCKS = ("block.contribution", "block.stream")
+LOG_Z = ("output.log_z", "output.log_z_max")
+DEPENDENCY = ("activation.spread", "activation.spread_mean", "activation.lipschitz")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which statistics of calls anybody asked for."""
+
+    outputs: bool
+    inputs: bool
+    blocks: bool
+    log_z: bool
+    dependency: bool
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> "Wanted":
+        """What a run is asked to measure."""
+        wants = sampling.wants
+        return cls(wants(*OUTPUTS), wants(INPUT), wants(*BLOCKS), wants(*LOG_Z), wants(*DEPENDENCY))
+
+    def measures(self, watched: WatchedModule, *, is_head: bool) -> bool:
+        """Whether any of it is of this module."""
+        if self.outputs or self.inputs or self.dependency:
+            return True
+        return (self.blocks and watched.role == "block") or (self.log_z and is_head)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A call that has just ended."""
+
+    watched: WatchedModule
+    out: Tensor
+    axis: int
+    """The feature dimension of the output."""
+    source: Tensor | None
+    """The input, where it is an activation."""
+    in_axis: int
+    is_residual: bool
+    """Of a block that adds to its input, which is unchanged."""
+    is_head: bool
+    heavy: bool
+    """Also the model-heavy class."""
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether each token of the output belongs to one of the input."""
+        source, out = self.source, self.out
+        return source is not None and (
+            source.numel() // source.shape[self.in_axis] == out.numel() // out.shape[self.axis]
+        )
