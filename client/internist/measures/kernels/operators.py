@@ -24,9 +24,11 @@ NAMESPACE = "internist"
 DEVICES = {"cuda", "xpu"}
 """Types of device that Triton compiles for: those of NVIDIA and AMD are both "cuda" to torch."""
 
-INTERPRETED = {"cpu"}
 INTERPRETER = "TRITON_INTERPRET"
-"""A setting of Triton's, read when that is imported: 1 and its kernels run on CPU tensors, slowly, and on no other."""
+"""A setting of Triton's, read when that is imported: 1 and its kernels are interpreted, slowly, and not compiled."""
+
+INTERPRETED = {"cpu"}
+"""Types of device that they then run on."""
 
 OLDEST = (7, 0)
 """The compute capability of the oldest NVIDIA card that Triton compiles for."""
