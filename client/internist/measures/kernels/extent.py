@@ -72,12 +72,13 @@ def _check(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> None:
         raise ValueError(f"expected a floating ([batch,] tokens, features), got {x.dtype} of shape {tuple(x.shape)}")
     if source is not None and (source.shape != x.shape or not source.is_floating_point()):
         raise ValueError(f"expected a floating source {tuple(x.shape)}, got {source.dtype} {tuple(source.shape)}")
-    expected = (rows(source, log_z), x.numel() // x.shape[-1])
-    if out.shape != expected or out.dtype != torch.float32 or out.stride(1) != 1:
-        raise ValueError(f"expected out to be float32 rows {expected}, got {out.dtype} {tuple(out.shape)}")
-    for other in (out, source):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"expected all tensors on {x.device}, got one on {other.device}")
+    height, tokens = rows(source, log_z), x.numel() // x.shape[-1]
+    if out.ndim != 2 or out.shape != (height, tokens) or out.dtype != torch.float32 or out.stride(1) != 1:
+        raise ValueError(f"expected out to be float32 rows {(height, tokens)}, got {out.dtype} {tuple(out.shape)}")
+    device = x.device
+    if out.device != device or (source is not None and source.device != device):
+        other = out.device if source is None or out.device != device else source.device
+        raise ValueError(f"expected all tensors on {device}, got one on {other}")
 
 
 def _fake(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> None:

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from internist.measures.kernels.grid import pieces_of, power_of_two
+
 ENTRIES, WIDEST = 2048, 4096
 """Entries that a program holds at once where a token has few features, and the most where it has many."""
 
@@ -13,27 +15,22 @@ ACROSS = 32
 
 def launch(x: Tensor, out: Tensor, source: Tensor | None, log_z: bool) -> None:
     """Launches it for arguments that the operator has checked."""
-    batch, tokens = (1, x.shape[0]) if x.ndim == 2 else (x.shape[0], x.shape[1])
-    features = x.shape[-1]
     entered = x if source is None else source
-    x_strides, source_strides = _strides(x), _strides(entered)
+    *batches, tokens, features = x.shape
+    batch = batches[0] if batches else 1
+    x_strides = x.stride() if batches else (0, *x.stride())
+    source_strides = x_strides if source is None else source.stride() if batches else (0, *source.stride())
     if batch > 1 and x_strides[0] == tokens * x_strides[1] and source_strides[0] == tokens * source_strides[1]:
         batch, tokens = 1, batch * tokens
     side_by_side = x_strides[2] == 1
-    width = min(triton.next_power_of_2(features), WIDEST if side_by_side else ACROSS)
-    height = max(1, ENTRIES // width) if side_by_side else ACROSS
-    height = min(height, triton.next_power_of_2(tokens))
-    pieces = triton.cdiv(tokens, height)
+    width = min(power_of_two(features), WIDEST if side_by_side else ACROSS)
+    height = min(max(1, ENTRIES // width) if side_by_side else ACROSS, power_of_two(tokens))
+    pieces = pieces_of(tokens, height)
     _extent[(batch * pieces,)](
         x, entered, out, tokens, features, pieces, *x_strides, *source_strides, out.stride(0),
         HAS_SOURCE=source is not None, LOG_Z=log_z, HEIGHT=height, WIDTH=width,
         num_warps=8 if width == WIDEST else 4,
     )  # fmt: skip
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of batch, token and feature."""
-    return (0, x.stride(0), x.stride(1)) if x.ndim == 2 else (x.stride(0), x.stride(1), x.stride(2))
 
 
 @triton.jit(do_not_specialize=["tokens", "pieces", "out_row"])

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from internist.measures.kernels.grid import pieces_of, power_of_two
+
 ALL = 2**30
 """As many keys before or after as there never are."""
 
@@ -28,9 +30,9 @@ def launch(
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     is_float32 = q.dtype == torch.float32
-    features = max(16, min(triton.next_power_of_2(D), WIDEST_FLOAT32 if is_float32 else WIDEST))
+    features = max(16, min(power_of_two(D), WIDEST_FLOAT32 if is_float32 else WIDEST))
     queries = 64 if is_float32 else 128
-    pieces = triton.cdiv(T, queries)
+    pieces = pieces_of(T, queries)
     extremes = torch.empty(2, H, B * pieces, dtype=torch.float32, device=q.device)
     _extremes[(B * H * pieces,)](
         q, k, extremes, scale, H, H // K, T, S, pieces, B * pieces, B * H * pieces,

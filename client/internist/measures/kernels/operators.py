@@ -25,7 +25,10 @@ DEVICES = {"cuda", "xpu"}
 """Types of device that Triton compiles for: those of NVIDIA and AMD are both "cuda" to torch."""
 
 INTERPRETER = "TRITON_INTERPRET"
-"""A setting of Triton's, read when that is imported: 1 and its kernels run on CPU tensors, slowly, and on no other."""
+"""A setting of Triton's, read when that is imported: 1 and its kernels are interpreted, slowly, and not compiled."""
+
+INTERPRETED = {"cpu"}
+"""Types of device that they then run on."""
 
 OLDEST = (7, 0)
 """The compute capability of the oldest NVIDIA card that Triton compiles for."""
@@ -38,11 +41,7 @@ _GIVEN_UP: set[str] = set()
 
 def usable(device: torch.device) -> bool:
     """Whether kernels run on tensors of a device. Where Triton interprets and compiles nothing, that is the CPU."""
-    if not _installed():
-        return False
-    if os.environ.get(INTERPRETER) == "1":
-        return device.type == "cpu"
-    return device.type in DEVICES and _is_recent(device)
+    return device.type in (INTERPRETED if _interprets() else DEVICES) and _can(device)
 
 
 def define(
@@ -97,12 +96,15 @@ def define(
 
 
 @functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _interprets() -> bool:
+    return os.environ.get(INTERPRETER) == "1"
 
 
 @functools.cache
-def _is_recent(device: torch.device) -> bool:
+def _can(device: torch.device) -> bool:
+    """Whether Triton is installed, and the device not older than what it compiles for."""
+    if importlib.util.find_spec("triton") is None:
+        return False
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= OLDEST
@@ -115,7 +117,8 @@ def _loaded(module: str) -> Any:
 
 def _current(x: Tensor) -> AbstractContextManager[Any]:
     """Makes the device of a tensor the one that kernels are launched on."""
-    if x.device.type == "cpu":
+    if not x.is_cuda and not x.is_xpu:
         return nullcontext()
-    device_of: Callable[[Tensor], AbstractContextManager[Any]] = getattr(torch, x.device.type).device_of
-    return device_of(x)
+    accelerator: Any = torch.cuda if x.is_cuda else torch.xpu
+    guard: AbstractContextManager[Any] = accelerator.device_of(x)
+    return guard
