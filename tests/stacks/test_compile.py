@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import internist
 from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, sentences
 from tests.stacks.twin import Run, assert_coverage_is_honest, missing, train
 
@@ -143,3 +144,94 @@ def test_activations_of_a_compiled_model_are_those_of_its_probe_in_eager_mode(tm
 
     assert {name: run.points["activation.rms", name, None][0] for name in seen} == pytest.approx(seen, rel=2e-4)
     assert {run.series["activation.rms", name, None].bound for name in seen} == {"sampled"}
+
+
+LIGHT = ("activation.rms", "activation.abs_max", "activation.input_rms_max", "block.contribution", "output.log_z_max")
+
+
+@pytest.mark.parametrize("how", ["module", "method"])
+def test_a_graph_with_statistics_says_what_the_eager_model_says_over_the_whole_batch(tmp_path, how):
+    def run_it(inline: bool) -> Callable[[Run], None]:
+        def script(run: Run) -> None:
+            torch._dynamo.reset()
+            inner = Gpt()
+            optimizer = torch.optim.AdamW(inner.parameters(), lr=1e-2)
+            model: Callable = inner
+            if inline and how == "module":
+                model = torch.compile(inner, backend=BACKEND)
+            elif inline:
+                inner.compile(backend=BACKEND)
+            run.watch(model, optimizer, **({"compile": "inline"} if inline else {}))
+            for ids, targets in sentences(2 * STEPS):
+                for rows in (slice(0, 1), slice(1, 2)):  # two micro-batches a step
+                    _, loss = model(ids[rows], targets[rows])
+                    loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                run.loss(loss)
+
+        return script
+
+    eager = train(run_it(inline=False), tmp_path / "eager", reference=False)
+    compiled = train(run_it(inline=True), tmp_path / "inline", reference=False)  # these graphs keep the bits
+
+    for metric in (*LIGHT, "update.own"):
+        assert compiled.measured(metric) == eager.measured(metric) != set()
+        for name in eager.measured(metric):
+            expected, found = eager.points[metric, name, None], compiled.points[metric, name, None]
+            assert found == pytest.approx(expected, rel=1e-3), (metric, name)  # float32, in another order
+            assert compiled.series[metric, name, None].bound == "exact"
+    assert compiled.measured("attention.max_logit") == set(ATTENTIONS)
+    assert_coverage_is_honest(compiled)
+
+
+def test_one_more_graph_is_compiled_and_no_hook_stays(tmp_path):
+    graphs: list[int] = []
+
+    def counting(graph, _):
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = Gpt()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    compiled = torch.compile(model, backend=counting)
+    monitor = internist.watch(
+        compiled, optimizer, mode="offline", directory=tmp_path, every=5, max_overhead=0, compile="inline"
+    )
+    for ids, targets in sentences(30):
+        compiled(ids, targets)[1].backward()
+        assert not any(module._forward_hooks for module in model.modules())
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.finish()
+
+    assert len(graphs) == 2  # that of the sampled steps, which come first, and the user's own
+
+
+def test_where_no_graph_with_statistics_can_be_made_a_probe_is_replayed_and_it_is_said(tmp_path, caplog):
+    def picky(graph, _):
+        if len(graph.graph.nodes) > picky.most:
+            raise RuntimeError("too many nodes")
+        return graph.forward
+
+    picky.most = 10**9
+    torch._dynamo.reset()
+    model = Gpt()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    compiled = torch.compile(model, backend=picky)
+    next_batch = sentences(4)
+    compiled(*next(next_batch))  # the user's own graph is there
+    picky.most = 0
+    monitor = internist.watch(
+        compiled, optimizer, mode="offline", directory=tmp_path, every=1, max_overhead=0, compile="inline"
+    )
+    for ids, targets in next_batch:
+        compiled(ids, targets)[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.finish()
+
+    assert "too many nodes" in caplog.text
+    entries = {(e.family, e.subject): e.state for e in monitor.coverage()}
+    assert entries["activation", "blocks.0"] == "measured"

@@ -131,7 +131,9 @@ class Monitor:
         if connection is not None and options.mode == "online":
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
-        sampling = Sampling(options.every, options.metrics, options.max_overhead, options.replay)
+        sampling = Sampling(
+            options.every, options.metrics, options.max_overhead, options.replay, options.compile == "inline"
+        )
         self._recorder = Recorder(self._spool, SeriesBook(sampling.wants))
         self._observer = Observer(
             model,

@@ -43,6 +43,7 @@ class Options:
     directory: Path
     max_overhead: float
     replay: bool
+    compile: str | None
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
 
     def wanted(self, metric: str) -> bool:
@@ -94,6 +95,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         directory=_directory(arguments["directory"] or environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY),
         max_overhead=float(overhead),
         replay=replay,
+        compile=arguments["compile"],
     )
 
 
@@ -153,15 +155,15 @@ def flatten(config: Any) -> dict[str, Scalar]:
 
 
 def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:
-    built: dict[str, tuple[Any, ...]] = {"reference": (None,), "compile": (None,), "distributed": ("merge",)}
-    known: dict[str, tuple[Any, ...]] = {"compile": ("eager", "inline"), "distributed": ("reduce",)}
+    built: dict[str, tuple[Any, ...]] = {"reference": (None,), "compile": (None, "inline"), "distributed": ("merge",)}
+    known: dict[str, tuple[Any, ...]] = {"distributed": ("reduce",)}
     for name, accepted in built.items():
         value = arguments[name]
         if value in accepted:
             continue
         if name == "reference" or value in known.get(name, ()):
             raise ConfigurationError(f"{name}={value!r} is not built yet; leave it at {accepted[0]!r}")
-        raise ConfigurationError(f"{name}={value!r}: expected {accepted[0]!r}")
+        raise ConfigurationError(f"{name}={value!r}: expected {' or '.join(map(repr, accepted))}")
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -70,7 +70,10 @@ def watch(
             the spool,
             `disabled` does nothing at all. INTERNIST_MODE where this is `auto`.
         directory: where frames wait and are kept; default: INTERNIST_DIR, else ./internist-runs.
-        compile: how compiled models are measured. Only None (replay of a probe) is built.
+        compile: how compiled models are measured. None: a probe is replayed through the uncompiled model. `inline`: on
+            sampled steps a second graph runs that also computes what each call says, exact over the whole batch, for
+            one more compilation; results are those of another graph, within rounding. It needs a model that is
+            compiled as a whole; others are measured as with None.
         distributed: how ranks are combined. Only `merge` (parts are shipped, the server merges) is built.
         max_overhead: share of the run's time the monitor may take before it samples more rarely, at most 0.5; 0: no
             limit.

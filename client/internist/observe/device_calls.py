@@ -73,7 +73,7 @@ class DeviceCalls:
     """A step's calls on one device."""
 
     def __init__(self, series: CallSeries, wanted: Wanted, *, world_size: int) -> None:
-        self._series, self._wanted, self._world = series, wanted, world_size
+        self._series, self.wanted, self._world = series, wanted, world_size
         metrics = set(series.wanted((*OUTPUTS, INPUT, *BLOCKS, *LOG_Z)))
         self._sheets = Sheets(frozenset(metrics | {"activation.rms_max"} if INPUT in metrics else metrics))
         self._distances = Distances()
@@ -94,7 +94,7 @@ class DeviceCalls:
 
     def measure(self, seen: Seen) -> None:
         """Measure a call."""
-        out, source, wanted, order = seen.out, seen.source, self._wanted, seen.watched.order
+        out, source, wanted, order = seen.out, seen.source, self.wanted, seen.watched.order
         if is_recorded(out.device):
             return
         stream = stream_of(out.device)

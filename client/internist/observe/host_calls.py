@@ -31,7 +31,7 @@ class HostCalls:
     """A step's calls, each measured by operators of its own."""
 
     def __init__(self, series: CallSeries, wanted: Wanted) -> None:
-        self._series, self._wanted = series, wanted
+        self._series, self.wanted = series, wanted
         self._calls: dict[int, list[Call]] = {}
         self._known: dict[tuple[int, int], _Known] = {}
         """By tensor and feature dimension."""
@@ -44,7 +44,7 @@ class HostCalls:
 
     def measure(self, seen: Seen) -> None:
         """Measure a call."""
-        out, axis, source, in_axis, wanted = seen.out, seen.axis, seen.source, seen.in_axis, self._wanted
+        out, axis, source, in_axis, wanted = seen.out, seen.axis, seen.source, seen.in_axis, self.wanted
         tokens = at_positions(out, axis) if out.shape[axis] > WIDE_OUTPUT else out
         norms, abs_max, nonfinite = self._extent(out, axis) if tokens is out else measure.extent(tokens)
         call = Call(norms, tokens.numel(), abs_max, nonfinite)

@@ -16,6 +16,7 @@ from internist.observe.calls import CallSeries
 from internist.observe.device_calls import DeviceCalls
 from internist.observe.faults import Faults
 from internist.observe.host_calls import HostCalls
+from internist.observe.inline_calls import InlineCalls
 from internist.observe.own import BATCH_NORMS, CONVOLUTIONS, Probe, has_rule, probe_of
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
@@ -48,6 +49,18 @@ class ActivationCapture:
         self.series = CallSeries(outline, book=book, sampling=sampling, world_size=world_size)
         self._on_host = HostCalls(self.series, self._wanted)
         self._on_devices: dict[torch.device, DeviceCalls] = {}
+        self.inline: InlineCalls | None = None
+        """Calls inside compiled code, where they are measured there."""
+        if sampling.inline:
+            self.inline = InlineCalls(
+                outline,
+                self.series,
+                self._wanted,
+                wants_own=self._wants_own,
+                faults=faults,
+                kept=self._note_inline,
+                ended=self._end_inline,
+            )
         self._world_size = world_size
         self.measures_on_devices = False
         """Measure on the host too as on an accelerator: by another way to the same values."""
@@ -121,6 +134,9 @@ class ActivationCapture:
     def replay_records(self, records: bool, /) -> None:
         """Whether calls made in a replay are measured, or only their outputs kept."""
         self._records = records
+        beside = self.inline is not None and self.inline.has_measured
+        for calls in (self._on_host, *self._on_devices.values()):
+            calls.wanted = self._wanted.dependency_alone() if beside else self._wanted
 
     def _needs(self, watched: WatchedModule) -> bool:
         """Whether anything that is asked for is known from this module's calls."""
@@ -138,8 +154,9 @@ class ActivationCapture:
         )
 
     @property
-    def _ways(self) -> "list[HostCalls | DeviceCalls]":
-        return [self._on_host, *self._on_devices.values()]
+    def _ways(self) -> "list[HostCalls | DeviceCalls | InlineCalls]":
+        inline = [] if self.inline is None else [self.inline]
+        return [self._on_host, *self._on_devices.values(), *inline]
 
     def _way_of(self, *tensors: Tensor | None) -> "HostCalls | DeviceCalls":
         """Where calls with these tensors are measured."""
@@ -149,7 +166,7 @@ class ActivationCapture:
             return self._on_host  # other classes of tensor are read by torch's operators alone
         found = self._on_devices.get(first.device)
         if found is None:
-            found = DeviceCalls(self.series, self._wanted, world_size=self._world_size)
+            found = DeviceCalls(self.series, self._on_host.wanted, world_size=self._world_size)
             found.mark()
             self._on_devices[first.device] = found
         return found
@@ -239,6 +256,14 @@ class ActivationCapture:
         if self._gate.replay:
             self._keep_output(watched, output)
         self._calls[order] = self._calls.get(order, 0) + 1
+
+    def _note_inline(self, order: int, probe: Probe | None) -> None:
+        if order not in self._calls and probe is not None:
+            self.probes[order] = probe
+        self._calls[order] = self._calls.get(order, 0) + 1
+
+    def _end_inline(self) -> None:
+        self.inline = None
 
     def _note_normalized(self, order: int, source: Tensor) -> None:
         if order not in self.series.normalized:

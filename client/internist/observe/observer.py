@@ -283,15 +283,27 @@ class Observer:
     def _replay_before(self) -> None:
         probe = self._captures.probe
         features = self._due.heavy and self._sampling.wants("update.feature", "update.feature_mean")
-        if self._has_replayed or not probe.ready or probe.unsupported or not (features or self._compiled):
+        activations = self._compiled and (self._due.heavy or not self._measured_inline())
+        if self._has_replayed or not probe.ready or probe.unsupported or not (features or activations):
             return
         self._has_replayed = True
         attends = self._compiled and self._due.heavy
         if attends:
             self._captures.attention.install()
-        probe.before(features=features, activations=self._compiled)
+        probe.before(features=features, activations=activations)
         if attends:
             self._captures.attention.remove()
+
+    def _measured_inline(self) -> bool:
+        inline = self._captures.activations.inline
+        return inline is not None and inline.has_measured
+
+    def _call_of(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What makes a call of a compiled model: a graph that measures, in the training forwards of a sampled step."""
+        inline = self._captures.activations.inline
+        if inline is None or not self.gate.in_root or self._captures.probe.running or self._is_closed:
+            return call
+        return inline.instead(module, call)
 
     def _lacks_optimizer(self) -> bool:
         """Whether the run's updates may be made without an optimizer that is known here."""
@@ -369,6 +381,7 @@ class Observer:
         self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
         self._has_followed = False
         if self._due.light:
+            self._root.instead = self._call_of if self._sampling.inline else None
             self._root.refresh()
             self._compiled = self._root.is_compiled()
             if not self._root.seen:  # else its next forward looks, which comes later

@@ -34,6 +34,8 @@ class RootCalls:
         self._places = [weakref.ref(module) for module in chain(model) if can_tap(module)]
         self._root = weakref.ref(root)
         self._taps: dict[int, Tap] = {}
+        self.instead: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
+        """Says what is to make a call of the model or of its wrappers; taken over at `refresh`."""
         self._depth = 0
         self._searches = 0
         self.calls = 0
@@ -53,6 +55,7 @@ class RootCalls:
             tap = self._taps.get(id(module))
             if tap is None:
                 tap = self._taps[id(module)] = Tap(module, self._enter, self._leave)
+            tap.instead = self.instead
             if not stands(module, tap):
                 tap.insert(outermost=True)
 

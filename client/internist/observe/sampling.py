@@ -27,6 +27,8 @@ class Sampling:
     """Share of the run's time the monitor may take; 0: no limit."""
     replay: bool = True
     """Whether the model may be run again on a probe."""
+    inline: bool = False
+    """Whether a compiled model is measured inside a compiled graph of its own."""
 
     def wants(self, *metrics: str) -> bool:
         """Whether any of these metrics is measured: wanted itself, or what one that is wanted is divided by."""

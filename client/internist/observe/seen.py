@@ -38,6 +38,10 @@ class Wanted:
         wants = sampling.wants
         return cls(wants(*OUTPUTS), wants(INPUT), wants(*BLOCKS), wants(*LOG_Z), wants(*DEPENDENCY))
 
+    def dependency_alone(self) -> "Wanted":
+        """What a replay measures beside a forward that has told the rest."""
+        return Wanted(outputs=False, inputs=False, blocks=False, log_z=False, dependency=self.dependency)
+
     def measures(self, watched: WatchedModule, *, is_head: bool) -> bool:
         """Whether any of it is of this module."""
         if self.outputs or self.inputs or self.dependency:

@@ -51,7 +51,7 @@ class Tap:
         leave: told of its arguments and output after it; must not raise. Told of `RAISED` where the call raised.
     """
 
-    __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "inner")
+    __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "inner", "instead")
 
     def __init__(
         self, module: nn.Module, enter: Callable[[Any, Any], None], leave: Callable[[Any, Any, Any], None]
@@ -60,6 +60,8 @@ class Tap:
         self._enter, self._leave = enter, leave
         self.inner: Callable[..., Any] | None = None
         """What comes next; None: the module itself."""
+        self.instead: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
+        """Says what is to make the call, of the module and of what would make it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make the module's call."""
@@ -74,6 +76,8 @@ class Tap:
             return plain(*args, **kwargs)
         call = self.inner or plain
         self._enter(args, kwargs)
+        if self.instead is not None:
+            call = self.instead(module, call)  # type: ignore[arg-type]
         output: Any = RAISED
         try:
             output = call(*args, **kwargs)

@@ -36,14 +36,20 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-@lru_cache(maxsize=256)
 def positions(tokens: int, device: torch.device, most: int = PROBE_TOKENS) -> Tensor:
     """(min(tokens, most),) int64 indices of the probe tokens: first, last, the rest evenly strided. Not to be written
     to."""
+    return (_positions if torch.compiler.is_compiling() else _known_positions)(tokens, device, most)
+
+
+def _positions(tokens: int, device: torch.device, most: int) -> Tensor:
     count = min(tokens, most)
     if count == tokens:
         return torch.arange(tokens, device=device)
     return torch.arange(count, device=device) * (tokens - 1) // (count - 1)
+
+
+_known_positions = lru_cache(maxsize=256)(_positions)
 
 
 def at_positions(tensor: Tensor, axis: int = -1, most: int = PROBE_TOKENS) -> Tensor:
@@ -56,6 +62,8 @@ def at_positions(tensor: Tensor, axis: int = -1, most: int = PROBE_TOKENS) -> Te
 
 def owned(tokens: Tensor) -> Tensor:
     """Probe tokens in memory of their own; where they were gathered they are already."""
+    if torch.compiler.is_compiling():
+        return tokens  # what leaves a graph has memory of its own
     return tokens.clone() if tokens._is_view() else tokens
 
 
