@@ -60,12 +60,14 @@ NaN and infinities are values: they are kept, drawn as marks and violate at once
 | matrix-heavy | every `10 × every` steps, a rotating quarter of the matrices |
 | when logged | whenever the run reports it |
 
-While a run is young, the samples of every class lie on a geometric grid instead, eight an octave, until its regular ones
-are denser: steps 0 to 16 all, then every second, from 32 on every fourth, and so on, all matrices at once. [t/4, t/2] then
-holds eight samples from step 32 on, which a baseline needs. Where samples cost more than `max_overhead` allows, the governor
-thins them by powers of two, each class by itself, so that what a coarser grid holds a finer one does too; the `monitor.`
-series tell what is in force. A frame's step is the number of optimizer rounds completed before
-its forward pass; the update that ends that round has the same number.
+While a run is young, the samples of every class lie on a geometric grid instead, eight an octave, until its regular
+ones are denser: steps 0 to 16 all, then every second, from 32 on every fourth, and so on, all matrices at once.
+[t/4, t/2] then holds eight samples from step 32 on, which a baseline needs. Where samples cost more than
+`max_overhead` allows, the governor thins them by powers of two, each class by itself, so that what a coarser grid
+holds a finer one does too; the `monitor.` series tell what is in force.
+
+A frame's step is the number of optimizer rounds completed before its forward pass; the update that ends that round
+has the same number.
 """
 
 

@@ -346,7 +346,7 @@ def test_heartbeats_carry_the_progress(server, train):
     assert server.wait_for(lambda: sum(request.path.endswith("/heartbeat") for request in server.requests) >= 3)
 
     last = [request.body for request in server.requests if request.path.endswith("/heartbeat")][-1]
-    assert last == b'{"attempt":"a","rank":0,"step":3,"step_age_ms":5,"pause":""}'
+    assert last == b'{"attempt":"a","rank":0,"step":3,"step_age_ms":5,"pause":"","powers":[]}'
 
 
 def test_a_callback_that_raises_is_told_once_and_stops_nothing(server, train, caplog):
