@@ -144,7 +144,9 @@ class PairKeeper:
         """Find the top pairs of some pieces and what lies beneath: once, at the first step, and the host may wait."""
         for together in [indices] if bucket.stacked and indices else [[index] for index in indices]:
             weights = [bucket.weights[index] for index in together]
-            matrices = torch.cat([weight if weight.ndim == 3 else weight.unsqueeze(0) for weight in weights])
+            weights = [weight if weight.ndim == 3 else weight.unsqueeze(0) for weight in weights]
+            # one alone stays where and how it lies: on a CPU its layout decides how its products are rounded
+            matrices = weights[0] if len(weights) == 1 else torch.cat(weights)
             pair = top_pair(matrices, batched=bucket.stacked)
             if not bool(((pair.sigma > 0) & pair.sigma.isfinite()).all()):
                 shape = (bucket.fan_out, bucket.fan_in)
