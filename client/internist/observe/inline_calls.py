@@ -7,12 +7,12 @@ forward says leaves the graph as one tensor.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from internist.measures import activations as measure
 from internist.model.axes import Axes
@@ -71,7 +71,7 @@ class InlineCalls:
     ) -> None:
         self._outline, self._series, self._wanted, self._wants_own = outline, series, wanted, wants_own
         self._faults, self._kept, self._ended = faults, kept, ended
-        self._axes = Axes()
+        self._axes: list[Axes] = []
         self._found: list[tuple[_Said, list[Tensor]]] = []
         """Of the forward that is being traced."""
         self._norms: list[Tensor] = []
@@ -109,15 +109,11 @@ class InlineCalls:
             graph = self._graphs[id(module)] = compiler(self._spoken(_eager(module)))
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            handles = self._hooked()
-            try:
+            with self._hooked() as failures:
                 output, values, said = graph(*args, **kwargs)
-            except _compiler_errors() as error:
-                self._give_up(error)
+            if failures:
+                self._give_up(failures[0])
                 return call(*args, **kwargs)
-            finally:
-                for handle in handles:
-                    handle.remove()
             self._take(values, said)
             return output
 
@@ -169,11 +165,12 @@ class InlineCalls:
 
     def _spoken(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward that also returns what its calls say. Traced."""
-        found, norms = self._found, self._norms
+        found, norms, axes = self._found, self._norms, self._axes
 
         def spoken(*args: Any, **kwargs: Any) -> tuple[Any, Tensor | None, tuple[_Said, ...]]:
             found.clear()
             norms.clear()
+            axes.append(Axes())  # of this forward alone: what a graph has changed would not fit it the next time
             output = forward(*args, **kwargs)
             said = tuple(each for each, _ in found)
             with torch.no_grad():
@@ -181,12 +178,23 @@ class InlineCalls:
                 values = torch.cat(parts) if parts else None
             found.clear()
             norms.clear()
+            axes.clear()
             return output, values, said
 
         return spoken
 
-    def _hooked(self) -> list[RemovableHandle]:
-        return [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
+    @contextmanager
+    def _hooked(self) -> Iterator[list[BaseException]]:
+        """With a hook on every watched module; what the compiler cannot do is told, not raised."""
+        failures: list[BaseException] = []
+        handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
+        try:
+            yield failures
+        except _compiler_errors() as error:
+            failures.append(error)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _hook(self, watched: WatchedModule) -> Callable[..., None]:
         order, is_block, is_norm = watched.order, watched.role == "block", watched.role == "norm"
@@ -203,11 +211,11 @@ class InlineCalls:
             if source is not None and (source.dim() == 0 or source.numel() == 0):
                 source = None
             with torch.no_grad():
-                axis = axes.of(module, out)
+                axis = axes[-1].of(module, out)
                 metrics, parts = _outputs(out.detach(), axis) if wanted.outputs else ((), [])
                 width_in, is_normalized = None, None
                 if source is not None:
-                    in_axis = axes.of(module, source)
+                    in_axis = axes[-1].of(module, source)
                     width_in = source.shape[in_axis]
                     is_normalized = any(source is normed for normed in norms)
                     if wanted.inputs:
@@ -222,7 +230,7 @@ class InlineCalls:
                     log_zs = _tokens(out.detach(), axis).float().logsumexp(dim=-1)
                     parts += [log_zs.mean(), log_zs.amax()]
                 flat = [torch.stack(parts)] if parts else []
-                probe = _probe(module, source, args, axes) if keeps else None
+                probe = _probe(module, source, args, axes[-1]) if keeps else None
                 if probe is not None:
                     flat.append(probe.detach().float().reshape(-1))
                 if is_norm:
@@ -262,6 +270,7 @@ class InlineCalls:
         self._graphs.clear()
         self._found.clear()
         self._norms.clear()
+        self._axes.clear()
         log.warning(
             'internist: compile="inline": no graph with statistics can be made (%s); a probe is replayed instead '
             "(training is not affected)",
