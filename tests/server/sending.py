@@ -130,7 +130,7 @@ class Sender:
         return FramesRequest(version, self.start.attempt, self.start.rank, tuple(records))
 
     def beat(self, step: int, *, step_age_ms: int = 0, powers: tuple[int, ...] = ()) -> dict[str, Any]:
-        beat = Heartbeat(self.start.attempt, self.start.rank, step, step_age_ms, powers)
+        beat = Heartbeat(self.start.attempt, self.start.rank, step, step_age_ms, powers=powers)
         answer = self.api.post(
             f"/api/v1/runs/{self.run}/heartbeat",
             content=msgspec.msgpack.encode(beat),
