@@ -29,7 +29,7 @@ def item(alert: Alert, now_ms: int, *, with_run: bool, can_acknowledge: bool) ->
             "" if alert.value is None else f"{alert.metric} {words.number(alert.value)}",
             ""
             if alert.ratio is None or words.is_nonfinite(alert.ratio)
-            else f"{words.times(alert.worst_ratio if not is_open else alert.ratio)} its band"
+            else f"{words.times(alert.worst_ratio if not is_open else alert.ratio)} {words.measure(alert.basis)}"
             + (" at worst" if not is_open else ""),
             _band(alert),
         ]

@@ -108,6 +108,11 @@ def basis(name: str | None) -> str:
     return "" if name is None else BASES.get(name, name)
 
 
+def measure(basis_name: str | None) -> str:
+    """What a ratio counts in: a value's own baseline is the middle of its band, a target the edge."""
+    return "its baseline" if basis_name == "baseline" else "its limit"
+
+
 def verdict(state: State, *, basis_name: str | None = None, count: int = 0) -> str:
     """A verdict in words: `ok (own baseline)`, `violated · 3`, `not measured`."""
     if state == "ok" and basis_name:

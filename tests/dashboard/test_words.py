@@ -75,3 +75,10 @@ def test_nonfinite_tells_measured_nan_from_absent():
 )
 def test_a_share_is_a_percentage(value, shown):
     assert words.share(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("basis", "said"), [("baseline", "its baseline"), ("target", "its limit"), (None, "its limit")]
+)
+def test_a_ratio_is_said_in_what_it_counts(basis, said):
+    assert words.measure(basis) == said

@@ -285,7 +285,7 @@ class Alert:
     cause: Literal["own", "weight", "learning_rate", "feature", "run", "user"]
     value: Number
     ratio: Number
-    """How many times its band (over one, also for values that are too small)."""
+    """How many times its baseline, or the edge of its target (over one, also for values that are too small)."""
     worst_ratio: Number
     basis: Basis | None
     band_low: Number

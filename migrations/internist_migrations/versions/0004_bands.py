@@ -1,4 +1,5 @@
-"""Bands as they were judged, what scheduled values were divided by; frames that were refused, and pauses, by rank."""
+"""Bands as they were judged, what scheduled values were divided by; frames that were refused, and pauses, by rank; each
+rule on the run is a condition of its own."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -28,9 +29,15 @@ def upgrade() -> None:
         ranks.add_column(sa.Column("pause", sa.String(), nullable=True))
     with op.batch_alter_table("ranks") as ranks:
         ranks.alter_column("refused", existing_type=sa.BigInteger(), server_default=None)
+    op.execute("UPDATE alerts SET condition = rule WHERE condition = 'run'")
+    op.execute(
+        "UPDATE notifications SET condition = 'run_lost' WHERE condition = 'run'"
+    )  # either of the two there were
 
 
 def downgrade() -> None:
+    op.execute("UPDATE alerts SET condition = 'run' WHERE condition IN ('run_lost', 'run_stalled')")
+    op.execute("UPDATE notifications SET condition = 'run' WHERE condition IN ('run_lost', 'run_stalled')")
     with op.batch_alter_table("ranks") as ranks:
         ranks.drop_column("pause")
         ranks.drop_column("refusal")
