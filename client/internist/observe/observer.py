@@ -427,6 +427,7 @@ class Observer:
         self._outline = self._read(root)
         self._turns = Turns(self._outline)
         self.gate.waiting = self._turns.waiting(self._due)
+        self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
         self._report.outlined()
         self._recorder.book.forget_layouts()
         self._captures = self._captured(self._outline)
