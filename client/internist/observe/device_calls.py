@@ -112,8 +112,8 @@ class DeviceCalls:
                 self._extent(source, seen.in_axis, stream, owner=order).takers.append((order, out.numel()))
         if seen.heavy and wanted.dependency and seen.watched.role != "embedding" and out.numel() > out.shape[seen.axis]:
             between = self._tokens(out, seen.axis, stream)
-            paired = source is not None and seen.is_paired
-            self._pairs.append((order, between, self._tokens(source, seen.in_axis, stream) if paired else None))
+            entered = self._tokens(source, seen.in_axis, stream) if source is not None and seen.is_paired else None
+            self._pairs.append((order, between, entered))
 
     def keep(self, tensor: Tensor, axis: int, most: int) -> Tensor:
         """(at most `most`, features) the tensor's probe tokens, until the next sampled step begins."""

@@ -38,7 +38,7 @@ class _Memory(NamedTuple):
     def of(cls, tensor: Tensor) -> "_Memory":
         """Of a plain tensor."""
         where = tensor.untyped_storage(), tensor.data_ptr(), tensor.dtype
-        return cls(*where, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return cls(*where, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the tensor's entries still lie there."""
@@ -52,7 +52,7 @@ class _Memory(NamedTuple):
     def tensor(self) -> Tensor:
         """A tensor of the entries there."""
         empty = torch.empty(0, dtype=self.dtype, device=self.storage.device)
-        return empty.set_(self.storage, self.offset, self.shape, self.strides)  # type: ignore[call-overload,no-any-return]
+        return empty.set_(self.storage, self.offset, self.shape, self.strides)
 
 
 @dataclass(slots=True)
