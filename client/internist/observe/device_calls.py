@@ -16,7 +16,7 @@ from internist.measures import activations as measure
 from internist.observe.calls import CallSeries
 from internist.observe.seen import BLOCKS, DEPENDENCY, INPUT, LOG_Z, OUTPUTS, WIDE_OUTPUT, Seen, Wanted
 from internist.observe.sheets import Page, Row, Sheet, Sheets
-from internist.observe.streams import Stream, is_recorded, stream_of
+from internist.observe.streams import Stream, stream_of
 from internist.observe.token_pools import Distances, Pools, gather, picked
 from internist.observe.token_pools import Kind as TokenKind
 from internist.observe.tokens import PROBE_TOKENS, at_positions, version_of
@@ -27,7 +27,7 @@ from internist.schema.wire import Series
 
 Where = tuple[TokenKind, int]
 """Which probe tokens, among those that are kept."""
-LAYOUTS_KEPT = 64
+LAYOUTS_KEPT = 256
 
 
 @dataclass(slots=True)
@@ -95,8 +95,6 @@ class DeviceCalls:
     def measure(self, seen: Seen) -> None:
         """Measure a call."""
         out, source, wanted, order = seen.out, seen.source, self._wanted, seen.watched.order
-        if is_recorded(out.device):
-            return
         stream = stream_of(out.device)
         self._is_used = True
         against = source if seen.is_residual and (wanted.blocks or wanted.inputs) else None

@@ -21,6 +21,7 @@ from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
 from internist.observe.seen import Seen, Wanted
+from internist.observe.streams import is_recorded
 from internist.observe.taps import RAISED, Gate, Tap, Taps, can_tap
 from internist.observe.tokens import OWN_TOKENS, PROBE_TOKENS, first_tensor, outside_modes, positions, version_of
 from internist.record.recorder import Recorder
@@ -103,6 +104,11 @@ class ActivationCapture:
         for calls in self._ways:
             calls.forget()
         self._on_devices.clear()
+
+    @property
+    def wants_calls(self) -> bool:
+        """Whether anything that is asked for is measured in calls."""
+        return self._wants_own or self._wanted.any
 
     def mark(self) -> None:
         """A forward begins: `roll_back` forgets what is measured from here on."""
@@ -209,6 +215,8 @@ class ActivationCapture:
     def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         out = first_tensor((output,), {})
         if out is None or out.numel() == 0 or out.dim() == 0 or out.is_meta or out.layout != torch.strided:
+            return
+        if is_recorded(out.device):
             return
         source = first_tensor(args, kwargs)
         axis = self._axes.of(module, out)

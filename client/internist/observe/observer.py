@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from internist.model.outline import Outline, WatchedParameter, signature_of
+from internist.observe.attention import METRICS as ATTENTION
 from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
@@ -204,7 +205,7 @@ class Observer:
                 self._snapshot_manual()
             self._captures.activations.mark()
             self._captures.attention.mark()
-            if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
+            if any(self._replayed()) and not self._captures.probe.ready:
                 self._took_probe = True
                 with torch.no_grad():
                     self._captures.probe.take(args, kwargs)
@@ -282,16 +283,23 @@ class Observer:
 
     def _replay_before(self) -> None:
         probe = self._captures.probe
-        features = self._due.heavy and self._sampling.wants("update.feature", "update.feature_mean")
-        if self._has_replayed or not probe.ready or probe.unsupported or not (features or self._compiled):
+        features, calls, attention = self._replayed()
+        if self._has_replayed or not probe.ready or probe.unsupported or not (features or calls or attention):
             return
         self._has_replayed = True
-        attends = self._compiled and self._due.heavy
-        if attends:
+        if attention:
             self._captures.attention.install()
-        probe.before(features=features, activations=self._compiled)
-        if attends:
+        probe.before(features=features, activations=calls or attention)
+        if attention:
             self._captures.attention.remove()
+
+    def _replayed(self) -> tuple[bool, bool, bool]:
+        """What a replay of the probe is to tell of this step: changes of features, and what a compiler hides of the
+        training forward, calls of modules and attention's logits."""
+        wants, due = self._sampling.wants, self._due
+        calls = self._compiled and self._captures.activations.wants_calls
+        attention = self._compiled and due.heavy and wants(*ATTENTION)
+        return due.heavy and wants("update.feature", "update.feature_mean"), calls, attention
 
     def _lacks_optimizer(self) -> bool:
         """Whether the run's updates may be made without an optimizer that is known here."""
@@ -427,7 +435,6 @@ class Observer:
         self._outline = self._read(root)
         self._turns = Turns(self._outline)
         self.gate.waiting = self._turns.waiting(self._due)
-        self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
         self._report.outlined()
         self._recorder.book.forget_layouts()
         self._captures = self._captured(self._outline)

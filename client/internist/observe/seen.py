@@ -38,6 +38,11 @@ class Wanted:
         wants = sampling.wants
         return cls(wants(*OUTPUTS), wants(INPUT), wants(*BLOCKS), wants(*LOG_Z), wants(*DEPENDENCY))
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is."""
+        return self.outputs or self.inputs or self.blocks or self.log_z or self.dependency
+
     def measures(self, watched: WatchedModule, *, is_head: bool) -> bool:
         """Whether any of it is of this module."""
         if self.outputs or self.inputs or self.dependency:

@@ -206,16 +206,6 @@ def picked(x: Tensor, axis: int, most: int) -> Tensor:
     return tokens.index_select(0, positions(tokens.shape[0], x.device, most))
 
 
-def picked(x: Tensor, axis: int, most: int) -> Tensor:
-    """(at most `most`, features) a tensor's probe tokens, in memory of their own."""
-    is_last = axis in (-1, x.dim() - 1)
-    if is_last and x.dim() == 2:
-        return x.index_select(0, positions(x.shape[0], x.device, most))
-    if is_last and x.dim() == 3:
-        return x[_places(x.shape[0], x.shape[1], x.device, most)]
-    return owned(at_positions(x.detach(), axis, most))
-
-
 @lru_cache(maxsize=256)
 def _places(batch: int, tokens: int, device: torch.device, most: int) -> tuple[Tensor, Tensor]:
     """Sequence and place in the sequence of the probe tokens of a batch."""

@@ -33,8 +33,8 @@ def measured(
     far: bool,
     metrics: list[str] | None = None,
 ) -> tuple[Points, dict[tuple[str, str, int | None], str]]:
-    """Every point of a training of one step per list of micro-batches, heavy and light in turn, but for what the monitor
-    says of itself; and the bounds."""
+    """Every point of a training of one step per list of micro-batches, heavy and light in turn; and the bounds. Left
+    out is what the monitor says of itself."""
     torch.manual_seed(0)
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
