@@ -50,9 +50,9 @@ class Wanted:
         return (self.blocks and watched.role == "block") or (self.log_z and is_head)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
-    """A call that has just ended."""
+    """A call that has just ended. Not frozen: that would cost twice as much, and there are many."""
 
     watched: WatchedModule
     out: Tensor
