@@ -255,7 +255,8 @@ class ActivationCapture:
         if self._wanted.measures(watched, is_head=is_head):
             way = self._way_of(out, entered)
             if entered is not None:
-                series.light_inputs.setdefault(order, watched.role == "block" or way.knows(entered, in_axis))
+                if order not in series.light_inputs:
+                    series.light_inputs[order] = watched.role == "block" or way.knows(entered, in_axis)
                 self._note_normalized(order, entered)
             residual = watched.role == "block" and entered is not None and self._is_residual(watched, entered, out)
             way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, self._gate.heavy))

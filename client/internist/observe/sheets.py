@@ -50,7 +50,7 @@ class Page:
     """Which of its sheet's pages of this step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """Where a call was measured."""
 
