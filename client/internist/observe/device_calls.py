@@ -16,7 +16,7 @@ from internist.measures import activations as measure
 from internist.observe.calls import CallSeries
 from internist.observe.seen import BLOCKS, DEPENDENCY, INPUT, LOG_Z, OUTPUTS, WIDE_OUTPUT, Seen, Wanted
 from internist.observe.sheets import Page, Row, Sheet, Sheets
-from internist.observe.streams import Stream, is_recorded, stream_of
+from internist.observe.streams import Stream, Streams
 from internist.observe.token_pools import Distances, Pools, gather, picked
 from internist.observe.token_pools import Kind as TokenKind
 from internist.observe.tokens import PROBE_TOKENS, at_positions, version_of
@@ -27,7 +27,7 @@ from internist.schema.wire import Series
 
 Where = tuple[TokenKind, int]
 """Which probe tokens, among those that are kept."""
-LAYOUTS_KEPT = 64
+LAYOUTS_KEPT = 256
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class DeviceCalls:
         self._series, self.wanted, self._world = series, wanted, world_size
         metrics = set(series.wanted((*OUTPUTS, INPUT, *BLOCKS, *LOG_Z)))
         self._sheets = Sheets(frozenset(metrics | {"activation.rms_max"} if INPUT in metrics else metrics))
+        self._streams = Streams()
         self._distances = Distances()
         self._kept = Pools()
         self._known: dict[tuple[int, int], _Known] = {}
@@ -89,36 +90,32 @@ class DeviceCalls:
 
     def knows(self, tensor: Tensor, axis: int) -> bool:
         """Whether this tensor has been measured, so that measuring it again costs nothing."""
-        known = self._known.get((id(tensor), axis))
-        return known is not None and known.of() is tensor and known.version == version_of(tensor)
+        return self._found(tensor, axis) is not None
 
     def measure(self, seen: Seen) -> None:
         """Measure a call."""
         out, source, wanted, order = seen.out, seen.source, self.wanted, seen.watched.order
-        if is_recorded(out.device):
-            return
-        stream = stream_of(out.device)
+        stream = self._streams.now(out.device)
         self._is_used = True
         against = source if seen.is_residual and (wanted.blocks or wanted.inputs) else None
         log_z = seen.is_head and wanted.log_z
         if wanted.outputs or wanted.inputs or against is not None or log_z:
             self._output(seen, stream, against, log_z=log_z).givers.append(order)
-        free = source is not None and self.knows(source, seen.in_axis)
-        if source is not None and wanted.inputs and against is None and (free or seen.heavy):
-            known = self._of(source, seen.in_axis)
-            if known.extent is None and known.compared is not None:
+        if source is not None and wanted.inputs and against is None:
+            known = self._found(source, seen.in_axis)
+            if known is not None and known.extent is None and known.compared is not None:
                 known.compared.fellows.append((order, out.numel()))
-            else:
+            elif known is not None or seen.heavy:
                 self._extent(source, seen.in_axis, stream, owner=order).takers.append((order, out.numel()))
         if seen.heavy and wanted.dependency and seen.watched.role != "embedding" and out.numel() > out.shape[seen.axis]:
             between = self._tokens(out, seen.axis, stream)
-            paired = source is not None and seen.is_paired
-            self._pairs.append((order, between, self._tokens(source, seen.in_axis, stream) if paired else None))
+            entered = self._tokens(source, seen.in_axis, stream) if source is not None and seen.is_paired else None
+            self._pairs.append((order, between, entered))
 
     def keep(self, tensor: Tensor, axis: int, most: int) -> Tensor:
         """(at most `most`, features) the tensor's probe tokens, until the next sampled step begins."""
         self._is_used = True
-        pool = self._kept.pool(tensor, axis, most, stream_of(tensor.device))
+        pool = self._kept.pool(tensor, axis, most, self._streams.now(tensor.device))
         place = pool.place()
         gather(tensor, axis, most, place)
         pool.advance()
@@ -224,12 +221,17 @@ class DeviceCalls:
             known.tokens = self._distances.keep(tensor, axis, PROBE_TOKENS, stream)
         return known.tokens
 
+    def _found(self, tensor: Tensor, axis: int) -> _Known | None:
+        """What is known of a tensor, if it is still as it was."""
+        known = self._known.get((id(tensor), axis))
+        if known is None or known.of() is not tensor or known.version != version_of(tensor):
+            return None
+        return known
+
     def _of(self, tensor: Tensor, axis: int) -> _Known:
-        key = id(tensor), axis
-        known = self._known.get(key)
-        version = version_of(tensor)
-        if known is None or known.version != version or known.of() is not tensor:
-            known = self._known[key] = _Known(weakref.ref(tensor), version)
+        known = self._found(tensor, axis)
+        if known is None:
+            known = self._known[id(tensor), axis] = _Known(weakref.ref(tensor), version_of(tensor))
         return known
 
     # ---- series ----------------------------------------------------------------------------------------------------

@@ -114,7 +114,10 @@ class InlineCalls:
             if failures:
                 self._give_up(failures[0])
                 return call(*args, **kwargs)
-            self._take(values, said)
+            try:
+                self._take(values, said)
+            except Exception as error:
+                self._faults.note("monitor", "graph with statistics", error)
             return output
 
         return run
@@ -185,12 +188,13 @@ class InlineCalls:
 
     @contextmanager
     def _hooked(self) -> Iterator[list[BaseException]]:
-        """With a hook on every watched module; what the compiler cannot do is told, not raised."""
+        """With a hook on every watched module. What goes wrong is told, not raised: what is the user's own comes again
+        when the model's own graph is called."""
         failures: list[BaseException] = []
         handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
         try:
             yield failures
-        except _compiler_errors() as error:
+        except Exception as error:
             failures.append(error)
         finally:
             for handle in handles:
@@ -336,9 +340,3 @@ def _compiler(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]
         held = [cell.cell_contents for cell in cells]
         context = next((each for each in held if isinstance(each, _TorchDynamoContext)), None)
     return context if isinstance(context, _TorchDynamoContext) else None
-
-
-def _compiler_errors() -> tuple[type[BaseException], ...]:
-    from torch._dynamo.exc import TorchDynamoException
-
-    return (TorchDynamoException,)

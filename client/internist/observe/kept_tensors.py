@@ -28,7 +28,6 @@ class _Memory(NamedTuple):
     """Where a tensor's entries lie: looked up without an operator, as there are many tensors."""
 
     storage: torch.UntypedStorage
-    address: int
     dtype: torch.dtype
     shape: torch.Size
     strides: tuple[int, ...]
@@ -37,13 +36,14 @@ class _Memory(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> "_Memory":
         """Of a plain tensor."""
-        where = tensor.untyped_storage(), tensor.data_ptr(), tensor.dtype
-        return cls(*where, tensor.shape, tensor.stride(), tensor.storage_offset())
+        offset = int(tensor.storage_offset())
+        return cls(tensor.untyped_storage(), tensor.dtype, tensor.shape, tensor.stride(), offset)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the tensor's entries still lie there."""
         return (
-            tensor.data_ptr() == self.address
+            tensor.untyped_storage()._cdata == self.storage._cdata
+            and tensor.storage_offset() == self.offset
             and tensor.shape == self.shape
             and tensor.stride() == self.strides
             and tensor.dtype == self.dtype
@@ -52,7 +52,7 @@ class _Memory(NamedTuple):
     def tensor(self) -> Tensor:
         """A tensor of the entries there."""
         empty = torch.empty(0, dtype=self.dtype, device=self.storage.device)
-        return empty.set_(self.storage, self.offset, self.shape, self.strides)  # type: ignore[call-overload,no-any-return]
+        return empty.set_(self.storage, self.offset, self.shape, self.strides)
 
 
 @dataclass(slots=True)

@@ -3,13 +3,14 @@ steps only, and none keeps an activation alive past its own call."""
 
 import time
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from internist.model.axes import Axes
+from internist.model.axes import Axes, told_axis
 from internist.model.outline import Outline, WatchedModule, multiplier
 from internist.model.plain import PLAIN
 from internist.observe.calls import CallSeries
@@ -22,12 +23,16 @@ from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
 from internist.observe.seen import Seen, Wanted
+from internist.observe.streams import is_recorded
 from internist.observe.taps import RAISED, Gate, Tap, Taps, can_tap
 from internist.observe.tokens import OWN_TOKENS, PROBE_TOKENS, first_tensor, outside_modes, positions, version_of
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 
 HOST = "cpu"
+NOTHING_AROUND = nullcontext()
+AXES_KEPT = 4096
+"""Shapes of modules' inputs and outputs whose feature dimension is remembered."""
 
 
 class ActivationCapture:
@@ -69,6 +74,8 @@ class ActivationCapture:
         self._norm_outputs: dict[int, weakref.ref[Tensor]] = {}
         self._input_versions: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._axes = Axes()
+        self._known_axes: dict[tuple[int, torch.Size], int] = {}
+        """By module order and shape."""
         self.measured_now: set[int] = set()
         """Orders of modules that were measured in the step that is being closed."""
         self.probes: dict[int, Probe] = {}
@@ -117,6 +124,11 @@ class ActivationCapture:
             calls.forget()
         self._on_devices.clear()
 
+    @property
+    def wants_calls(self) -> bool:
+        """Whether anything that is asked for is measured in calls."""
+        return self._wants_own or self._wanted.any
+
     def mark(self) -> None:
         """A forward begins: `roll_back` forgets what is measured from here on."""
         self._marked = dict(self._calls)
@@ -135,8 +147,9 @@ class ActivationCapture:
         """Whether calls made in a replay are measured, or only their outputs kept."""
         self._records = records
         beside = self.inline is not None and self.inline.has_measured
-        for calls in (self._on_host, *self._on_devices.values()):
-            calls.wanted = self._wanted.dependency_alone() if beside else self._wanted
+        self._on_host.wanted = self._wanted.dependency_alone() if beside else self._wanted
+        for calls in self._on_devices.values():
+            calls.wanted = self._on_host.wanted
 
     def _needs(self, watched: WatchedModule) -> bool:
         """Whether anything that is asked for is known from this module's calls."""
@@ -158,17 +171,30 @@ class ActivationCapture:
         inline = [] if self.inline is None else [self.inline]
         return [self._on_host, *self._on_devices.values(), *inline]
 
-    def _way_of(self, *tensors: Tensor | None) -> "HostCalls | DeviceCalls":
+    def _way_of(self, tensor: Tensor, other: Tensor | None = None) -> "HostCalls | DeviceCalls":
         """Where calls with these tensors are measured."""
-        first = next(tensor for tensor in tensors if tensor is not None)
-        is_far = first.device.type != HOST or self.measures_on_devices
-        if not is_far or not all(tensor is None or type(tensor) in PLAIN for tensor in tensors):
+        device = tensor.device
+        if device.type == HOST and not self.measures_on_devices:
+            return self._on_host
+        if type(tensor) not in PLAIN or (other is not None and type(other) not in PLAIN):
             return self._on_host  # other classes of tensor are read by torch's operators alone
-        found = self._on_devices.get(first.device)
+        found = self._on_devices.get(device)
         if found is None:
             found = DeviceCalls(self.series, self._on_host.wanted, world_size=self._world_size)
+            self._on_devices[device] = found
             found.mark()
-            self._on_devices[first.device] = found
+        return found
+
+    def _axis_of(self, order: int, module: nn.Module, tensor: Tensor) -> int:
+        """The feature dimension of a module's input or output."""
+        key = order, tensor.shape
+        found = self._known_axes.get(key)
+        if found is None:
+            found = self._axes.of(module, tensor)
+            if told_axis(module, tensor) is not None:  # what a container has may be told by what is inside it, later
+                if len(self._known_axes) >= AXES_KEPT:
+                    self._known_axes.clear()
+                self._known_axes[key] = found
         return found
 
     # ---- in a forward ----------------------------------------------------------------------------------------------
@@ -216,20 +242,28 @@ class ActivationCapture:
             return  # a call on batched or traced tensors is none of the step's
         if watched.role == "root" and self._outline.head is not None and not watched.parameters:
             return  # the model's f is its head's output; what the root returns may be a loss
-        with torch.no_grad(), outside_modes():
-            if self._gate.replay and not self._records:
-                self._keep_output(watched, output)
-            else:
-                self._measure(watched, module, args, kwargs, output)
+        keeps_only = self._gate.replay and not self._records
+        grad_enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # a tenth of what a context costs, and there are many calls
+        try:
+            with outside_modes() if torch._C._len_torch_dispatch_stack() else NOTHING_AROUND:
+                if keeps_only:
+                    self._keep_output(watched, output)
+                else:
+                    self._measure(watched, module, args, kwargs, output)
+        finally:
+            torch._C._set_grad_enabled(grad_enabled)
         self._faults.well("module", watched.name)
 
     def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         out = first_tensor((output,), {})
         if out is None or out.numel() == 0 or out.dim() == 0 or out.is_meta or out.layout != torch.strided:
             return
+        if is_recorded(out.device):
+            return
         source = first_tensor(args, kwargs)
-        axis = self._axes.of(module, out)
-        in_axis = self._axes.of(module, source) if source is not None else -1
+        axis = self._axis_of(watched.order, module, out)
+        in_axis = self._axis_of(watched.order, module, source) if source is not None else -1
         order, series = watched.order, self.series
         width_in = source.shape[in_axis] if source is not None and source.dim() else None
         series.widths[order] = (width_in, out.shape[axis])
@@ -240,7 +274,8 @@ class ActivationCapture:
         if self._wanted.measures(watched, is_head=is_head):
             way = self._way_of(out, entered)
             if entered is not None:
-                series.light_inputs.setdefault(order, watched.role == "block" or way.knows(entered, in_axis))
+                if order not in series.light_inputs:
+                    series.light_inputs[order] = watched.role == "block" or way.knows(entered, in_axis)
                 self._note_normalized(order, entered)
             residual = watched.role == "block" and entered is not None and self._is_residual(watched, entered, out)
             way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, self._gate.heavy))
@@ -314,7 +349,7 @@ class ActivationCapture:
         factor = self._proofs.factor(watched, module, probe, out)
         if factor is not None:
             # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
-            self.probes[watched.order] = Probe(tokens, factor)
+            self.probes[watched.order] = probe if factor == probe.factor else Probe(tokens, factor)
 
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the step's values to the recorder.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from internist.model.outline import Outline, WatchedParameter, signature_of
+from internist.observe.attention import METRICS as ATTENTION
 from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
 from internist.observe.faults import Faults
 from internist.observe.groups import reference_to
+from internist.observe.inline_calls import InlineCalls
 from internist.observe.loss import LossPickup, number_if_near, wants_gradient
 from internist.observe.mode import TrainingMode
 from internist.observe.optimizer_facts import step_of_state
@@ -86,6 +88,7 @@ class Observer:
         self.before_update, self.after_update = guard(self._before_update), guard(self._after_update)
         self._begin_safely, self._end_safely = guard(self._forward_begins), guard(self._forward_ends)
         self._close_safely, self._arm_safely = guard(self._close_round), guard(self.arm)
+        self._instead_safely = guard(InlineCalls.instead)
         self._close_manual_safely = guard(self._after_manual)
         self._captures = self._captured(outline)
         self._clipping = ClippingCapture(self._is_watched)
@@ -204,7 +207,7 @@ class Observer:
                 self._snapshot_manual()
             self._captures.activations.mark()
             self._captures.attention.mark()
-            if (self._due.heavy or self._compiled) and not self._captures.probe.ready:
+            if any(self._replayed()) and not self._captures.probe.ready:
                 self._took_probe = True
                 with torch.no_grad():
                     self._captures.probe.take(args, kwargs)
@@ -282,17 +285,24 @@ class Observer:
 
     def _replay_before(self) -> None:
         probe = self._captures.probe
-        features = self._due.heavy and self._sampling.wants("update.feature", "update.feature_mean")
-        activations = self._compiled and (self._due.heavy or not self._measured_inline())
-        if self._has_replayed or not probe.ready or probe.unsupported or not (features or activations):
+        features, calls, attention = self._replayed()
+        if self._has_replayed or not probe.ready or probe.unsupported or not (features or calls or attention):
             return
         self._has_replayed = True
-        attends = self._compiled and self._due.heavy
-        if attends:
+        if attention:
             self._captures.attention.install()
-        probe.before(features=features, activations=activations)
-        if attends:
+        probe.before(features=features, activations=calls or attention)
+        if attention:
             self._captures.attention.remove()
+
+    def _replayed(self) -> tuple[bool, bool, bool]:
+        """What a replay of the probe is to tell of this step: changes of features, and what a compiler hides of the
+        training forward, calls of modules and attention's logits."""
+        wants, due = self._sampling.wants, self._due
+        is_hidden = self._compiled and (due.heavy or not self._measured_inline())
+        calls = is_hidden and self._captures.activations.wants_calls
+        attention = self._compiled and due.heavy and wants(*ATTENTION)
+        return due.heavy and wants("update.feature", "update.feature_mean"), calls, attention
 
     def _measured_inline(self) -> bool:
         inline = self._captures.activations.inline
@@ -303,7 +313,7 @@ class Observer:
         inline = self._captures.activations.inline
         if inline is None or not self.gate.in_root or self._captures.probe.running or self._is_closed:
             return call
-        return inline.instead(module, call)
+        return self._instead_safely(inline, module, call) or call
 
     def _lacks_optimizer(self) -> bool:
         """Whether the run's updates may be made without an optimizer that is known here."""

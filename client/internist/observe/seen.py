@@ -42,6 +42,11 @@ class Wanted:
         """What a replay measures beside a forward that has told the rest."""
         return Wanted(outputs=False, inputs=False, blocks=False, log_z=False, dependency=self.dependency)
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is."""
+        return self.outputs or self.inputs or self.blocks or self.log_z or self.dependency
+
     def measures(self, watched: WatchedModule, *, is_head: bool) -> bool:
         """Whether any of it is of this module."""
         if self.outputs or self.inputs or self.dependency:
@@ -49,9 +54,9 @@ class Wanted:
         return (self.blocks and watched.role == "block") or (self.log_z and is_head)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
-    """A call that has just ended."""
+    """A call that has just ended. Not frozen: that would cost twice as much, and there are many."""
 
     watched: WatchedModule
     out: Tensor

@@ -23,6 +23,8 @@ FIRST_ROWS = 16
 UNUSED_SAMPLES = 3
 """A sheet that so many samples have not used is given back."""
 PERCENT = 100
+VIEWS_KEPT = 8
+"""Numbers of rows in use for which views are kept: subjects may take turns."""
 _RMS, _ABS_MAX, _NONFINITE, _ADDED, _STREAM = range(5)
 
 
@@ -48,7 +50,7 @@ class Page:
     """Which of its sheet's pages of this step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """Where a call was measured."""
 
@@ -130,8 +132,8 @@ class Sheet:
             values = torch.empty(rows, count, dtype=torch.float32, device=device)
             places = torch.empty(rows, count, dtype=torch.int64, device=device)
         pair = whole[_ADDED : _STREAM + 1] if self.kind.features else None
-        if len(self._views) > 1:
-            self._views.clear()  # batches of ever other sizes
+        if len(self._views) >= VIEWS_KEPT:
+            self._views.clear()  # steps of ever other calls
         views = self._views[rows] = _Views(whole.unbind(), pair, (values, places, values[:, -1]))
         return views
 
@@ -141,7 +143,7 @@ class Sheet:
         kept = self._pages[self._turned]
         found = kept.get(rows)
         if found is None:
-            if len(kept) > 1:
+            if len(kept) >= VIEWS_KEPT:
                 kept.clear()
             with torch.inference_mode(mode=False):
                 values = torch.empty(len(self.metrics), rows, dtype=torch.float32, device=self.kind.stream.device)

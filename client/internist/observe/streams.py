@@ -12,12 +12,20 @@ class Stream(NamedTuple):
     number: int
 
 
-def stream_of(device: torch.device) -> Stream:
-    """The stream of a device's work that begins now. Memory that is used again and again belongs to one stream: only
-    in one does what was written first come first."""
-    if device.type != "cuda":
-        return Stream(device, 0)
-    return Stream(device, torch._C._cuda_getCurrentRawStream(device.index))
+class Streams:
+    """Those of one device, looked up at every call. Memory that is used again and again belongs to one stream: only in
+    one does what was written first come first."""
+
+    def __init__(self) -> None:
+        self._last: Stream | None = None
+
+    def now(self, device: torch.device) -> Stream:
+        """The stream of the device's work that begins now."""
+        number = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+        last = self._last
+        if last is None or last.number != number:
+            last = self._last = Stream(device, number)
+        return last
 
 
 def is_recorded(device: torch.device) -> bool:

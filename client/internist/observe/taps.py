@@ -77,7 +77,7 @@ class Tap:
         call = self.inner or plain
         self._enter(args, kwargs)
         if self.instead is not None:
-            call = self.instead(module, call)  # type: ignore[arg-type]
+            call = self.instead(itself, call)
         output: Any = RAISED
         try:
             output = call(*args, **kwargs)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ OWN_TOKENS = 16
 
 def first_tensor(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The first floating-point tensor of a call or of a structured output; None without one."""
-    for value in [*args, *kwargs.values()]:
+    for value in chain(args, kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             if value.is_floating_point():
                 return value

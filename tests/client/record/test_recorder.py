@@ -152,3 +152,52 @@ def test_one_identity_is_one_series_whoever_asks():
     assert book.series("x", "module", "a", Facts, bound="lower") is not first
     assert book.series("x", "module", "a", Facts, index=0) is not first
     assert len({each.number for each in book}) == len(book) == 3
+
+
+PARTS = {
+    "block.stream": (4.0, (2.0 * 1 + 3.0 * 3 + 7.0 * 4) / 8),
+    "activation.rms_max": (4.0, 7.0),
+    "activation.nonfinite": (4.0, 2.0 + 3.0 + 7.0),
+    "output.log_z": (4.0, (2.0 * 1 + 3.0 * 3 + 7.0 * 4) / 8),
+}
+"""By metric: the one value of a step before, and what the parts 2, 3 and 7, of 1, 3 and 4 entries, are as one."""
+
+
+@pytest.mark.parametrize("metric", PARTS)
+def test_parts_of_a_value_become_one_by_the_rule_of_their_metric(recorder, kept, metric):
+    single, merged = PARTS[metric]
+    own, other = series(recorder, metric), series(recorder, "x")
+    recorder.add([own], torch.tensor([single]), in_parts=True)
+    recorder.close_step(1)
+    recorder.add([own, other, own], torch.tensor([2.0, 9.0, 3.0]), [1, 1, 3], in_parts=True)
+    recorder.add([own], torch.tensor([7.0]), [4])
+    recorder.close_step(2)
+    recorder.drain(everything=True)
+
+    assert kept.points(1) == {metric: single}
+    assert kept.points(2) == {metric: pytest.approx(merged), "x": 9.0}
+
+
+def test_a_part_that_is_no_number_makes_the_value_none_and_one_not_measured_is_none_of_it(recorder, kept):
+    own = series(recorder, "activation.rms_max")
+    recorder.add([own, own], torch.tensor([2.0, float("nan")]), in_parts=True)
+    recorder.close_step(1)
+    recorder.add([own, own], torch.tensor([2.0, 9.0]), measured=torch.tensor([True, False]), in_parts=True)
+    recorder.close_step(2)
+    recorder.drain(everything=True)
+
+    assert torch.isnan(torch.tensor(kept.points(1)["activation.rms_max"]))
+    assert kept.points(2) == {"activation.rms_max": 2.0}
+
+
+def test_a_value_may_be_a_second_series_too(recorder, kept):
+    first, second = series(recorder, "x"), series(recorder, "y")
+    recorder.add([series(recorder, "z")], torch.tensor([1.0]))
+    recorder.add([first, None], torch.tensor([5.0, 6.0]), also=[(1, second, 1)])
+    recorder.close_step(1)
+    recorder.add([first, None], torch.tensor([5.0, 6.0]), measured=torch.tensor([True, False]), also=[(1, second, 1)])
+    recorder.close_step(2)
+    recorder.drain(everything=True)
+
+    assert kept.points(1) == {"x": 5.0, "y": 6.0, "z": 1.0}
+    assert kept.points(2) == {"x": 5.0}
