@@ -67,6 +67,8 @@ class GradientCapture:
         """() float32 sum of squares of all gradients of the round; None without one, or where one could not be read."""
         if not self._squares or self._is_incomplete:
             return None
+        if len(self._squares) == 1:
+            return self._squares[0]
         home = self._squares[0].device
         return torch.stack([squares.to(home) for squares in self._squares]).sum()
 
