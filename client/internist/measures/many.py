@@ -13,6 +13,11 @@ NARROW = (torch.bfloat16, torch.float16)
 """Types that a float32 copy holds without loss."""
 
 
+def pays(device: torch.device) -> bool:
+    """Whether launches are the cost on a device: anywhere but on the CPU, where memory is."""
+    return device.type != "cpu"
+
+
 def differences_(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
     """Weight changes `after - before` in float32, written over float32 copies, which are not needed again.
 
@@ -37,18 +42,6 @@ def differences_(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tens
         torch._foreach_neg_(changes)
         torch._foreach_add_(changes, [after[i] for i in members])
     return found
-
-
-def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """(n,) float32 means of squares of floating tensors of any sizes on one device."""
-    roots = norms(tensors, 2)
-    torch._foreach_mul_(roots, [tensor.numel() ** -0.5 for tensor in tensors])
-    return torch.stack(roots).square_()
-
-
-def abs_maxima(tensors: Sequence[Tensor]) -> Tensor:
-    """(n,) float32 largest absolute entries."""
-    return torch.stack(norms(tensors, math.inf))
 
 
 def unchanged(differences: Sequence[Tensor]) -> Tensor:

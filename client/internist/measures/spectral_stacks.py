@@ -117,13 +117,8 @@ def reduce_(stack: Tensor, *, start: Tensor | None = None) -> Reduced:
         return Reduced(torch.bmm(exact.mT, exact), scales, frobenius, None, how)
 
 
-def spectra(parts: Sequence[Reduced], *, with_right: bool = True) -> list[Spectra]:
-    """The spectra of stacks, in as few products as there are sizes of small matrices.
-
-    Args:
-        parts: stacks on one device.
-        with_right: whether the vectors to start from are computed.
-    """
+def spectra(parts: Sequence[Reduced]) -> list[Spectra]:
+    """The spectra of stacks on one device, in as few products as there are sizes of small matrices."""
     groups: dict[tuple[int, torch.dtype], list[int]] = {}
     for i, part in enumerate(parts):
         groups.setdefault((part.small.shape[1], part.small.dtype), []).append(i)
@@ -136,9 +131,10 @@ def spectra(parts: Sequence[Reduced], *, with_right: bool = True) -> list[Spectr
         norms = torch.where(norms.isnan(), scales, norms).flatten()  # zeros and infinities became NaN when scaled
         frobenius = _joined([part.frobenius for part in chosen]).mul(scales).flatten()
         sizes = [len(part.small) for part in chosen]
-        for i, part, *own in zip(members, chosen, *(x.split(sizes) for x in (norms, frobenius, power)), strict=True):
-            right = _right(part.basis, own[2]) if with_right and part.basis is not None else None
-            found[i] = Spectra(own[0], own[1], right, part.method)
+        own = zip(*(torch.split(x, sizes) for x in (norms, frobenius, power)), strict=True)  # type: ignore[no-untyped-call]
+        for i, part, (norm, size, shown) in zip(members, chosen, own, strict=True):
+            right = _right(part.basis, shown) if part.basis is not None else None
+            found[i] = Spectra(norm, size, right, part.method)
     return [found[i] for i in range(len(parts))]
 
 

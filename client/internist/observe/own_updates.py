@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from internist.measures import updates
+from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
@@ -95,8 +95,8 @@ class OwnUpdates:
     # ---- private ---------------------------------------------------------------------------------------------------
 
     def _measure(self, ready: Sequence[Moved]) -> None:
-        apart = [moved for moved in ready if moved.probe.tokens.device.type == "cpu"]
-        for batch in batches([moved for moved in ready if moved.probe.tokens.device.type != "cpu"]):
+        apart = [moved for moved in ready if not many.pays(moved.probe.tokens.device)]
+        for batch in batches([moved for moved in ready if many.pays(moved.probe.tokens.device)]):
             if len(batch) == 1 or not self._measure_batch(batch):
                 apart += batch
         for moved in apart:

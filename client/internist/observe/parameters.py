@@ -187,10 +187,10 @@ class ParameterCapture:
     def _updates(self, chosen: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
         on_host: list[WatchedParameter] = []
         for device, members in _by_device(chosen).items():
-            if device.type == "cpu":
+            if not many.pays(device):
                 on_host = members
                 continue
-            after = [p.tensor for p in members]
+            after: list[Tensor] = [p.tensor for p in members]
             deltas = many.differences_(after, [self._snapshots.pending.pop(p.order) for p in members])
             self._stored.record_at_once(members, after, deltas, recorder)
             self._follow_up(members, deltas, recorder, due)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from internist.measures.many import NARROW
+from internist.measures import many
 from internist.model.outline import Outline, WatchedParameter
 from internist.observe.sampling import Due, Sampling
 from internist.schema.metrics import CATALOGUE
@@ -82,7 +82,8 @@ class Snapshots:
         updates: tuple[str, ...] = ()
         if self._is_its_turn(parameter, step) and self._wants(*LIGHT_WEIGHTS, *LIGHT_UPDATES):
             updates += LIGHT_UPDATES
-        is_due = "matrix" in parameter.roles and due.owns_matrix(parameter.turn)
+        may_be_matrix = "matrix" in parameter.roles or parameter.view == "unknown"
+        is_due = may_be_matrix and due.owns_matrix(parameter.turn)
         if is_due and self._wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
             updates += UPDATE_SPECTRA
         return updates
@@ -95,7 +96,7 @@ class Snapshots:
 
 def _type_of_copy(tensor: Tensor) -> torch.dtype:
     """float32 where a device's differences are to be written over the copy."""
-    return torch.float32 if tensor.device.type != "cpu" and tensor.dtype in NARROW else tensor.dtype
+    return torch.float32 if many.pays(tensor.device) and tensor.dtype in many.NARROW else tensor.dtype
 
 
 def _fits(kept: Tensor, tensor: Tensor) -> bool:

@@ -1,11 +1,11 @@
 """Spectra of matrices and of their changes on matrix-heavy steps, each started from the last one's result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from internist.measures import spectral, weights
+from internist.measures import many, spectral, weights
 from internist.model.outline import WatchedParameter
 from internist.model.views import UNORIENTED, fans, matrix_view, resolve_view
 from internist.observe.faults import Faults
@@ -62,21 +62,24 @@ class SpectraCapture:
                 continue
             try:
                 found = self._matrices(p, deltas.get(p.order))
-                if found.weight.device.type != "cpu":
+                if many.pays(found.weight.device):
                     together.append(found)
                     continue
                 self._record_alone(found, recorder)
                 self._is_measured(p)
             except Exception as error:
                 self._faults.note("parameter", p.name, error)
-        if together:
-            self._record_together(together, recorder)
+        alike: dict[Hashable, list[Matrices]] = {}
+        for each in together:
+            alike.setdefault((each.weight.device, each.kinds), []).append(each)
+        for members in alike.values():
+            self._record_together(members, recorder)
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
     def _matrices(self, p: WatchedParameter, delta: Tensor | None) -> Matrices:
         change = matrix_view(p, delta) if delta is not None and self._wants_updates else None
-        return Matrices(p, matrix_view(p, p.tensor.detach()), change, with_weight=self._wants_weights or change is None)
+        return Matrices(p, matrix_view(p, p.tensor), change, with_weight=self._wants_weights or change is None)
 
     def _is_measured(self, p: WatchedParameter) -> None:
         self.measured_now.add(p.order)
@@ -97,8 +100,8 @@ class SpectraCapture:
 
     def _record_alone(self, found: Matrices, recorder: Recorder) -> None:
         if found.is_stack_of_experts:
-            changes: Sequence[Tensor | None] = found.weight.shape[0] * [None] if found.change is None else found.change
-            for expert, (each, change) in enumerate(zip(found.weight, changes, strict=True)):
+            for expert, each in enumerate(found.weight):
+                change = None if found.change is None else found.change[expert]
                 self._spectrum(found.parameter, each, change, recorder, expert=expert)
         else:
             self._spectrum(found.parameter, found.weight, found.change, recorder)

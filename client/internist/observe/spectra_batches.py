@@ -79,18 +79,12 @@ class SpectraBatches:
         self._scales.clear()
 
     def record(self, members: Sequence[Matrices], recorder: Recorder) -> None:
-        """Record the spectra of all, or raise."""
-        groups: dict[Hashable, list[Matrices]] = {}
-        for each in members:
-            groups.setdefault((each.weight.device, each.kinds), []).append(each)
-        found = [self._measured(group) for group in groups.values()]
-        for parts in found:
-            self._record(parts, recorder)
+        """Record the spectra of matrices on one device, of which the same is wanted: of all, or raise."""
+        self._record(self._measured(members), recorder)
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
     def _measured(self, members: Sequence[Matrices]) -> list[_Found]:
-        """The spectra of matrices on one device, of which the same is wanted."""
         found: list[_Found] = []
         waiting: list[tuple[list[Matrices], list[Reduced]]] = []
         held = 0
@@ -107,12 +101,15 @@ class SpectraBatches:
         """Of matrices whose Gram matrices are squared, one part for weights and changes together; else one of each: the
         weights have vectors to start from."""
         kinds = stack[0].kinds
-        sides = [_stacked([each.side(kind) for each in stack]) for kind in kinds]
+        sides = [[each.side(kind) for each in stack] for kind in kinds]
         if spectral_stacks.takes_start(stack[0].weight.shape):
             known = self._starts.get(tuple(each.parameter.order for each in stack))
             starts = [known if kind == "weight" else None for kind in kinds]
-            return [spectral_stacks.reduce_(side, start=start) for side, start in zip(sides, starts, strict=True)]
-        return [spectral_stacks.reduce_(sides[0] if len(sides) == 1 else torch.cat(sides))]
+            return [
+                spectral_stacks.reduce_(_stacked([side]), start=start)
+                for side, start in zip(sides, starts, strict=True)
+            ]
+        return [spectral_stacks.reduce_(_stacked(sides))]
 
     def _finished(self, waiting: Sequence[tuple[list[Matrices], list[Reduced]]]) -> list[_Found]:
         spectra = iter(spectral_stacks.spectra([part for _, parts in waiting for part in parts]))
@@ -156,19 +153,17 @@ class SpectraBatches:
             ]
 
         names = tuple(f"{kind}.{norm}" for norm in ("spectral_norm", "operator_norm") for kind in kinds)
-        recorder.add(self._series.listed((names, key), lambda: series(*names)), torch.stack((norms, operators)))
-        if "weight" not in kinds:
-            return
-        frobenius = torch.cat([part.frobenius["weight"] for part in parts])
-        values, relative = [spectral.stable_rank(frobenius, norms[0])], ("weight.stable_rank",)
-        if "update" in kinds:
-            values, relative = [*values, operators[1] / operators[0]], (*relative, "update.relative")
-        is_there = norms[0] != 0  # zeros have no rank, nothing relative
-        recorder.add(
-            self._series.listed((relative, key), lambda: series(*relative)),
-            torch.stack(values),
-            measured=is_there.expand(len(values), -1),
-        )
+        layout = self._series.listed((*names, key), lambda: series(*names))
+        if "weight" in kinds:
+            frobenius = torch.cat([part.frobenius["weight"] for part in parts])
+            values, relative = [spectral.stable_rank(frobenius, norms[0])], ["weight.stable_rank"]
+            if "update" in kinds:
+                values.append(operators[1] / operators[0])
+                relative.append("update.relative")
+            is_there = (norms[0] != 0).expand(len(values), -1)  # zeros have no rank, nothing relative
+            ratios = self._series.listed((*relative, key), lambda: series(*relative))
+            recorder.add(ratios, torch.stack(values), measured=is_there)
+        recorder.add(layout, torch.stack((norms, operators)))
 
     def _scales_of(self, members: Sequence[Matrices], device: torch.device) -> Tensor:
         """(series,) what turns spectral norms to operator norms; made once, since a copy to the device would wait."""
@@ -195,10 +190,12 @@ def _stacks(members: Sequence[Matrices]) -> Iterator[list[Matrices]]:
             yield alike[start : start + most]
 
 
-def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+def _stacked(sides: Sequence[Sequence[Tensor]]) -> Tensor:
     """(k, fan_out, fan_in) float32 copies of matrices, or of several of each."""
-    joined = torch.stack(list(matrices)) if matrices[0].dim() == 2 else torch.cat(list(matrices))
-    return joined.float()
+    join = torch.stack if sides[0][0].dim() == 2 else torch.cat
+    if len({side[0].dtype for side in sides}) == 1:
+        return join([matrix for side in sides for matrix in side]).float()
+    return torch.cat([join(list(side)).float() for side in sides])
 
 
 def _halves(both: Spectra, kinds: int) -> list[Spectra]:

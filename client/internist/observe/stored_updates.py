@@ -109,7 +109,7 @@ class StoredUpdates:
         wanted = {k: side for k, side in sides.items() if self._wants(f"{k}.rms", "update.relative_rms")}
         if not wanted:
             return {}
-        squares = many.mean_squares([tensor for side in wanted.values() for tensor in side])
+        squares = weights.mean_squares([tensor for side in wanted.values() for tensor in side])
         return dict(zip(wanted, squares.chunk(len(wanted)), strict=True))
 
     def _vectors(self, chosen: Sequence[WatchedParameter], sides: dict[str, list[Tensor]]) -> list[Numbers]:
@@ -117,7 +117,7 @@ class StoredUpdates:
         kinds = [kind for kind in sides if self._wants(f"{kind}.abs_max")]
         if not places or not kinds:
             return []
-        maxima = many.abs_maxima([sides[kind][i] for kind in kinds for i in places]).chunk(len(kinds))
+        maxima = weights.vector_abs_max([sides[kind][i] for kind in kinds for i in places]).chunk(len(kinds))
         subjects = [chosen[i] for i in places]
         return [(f"{kind}.abs_max", subjects, values, None) for kind, values in zip(kinds, maxima, strict=True)]
 
@@ -135,7 +135,7 @@ class StoredUpdates:
         values = many.row_norm_maxima(matrices, [scale for *_, scale in wanted])
         return [
             (f"{kind}.{name}", [chosen[i]], value, None)
-            for (kind, name, i, _), value in zip(wanted, values.split(1), strict=True)
+            for (kind, name, i, _), value in zip(wanted, values.chunk(len(wanted)), strict=True)
         ]
 
 
