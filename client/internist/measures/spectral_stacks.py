@@ -131,7 +131,7 @@ def spectra(parts: Sequence[Reduced]) -> list[Spectra]:
         norms = torch.where(norms.isnan(), scales, norms).flatten()  # zeros and infinities became NaN when scaled
         frobenius = _joined([part.frobenius for part in chosen]).mul(scales).flatten()
         sizes = [len(part.small) for part in chosen]
-        own = zip(*(torch.split(x, sizes) for x in (norms, frobenius, power)), strict=True)  # type: ignore[no-untyped-call]
+        own = zip(*(torch.split(x, sizes) for x in (norms, frobenius, power)), strict=True)
         for i, part, (norm, size, shown) in zip(members, chosen, own, strict=True):
             right = _right(part.basis, shown) if part.basis is not None else None
             found[i] = Spectra(norm, size, right, part.method)
