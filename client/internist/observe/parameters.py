@@ -43,7 +43,7 @@ class ParameterCapture:
     ) -> None:
         self._outline, self._activations, self._speaker = outline, activations, speaker
         self._book, self._faults, self._sampling = book, faults, sampling
-        self._gradients = GradientCapture()
+        self._gradients = GradientCapture(sampling.wants)
         self._snapshots = Snapshots(outline, sampling)
         self._series = ParameterSeries(
             outline, book=book, sampling=sampling, speaker=speaker, turns=lambda: self._snapshots.turns

@@ -14,6 +14,9 @@ SNAPSHOT_BYTES = 256 << 20
 """Snapshots of all parameters while they fit in this; beyond, a share of the bytes in rotation of whole blocks."""
 SNAPSHOT_SHARE = 0.05
 
+PLACE = 64
+"""Entries that a copy's place is rounded up to, so that every copy begins where vector loads may."""
+
 _MEASURED = [metric for metric in CATALOGUE if not metric.name.startswith("update.feature")]
 LIGHT_WEIGHTS = tuple(m.name for m in _MEASURED if m.family == "weight" and m.cadence == "light")
 LIGHT_UPDATES = tuple(m.name for m in _MEASURED if m.family == "update" and m.cadence == "light")
@@ -53,18 +56,14 @@ class Snapshots:
                 self.uncompared.add(p.order)
         if not chosen:
             return
-        targets = []
-        for p, tensor in chosen:
-            kept = self._kept.get(p.order) if self._rotation is None else None
-            if kept is None or not _fits(kept, tensor):
-                kept = torch.empty_like(
-                    tensor, dtype=_type_of_copy(tensor), memory_format=torch.preserve_format, requires_grad=False
-                )
-                if self._rotation is None:
-                    self._kept[p.order] = kept
-            targets.append(kept)
-        torch._foreach_copy_(targets, [tensor for _, tensor in chosen])
-        self.pending.update({p.order: kept for (p, _), kept in zip(chosen, targets, strict=True)})
+        kept = {p.order: self._kept.get(p.order) for p, _ in chosen}
+        new = [(p, tensor) for p, tensor in chosen if not _fits(kept[p.order], tensor)]
+        fresh = dict(zip((p.order for p, _ in new), _room([tensor for _, tensor in new]), strict=True))
+        if self._rotation is None:
+            self._kept.update(fresh)
+        targets = {p.order: fresh[p.order] if p.order in fresh else self._kept[p.order] for p, _ in chosen}
+        torch._foreach_copy_(list(targets.values()), [tensor for _, tensor in chosen])
+        self.pending.update(targets)
 
     def forget(self) -> None:
         """Keep no copy any more."""
@@ -99,8 +98,31 @@ def _type_of_copy(tensor: Tensor) -> torch.dtype:
     return torch.float32 if many.pays(tensor.device) and tensor.dtype in many.NARROW else tensor.dtype
 
 
-def _fits(kept: Tensor, tensor: Tensor) -> bool:
+def _fits(kept: Tensor | None, tensor: Tensor) -> bool:
+    if kept is None:
+        return False
     return kept.shape == tensor.shape and kept.dtype == _type_of_copy(tensor) and kept.device == tensor.device
+
+
+def _room(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for copies of tensors: where launches are the cost, in one piece for each type."""
+    found = {
+        i: torch.empty_like(
+            tensor, dtype=_type_of_copy(tensor), memory_format=torch.preserve_format, requires_grad=False
+        )
+        for i, tensor in enumerate(tensors)
+        if not (many.pays(tensor.device) and tensor.is_contiguous())
+    }
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if i not in found:
+            kinds.setdefault((tensor.device, _type_of_copy(tensor)), []).append(i)
+    for (device, dtype), members in kinds.items():
+        places = [-(-tensors[i].numel() // PLACE) * PLACE for i in members]
+        pieces = torch.empty(sum(places), dtype=dtype, device=device).split_with_sizes(places)
+        for i, piece in zip(members, pieces, strict=True):
+            found[i] = piece[: tensors[i].numel()].view(tensors[i].shape)
+    return [found[i] for i in range(len(tensors))]
 
 
 def _rotation(outline: Outline) -> list[set[int]] | None:

@@ -12,8 +12,8 @@ from internist.record.recorder import Recorder
 
 Wants = Callable[..., bool]
 """Whether any of these metrics is measured."""
-Numbers = tuple[str, Sequence[WatchedParameter], Tensor, Sequence[int] | None]
-"""A metric, the parameters, (n,) values of them, and the entries each stands for; None: one each."""
+Numbers = tuple[tuple[str, ...], Sequence[WatchedParameter], Tensor, Sequence[int] | None]
+"""Metrics, parameters, values metric by metric, and the entries a value of each parameter stands for; None: one."""
 
 
 class StoredUpdates:
@@ -75,22 +75,27 @@ class StoredUpdates:
             return
         counts = [tensor.numel() for tensor in after]
         found: list[Numbers] = []
-        squares = self._squares(sides)
-        found += [(f"{kind}.rms", chosen, values, counts) for kind, values in squares.items()]
+        squared, squares = self._squares(sides)
+        if squares is not None:
+            found.append((squared, chosen, squares, counts))
         if "update" in sides and self._wants("update.unchanged"):
-            found.append(("update.unchanged", chosen, many.unchanged(sides["update"]), counts))
+            found.append((("update.unchanged",), chosen, many.unchanged(sides["update"]), counts))
         found += self._vectors(chosen, sides)
         found += self._row_norms(chosen, sides)
         if found:
-            key = tuple((metric, *(p.order for p in subjects)) for metric, subjects, _, _ in found)
+            key = tuple((metrics, *(p.order for p in subjects)) for metrics, subjects, _, _ in found)
             layout = self._series.listed(
-                key, lambda: [self._series.of(p, metric) for metric, subjects, _, _ in found for p in subjects]
+                key,
+                lambda: [self._series.of(p, m) for metrics, subjects, _, _ in found for m in metrics for p in subjects],
             )
-            entries = [n for _, subjects, _, counted in found for n in (counted or (1,) * len(subjects))]
+            entries = [
+                n for metrics, subjects, _, own in found for n in (*(own or (1,) * len(subjects)),) * len(metrics)
+            ]
             values = [numbers for _, _, numbers, _ in found]
             recorder.add(layout, values[0] if len(values) == 1 else torch.cat(values), entries)
-        if len(squares) == 2 and self._wants("update.relative_rms"):
-            self._relative(chosen, squares["weight"], squares["update"], counts, recorder)
+        if squares is not None and len(squared) == 2 and self._wants("update.relative_rms"):
+            weight, update = squares.chunk(2)
+            self._relative(chosen, weight, update, counts, recorder)
 
     def _relative(
         self,
@@ -104,22 +109,21 @@ class StoredUpdates:
         layout = self._series.layout(chosen, "update.relative_rms")
         recorder.add(layout, update / weight, counts, measured=weight != 0)
 
-    def _squares(self, sides: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-        """(n,) mean squares of each side that is wanted."""
-        wanted = {k: side for k, side in sides.items() if self._wants(f"{k}.rms", "update.relative_rms")}
-        if not wanted:
-            return {}
-        squares = weights.mean_squares([tensor for side in wanted.values() for tensor in side])
-        return dict(zip(wanted, squares.chunk(len(wanted)), strict=True))
+    def _squares(self, sides: dict[str, list[Tensor]]) -> tuple[tuple[str, ...], Tensor | None]:
+        """The metrics of the sides that are wanted, and mean squares of their tensors, side by side."""
+        kinds = [kind for kind in sides if self._wants(f"{kind}.rms", "update.relative_rms")]
+        if not kinds:
+            return (), None
+        squares = weights.mean_squares([tensor for kind in kinds for tensor in sides[kind]])
+        return tuple(f"{kind}.rms" for kind in kinds), squares
 
     def _vectors(self, chosen: Sequence[WatchedParameter], sides: dict[str, list[Tensor]]) -> list[Numbers]:
         places = [i for i, p in enumerate(chosen) if "vector" in p.roles]
         kinds = [kind for kind in sides if self._wants(f"{kind}.abs_max")]
         if not places or not kinds:
             return []
-        maxima = weights.vector_abs_max([sides[kind][i] for kind in kinds for i in places]).chunk(len(kinds))
-        subjects = [chosen[i] for i in places]
-        return [(f"{kind}.abs_max", subjects, values, None) for kind, values in zip(kinds, maxima, strict=True)]
+        maxima = weights.vector_abs_max([sides[kind][i] for kind in kinds for i in places])
+        return [(tuple(f"{kind}.abs_max" for kind in kinds), [chosen[i] for i in places], maxima, None)]
 
     def _row_norms(self, chosen: Sequence[WatchedParameter], sides: dict[str, list[Tensor]]) -> list[Numbers]:
         """Of embeddings the largest row RMS, of heads that times the width: one largest row norm, scaled."""
@@ -132,10 +136,10 @@ class StoredUpdates:
         if not wanted:
             return []
         matrices = [_rows(chosen[i], sides[kind][i]) for kind, _, i, _ in wanted]
-        values = many.row_norm_maxima(matrices, [scale for *_, scale in wanted])
+        values = many.row_norm_maxima(matrices, [scale for *_, scale in wanted]).chunk(len(wanted))
         return [
-            (f"{kind}.{name}", [chosen[i]], value, None)
-            for (kind, name, i, _), value in zip(wanted, values.chunk(len(wanted)), strict=True)
+            ((f"{kind}.{name}",), [chosen[i]], value, None)
+            for (kind, name, i, _), value in zip(wanted, values, strict=True)
         ]
 
 

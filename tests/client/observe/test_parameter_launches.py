@@ -78,20 +78,19 @@ def probe_tokens(module):
 
 
 @pytest.mark.parametrize("width", [96, 768], ids=["all at once", "in rotation"])
-def test_all_parameters_of_twelve_layers_take_a_hundred_launches(device, width):
+def test_all_parameters_of_twelve_layers_take_ninety_launches(device, width):
     operators, _ = launches(LIGHT, width=width)
 
-    assert operators.total() <= 110
-    assert not operators["aten.detach.default"]
+    assert operators.total() <= 90, operators.most_common(20)
 
 
 @pytest.mark.parametrize("width", [96, 768], ids=["exact", "in powers"])
-def test_the_spectra_of_a_quarter_of_twelve_layers_take_two_hundred_launches(device, width):
+def test_the_spectra_of_a_quarter_of_twelve_layers_take_ninety_launches_more(device, width):
     light, _ = launches(LIGHT, width=width)
     heavy, measured = launches(QUARTER, width=width)
 
     assert measured == 12
-    assert heavy.total() - light.total() <= 170
+    assert heavy.total() - light.total() <= 90, (heavy - light).most_common(20)
 
 
 def test_large_matrices_take_a_dozen_launches_a_step_of_lanczos_however_many_there_are(device):
