@@ -34,6 +34,8 @@ from internist.observe.sampling import Due
 from internist.record import recorder, transfer
 
 DEVICE = "imagined"
+FIRST_STEP = 20
+"""The light steps that are counted then have a block in their turn: large models' updates are measured in rotation."""
 KINDS = {
     "dormant": Due(),
     "light": Due(light=True),
@@ -160,7 +162,14 @@ def steps(
     monitor = None
     if wishes is not None:
         monitor = internist.watch(
-            model, optimizer, mode="offline", directory=folder, max_overhead=0, metrics=metrics, every=10
+            model,
+            optimizer,
+            mode="offline",
+            directory=folder,
+            max_overhead=0,
+            metrics=metrics,
+            every=10,
+            step=FIRST_STEP,
         )
     ids = torch.zeros(8, 1024, dtype=torch.long, device=DEVICE)
     found = []

@@ -88,24 +88,33 @@ def operator_norm(spectral_norm: Tensor, shape: torch.Size | tuple[int, ...]) ->
 
     Source: Yang, Simon & Bernstein 2023, arXiv:2310.17813.
     """
+    return spectral_norm * operator_scale(shape)
+
+
+def operator_scale(shape: torch.Size | tuple[int, ...]) -> float:
+    """What the spectral norm of a (fan_out, fan_in) matrix is multiplied by to become its `operator_norm`.
+
+    Raises:
+        ValueError: shape is not that of a non-empty matrix.
+    """
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"expected a (fan_out, fan_in) matrix, got {tuple(shape)}")
     fan_out, fan_in = shape
-    return spectral_norm * math.sqrt(fan_in / fan_out)
+    return math.sqrt(fan_in / fan_out)
 
 
-def stable_rank(frobenius_squared: Tensor, spectral_norm: Tensor) -> Tensor:
+def stable_rank(frobenius: Tensor, spectral_norm: Tensor) -> Tensor:
     """How many directions carry a matrix: squared Frobenius norm over squared spectral norm.
 
     Args:
-        frobenius_squared: () sum of the squared entries.
-        spectral_norm: () largest singular value of the same matrix.
+        frobenius: (...) root of the sum of the squared entries.
+        spectral_norm: (...) largest singular value of the same matrix.
 
     Returns:
-        () float32, from 1 to the smaller side. NaN in, NaN out; NaN too for a matrix of zeros, as fresh output
+        (...) float32, from 1 to the smaller side. NaN in, NaN out; NaN too for a matrix of zeros, as fresh output
         projections often are: it has no rank to speak of.
     """
-    return (frobenius_squared.sqrt() / spectral_norm).square()
+    return (frobenius / spectral_norm).square()
 
 
 def _exact(tall: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ def differences_(after: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tens
 def stored_(after: Sequence[Tensor], before: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """What one step did to parameters, as stored: the changes, written over `before` where they fit, and statistics.
 
-    On the CPU large tensors are worked through in pieces that stay in the cache.
+    Large tensors are worked through in pieces that stay in the cache.
 
     Args:
-        after: parameters after the step, on one device.
+        after: parameters after the step, on the CPU.
         before: their copies from before it; not needed again.
 
     Returns:
@@ -131,7 +131,7 @@ def unchanged(differences: Sequence[Tensor]) -> Tensor:
     """Share of the entries of each difference that did not move.
 
     Args:
-        differences: as `differences` gives them, on one device.
+        differences: as `differences` gives them, on the CPU; `many.unchanged` is for elsewhere.
 
     Returns:
         (n,) float32 in [0, 1]. A NaN entry has moved.
@@ -142,7 +142,7 @@ def unchanged(differences: Sequence[Tensor]) -> Tensor:
     if not differences or any(difference.numel() == 0 for difference in differences):
         raise ValueError("expected non-empty differences")
     sizes = [difference.numel() for difference in differences]
-    if differences[0].device.type == "cpu" and max(sizes) <= SMALL:
+    if max(sizes) <= SMALL:
         moved = torch.stack(torch._foreach_norm(list(differences), 0))  # the 0-norm counts what is not zero
         return 1 - moved.float() / torch.tensor(sizes, device="cpu")
     zeros = [_zeros(difference) for difference in differences]
@@ -323,8 +323,6 @@ def _paired(after: Tensor, before: Tensor, rows: int) -> Iterator[tuple[Tensor, 
 
 def _zeros(difference: Tensor) -> Tensor:
     """() float32 number of exact zeros."""
-    if difference.device.type != "cpu":
-        return torch.count_nonzero(difference == 0).float()
     pieces = torch.split(difference.reshape(-1), PIECE)
     equal = torch.empty(min(PIECE, difference.numel()), dtype=torch.float32, device="cpu")
     return torch.stack([torch.eq(piece, 0, out=equal[: piece.numel()]).sum() for piece in pieces]).sum()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, linalg
 
-from internist.measures import host
+from internist.measures import host, many
 
 LARGE = 2**15
 """Above this many entries a tensor in a CPU's memory is summed by itself."""
@@ -27,10 +27,9 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     _require_tensors(tensors)
     if tensors[0].device.type == "cpu":
         return _mean_squares_on_host(tensors)
-    norms = torch._foreach_norm(_narrow(tensors), 2, dtype=torch.float32)
-    scales = [tensor.numel() ** -0.5 for tensor in tensors]
-    torch._foreach_mul_(norms, scales)  # elsewhere a copy of the scales to the device would wait
-    return torch.stack(norms).square_()
+    roots = many.norms(tensors, 2)
+    torch._foreach_mul_(roots, [tensor.numel() ** -0.5 for tensor in tensors])  # a copy to the device would wait
+    return torch.stack(roots).square_()
 
 
 def _mean_squares_on_host(tensors: Sequence[Tensor]) -> Tensor:
@@ -57,7 +56,7 @@ def vector_abs_max(tensors: Sequence[Tensor]) -> Tensor:
         ValueError: there is no tensor, or one is empty or not floating.
     """
     _require_tensors(tensors)
-    return torch.stack(torch._foreach_norm(_narrow(tensors), torch.inf, dtype=torch.float32))
+    return torch.stack(many.norms(tensors, torch.inf))
 
 
 def row_rms_max(weight: Tensor) -> Tensor:

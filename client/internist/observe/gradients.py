@@ -1,6 +1,6 @@
 """Gradients as optimizers receive them: each parameter's RMS, and the norm of all together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,13 @@ class GradientCapture:
 
     The global norm counts every gradient of a watched model that an optimizer is about to use, also of parameters of
     which nothing else is measured; a parameter that two optimizers step counts once.
+
+    Args:
+        wants: whether a metric is measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wants: Callable[..., bool]) -> None:
+        self._wants = wants
         self._squares: list[Tensor] = []
         self._counted: set[int] = set()
         self._is_incomplete = False
@@ -55,7 +59,8 @@ class GradientCapture:
         if isinstance(scale, Tensor):
             squares = squares / scale.to(squares.device, torch.float32).square()
         counts = [p.tensor.numel() for p in chosen]
-        self._squares.append((squares * self._entries(chosen, counts, squares.device)).sum())
+        if self._wants("gradient.global_norm"):
+            self._squares.append((squares * self._entries(chosen, counts, squares.device)).sum())
         self._counted.update(p.order for p in chosen)
         supported = [i for i, p in enumerate(chosen) if not p.unsupported and not p.excluded]
         self.measured_now.update(chosen[i].order for i in supported)
@@ -67,6 +72,8 @@ class GradientCapture:
         """() float32 sum of squares of all gradients of the round; None without one, or where one could not be read."""
         if not self._squares or self._is_incomplete:
             return None
+        if len(self._squares) == 1:
+            return self._squares[0]
         home = self._squares[0].device
         return torch.stack([squares.to(home) for squares in self._squares]).sum()
 

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from internist.observe.optimizer_facts import parameter_groups
@@ -42,7 +43,7 @@ class Groups:
                 if series is None or isinstance(value, bool):
                     continue
                 if isinstance(value, Tensor) and value.numel() == 1:
-                    recorder.add([series], value.detach().float())
+                    recorder.add([series], value.detach().to(torch.float32, copy=True))  # a scheduler writes to it
                 elif isinstance(value, int | float):
                     recorder.add_host(series, float(value))
 

@@ -30,6 +30,15 @@ class Probe:
     """What hooks of the module multiply its output by."""
 
 
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """How a normalisation layer normalises a token."""
+
+    centred: bool
+    """Whether the mean is taken off first."""
+    eps: float
+
+
 def has_rule(module: nn.Module) -> bool:
     """Whether it is known how a module's output depends on its own parameters, and they are stored as such."""
     if isinstance(module, nn.Embedding):
@@ -68,6 +77,25 @@ def own_update(module: nn.Module, probe: Probe, deltas: Mapping[str, Tensor]) ->
     """(tokens,) RMS of the change of a module's output on its probe, from its own parameters; None: unknown rule."""
     change = _change(module, probe.tokens, deltas)
     return change if change is None or probe.factor == 1.0 else change * abs(probe.factor)
+
+
+def normalization(module: nn.Module) -> Normalization | None:
+    """How a layer normalises what it multiplies by its gain; None for layers whose rule is not known."""
+    if not _is_known_norm(module):
+        return None
+    if isinstance(module, nn.LayerNorm):
+        return Normalization(centred=True, eps=module.eps)
+    told = (getattr(module, name, None) for name in ("eps", "variance_epsilon"))
+    eps = next((value for value in told if isinstance(value, float)), torch.finfo(torch.float32).eps)
+    return Normalization(centred=False, eps=eps)
+
+
+def normalized_by(kind: Normalization, tokens: Tensor) -> Tensor:
+    """(..., features) float32 tokens as a normalisation layer normalises them."""
+    x = tokens.float()
+    if kind.centred:
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=kind.eps)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps)
 
 
 def deviation(module: nn.Module, probe: Probe, output: Tensor) -> Tensor:
@@ -153,11 +181,5 @@ def _is_known_norm(module: nn.Module) -> bool:
 
 def _normalized(module: nn.Module, tokens: Tensor) -> Tensor | None:
     """What a normalisation layer multiplies by its gain; None for layers whose rule is not known."""
-    if not _is_known_norm(module):
-        return None
-    x = tokens.float()
-    if isinstance(module, nn.LayerNorm):
-        return nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-    told = (getattr(module, name, None) for name in ("eps", "variance_epsilon"))
-    eps = next((value for value in told if isinstance(value, float)), torch.finfo(torch.float32).eps)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    kind = normalization(module)
+    return None if kind is None else normalized_by(kind, tokens)

@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from internist.measures import activations, attention, spectral, updates, weights
+from internist.measures import activations, attention, many, spectral, spectral_stacks, updates, weights
 
 
 def tensor(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
+
+
+def stacked_norms(stack: Tensor) -> Tensor:
+    return spectral_stacks.spectra([spectral_stacks.reduce_(stack)])[0].norms
 
 
 MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
@@ -23,7 +27,6 @@ MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
     "abs_max": (lambda: activations.abs_max(tensor(3, 4)), ()),
     "nonfinite": (lambda: activations.nonfinite(tensor(3, 4), tensor()), ()),
     "extent": (lambda: activations.extent(tensor(3, 4))[0], (3,)),
-    "stored_": (lambda: updates.stored_([tensor(3, 4)], [tensor(3, 4)])[1], (3, 1)),
     "contribution": (lambda: activations.contribution(tensor(3, 4), tensor(3, 4)), ()),
     "pair_distances": (lambda: activations.pair_distances(tensor(6, 4)), (15,)),
     "spread": (lambda: activations.spread(tensor(7, 15), tensor(7, 15)), (7, 3)),
@@ -33,8 +36,11 @@ MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
     "vector_abs_max": (lambda: weights.vector_abs_max([tensor(3), tensor(5)]), (2,)),
     "row_rms_max": (lambda: weights.row_rms_max(tensor(3, 4)), ()),
     "head_norm": (lambda: weights.head_norm(tensor(3, 4)), ()),
-    "unchanged": (lambda: updates.unchanged(updates.differences([tensor(3, 4)], [tensor(3, 4)])), (1,)),
-    "differences_": (lambda: updates.differences_([tensor(3, 4)], [tensor(3, 4)])[0], (3, 4)),
+    "unchanged": (lambda: many.unchanged(updates.differences([tensor(3, 4)], [tensor(3, 4)])), (1,)),
+    "differences_": (lambda: many.differences_([tensor(3, 4)], [tensor(3, 4)])[0], (3, 4)),
+    "row_norm_maxima": (lambda: many.row_norm_maxima([tensor(3, 4), tensor(5, 6)], [1.0, 2.0]), (2,)),
+    "own_linears": (lambda: many.own_linears(tensor(2, 6, 4), tensor(2, 5, 4), tensor(2, 5)), (2, 6)),
+    "own_gains": (lambda: many.own_gains(tensor(2, 6, 4), tensor(2, 4), tensor(2, 4)), (2, 6)),
     "own_linear": (lambda: updates.own_linear(tensor(6, 4), tensor(5, 4), tensor(5)), (6,)),
     "own_embedding": (lambda: updates.own_embedding(tensor(6).long(), tensor(5, 4)), (6,)),
     "own_gain": (lambda: updates.own_gain(tensor(6, 4), tensor(4), tensor(4)), (6,)),
@@ -45,6 +51,9 @@ MEASURES: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
     ),
     "spectral_norm of a small matrix": (lambda: spectral.spectral_norm(tensor(30, 40)).norm, ()),
     "spectral_norm by Lanczos": (lambda: spectral._lanczos(tensor(400, 300), tensor(300), 20)[0], ()),
+    "spectra of small matrices": (lambda: stacked_norms(tensor(3, 30, 40)), (3,)),
+    "spectra of middling matrices": (lambda: stacked_norms(tensor(3, 300, 400)), (3,)),
+    "spectra of large matrices": (lambda: stacked_norms(tensor(3, 1100, 1200)), (3,)),
     "operator_norm": (lambda: spectral.operator_norm(tensor(), torch.Size((3, 4))), ()),
     "stable_rank": (lambda: spectral.stable_rank(tensor(), tensor()), ()),
 }

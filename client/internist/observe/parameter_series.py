@@ -1,0 +1,73 @@
+"""The series of parameters: who reports them, and what is known of each."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from internist.model.outline import Outline, WatchedParameter
+from internist.model.views import facts_of
+from internist.observe.routing import Promise, promises
+from internist.observe.sampling import Sampling
+from internist.observe.speaker import Speaker
+from internist.record.series_book import Layout, SeriesBook
+from internist.schema.metrics import METRICS, Bound
+from internist.schema.wire import Facts, Series
+
+
+class ParameterSeries:
+    """Makes the series of parameters.
+
+    Args:
+        turns: samples in which every parameter has its turn.
+    """
+
+    def __init__(
+        self,
+        outline: Outline,
+        *,
+        book: SeriesBook,
+        sampling: Sampling,
+        speaker: Speaker,
+        turns: Callable[[], int],
+    ) -> None:
+        self._outline, self._turns = outline, turns
+        self._book, self._sampling, self._speaker = book, sampling, speaker
+        self._promised: dict[int, Promise] = {}
+        self.group_of: dict[int, int] = {}
+        """By parameter order: the number of the group it is in."""
+
+    def note_promises(self, optimizers: Sequence[Any]) -> None:
+        """Learn what optimizers promise of their updates."""
+        self._promised = promises(optimizers, self._outline)
+
+    def is_reported(self, parameter: WatchedParameter) -> bool:
+        """Whether this rank reports it: one that all ranks have alike is reported by one of them."""
+        return self._speaker.reports_replicated or parameter.owner.name in self._speaker.apart
+
+    def layout(self, chosen: Sequence[WatchedParameter], *metrics: str) -> Layout:
+        """The series of metrics of several parameters, metric by metric."""
+        key = "parameters", metrics, tuple(p.order for p in chosen)
+        return self._book.layout(key, lambda: [self.of(p, metric) for metric in metrics for p in chosen])
+
+    def listed(self, key: tuple[Any, ...], make: Callable[[], Iterable[Series | None]]) -> Layout:
+        """A list of series of parameters, made once for a key that names it."""
+        return self._book.layout(("parameters", *key), make)
+
+    def of(self, p: WatchedParameter, metric: str, method: str = "", index: int | None = None) -> Series | None:
+        """The series of a parameter's metric, measured by a method, of an expert or of the whole."""
+
+        def facts() -> Facts:
+            known = METRICS.get(metric)
+            promise = self._promised.get(p.order) if known is not None and known.family == "update" else None
+            turns = 1 if metric.startswith("gradient.") else self._turns()
+            return facts_of(
+                p,
+                method=method,
+                group=self.group_of.get(p.order),
+                placement="disjoint" if p.owner.name in self._speaker.apart else "replicated",
+                cadence=self._sampling.cadence(metric) * turns,
+                update_scale=promise[0] if promise else None,
+                update_band=promise[1] if promise else None,
+            )
+
+        bound: Bound = "exact" if method in ("", "gram") else "lower"
+        return self._book.series(metric, "parameter", p.name, facts, index=index, bound=bound)
