@@ -313,7 +313,8 @@ class Observer:
         inline = self._captures.activations.inline
         if inline is None or not self.gate.in_root or self._captures.probe.running or self._is_closed:
             return call
-        return self._instead_safely(inline, module, call) or call
+        found: Callable[..., Any] | None = self._instead_safely(inline, module, call)
+        return call if found is None else found
 
     def _lacks_optimizer(self) -> bool:
         """Whether the run's updates may be made without an optimizer that is known here."""
