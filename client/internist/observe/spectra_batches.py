@@ -184,10 +184,15 @@ def _stacks(members: Sequence[Matrices]) -> Iterator[list[Matrices]]:
         key = each.weight.shape, each.weight.dtype, each.is_stack_of_experts
         groups.setdefault(key, []).append(each)
     for alike in groups.values():
-        size = 4 * alike[0].weight.numel() * len(alike[0].kinds)
+        size = _bytes(alike[0].weight) * len(alike[0].kinds)
         most = max(1, STACK_BYTES // size)
         for start in range(0, len(alike), most):
             yield alike[start : start + most]
+
+
+def _bytes(matrix: Tensor) -> int:
+    """What a float32 copy takes, with one in float64 where the exact value is computed."""
+    return (12 if spectral_stacks.method(matrix.shape) == "gram" else 4) * matrix.numel()
 
 
 def _stacked(sides: Sequence[Sequence[Tensor]]) -> Tensor:
