@@ -10,6 +10,7 @@ waits for the device.
 
 import argparse
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -217,7 +218,9 @@ def accelerator() -> Iterator[None]:
         mock.patch.object(transfer, "_bytes_of", lambda host: bytes(4 * host.numel())),
         mock.patch.object(recorder.Recorder, "drain", lambda own, **_: own._queue.clear()),  # another thread, no mode
         mock.patch.object(torch._dynamo.config, "disable", True),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by copy.deepcopy
         PLAIN.add(FakeTensor)
         try:
             yield
