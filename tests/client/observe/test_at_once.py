@@ -48,6 +48,7 @@ class Zoo(nn.Module):
         )
         self.conv = nn.Conv1d(WIDTH, 2 * WIDTH, 3, padding=1, groups=4)
         self.mix, self.experts = nn.Linear(2 * WIDTH, WIDTH, bias=False), Experts()
+        self.mix.weight = nn.Parameter(torch.randn(2 * WIDTH, WIDTH).div(6).t())  # not contiguous
         self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, 40, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
