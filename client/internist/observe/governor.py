@@ -13,6 +13,9 @@ log = logging.getLogger("internist")
 
 START_S, START_STEPS = 3.0, 1_000
 """What the start may cost beyond its share: so many seconds, or the share of so many bare rounds, whichever is more."""
+START_ROUNDS = 100
+"""Rounds of a process that are its start: what is left of the allowance then lapses, but for one whole sample."""
+WHOLE = Due(light=True, heavy=True, matrices=-1)
 FIRST_SHARE = 2 / 3
 """Share of the allowance that the first sample takes at most, so that what is loaded and compiled for it, once, leaves
 something to the others."""
@@ -29,7 +32,7 @@ LATELY = 1 - 1 / 1_000
 
 
 class Account:
-    """What the monitor may spend: a share of every round's time and, once, the start's allowance."""
+    """What the monitor may spend: a share of every round's time and, while a run starts, its allowance."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -44,6 +47,10 @@ class Account:
     def book(self, spent_s: float, wall_s: float) -> None:
         """A round is over."""
         self._debt = max(0.0, self._debt + spent_s - self.limit * wall_s)
+
+    def end_start(self, kept_s: float) -> None:
+        """From here on only a share of the time is spent, as it passes, and what is kept of the allowance at most."""
+        self._debt = max(self._debt, self.allowance - kept_s)
 
     def affords(self, cost_s: float) -> bool:
         """Whether a sample may be taken. What costs more than all that may be saved waits until that is there."""
@@ -100,6 +107,8 @@ class Governor:
             self._samples += 1
             self._account.allowance = max(START_S, self.limit * START_STEPS * self.meter.plain)
         self._account.book(spent, wall_s)
+        if self._rounds == START_ROUNDS:
+            self._account.end_start(self.meter.of(WHOLE))
         self._spent = self._spent * LATELY + spent
         self._wall = self._wall * LATELY + wall_s
 
@@ -137,7 +146,7 @@ class Governor:
         if costs.plain <= 0:
             return
         ahead = min(max(step, SHORTEST), LONGEST)
-        extra = AHEAD * max(0.0, self._account.left) if self._rounds < START_STEPS else 0.0
+        extra = AHEAD * max(0.0, self._account.left) if self._rounds < START_ROUNDS else 0.0
         allowed = self.limit * costs.plain - costs.idle + extra / ahead
         powers = self.powers
         while forecast(step, self._every, powers, costs) > allowed:
