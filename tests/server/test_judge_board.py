@@ -119,14 +119,14 @@ def test_a_run_is_ok_only_when_half_of_its_conditions_are_judged_and_its_steps_a
 
 
 def test_a_sparkline_keeps_the_last_points_of_the_worst_member():
-    laws = [(series(0, "activation.rms", "blocks.0", role="block"), while_wrong(8.0))]
+    laws = [(series(0, "activation.rms", "blocks.0", role="block"), while_wrong(8.0, first=600, until=660))]
 
     cards = tell(laws, last=1200).judge.verdicts("run", "attempt").cards
 
     forward = next(card for card in cards if card.name == "forward")
     assert len(forward.steps) == len(forward.sparkline) == 64
     assert forward.steps == tuple(range(570, 1210, 10))
-    assert dict(zip(forward.steps, forward.sparkline, strict=True))[430] == pytest.approx(3, abs=0.1)
+    assert dict(zip(forward.steps, forward.sparkline, strict=True))[630] == pytest.approx(3, abs=0.1)
 
 
 def test_a_nan_is_the_worst_there_is():

@@ -123,7 +123,7 @@ def test_what_the_optimizer_tells_is_recorded_as_told_on_model_heavy_steps_and_a
 def test_what_is_in_no_catalogue_is_left_out():
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer)
 
@@ -135,7 +135,7 @@ def test_the_share_of_the_gap_is_told_under_the_policies_that_rest_on_it(policy,
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
     optimizer.param_groups[0]["policy"] = policy
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer)
 
@@ -150,7 +150,7 @@ def test_a_gap_that_is_used_up_is_a_large_share_and_a_nan_stays_one():
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
     optimizer.of = lambda p: {"optimizer.gap": torch.tensor(-0.1 if p.dim() == 2 else math.nan)}
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer, steps=1)
 
@@ -163,7 +163,7 @@ def test_an_optimizer_that_fails_at_it_is_not_asked_again_and_training_goes_on(c
     model = small()
     optimizer = Faulty(model.parameters(), lr=LR)
     before = [p.detach().clone() for p in model.parameters()]
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     with caplog.at_level(logging.WARNING):
         train(model, optimizer)
@@ -180,7 +180,7 @@ def test_answers_of_another_form_do_not_hurt(told):
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
     optimizer.diagnostics = lambda: told
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer)
 
@@ -191,7 +191,7 @@ def test_a_value_of_many_entries_is_refused_and_the_others_of_the_step_are_kept(
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
     optimizer.of = lambda _: {"optimizer.audit": torch.ones(3)}
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer)
 
@@ -215,7 +215,7 @@ def test_what_an_object_behind_a_step_hook_knows_is_told_too_and_nothing_is_told
     model = small()
     optimizer = Telling(model.parameters(), lr=LR)
     clipper = Clipper(optimizer, model[0].weight)
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     train(model, optimizer)
 
@@ -245,7 +245,7 @@ def test_hidden_matrices_on_another_algorithm_are_told_apart_and_warned_of_once(
 def test_without_an_optimizer_for_matrices_nothing_is_astray(caplog):
     model = gpt()
     optimizer = torch.optim.AdamW(model.parameters())
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
 
     with caplog.at_level(logging.WARNING):
         train(model, optimizer)
