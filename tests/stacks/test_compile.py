@@ -1,11 +1,15 @@
 """torch.compile in its four ways, before and after watching: the same bits, and activations by replay."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 import internist
+from tests.client.points import read
 from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, sentences
 from tests.stacks.twin import Run, assert_coverage_is_honest, missing, train
 
@@ -232,3 +236,70 @@ def test_where_no_graph_with_statistics_can_be_made_a_probe_is_replayed_and_it_i
     assert "a probe is replayed instead" in caplog.text
     entries = {(entry.family, entry.subject): entry.state for entry in monitor.coverage()}
     assert entries["activation", "blocks.0"] == "measured"
+
+
+class Broken(nn.Module):
+    """A block in whose middle the compiler begins a new graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        hidden = self.a(x)
+        torch._dynamo.graph_break()
+        return x + self.b(hidden)
+
+
+def test_a_model_that_is_no_single_graph_stays_compiled_and_is_measured_by_a_replay(tmp_path, caplog):
+    calls = [0]
+
+    def counting(graph, _):
+        def run(*args):
+            calls[0] += 1
+            return graph.forward(*args)
+
+        return run
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    blocks = 10  # more than the variants of one code that a compiler keeps
+    model = nn.Sequential(*(Broken() for _ in range(blocks)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    compiled = torch.compile(model, backend=counting)
+    monitor = internist.watch(
+        compiled, optimizer, mode="offline", directory=tmp_path, every=1, max_overhead=0, compile="inline"
+    )
+    of_steps = []
+    for _ in range(3):
+        before = calls[0]
+        compiled(torch.ones(2, 8)).square().mean().backward()
+        of_steps.append(calls[0] - before)
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.finish()
+
+    assert of_steps == [2 * blocks] * 3
+    assert "a probe is replayed instead" in caplog.text
+    assert read(monitor.directory)[0]["activation.rms", "0", None].keys() == {0, 1, 2}
+
+
+def test_a_model_that_is_measured_in_its_graph_is_let_go_with_its_user(tmp_path):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend=BACKEND)
+    monitor = internist.watch(
+        compiled, optimizer, mode="offline", directory=tmp_path, every=1, max_overhead=0, compile="inline"
+    )
+    for _ in range(2):
+        compiled(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    gone = weakref.ref(model)
+    del model, compiled, optimizer
+    torch._dynamo.reset()
+    gc.collect()
+
+    assert gone() is None
+    monitor.finish()

@@ -215,6 +215,8 @@ class Monitor:
             reason: what for, as the board shows it.
         """
         pause = self._pauses.begin(reason, steps=self.steps)
+        if self._observer is not None:
+            self._observer.pause_begins()
         if self._sender is not None and not self.is_finished:
             self._sender.tell_life()
         return pause

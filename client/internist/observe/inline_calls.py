@@ -79,7 +79,7 @@ class InlineCalls:
         self._values: list[tuple[tuple[_Said, ...], Tensor]] = []
         self._marked = 0
         self._hooks = [
-            (watched.module, self._hook(watched))
+            (watched, self._hook(watched))
             for watched in outline.modules
             if not watched.excluded and not (watched.role == "root" and outline.head is not None)
         ]
@@ -106,11 +106,16 @@ class InlineCalls:
             compiler = _compiler(module, call)
             if compiler is None:
                 return call
-            graph = self._graphs[id(module)] = compiler(self._spoken(_eager(module)))
+            whole = _whole(self._spoken())
+            if whole is None:
+                self._give_up(RuntimeError("this version of torch cannot be asked for one graph or none"))
+                return call
+            graph = self._graphs[id(module)] = compiler(whole)
+        inner = _eager(module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self._hooked() as failures:
-                output, values, said = graph(*args, **kwargs)
+                output, values, said = graph(inner, *args, **kwargs)
             if failures:
                 self._give_up(failures[0])
                 return call(*args, **kwargs)
@@ -166,15 +171,15 @@ class InlineCalls:
 
     # ---- in the graph ----------------------------------------------------------------------------------------------
 
-    def _spoken(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward that also returns what its calls say. Traced."""
+    def _spoken(self) -> Callable[..., Any]:
+        """A module's forward that also returns what its calls say. Traced; the module is handed over, not held."""
         found, norms, axes = self._found, self._norms, self._axes
 
-        def spoken(*args: Any, **kwargs: Any) -> tuple[Any, Tensor | None, tuple[_Said, ...]]:
+        def spoken(module: nn.Module, /, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None, tuple[_Said, ...]]:
             found.clear()
             norms.clear()
             axes.append(Axes())  # of this forward alone: what a graph has changed would not fit it the next time
-            output = forward(*args, **kwargs)
+            output = module._call_impl(*args, **kwargs)
             said = tuple(each for each, _ in found)
             with torch.no_grad():
                 parts = [part for _, own in found for part in own]
@@ -191,7 +196,7 @@ class InlineCalls:
         """With a hook on every watched module. What goes wrong is told, not raised: what is the user's own comes again
         when the model's own graph is called."""
         failures: list[BaseException] = []
-        handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
+        handles = [each.module.register_forward_hook(hook, with_kwargs=True) for each, hook in self._hooks]
         try:
             yield failures
         except Exception as error:
@@ -322,12 +327,20 @@ def _count(metric: str, said: _Said) -> int:
     return said.tokens if metric == "output.log_z" else said.entries
 
 
-def _eager(module: nn.Module) -> Callable[..., Any]:
-    """The forward that a compiled module was compiled from."""
+def _eager(module: nn.Module) -> nn.Module:
+    """The module whose forward a compiled module was compiled from."""
     if type(module).__name__ == "OptimizedModule":
         inner: nn.Module = module._orig_mod  # type: ignore[assignment]
-        return inner._call_impl
-    return module._call_impl
+        return inner
+    return module
+
+
+def _whole(forward: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The same, in one graph or none: pieces behind a break would be traced with hooks as the user's own code, of which
+    a compiler keeps a few variants and runs it uncompiled from then on. None where torch cannot be asked for that."""
+    required: Any = getattr(torch._dynamo, "error_on_graph_break", None)
+    whole: Callable[..., Any] | None = None if required is None else required(True)(forward)
+    return whole
 
 
 def _compiler(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -147,6 +147,10 @@ class Observer:
         """Sample as the server wishes."""
         self._pacing.take_directives(directives)
 
+    def pause_begins(self) -> None:
+        """The round under way holds something else than training: how long it takes says nothing of its sample."""
+        self._pacing.work.interrupt()
+
     def coverage(self) -> tuple[CoverageEntry, ...]:
         """What became of every metric family of every watched module and parameter."""
         return self._report.entries(self._outline, self._captures, self._seen())
@@ -187,6 +191,7 @@ class Observer:
         if answer == "no":
             self.gate.on = False
             self.evaluated = time.monotonic()
+            self.pause_begins()
             return
         if self._mode.mistaken:
             self._captures.activations.reset()

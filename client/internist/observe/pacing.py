@@ -47,14 +47,15 @@ class Pacing:
 
     def round_ended(self, sample: Due, host_s: float) -> None:
         """A round is over: what it measured, and the host time spent in the monitor."""
-        length = self.work.end_round(sample, host_s)
+        length, is_whole = self.work.end_round(sample, host_s)
         self._rounds += 1
         self._governor.observe(sample, host_s, length)
-        if not self.on_device:
+        if not self.on_device and is_whole:
             self._governor.observe_length(sample, length)
         for one in self.work.timed():
             self._governor.observe_device(one.sample, one.host_s, one.work_s)
-            self._governor.observe_length(one.sample, one.length_s)
+            if one.length_s is not None:
+                self._governor.observe_length(one.sample, one.length_s)
 
     def decide(self, step: int) -> Due:
         """What a step measures."""

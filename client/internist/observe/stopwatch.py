@@ -37,8 +37,8 @@ class Timed:
     """Host time spent in the monitor."""
     work_s: float
     """Device time from the begin to the end of each piece of the monitor's work."""
-    length_s: float
-    """Device time of the whole round."""
+    length_s: float | None
+    """Device time of the whole round; None where something else than training lies in it."""
 
 
 @dataclass(slots=True)
@@ -48,6 +48,7 @@ class _Round:
     end: Mark | None = None
     sample: Due = NOTHING
     host_s: float = 0.0
+    is_whole: bool = True
 
 
 class Stopwatch:
@@ -65,6 +66,7 @@ class Stopwatch:
         self._round_began = time.perf_counter()
         self._round: _Round | None = None
         """The round under way, where the device times it."""
+        self._is_whole = True
         self._waiting: deque[_Round] = deque(maxlen=WAITING)
 
     def __enter__(self) -> None:
@@ -83,7 +85,12 @@ class Stopwatch:
         """Host time of the monitor's work in the round under way, a piece that is not over included."""
         return self._done_s + (time.perf_counter() - self._piece_began if self._piece_began else 0.0)
 
-    def end_round(self, sample: Due, host_s: float) -> float:
+    def interrupt(self) -> None:
+        """Something else than training happens in the round under way, an evaluation or a pause: often in the rounds
+        that are sampled, since both come at multiples of ten. Its length says nothing of a sample."""
+        self._is_whole = False
+
+    def end_round(self, sample: Due, host_s: float) -> tuple[float, bool]:
         """The round is over.
 
         Args:
@@ -91,16 +98,18 @@ class Stopwatch:
             host_s: host time spent in the monitor.
 
         Returns:
-            Its length in seconds by the host's clock.
+            Its length in seconds by the host's clock, and whether that says something of rounds to come.
         """
         now = time.perf_counter()
         length, self._round_began = now - self._round_began, now
         self._done_s = 0.0
+        is_whole, self._is_whole = self._is_whole, True
         if self._round is not None:
+            self._round.is_whole = is_whole
             self._round.end, self._round.sample, self._round.host_s = self._marked(), sample, host_s
             if self._round.end is not None:
                 self._waiting.append(self._round)
-        return length
+        return length, is_whole
 
     def begin_round(self, sample: Due, *, on_device: bool) -> None:
         """What the round that begins will measure. The device times sampled rounds, and the one behind each."""
@@ -118,7 +127,7 @@ class Stopwatch:
                 length = one.begin.elapsed_time(end)
             except RuntimeError:
                 continue  # its marks lie on several devices: the host's time has to do
-            yield Timed(one.sample, one.host_s, work / 1e3, length / 1e3)
+            yield Timed(one.sample, one.host_s, work / 1e3, length / 1e3 if one.is_whole else None)
 
     def _marked(self) -> Mark | None:
         """A mark at this moment; None while a graph is being captured, which would swallow it."""

@@ -88,6 +88,47 @@ def test_rounds_behind_the_one_that_follows_a_sample_leave_no_marks():
     assert device.marks == before
 
 
+def test_a_round_that_was_interrupted_tells_what_the_work_took_and_not_how_long_a_round_is():
+    device = Device()
+    stopwatch = Stopwatch(device.mark)
+    stopwatch.begin_round(ALL, on_device=True)
+    work(device, stopwatch, 3)
+    stopwatch.interrupt()
+    device.now_ms += 60_000  # an evaluation
+    _, is_whole = stopwatch.end_round(ALL, 0.001)
+    stopwatch.begin_round(NOTHING, on_device=True)
+    device.now_ms += 20
+    _, next_is_whole = stopwatch.end_round(NOTHING, 0.0)
+    device.is_idle = True
+
+    assert (is_whole, next_is_whole) == (False, True)
+    assert [(each.work_s, each.length_s) for each in stopwatch.timed()] == [
+        (pytest.approx(0.003), None),
+        (0, pytest.approx(0.020)),
+    ]
+
+
+@pytest.mark.parametrize("way", ["evaluation", "pause"])
+def test_an_evaluation_and_a_pause_interrupt_the_round_under_way(tmp_path, way):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer, mode="offline", directory=tmp_path)
+    stopwatch = monitor._observer._pacing.work
+    if way == "evaluation":
+        with torch.no_grad():
+            model.eval()(torch.ones(1, 2))
+    else:
+        with monitor.pause("checkpoint"):
+            pass
+
+    _, is_whole = stopwatch.end_round(NOTHING, 0.0)
+    model.train()(torch.ones(1, 2)).sum().backward()
+    _, next_is_whole = stopwatch.end_round(NOTHING, 0.0)
+    monitor.finish()
+
+    assert (is_whole, next_is_whole) == (False, True)
+
+
 def test_nothing_is_marked_while_a_graph_is_captured():
     device = Device()
     stopwatch = Stopwatch(device.mark)
