@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
-from internist_server.alerts.addresses import receiver_name
 from internist_server.errors import SettingsError
 
 DEFAULT_PORT = 8237
@@ -66,10 +65,9 @@ class Settings(BaseSettings):
     def _is_reached_by_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
             parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(
-                    f"expected addresses such as http://alertmanager:9093, got one of {receiver_name(url)}"
-                )
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query:
+                shown = url.rpartition("@")[2]  # before it is a password
+                raise ValueError(f"expected addresses such as http://alertmanager:9093, got {shown!r}")
         return value
 
     @field_validator("token", "external_url", mode="before")
