@@ -40,8 +40,8 @@ class Settings(BaseSettings):
         default=60.0,
         ge=1.0,
         le=3600.0,
-        description="Seconds after which Alertmanagers are told again of all that fires; what they are not told of for four "
-        "times as long is resolved there.",
+        description="Seconds after which Alertmanagers are told again of all that fires; what they are not told of for "
+        "four times as long is resolved there.",
     )
     external_url: str | None = Field(
         default=None, description="Address of this server as people reach it; links in notifications begin with it."
