@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,11 +26,11 @@ class Alertmanager:
     process: "subprocess.Popen[bytes]"
 
     def alerts(self) -> list[dict[str, Any]]:
-        """What fires there, muted or not."""
+        """What fires there, muted or not, as far as it has been looked at there."""
         answer = httpx.get(f"{self.address}/api/v2/alerts", timeout=10)
         assert answer.status_code == 200, answer.text
         found: list[dict[str, Any]] = answer.json()
-        return found
+        return [one for one in found if one["status"]["state"] != "unprocessed"]
 
     def await_alerts(self, holds: Callable[[list[dict[str, Any]]], Any], what: str) -> list[dict[str, Any]]:
         """What fires there as soon as this holds of it."""
@@ -88,8 +88,17 @@ class Inbox:
     """What a webhook of an Alertmanager has heard, and a configuration that sends it everything without delay."""
 
     config: Path
-    heard: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    """What it answers first; 200 afterwards."""
+    url: str = ""
+    heard: list[Any] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
+
+    def await_bodies(self, count: int) -> list[Any]:
+        """The first bodies of any kind."""
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.heard) >= count, DEADLINE_S), f"not {count} bodies: {self.heard}"
+            return self.heard[:count]
 
     def await_status(self, status: str) -> dict[str, Any]:
         """The first body of this status."""
@@ -109,9 +118,9 @@ class Inbox:
 
 
 @contextmanager
-def inbox(directory: Path) -> Iterator[Inbox]:
+def inbox(directory: Path, *, failures: Sequence[int] = ()) -> Iterator[Inbox]:
     """A webhook receiver on this machine."""
-    state = Inbox(directory / "alertmanager.yml")
+    state = Inbox(directory / "alertmanager.yml", list(failures))
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -119,7 +128,7 @@ def inbox(directory: Path) -> Iterator[Inbox]:
             with state.news:
                 state.heard.append(body)
                 state.news.notify_all()
-            self.send_response(200)
+            self.send_response(state.failures.pop(0) if state.failures else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -129,10 +138,10 @@ def inbox(directory: Path) -> Iterator[Inbox]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/"
+    state.url = f"http://127.0.0.1:{server.server_port}"
     state.config.write_text(
         "route: {receiver: test, group_by: [run, condition], group_wait: 0s, group_interval: 200ms}\n"
-        f"receivers: [{{name: test, webhook_configs: [{{url: '{url}'}}]}}]\n"
+        f"receivers: [{{name: test, webhook_configs: [{{url: '{state.url}/'}}]}}]\n"
     )
     try:
         yield state

@@ -36,7 +36,7 @@ def entry_of(alert: views.Alert, *, external_url: str) -> Entry:
         labels=of_alert,
         annotations=annotations(alert, link),
         link=link,
-        started_at_ms=alert.opened_at_ms or 0,
+        started_at_ms=max(0, alert.opened_at_ms or 0),
     )
 
 
