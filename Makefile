@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS
 	$(BIN)/internist demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev browser compiler ## Run all tests (ARGS=tests/client: some of them)
+test: $(VENV)/.installed-dev browser compiler alertmanager ## Run all tests (ARGS=tests/client: some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
@@ -102,5 +102,21 @@ compiler:
 	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends gcc libc6-dev > /dev/null && exit 0; \
 	fi; \
 	echo "No C compiler found (cc): install one to test the optimizers' compiled passes." >&2; \
+	if [ -n "$${CI:-}" ]; then exit 1; fi; \
+	echo "They are skipped this time." >&2
+
+# And for Alertmanager: taken out of Debian's package, since installing that would start a service.
+.PHONY: alertmanager
+alertmanager:
+	for program in prometheus-alertmanager alertmanager $(VENV)/alertmanager/usr/bin/prometheus-alertmanager; do \
+	  if command -v "$$program" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && command -v apt-get > /dev/null; then \
+	  echo "Fetching Alertmanager for the tests of what it is told."; \
+	  mkdir -p $(VENV)/alertmanager && cd $(VENV)/alertmanager && apt-get -qq update && \
+	  apt-get -qq -o APT::Sandbox::User=root download prometheus-alertmanager > /dev/null && \
+	  dpkg-deb --extract prometheus-alertmanager_*.deb . && exit 0; \
+	fi; \
+	echo "No Alertmanager found: install prometheus-alertmanager to test what it is told." >&2; \
 	if [ -n "$${CI:-}" ]; then exit 1; fi; \
 	echo "They are skipped this time." >&2

@@ -1,7 +1,8 @@
-"""What tests of several rooms share: a real browser, and which of them are fast."""
+"""What tests of several rooms share: a real browser, a real Alertmanager, and which of them are fast."""
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +33,19 @@ def browser() -> Iterator[Any]:
         instance = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
         yield instance
         instance.close()
+
+
+@pytest.fixture(scope="session")
+def alertmanager_program() -> str:
+    """Debian's Alertmanager; without it the tests are skipped, except where CI is set."""
+    beside = Path(sys.prefix, "alertmanager", "usr", "bin")
+    names = ("prometheus-alertmanager", "alertmanager")
+    found = next((path for name in names if (path := shutil.which(name) or shutil.which(name, path=beside))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Alertmanager: CI must have one (apt-get install prometheus-alertmanager)")
+        pytest.skip("no Alertmanager found: apt-get install prometheus-alertmanager")
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by -m

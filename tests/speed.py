@@ -9,7 +9,11 @@ from pathlib import PurePosixPath
 LONGEST = 2.0
 """Seconds that a fast test may take on a quiet machine."""
 
-SLOW_MARKERS = {"browser": "starts a real browser", "postgres": "starts a PostgreSQL server"}
+SLOW_MARKERS = {
+    "alertmanager": "starts a real Alertmanager",
+    "browser": "starts a real browser",
+    "postgres": "starts a PostgreSQL server",
+}
 
 SLOW_FIXTURES = {
     "gang": "several processes",

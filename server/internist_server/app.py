@@ -18,7 +18,7 @@ from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.ingest import Ingest, system_clock_ms
-from internist_server.receivers import has_receivers, make_notifier
+from internist_server.receivers import has_receivers, make_notifier, make_pushers
 from internist_server.routes import (
     alerts,
     catalogue,
@@ -68,6 +68,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
     database = Database(settings.database_url)
     changes = Changes()
     notifier = make_notifier(database, settings, clock=clock)
+    pushers = make_pushers(database, settings, clock=clock)
+    for pusher in pushers:
+        changes.follow(pusher.changed)
     ingest = Ingest(
         database,
         changes,
@@ -80,7 +83,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [thread for thread in (ticker, notifier) if thread is not None]
+        threads = [thread for thread in (ticker, notifier, *pushers) if thread is not None]
         for thread in threads:
             thread.start()
         try:

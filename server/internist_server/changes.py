@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 
 class Changes:
@@ -10,6 +11,12 @@ class Changes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: dict[str, set[Listener]] = {}
+        self._followers: tuple[Callable[[str], None], ...] = ()
+
+    def follow(self, follower: Callable[[str], None]) -> None:
+        """Call this with every run that changes, from the thread that changed it: it must return at once."""
+        with self._lock:
+            self._followers = (*self._followers, follower)
 
     def ring(self, run: str) -> None:
         """Wake everyone who listens for this run; callable from any thread."""
@@ -17,6 +24,8 @@ class Changes:
             woken = self._listeners.pop(run, set())
         for listener in woken:
             listener.wake()
+        for follower in self._followers:
+            follower(run)
 
     def listen(self, run: str) -> "Listener":
         """Listen from now on, for one ring: call it before reading what the ring would announce."""

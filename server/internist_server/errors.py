@@ -2,6 +2,7 @@
 
 ServerError
 ├── SettingsError          a setting is wrong, or unsafe together with another (also a ValueError)
+├── DeliveryError          a receiver did not take what it was sent
 ├── NotFound               what was asked for is not here
 │   ├── RunNotFound
 │   ├── AttemptNotFound
@@ -23,6 +24,10 @@ class ServerError(Exception):
 
 class SettingsError(ServerError, ValueError):
     """A setting is wrong, or unsafe together with another."""
+
+
+class DeliveryError(ServerError):
+    """A receiver did not take what it was sent."""
 
 
 class NotFound(ServerError):  # noqa: N818

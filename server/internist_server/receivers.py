@@ -1,10 +1,13 @@
-"""The way from queued notifications to their receivers."""
+"""The way out of the store: queued notifications to their receivers, what fires to Alertmanagers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from internist.schema.rules import QUIET_AFTER_S
+from internist.schema.views import Alert
+from internist_server.alerts.alertmanager import Pusher
 from internist_server.alerts.notify import Notification, Notifier, order_members
 from internist_server.settings import Settings
-from internist_server.store import notifications
+from internist_server.store import alerts, notifications
 from internist_server.store.database import Database
 
 
@@ -36,6 +39,30 @@ def make_notifier(database: Database, settings: Settings, *, clock: Callable[[],
 def has_receivers(settings: Settings) -> bool:
     """Whether anyone wants to be told of alerts."""
     return bool(settings.webhook_url or settings.apprise_urls)
+
+
+def make_pushers(database: Database, settings: Settings, *, clock: Callable[[], int]) -> list[Pusher]:
+    """A thread for each Alertmanager."""
+
+    def read_firing(runs: Collection[str] | None) -> list[Alert]:
+        with database.read() as session:
+            return alerts.current(session, runs=runs, moments_since_ms=clock() - int(QUIET_AFTER_S * 1000))
+
+    def read_ended(since_ms: int) -> list[Alert]:
+        with database.read() as session:
+            return alerts.closed_since(session, since_ms)
+
+    return [
+        Pusher(
+            url,
+            read_firing=read_firing,
+            read_ended=read_ended,
+            external_url=settings.address,
+            refresh_s=settings.alertmanager_refresh_s,
+            clock=clock,
+        )
+        for url in settings.alertmanager_url
+    ]
 
 
 def _notification(queued: notifications.Queued) -> Notification:

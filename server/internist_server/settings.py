@@ -3,6 +3,7 @@
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -31,6 +32,17 @@ class Settings(BaseSettings):
     apprise_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Receivers of notifications as Apprise URLs, separated by commas."
     )
+    alertmanager_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Alertmanagers to tell of what fires, separated by commas: all of a cluster, as with Prometheus.",
+    )
+    alertmanager_refresh_s: float = Field(
+        default=60.0,
+        ge=1.0,
+        le=3600.0,
+        description="Seconds after which Alertmanagers are told again of all that fires; what they are not told of for "
+        "four times as long is resolved there.",
+    )
     external_url: str | None = Field(
         default=None, description="Address of this server as people reach it; links in notifications begin with it."
     )
@@ -41,11 +53,21 @@ class Settings(BaseSettings):
         default=MAX_SERIES_PER_RUN, ge=1, description="A run's series beyond this are refused."
     )
 
-    @field_validator("webhook_url", "apprise_urls", mode="before")
+    @field_validator("webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        return value
+
+    @field_validator("alertmanager_url")
+    @classmethod
+    def _is_reached_by_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query:
+                shown = url.rpartition("@")[2]  # before it is a password
+                raise ValueError(f"expected addresses such as http://alertmanager:9093, got {shown!r}")
         return value
 
     @field_validator("token", "external_url", mode="before")

@@ -25,9 +25,9 @@ def points(values, *, metric="loss", subject="", index=None, band=None, series=7
 
 def alert(*, step=50, severity="critical"):
     return Alert(
-        1, "r", "r", "p", "a", "rule", "update", severity, "firing", 7, "update.own", "blocks.2", None, "blocks.2",
-        "own", 0.6, 31.0, 31.0, "baseline", 0.01, 0.04, step, step, None, 0, None, "moved", "its rate",
-        None, None, True,
+        1, "r", "r", "p", "a", "rule", "update", severity, "firing", 7, "update.own", "blocks.2", None, "module",
+        "blocks.2", "blocks.2", "own", 0.6, 31.0, 31.0, "baseline", 0.01, 0.04, step, step, None, 0, None, "moved",
+        "its rate", None, None, True,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from internist.schema.wire import Note
 from internist_server.alerts.notify import Notifier
+from internist_server.store import alerts as store
 from internist_server.store import notifications
 from tests.server.sending import EPOCH_MS, STEP_MS, Sender, start_of
 from tests.server.sick_runs import EVERY, faulty_block, frames, small_model
@@ -215,6 +216,37 @@ def test_an_alert_of_the_users_code_is_kept_and_notified(sender):
     (alert,) = alerts(sender, condition="user")
     assert (alert["message"], alert["severity"], alert["state"]) == ("Loss spike: at batch 7", "critical", "resolved")
     assert [(condition, status) for condition, status, _ in queued(sender)] == [("user", "firing")]
+
+
+def test_what_is_to_be_known_aloud_is_what_fires_and_what_has_just_had_its_moment(sender):
+    fault(sender, [FIRST, FIRST + 10, FIRST + 20], feature=False)
+    noted_ms = EPOCH_MS + 900 * STEP_MS
+    sender.send([sender.record(note=Note("old", "", "info", 1, noted_ms - 1))])
+    sender.send([sender.record(note=Note("new", "", "info", 1, noted_ms))])
+
+    with sender.api.app.state.services.database.read() as session:
+        known = [store.current(session, runs=runs, moments_since_ms=noted_ms) for runs in (None, {"run1"}, {"run2"})]
+
+    assert [[(one.rule, one.kind, one.module) for one in found] for found in known] == [
+        [("update_out_of_band", "module", "blocks.1.fc"), ("user", None, None)],
+        [("update_out_of_band", "module", "blocks.1.fc"), ("user", None, None)],
+        [],
+    ]
+
+
+def test_what_was_over_lately_is_known_and_what_was_belated_is_not(sender, clock):
+    fault(sender, [FIRST, FIRST + 10, FIRST + 20], feature=False)
+    sender.send([sender.finish(FIRST + 20)])
+    clock.advance(3600)
+    late = Sender(sender.api, start_of("run2"))
+    late.send(late.declare(small_model()))
+    late.send(frames(late, range(0, FIRST, EVERY)))
+    fault(late, [FIRST, FIRST + 10, FIRST + 20], feature=False)
+
+    with sender.api.app.state.services.database.read() as session:
+        assert store.current(session, runs=None, moments_since_ms=0) == []
+        assert [one.run for one in store.closed_since(session, EPOCH_MS)] == ["run1"]
+        assert store.closed_since(session, clock.now_ms) == []
 
 
 def test_alerts_are_listed_open_ones_first(sender):

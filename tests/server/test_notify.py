@@ -12,6 +12,7 @@ import pytest
 from internist.schema import views
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import RUN_RULE
+from internist_server.alerts.labels import fingerprint
 from internist_server.alerts.notify import (
     Notification,
     Notifier,
@@ -39,6 +40,8 @@ ALERT = views.Alert(
     metric="update.own",
     subject="blocks.2.attn",
     index=None,
+    kind="module",
+    module="blocks.2.attn",
     block="blocks.2",
     cause="own",
     value=0.15,
@@ -100,6 +103,7 @@ def test_the_webhook_body_is_alertmanagers_version_4():
     assert datetime.fromisoformat(member["startsAt"]).timestamp() == 1_760_000_000
     assert member["endsAt"] == "0001-01-01T00:00:00Z"
     assert member["generatorURL"] == "http://host:8237/runs/r1"
+    assert member["fingerprint"] == fingerprint(member["labels"])
 
 
 def test_every_label_and_annotation_of_a_body_is_text_and_the_body_is_strict_json():

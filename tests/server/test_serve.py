@@ -86,6 +86,8 @@ def test_the_next_free_port_is_taken_and_named(tmp_path):
         (["--host", "0.0.0.0"], {}, "refusing to listen on 0.0.0.0 without a token"),
         ([], {"INTERNIST_HOST": "example.org"}, "refusing to listen"),
         ([], {"INTERNIST_MAX_REQUEST_BYTES": "many"}, "INTERNIST_MAX_REQUEST_BYTES"),
+        ([], {"INTERNIST_ALERTMANAGER_URL": "http://a:9093, b:9093"}, "such as http://alertmanager:9093, got 'b:9093'"),
+        ([], {"INTERNIST_ALERTMANAGER_REFRESH_S": "0"}, "INTERNIST_ALERTMANAGER_REFRESH_S"),
         (["--database", "/nowhere/at/all.db"], {}, "the database /nowhere/at/all.db cannot be used"),
         (["--database", "nonsense://x"], {}, "cannot be used"),
         (["--host", "203.0.113.7", "--token", "t"], {}, "cannot listen on 203.0.113.7"),

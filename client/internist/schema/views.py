@@ -281,6 +281,10 @@ class Alert:
     metric: str
     subject: str
     index: int | None
+    kind: Kind | None
+    """What the subject is; null: the run itself, or its user's code."""
+    module: str | None
+    """The module that owns the subject."""
     block: str | None
     cause: Literal["own", "weight", "learning_rate", "feature", "run", "user"]
     value: Number
@@ -300,6 +304,7 @@ class Alert:
     acknowledged_by: str | None
     acknowledged_at_ms: int | None
     notified: bool
+    """Whether receivers of this server's own know of it."""
 
 
 @dataclass(frozen=True, slots=True)

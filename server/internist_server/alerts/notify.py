@@ -6,17 +6,16 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import quote, urlsplit
 
 import apprise
 import httpx
 
 from internist.schema import views
-from internist.schema.conditions import CONDITION
-from internist.schema.rules import RUN_RULE, Severity
-from internist_server.errors import ServerError
+from internist.schema.rules import Severity
+from internist_server.alerts.addresses import receiver_name, run_url
+from internist_server.alerts.labels import NEVER, annotations, fault, fingerprint, labels, time
+from internist_server.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,7 @@ MAX_MEMBERS = 100
 """Members that a webhook body lists; the rest is counted in `truncatedAlerts`."""
 MAX_LINES = 10
 """Members that a chat message lists."""
-_NEVER = "0001-01-01T00:00:00Z"
 _CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 1}
-_USER = "An alert of the user's code"
-
-
-class DeliveryError(ServerError):
-    """A receiver did not take a notification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +66,9 @@ def idempotency_key(notification: Notification) -> str:
 
 def webhook_body(notification: Notification, *, external_url: str, receiver: str) -> dict[str, object]:
     """The body of a webhook call, in the form of Alertmanager's version 4."""
-    link = run_url(notification, external_url=external_url)
-    labels = _common([_labels(notification, alert) for alert in notification.alerts])
+    link = run_url(notification.run, external_url=external_url)
     summary = {"summary": headline(notification), "advice": _advice(notification)}
     shown = notification.alerts[:MAX_MEMBERS]
-    annotations = _common([_annotations(alert, link) for alert in notification.alerts])
     return {
         "version": WEBHOOK_VERSION,
         "groupKey": group_key(notification),
@@ -85,22 +76,17 @@ def webhook_body(notification: Notification, *, external_url: str, receiver: str
         "status": notification.status,
         "receiver": receiver,
         "groupLabels": {"run": notification.run, "condition": notification.condition},
-        "commonLabels": labels,
-        "commonAnnotations": annotations | summary,
+        "commonLabels": _common([labels(alert) for alert in notification.alerts]),
+        "commonAnnotations": _common([annotations(alert, link) for alert in notification.alerts]) | summary,
         "externalURL": external_url.rstrip("/"),
         "alerts": [_member(notification, alert, link) for alert in shown],
     }
 
 
-def run_url(notification: Notification, *, external_url: str) -> str:
-    """Where the run's board is."""
-    return f"{external_url.rstrip('/')}/runs/{quote(notification.run, safe='')}"
-
-
 def headline(notification: Notification) -> str:
     """The news in one line: how loud, what is wrong, with which run, and the first member."""
     name = notification.run_name or notification.run
-    wrong = f"{_fault(notification)} in {name}"
+    wrong = f"{fault(notification.condition)} in {name}"
     if notification.status == "resolved":
         return f"resolved: {wrong}"
     first = notification.alerts[0].message if notification.alerts else "no members"
@@ -114,7 +100,7 @@ def text(notification: Notification, *, external_url: str) -> str:
     lines += [f"- and {more} more"] * (more > 0)
     if notification.status == "firing" and _advice(notification):
         lines.append(f"Try: {_advice(notification)}.")
-    return "\n".join([*lines, run_url(notification, external_url=external_url)])
+    return "\n".join([*lines, run_url(notification.run, external_url=external_url)])
 
 
 class Notifier(threading.Thread):
@@ -181,7 +167,7 @@ class Notifier(threading.Thread):
                     tell(url, notification, external_url=self._external_url)
             except Exception as error:
                 # Whatever a receiver's library raises, the others get theirs and this one is tried again.
-                failure = f"{_receiver(url)}: {str(error) or type(error).__name__}"
+                failure = f"{receiver_name(url)}: {str(error) or type(error).__name__}"
                 logger.warning("notification %d of run %s failed: %s", notification.id, notification.run, failure)
                 failures.append(failure)
         return "; ".join(failures) or None
@@ -194,7 +180,7 @@ def post(client: httpx.Client, url: str, notification: Notification, *, external
         DeliveryError: it answered with an error.
         httpx.HTTPError: it did not answer.
     """
-    body = webhook_body(notification, external_url=external_url, receiver=_receiver(url))
+    body = webhook_body(notification, external_url=external_url, receiver=receiver_name(url))
     headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(notification)}
     reply = client.post(url, content=json.dumps(body, allow_nan=False).encode(), headers=headers)
     if not reply.is_success:
@@ -221,49 +207,16 @@ def tell(url: str, notification: Notification, *, external_url: str) -> None:
 
 def _member(notification: Notification, alert: views.Alert, link: str) -> dict[str, object]:
     is_over = notification.status == "resolved" or alert.state not in ("pending", "firing")
+    of_alert = labels(alert)
     return {
         "status": "resolved" if is_over else "firing",
-        "labels": _labels(notification, alert),
-        "annotations": _annotations(alert, link),
-        "startsAt": _time(alert.opened_at_ms),
-        "endsAt": _time(alert.closed_at_ms) if is_over else _NEVER,
+        "labels": of_alert,
+        "annotations": annotations(alert, link),
+        "startsAt": time(alert.opened_at_ms),
+        "endsAt": time(alert.closed_at_ms) if is_over else NEVER,
         "generatorURL": link,
-        "fingerprint": f"{alert.id:016x}",
+        "fingerprint": fingerprint(of_alert),
     }
-
-
-def _labels(notification: Notification, alert: views.Alert) -> dict[str, str]:
-    labels = {
-        "alertname": alert.rule,
-        "severity": alert.severity,
-        "condition": alert.condition,
-        "run": alert.run,
-        "run_name": notification.run_name,
-        "project": notification.project,
-        "attempt": alert.attempt,
-        "metric": alert.metric,
-        "module": alert.subject,
-        "block": alert.block or "",
-        "index": "" if alert.index is None else str(alert.index),
-        "cause": alert.cause,
-    }
-    return {name: value for name, value in labels.items() if value}
-
-
-def _annotations(alert: views.Alert, link: str) -> dict[str, str]:
-    annotations = {
-        "description": alert.message,
-        "advice": alert.advice,
-        "value": _number(alert.value),
-        "ratio": _number(alert.ratio),
-        "worst_ratio": _number(alert.worst_ratio),
-        "basis": alert.basis or "",
-        "band_low": _number(alert.band_low),
-        "band_high": _number(alert.band_high),
-        "since_step": "" if alert.pending_step is None else str(alert.pending_step),
-        "dashboard": link,
-    }
-    return {name: value for name, value in annotations.items() if value}
 
 
 def _common(all_labels: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -281,11 +234,6 @@ def _severity(notification: Notification) -> Severity:
     return loudest
 
 
-def _fault(notification: Notification) -> str:
-    known = CONDITION.get(notification.condition) or RUN_RULE.get(notification.condition)
-    return known.fault if known else _USER
-
-
 def _advice(notification: Notification) -> str:
     return next((alert.advice for alert in notification.alerts if alert.advice), "")
 
@@ -293,27 +241,9 @@ def _advice(notification: Notification) -> str:
 def _started(notification: Notification) -> str:
     """When the first member opened."""
     opened = [alert.opened_at_ms for alert in notification.alerts if alert.opened_at_ms is not None]
-    return _time(min(opened, default=None))
-
-
-def _time(milliseconds: int | None) -> str:
-    if milliseconds is None:
-        return _NEVER
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _number(value: views.Number) -> str:
-    return "" if value is None else f"{float(value):.6g}"
+    return time(min(opened, default=None))
 
 
 def _excess(ratio: views.Number) -> float:
     excess = 0.0 if ratio is None else float(ratio)
     return math.inf if math.isnan(excess) else excess
-
-
-def _receiver(url: str) -> str:
-    """A receiver's name for logs and bodies, without what may be secret: a webhook's host, a chat service's scheme."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        return f"{parts.scheme}://"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

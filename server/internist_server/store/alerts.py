@@ -1,12 +1,12 @@
 """Alerts: opened, moved and closed by the judge's transitions, read by people."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, case, func, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import RunRule, Severity
+from internist.schema.rules import RUN_RULES, RunRule, Severity
 from internist.schema.views import Alert, AlertsPage
 from internist.schema.wire import Note
 from internist_server.errors import AlertNotFound
@@ -16,6 +16,8 @@ from internist_server.store.numbers import number
 from internist_server.store.tables import NO_INDEX, AlertRow, AttemptRow, RunRow, SeriesRow
 
 OPEN = ("pending", "firing")
+MOMENTS = ("user", *(rule.name for rule in RUN_RULES if rule.is_end))
+"""Conditions whose alerts have a moment, and no duration."""
 _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
 
 
@@ -133,6 +135,26 @@ def fired_since(session: Session, run: str, *, condition: str, first: int, limit
     return list(session.scalars(query.order_by(AlertRow.id).limit(limit)))
 
 
+def current(session: Session, *, runs: Collection[str] | None, moments_since_ms: int) -> list[Alert]:
+    """What is to be known aloud now, oldest first: what fires, and what had its moment since then.
+
+    Args:
+        runs: only of these; None: of all.
+        moments_since_ms: moments before this are over.
+    """
+    is_moment = AlertRow.condition.in_(MOMENTS) & (AlertRow.opened_at_ms >= moments_since_ms)
+    query = _query().where(AlertRow.quiet.is_(False), (AlertRow.state == "firing") | is_moment)
+    if runs is not None:
+        query = query.where(AlertRow.run_id.in_(runs))
+    return [_alert(row) for row in session.execute(query.order_by(AlertRow.id))]
+
+
+def closed_since(session: Session, since_ms: int) -> list[Alert]:
+    """What fired aloud and was closed since then, oldest first."""
+    query = _query().where(AlertRow.quiet.is_(False), AlertRow.state.not_in(OPEN), AlertRow.closed_at_ms >= since_ms)
+    return [_alert(row) for row in session.execute(query.order_by(AlertRow.id))]
+
+
 def count_firing(session: Session, run: str | None = None) -> int:
     """Number of alerts that fire now, of one run or of all."""
     query = select(func.count()).select_from(AlertRow).where(AlertRow.state == "firing")
@@ -237,7 +259,7 @@ def _add_plain(
 def _query() -> Select[Any]:
     return (
         select(
-            AlertRow, RunRow.name, RunRow.project, AttemptRow.name, SeriesRow.metric, SeriesRow.subject,
+            AlertRow, RunRow.name, RunRow.project, AttemptRow.name, SeriesRow.metric, SeriesRow.kind, SeriesRow.subject,
             SeriesRow.index, SeriesRow.facts,
         )
         .join(RunRow, RunRow.id == AlertRow.run_id)
@@ -247,7 +269,7 @@ def _query() -> Select[Any]:
 
 
 def _alert(found: Row[Any]) -> Alert:
-    row, run_name, project, attempt, metric, subject, index, facts = tuple(found)
+    row, run_name, project, attempt, metric, kind, subject, index, facts = tuple(found)
     return Alert(
         id=row.id,
         run=row.run_id,
@@ -262,6 +284,8 @@ def _alert(found: Row[Any]) -> Alert:
         metric=metric or "",
         subject=subject or "",
         index=None if index is None or index == NO_INDEX else index,
+        kind=kind,
+        module=(facts or {}).get("module"),
         block=(facts or {}).get("block"),
         cause=row.cause,
         value=number(row.value),

@@ -11,7 +11,6 @@ from typing import Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import RUN_RULES
 from internist.schema.views import Alert
 from internist_server.store import alerts
 from internist_server.store.tables import NotificationRow, RunRow, SeriesRow
@@ -20,8 +19,6 @@ LEASE_MS = 60_000
 """A claimed message comes up again after this, should its deliverer have died."""
 RETRY_MS = 2_000
 LONGEST_RETRY_MS = 300_000
-_MOMENTS = ("user", *(rule.name for rule in RUN_RULES if rule.is_end))
-"""Conditions whose alerts have a moment: each is told alone, and never resolved."""
 _CAUSES = ("own", "weight", "learning_rate")
 GIVE_UP_AFTER = 200
 """Deliveries tried before a message is given up: about 16 hours."""
@@ -61,7 +58,7 @@ def queue_firing(session: Session, run: str, *, now_ms: int) -> bool:
 
 
 def queue_moment(session: Session, run: str, condition: str, alert: int, *, now_ms: int) -> None:
-    """Queue the message of an alert that has a moment and no duration: of the user's code, or of the run's end."""
+    """Queue the message of an alert that has a moment and no duration: it is told alone, and never resolved."""
     _queue(session, run, condition, "firing", [alert], now_ms=now_ms)
 
 
@@ -69,7 +66,7 @@ def queue_resolved(session: Session, run: str, *, now_ms: int) -> bool:
     """Queue a message for each open group of which no member fires any more; whether any was queued."""
     is_queued = False
     newest = select(func.max(NotificationRow.id)).where(
-        NotificationRow.run_id == run, NotificationRow.condition.not_in(_MOMENTS)
+        NotificationRow.run_id == run, NotificationRow.condition.not_in(alerts.MOMENTS)
     )
     groups = session.scalars(
         select(NotificationRow)
@@ -143,7 +140,7 @@ def _audible(session: Session, current: Sequence[Alert]) -> set[int]:
 
 def _members(session: Session, row: NotificationRow) -> list[int]:
     """The alerts a message lists: also those that joined before it is delivered."""
-    if row.condition in _MOMENTS:
+    if row.condition in alerts.MOMENTS:
         return list(row.alerts)
     joined = alerts.fired_since(session, row.run_id, condition=row.condition, first=min(row.alerts))
     return sorted({*row.alerts, *joined})
