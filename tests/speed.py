@@ -1,10 +1,13 @@
-"""Which tests are fast: the one place to edit. `make test ARGS="-m fast"` takes less than a minute on two cores.
+"""Which tests are fast: `make test ARGS="-m fast"` takes less than a minute on two cores.
 
-A test is fast unless what it uses, its folder, its file or its name is listed here with the reason. A new file is fast
-until somebody lists it; CI prints the fast tests that took longest, and names those over `LONGEST` seconds.
+A test is fast unless what it uses, its folder or its file is listed here with the reason, or durations.json says that
+it took long (`python .ci/durations.py --record REPORT` writes that from a run's JUnit report). A new one is fast until
+then; CI names those over `LONGEST` seconds.
 """
 
-from pathlib import PurePosixPath
+import json
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 LONGEST = 2.0
 """Seconds that a fast test may take on a quiet machine."""
@@ -35,10 +38,12 @@ SLOW_PATHS = {
 }
 """Folders and files, as seen from the root."""
 
-SLOW_TESTS = {
-    "test_a_compiled_model_is_multiplied_too": "a compiler",
-}
-"""Names of functions, in whichever file."""
+
+@cache
+def recorded() -> dict[str, float]:
+    """Seconds by test function, of those that took long when they were recorded."""
+    found: dict[str, float] = json.loads(Path(__file__).with_name("durations.json").read_text(encoding="utf-8"))
+    return found
 
 
 def why_slow(path: PurePosixPath, function: str, fixtures: set[str], markers: set[str]) -> str | None:
@@ -55,9 +60,9 @@ def why_slow(path: PurePosixPath, function: str, fixtures: set[str], markers: se
         (sorted(markers), SLOW_MARKERS),
         (sorted(fixtures), SLOW_FIXTURES),
         (places, SLOW_PATHS),
-        ([function], SLOW_TESTS),
     ):
         for name in names:
             if name in reasons:
                 return reasons[name]
-    return None
+    seconds = recorded().get(f"{path}::{function}")
+    return None if seconds is None else f"{seconds} s"

@@ -303,3 +303,26 @@ def test_a_model_that_is_measured_in_its_graph_is_let_go_with_its_user(tmp_path)
 
     assert gone() is None
     monitor.finish()
+
+
+def test_an_error_of_the_users_own_in_a_sampled_step_is_raised_once_and_the_next_step_is_the_same(tmp_path):
+    def script(run: Run) -> None:
+        torch._dynamo.reset()
+        torch.manual_seed(2)
+        inner = Gpt(lambda: Attention(dropout=0.5))
+        optimizer = torch.optim.AdamW(inner.parameters(), lr=1e-2)
+        model = torch.compile(inner, backend=BACKEND)
+        run.watch(model, optimizer, compile="inline")
+        for step, (ids, targets) in enumerate(sentences(2 * STEPS)):
+            if step == STEPS:
+                with pytest.raises(IndexError):
+                    model(ids + 1_000, targets)
+            _, loss = model(ids, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.loss(loss)
+
+    run = train(script, tmp_path, reference=False)
+
+    assert run.steps("activation.rms", "blocks.0") == list(range(2 * STEPS))

@@ -193,13 +193,13 @@ class InlineCalls:
 
     @contextmanager
     def _hooked(self) -> Iterator[list[BaseException]]:
-        """With a hook on every watched module. What goes wrong is told, not raised: what is the user's own comes again
-        when the model's own graph is called."""
+        """With a hook on every watched module. What the compiler cannot do, and what there is no memory for, is told:
+        the model's own graph may do without. Anything else is the user's own error, and is raised as it is."""
         failures: list[BaseException] = []
         handles = [each.module.register_forward_hook(hook, with_kwargs=True) for each, hook in self._hooks]
         try:
             yield failures
-        except Exception as error:
+        except (_compiler_error(), torch.OutOfMemoryError) as error:
             failures.append(error)
         finally:
             for handle in handles:
@@ -353,3 +353,9 @@ def _compiler(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]
         held = [cell.cell_contents for cell in cells]
         context = next((each for each in held if isinstance(each, _TorchDynamoContext)), None)
     return context if isinstance(context, _TorchDynamoContext) else None
+
+
+def _compiler_error() -> type[BaseException]:
+    from torch._dynamo.exc import TorchDynamoException  # not before a model was compiled
+
+    return TorchDynamoException
