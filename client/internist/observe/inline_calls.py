@@ -179,7 +179,7 @@ class InlineCalls:
             found.clear()
             norms.clear()
             axes.append(Axes())  # of this forward alone: what a graph has changed would not fit it the next time
-            output = module._call_impl(*args, **kwargs)
+            output = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
             said = tuple(each for each, _ in found)
             with torch.no_grad():
                 parts = [part for _, own in found for part in own]
