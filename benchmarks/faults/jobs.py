@@ -1,6 +1,7 @@
 """One training job: a model, its optimizer, its batches, and the loop that people write around them."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -103,7 +104,7 @@ def train_step(job: Job, before_update: Callable[[], None]) -> tuple[float, floa
     parameters = [p for p in job.model.parameters() if p.grad is not None]
     limit = job.clip if job.clip is not None else float("inf")
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    if norm == norm and norm != float("inf") or not job.skips_nonfinite:
+    if math.isfinite(norm) or not job.skips_nonfinite:
         job.optimizer.step()
     job.optimizer.zero_grad()
     job.scheduler.step()

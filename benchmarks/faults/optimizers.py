@@ -23,7 +23,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure here
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  # no closure here
         """One step."""
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]

@@ -1,5 +1,7 @@
 """Small networks that are no transformers: a residual network of convolutions, an LSTM, and an MLP."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,7 +66,7 @@ class Perceptron(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         sizes = [FEATURES, *[HIDDEN] * 4]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(HIDDEN, 10)
 
