@@ -16,7 +16,7 @@ from benchmarks.faults.jobs import Job, draw, make_job, train_step
 from benchmarks.faults.trials import Trial
 
 POLLS_FROM = 300
-"""The board is read after every sampled step from here on."""
+"""By then a run should be judged: the board is read after every sampled step from here on."""
 _BAD = ("drifting", "violated")
 _KEPT = (
     "rule", "condition", "severity", "metric", "subject", "index", "block", "cause", "value", "ratio", "basis",
@@ -24,8 +24,8 @@ _KEPT = (
 )  # fmt: skip
 
 
-def run(trial: Trial, clinic: Clinic, folder: Path) -> dict[str, Any]:
-    """Train a trial to its end; what was said of it."""
+def run(trial: Trial, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_FROM) -> dict[str, Any]:
+    """Train a trial to its end; what was said of it. Its board is read from step `polls_from` on."""
     torch.set_num_threads(1)
     began = time.monotonic()
     job = make_job(trial)
@@ -55,7 +55,7 @@ def run(trial: Trial, clinic: Clinic, folder: Path) -> dict[str, Any]:
             job.loss_factor = 1.0
         if is_sampled:
             shipment.ship()
-            if step >= POLLS_FROM:
+            if step >= polls_from:
                 polls.append((step, clinic.get(f"/runs/{monitor.run}/verdicts", limit=0)))
     final = polls[-1][1]
     monitor.finish()

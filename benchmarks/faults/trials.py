@@ -174,10 +174,10 @@ def all_trials() -> list[Trial]:
     return sorted([*well, *sick], key=lambda trial: zlib.crc32(trial.name.encode()))
 
 
-SHORT = ("nan_weight", "hidden_block_rate_30")
+SHORT = ("nan_batch", "hidden_block_rate_100")
 
 
 def short_trials() -> list[Trial]:
-    """A form that a minute has room for: two faults of small runs and their twins."""
-    chosen = [trial for trial in faults() if trial.fault is not None and trial.fault.kind in SHORT][:2]
-    return list(dict.fromkeys([one for trial in chosen for one in (trial.twin, trial)]))
+    """A form that a minute has room for: two faults of networks that train quickly, and their twins."""
+    first = {trial.fault.kind: trial for trial in reversed(faults()) if trial.fault is not None}
+    return [one for kind in SHORT for one in (first[kind].twin, first[kind])]
