@@ -40,7 +40,7 @@ def test_the_gradient_norm_alarm_says_a_rise_once():
     assert norm_alarms([*CALM, 5.0, 6.0, 6.0, 1.0, float("inf")]) == [101, 104]
 
 
-def test_a_weight_that_becomes_nan_is_caught_at_once_and_in_its_place(tmp_path):
+def test_a_weight_that_becomes_nan_is_caught_at_once_where_it_is(tmp_path):
     well = Trial("mlp", "adamw", "constant", "plain", 7, steps=120)
     fault = Fault("nan_weight", "layers.2", 110, 111)
     sick = replace(well, fault=fault)
@@ -51,7 +51,8 @@ def test_a_weight_that_becomes_nan_is_caught_at_once_and_in_its_place(tmp_path):
     told = judge_fault(found, twin)
     assert twin["alerts"] == []
     assert told["opened"] == fault.first
-    assert told["rightly"]
+    assert "layers.2" in {alert["subject"] for alert in found["alerts"]}
+    assert told["loss_alarm"] == fault.first + 2
     assert told["firing"] == 1
 
 
