@@ -1,10 +1,12 @@
 """What the judge says of healthy runs and of sick ones, beside what an alarm on the loss would have said.
 
-    python -m benchmarks.faults.bench [--short] [--folder PATH] [--workers N] [--minutes M] [--only GLOB] [--docs PATH]
+    python -m benchmarks.faults.bench [--short] [--folder PATH] [--workers N] [--minutes M] [--only GLOB] [--from OLD]
+        [--docs PATH]
 
 Small runs are trained, watched and judged as a user's would be (benchmarks/faults/clinic.py). What a run gave is kept
 as a file of the folder, and such a run is not made again: the bench may be stopped at any moment. After a change of the
-judge give it another folder. At the end the report of all that is there is printed, and kept as `report.json`.
+judge give it another folder: with `--from OLD` nothing is trained, and runs of the old one are judged anew. At the end
+the report of all that is there is printed, and kept as `report.json`.
 """
 
 import argparse
@@ -18,10 +20,12 @@ from pathlib import Path
 
 from benchmarks.faults.clinic import clinic
 from benchmarks.faults.report import markdown, summarise
-from benchmarks.faults.running import run
+from benchmarks.faults.running import judge_again, run
 from benchmarks.faults.trials import Trial, all_trials, short_trials
 
 FOLDER = Path(".benchmarks/faults")
+SPOOLS = "spools"
+"""Where the spools of its runs are in a folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="no run is begun after these (default 30)")
     parser.add_argument("--only", default="*", help="names of runs, as a pattern of the shell")
     parser.add_argument("--docs", type=Path, help="write the report there as Markdown, too")
+    parser.add_argument("--from", dest="old", type=Path, help="judge the runs of that folder anew; train none")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     trials = short_trials() if options.short else all_trials()
     trials = [trial for trial in trials if fnmatch.fnmatchcase(trial.name, options.only)]
+    if options.old is not None:
+        trials = [trial for trial in trials if _kept(trial, options.old).exists()]
     missing = [trial for trial in trials if not _kept(trial, options.folder).exists()]
     print(f"{len(trials)} runs, {len(trials) - len(missing)} of them made before", flush=True)
     until = time.time() + 60 * options.minutes
     shares = [missing[number :: options.workers] for number in range(options.workers)]
-    make_all(shares, options.folder, until=until)
+    make_all(shares, options.folder, old=options.old, until=until)
     found = [
         json.loads(_kept(trial, options.folder).read_text())
         for trial in trials
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_all(shares: Sequence[Sequence[Trial]], folder: Path, *, until: float) -> None:
+def make_all(shares: Sequence[Sequence[Trial]], folder: Path, *, old: Path | None, until: float) -> None:
     """Make runs in one process per share.
 
     Raises:
@@ -64,10 +71,10 @@ def make_all(shares: Sequence[Sequence[Trial]], folder: Path, *, until: float) -
     """
     shares = [share for share in shares if share]
     if len(shares) == 1:
-        make(shares[0], folder, until)
+        make(shares[0], folder, old, until)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=make, args=(share, folder, until)) for share in shares]
+    workers = [context.Process(target=make, args=(share, folder, old, until)) for share in shares]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -77,13 +84,16 @@ def make_all(shares: Sequence[Sequence[Trial]], folder: Path, *, until: float) -
         raise RuntimeError(f"{len(failed)} of {len(workers)} processes failed, with exit status {failed[0]}")
 
 
-def make(trials: Sequence[Trial], folder: Path, until: float) -> None:
+def make(trials: Sequence[Trial], folder: Path, old: Path | None, until: float) -> None:
     """Make runs one after the other, each kept as soon as it is over; none is begun after `until` (Unix time)."""
     with tempfile.TemporaryDirectory() as scratch, clinic(Path(scratch)) as server:
         for trial in trials:
             if time.time() >= until:
                 return
-            found = run(trial, server, Path(scratch) / "spool")
+            if old is None:
+                found = run(trial, server, folder / SPOOLS)
+            else:
+                found = judge_again(json.loads(_kept(trial, old).read_text()), server, old / SPOOLS)
             draft = _kept(trial, folder).with_suffix(".draft")
             draft.write_text(json.dumps(found))
             draft.replace(_kept(trial, folder))

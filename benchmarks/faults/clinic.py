@@ -22,6 +22,7 @@ from internist.ship.reader import SpoolReader
 from internist.ship.segments import read_start
 from internist_migrations.upgrade import upgrade
 from internist_server.app import create_api
+from internist_server.ingest import system_clock_ms
 from internist_server.settings import Settings
 from internist_server.store import notifications
 
@@ -32,10 +33,12 @@ class Clinic:
     Attributes:
         api: a client of its API.
         bodies: what the receiver was told, in order.
+        now_ms: what the server takes for the present; None: the present.
     """
 
-    def __init__(self, api: TestClient, receiver: Receiver) -> None:
-        self.api = api
+    def __init__(self, settings: Settings, receiver: Receiver) -> None:
+        self.now_ms: int | None = None
+        self.api = TestClient(create_api(settings, clock=self._clock))
         self.bodies: list[dict[str, Any]] = receiver.bodies
 
     def get(self, path: str, **query: Any) -> Any:
@@ -51,6 +54,9 @@ class Clinic:
             with services.database.read() as session:
                 if not notifications.is_due(session, now_ms=services.clock() + notifications.LEASE_MS):
                     return
+
+    def _clock(self) -> int:
+        return system_clock_ms() if self.now_ms is None else self.now_ms
 
     # ---- what a delivery asks of a connection ----------------------------------------------------------------------
 
@@ -112,11 +118,13 @@ def clinic(folder: Path) -> Iterator[Clinic]:
     """A server with its database in a folder, and a receiver."""
     for name in [name for name in os.environ if name.startswith("INTERNIST_")]:
         del os.environ[name]
+    folder.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{folder / 'internist.db'}"
     upgrade(url)
     receiver = Receiver(lambda _: None)
     try:
-        with TestClient(create_api(Settings(database_url=url, webhook_url=(receiver.url,)))) as api:
-            yield Clinic(api, receiver)
+        server = Clinic(Settings(database_url=url, webhook_url=(receiver.url,)), receiver)
+        with server.api:
+            yield server
     finally:
         receiver.close()

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from benchmarks.faults.injections import FOREVER, KINDS
+from benchmarks.faults.running import Found
 
-Found = dict[str, Any]
-"""What a run gave, as `running.run` says."""
 TELLS_WITHIN = 200
 """An alert that comes later than this after a fault began is not its doing, unless it is there from the start."""
 

@@ -14,6 +14,12 @@ from benchmarks.faults.clinic import Clinic, Shipment
 from benchmarks.faults.injections import KINDS, When
 from benchmarks.faults.jobs import Job, draw, make_job, train_step
 from benchmarks.faults.trials import Trial
+from internist.ship.reader import SpoolReader
+from internist.ship.records import bodies, decode
+from internist.ship.segments import rank_directories, read_start
+
+Found = dict[str, Any]
+"""What a run gave, as plain data."""
 
 POLLS_FROM = 300
 """By then a run should be judged: the board is read after every sampled step from here on."""
@@ -24,7 +30,7 @@ _KEPT = (
 )  # fmt: skip
 
 
-def run(trial: Trial, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_FROM) -> dict[str, Any]:
+def run(trial: Trial, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_FROM) -> Found:
     """Train a trial to its end; what was said of it. Its board is read from step `polls_from` on."""
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -40,7 +46,7 @@ def run(trial: Trial, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_F
         max_overhead=0,  # a tiny model: a sample costs more than its steps
     )
     shipment = Shipment(monitor, clinic)
-    losses, norms, polls = [], [], []
+    losses, norms, polls, shipped = [], [], [], []
     told = len(clinic.bodies)
     for step in range(trial.steps):
         is_sampled = shipment.is_sampled
@@ -55,22 +61,58 @@ def run(trial: Trial, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_F
             job.loss_factor = 1.0
         if is_sampled:
             shipment.ship()
+            shipped.append(step)
             if step >= polls_from:
                 polls.append((step, clinic.get(f"/runs/{monitor.run}/verdicts", limit=0)))
-    final = polls[-1][1]
     monitor.finish()
     shipment.ship()
-    clinic.settle()
-    page = clinic.get("/alerts", run=monitor.run, limit=1000)
-    fired = [alert for alert in page["alerts"] if alert["opened_step"] is not None]
     return {
         "name": trial.name,
         "trial": asdict(trial),
         "held_out": trial.is_held_out,
         "seconds": round(time.monotonic() - began, 1),
+        "run": monitor.run,
+        "shipped": shipped,
         "losses": [round(loss, 4) for loss in losses[:: max(1, trial.steps // 40)]],
         "loss_alarms": loss_alarms(losses),
         "norm_alarms": norm_alarms(norms),
+    } | _said(monitor.run, clinic, polls, told)
+
+
+def judge_again(found: Found, clinic: Clinic, folder: Path, *, polls_from: int = POLLS_FROM) -> Found:
+    """What is said of a run that was made before, from its spool in `folder`, shipped in the same portions. What the
+    server wishes is what it wished then: nothing is sampled anew."""
+    (directory,) = rank_directories(folder / found["run"])
+    start = read_start(directory)
+    assert start is not None
+    reader, polls, told = SpoolReader(directory), [], len(clinic.bodies)
+    clinic.now_ms = start.started_at_ms
+    clinic.start_run(start)
+    portions = iter([*found["shipped"], None])
+    until, portion, last = next(portions), b"", -1
+    while True:
+        record, last = reader.read(last, 1)
+        content = decode(next(bodies(record))) if record else None
+        frame = content.frame if content is not None else None
+        is_next = frame is not None and until is not None and frame.step > until
+        if (is_next or content is None) and portion:
+            clinic.send(start.run, portion, attempt=start.attempt, rank=start.rank)
+            if until is not None and until >= polls_from:
+                polls.append((until, clinic.get(f"/runs/{start.run}/verdicts", limit=0)))
+            until, portion = next(portions), b""
+        if content is None:
+            break
+        clinic.now_ms = frame.measured_at_ms if frame is not None else clinic.now_ms
+        portion += record
+    return found | _said(start.run, clinic, polls, told)
+
+
+def _said(run: str, clinic: Clinic, polls: list[tuple[int, dict[str, Any]]], told: int) -> Found:
+    """What was said of a run that is over; `told`: notifications before it."""
+    clinic.settle()
+    page, final = clinic.get("/alerts", run=run, limit=1000), polls[-1][1]
+    fired = [alert for alert in page["alerts"] if alert["opened_step"] is not None]
+    return {
         "alerts": [{key: alert[key] for key in _KEPT} for alert in sorted(fired, key=lambda one: one["opened_step"])],
         "notifications": [_brief(body) for body in clinic.bodies[told:]],
         "polls": len(polls),

@@ -8,7 +8,7 @@ from benchmarks.faults.bench import main
 from benchmarks.faults.clinic import clinic
 from benchmarks.faults.injections import KINDS
 from benchmarks.faults.report import judge_fault
-from benchmarks.faults.running import run
+from benchmarks.faults.running import judge_again, run
 from benchmarks.faults.trials import Fault, Trial, all_trials, faults, healthy, short_trials
 
 CALM = [1.0, 1.1] * 50
@@ -40,7 +40,7 @@ def test_the_gradient_norm_alarm_says_a_rise_once():
     assert norm_alarms([*CALM, 5.0, 6.0, 6.0, 1.0, float("inf")]) == [101, 104]
 
 
-def test_a_weight_that_becomes_nan_is_caught_at_once_where_it_is(tmp_path):
+def test_a_weight_that_becomes_nan_is_caught_at_once_and_again_from_its_spool(tmp_path):
     well = Trial("mlp", "adamw", "constant", "plain", 7, steps=120)
     fault = Fault("nan_weight", "layers.2", 110, 111)
     sick = replace(well, fault=fault)
@@ -48,11 +48,14 @@ def test_a_weight_that_becomes_nan_is_caught_at_once_where_it_is(tmp_path):
     with clinic(tmp_path) as server:
         twin, found = (run(trial, server, tmp_path / "spool", polls_from=100) for trial in (well, sick))
 
+    with clinic(tmp_path / "other") as server:
+        again = judge_again(found, server, tmp_path / "spool", polls_from=100)
+
     told = judge_fault(found, twin)
     assert twin["alerts"] == []
     assert told["opened"] == fault.first
-    assert "layers.2" in {alert["subject"] for alert in found["alerts"]}
     assert told["loss_alarm"] == fault.first + 2
+    assert again == found
     assert told["firing"] == 1
 
 
