@@ -167,11 +167,12 @@ def faults() -> list[Trial]:
 
 
 def all_trials() -> list[Trial]:
-    """Every run of the bench: healthy ones, twins that are not among them, and faults; halves and kinds mixed, so that
-    a bench that is stopped has something of everything."""
+    """Every run of the bench: healthy ones, twins that are not among them, and each twin's faults behind it; halves and
+    kinds are mixed, so that a bench that is stopped has something of everything."""
     sick = faults()
     well = dict.fromkeys([*healthy(), *(trial.twin for trial in sick)])
-    return sorted([*well, *sick], key=lambda trial: zlib.crc32(trial.name.encode()))
+    turns = {trial.name: zlib.crc32(trial.name.encode()) for trial in well}
+    return sorted([*well, *sick], key=lambda trial: (turns[trial.twin.name], trial.fault is not None))
 
 
 SHORT = ("nan_batch", "hidden_block_rate_100")
