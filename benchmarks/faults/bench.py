@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="two faults and their twins, in a minute")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where results are kept (default {FOLDER})")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default 2)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="no run is begun after these (default 30)")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="no run is begun after these (default 30; 0: report)"
+    )
     parser.add_argument("--only", default="*", help="names of runs, as a pattern of the shell")
     parser.add_argument("--docs", type=Path, help="write the report there as Markdown, too")
     parser.add_argument("--from", dest="old", type=Path, help="judge the runs of that folder anew; train none")
@@ -46,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trials = [trial for trial in trials if _kept(trial, options.old).exists()]
     missing = [trial for trial in trials if not _kept(trial, options.folder).exists()]
     print(f"{len(trials)} runs, {len(trials) - len(missing)} of them made before", flush=True)
-    until = time.time() + 60 * options.minutes
-    shares = [missing[number :: options.workers] for number in range(options.workers)]
-    make_all(shares, options.folder, old=options.old, until=until)
+    if options.minutes > 0:
+        shares = [missing[number :: options.workers] for number in range(options.workers)]
+        make_all(shares, options.folder, old=options.old, until=time.time() + 60 * options.minutes)
     found = [
         json.loads(_kept(trial, options.folder).read_text())
         for trial in trials
