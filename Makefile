@@ -13,7 +13,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help
 help: ## Show this list
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS=--headless: without a person)
@@ -44,6 +44,10 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 	$(BIN)/python -m benchmarks.mup_check $(ARGS)
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.scaling_confusion --quick $(ARGS)
+
+.PHONY: bench-faults
+bench-faults: $(VENV)/.installed-dev ## Measure the judge on healthy and sick runs, half an hour (ARGS=--short: a minute)
+	$(BIN)/python -m benchmarks.faults.bench $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left
