@@ -268,6 +268,7 @@ def test_a_directive_ends_with_its_incident(sender):
 
 
 def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
+    caplog.set_level("WARNING", logger="internist_server")
     with sender.api.app.state.services.database.write() as session:
         attempt = find_attempt(session, sender.run, sender.start.attempt)
         state = load_state(session, attempt.id)
