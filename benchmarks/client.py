@@ -166,7 +166,7 @@ def planned_points(monitor: Any, wish: Due) -> int:
     count += 5 * len(roles)  # weight.rms; update.rms, relative_rms, unchanged; gradient.rms
     count += 2 * sum(bool(r & {"vector", "embedding", "head"}) for r in roles)
     count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean
-    count += 1 + 2 + 3 + 1  # global_norm; learning_rate, weight_decay; monitor.*; loss
+    count += 1 + 2 + 9 + 1  # global_norm; learning_rate, weight_decay; monitor.*; loss
     if wish.heavy:
         count += 3 * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz
         count += 2 * (len(blocks) + 1)  # feature, feature_mean
