@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 RECORD = Path(__file__).parents[1] / "tests" / "durations.json"
-NOTABLE = 0.1
+NOTABLE = 0.05
 """Seconds from which on a test is recorded."""
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
             function = f"{name.replace('.', '/')}.py::{case.get('name', '').partition('[')[0]}"
             longest[function] = max(took, longest.get(function, 0.0))
     if records:
-        notable = {name: round(took, 1) for name, took in sorted(longest.items()) if took >= NOTABLE}
+        notable = {name: round(took, 2) for name, took in sorted(longest.items()) if took >= NOTABLE}
         RECORD.write_text(json.dumps(notable, indent=0) + "\n")
         return
     for name, total in seconds.most_common():
