@@ -167,7 +167,9 @@ def measure_many(url: str, count: int) -> Iterator[Figure]:
             for name in names:
                 if lap == 0 and live == LIVE_RUNS[0] or name not in server._sequences:
                     server.declare(name, LIVE_SERIES)
-                cost = timed(lambda name=name, step=step, values=values: server.take(name, [server.frame(step, values)]))
+                cost = timed(
+                    lambda name=name, step=step, values=values: server.take(name, [server.frame(step, values)])
+                )
                 took += [cost[0]] if lap > 1 else []
         yield Figure(f"{live} live runs of {LIVE_SERIES} series: a frame, CPU", 1e3 * median(took), "ms")
     server.database.close()

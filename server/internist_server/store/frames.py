@@ -236,17 +236,23 @@ def _read(
         by_layout.setdefault((span.plan, span.begin, span.length), {})[span.rank] = span
     for (plan, begin, length), of_rank in sorted(by_layout.items()):
         values = func.substr(FrameRow.values, begin * 4 + 1, length * 4).label("values")
-        fields = (FrameRow.rank, FrameRow.step, FrameRow.measured_at_ms, FrameRow.skipped, values)
+        fields = (
+            FrameRow.rank, FrameRow.sequence, FrameRow.step, FrameRow.measured_at_ms, FrameRow.skipped, values,
+        )  # fmt: skip
         for first in range(0, len(steps), _STEPS_A_QUERY):
             query = (
                 select(*fields)
                 .where(FrameRow.attempt_id == attempt_id, FrameRow.plan == plan)
                 .where(FrameRow.step.in_(steps[first : first + _STEPS_A_QUERY]))
-                .order_by(FrameRow.rank, FrameRow.sequence)
             )
             grouped: dict[int, list[Any]] = {}
-            for row in session.execute(query):
+            # sorted here: asked for in this order, SQLite would go through the whole attempt by its key
+            for row in sorted(session.execute(query), key=_by_sequence):
                 grouped.setdefault(row.rank, []).append(row)
             for rank, rows in grouped.items():
                 if rank in of_rank:
                     yield rank, of_rank[rank], rows
+
+
+def _by_sequence(row: Any) -> tuple[int, int]:
+    return row.rank, row.sequence

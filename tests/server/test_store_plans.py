@@ -1,0 +1,52 @@
+"""What a live frame asks of the database does not grow with the run: every statement seeks what it needs by an index."""
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine, event
+
+from tests.server.sending import Sender, module_series
+
+SERIES = [module_series(n, "activation.rms_max", f"blocks.{n}") for n in range(3)]
+GROWING = ("frames", "judgements", "bands")
+"""Tables of which an attempt has a row a step."""
+
+
+@pytest.fixture
+def statements():
+    """Statements on SQLite, with their parameters, as they are executed."""
+    seen = []
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        seen.append((statement, parameters[0] if executemany else parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def plans_of(url, statements):
+    """The lines of SQLite's plans that read one of the tables that grow."""
+    engine = sqlalchemy.create_engine(url)
+    found = []
+    with engine.connect() as connection:
+        for statement, parameters in statements:
+            if statement.split()[0] in ("SELECT", "UPDATE", "DELETE"):
+                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                found += [(row.detail, statement) for row in rows if row.detail.split()[1] in GROWING]
+    engine.dispose()
+    return found
+
+
+def test_a_live_frame_seeks_what_grows_by_step(sqlite_url, serve, statements):
+    sender = Sender(serve(sqlite_url))
+    sender.send([*sender.declare(SERIES), *(sender.frame(step, [1.0] * 3) for step in range(0, 200, 10))])
+    sender.beat(190)
+    statements.clear()
+
+    sender.send([sender.frame(200, [1.0] * 3)])
+    sender.beat(200)
+
+    found = plans_of(sqlite_url, statements)
+    assert found
+    for detail, statement in found:
+        assert detail.startswith("SEARCH") and "attempt_id=? AND step" in detail, f"{detail}: {statement}"
