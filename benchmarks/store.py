@@ -165,7 +165,7 @@ def measure_many(url: str, count: int) -> Iterator[Figure]:
         took = []
         for lap, (step, values) in enumerate(frames_of(series, first=live, count=4, rng=rng)):
             for name in names:
-                if lap == 0 and live == LIVE_RUNS[0] or name not in server._sequences:
+                if (lap == 0 and live == LIVE_RUNS[0]) or name not in server._sequences:
                     server.declare(name, LIVE_SERIES)
                 cost = timed(
                     lambda name=name, step=step, values=values: server.take(name, [server.frame(step, values)])

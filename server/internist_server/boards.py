@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from internist.schema.views import Verdicts
-from internist_server.progress import load_judge
+from internist_server.judges import restore
 from internist_server.store.attempts import Attempt, list_ranks
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import Summary, load_summaries, load_version
@@ -36,7 +36,7 @@ class Boards:
         with self._lock:
             found = self._boards.get(key)
         if found is None:
-            found = load_judge(session, attempt).verdicts(attempt.run, attempt.name, limit=limit)
+            found = restore(session, attempt).judge.verdicts(attempt.run, attempt.name, limit=limit)
             with self._lock:
                 self._boards[key] = found
                 while len(self._boards) > MAX_BOARDS:

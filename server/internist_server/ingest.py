@@ -112,6 +112,8 @@ class Ingest:
                 max_series=self._max_series,
                 notify=self._notify,
             )
+            if any(record.series is not None for record in contents.records):
+                self._progress.prepare_new_facts(session, attempt)
             for record in contents.records:
                 intake.take(record)
             for one in contents.refused:
@@ -204,7 +206,7 @@ class Ingest:
                     attempts.lock_run(session, run)
                 yield session
         except BaseException:
-            self._progress.forget_all()
+            self._progress.forget_run(run)
             raise
 
     def _register(self, session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:

@@ -76,7 +76,6 @@ class Intake:
         self._notify = notify
         self._frames: list[NewFrame] = []
         self._measured: set[int] = set()
-        self._last_steps: dict[int, int] = {}
         self._plans: dict[int, StoredPlan | None] = {}
         self._numbers: dict[int, int] | None = None
         self._held: int | None = None
@@ -114,7 +113,6 @@ class Intake:
         if self._frames:
             self.rank.frame_at_ms = self._now_ms
         self.rank.received_at_ms = self._now_ms
-        series_store.save_last_steps(self._session, self.attempt.id, self.rank.rank, self._last_steps)
         attempts.save_rank(self._session, self.attempt.id, self.rank)
         return self.attempt
 
@@ -234,7 +232,8 @@ class Intake:
             NewFrame(sequence, frame.step, plan.number, frame.measured_at_ms, frame.skipped, late, frame.values)
         )
         self.points += len(plan.series)
-        self._last_steps[plan.number] = max(self._last_steps.get(plan.number, -1), frame.step)
+        steps = self.rank.plan_steps
+        steps[plan.number] = max(steps.get(plan.number, -1), frame.step)
         if plan.is_sampled and not frame.continued:
             self._measured.add(frame.step)
         return None

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,33 +11,22 @@ from sqlalchemy.orm import Session
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
 from internist_server.cursor import reached
-from internist_server.errors import AttemptNotFound, Invalid
-from internist_server.judge.errors import JudgeStateError
-from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement, Transition
+from internist_server.errors import Invalid
+from internist_server.judge.verdicts import StepJudgement, Transition
+from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, points_between, refresh
 from internist_server.store import alerts, notifications
-from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
+from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
-from internist_server.store.frames import (
-    MAX_CELLS,
-    Matrix,
-    first_received_ms,
-    pending_steps,
-    read_matrix,
-    recent_times,
-    steps_between,
-)
+from internist_server.store.frames import MAX_CELLS, Matrix, first_received_ms, pending_steps, read_matrix, recent_times
 from internist_server.store.judgements import (
     Judged,
     JudgeState,
     Summary,
     add_judgements,
     load_judged_step,
-    load_state,
-    load_version,
     save_state,
 )
-from internist_server.store.merge import Ids
-from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
+from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import longest_pause_ms, step_time_ms
 
@@ -45,42 +34,36 @@ log = logging.getLogger(__name__)
 
 SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
-DECLARED: Final = ("mup", "spectral")
-"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
-Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
-MAX_JUDGES: Final = 64
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
-
-
-@dataclass(slots=True)
-class LiveJudge:
-    """A judge in memory between two requests, with the columns it sees."""
-
-    judge: Judge
-    series: list[StoredSeries]
-    columns: Columns
-    stored: JudgeState
 
 
 class Progress:
     """Brings the judge of each attempt up to the last complete step, within the caller's transaction.
 
     Judges stay in memory between requests; what counts is the database, whose version number says whether they are
-    still right. `forget` must be called when the transaction is undone.
+    still right. `forget_run` must be called when the transaction is undone.
     """
 
     def __init__(self, *, notify: bool) -> None:
         self._notify = notify
-        self._judges: dict[int, LiveJudge] = {}
+        self._judges = Judges()
+
+    def prepare_new_facts(self, session: Session, attempt: Attempt) -> None:
+        """Store what the judge knows before its series change: what it has learnt since could not be learnt again."""
+        if load_judged_step(session, attempt.id) == NEVER:
+            return
+        live = self._judges.get(session, attempt)
+        if live.since:
+            keep_checkpoint(session, attempt.id, live)
 
     def forget(self, attempt_id: int) -> None:
         """Drop a judge in memory: its series have changed."""
-        self._judges.pop(attempt_id, None)
+        self._judges.forget(attempt_id)
 
-    def forget_all(self) -> None:
-        """Drop every judge in memory: a transaction was undone."""
-        self._judges.clear()
+    def forget_run(self, run: str) -> None:
+        """Drop a run's judges in memory: a transaction was undone."""
+        self._judges.forget_run(run)
 
     def is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
         """Whether a step is complete and not judged."""
@@ -97,7 +80,7 @@ class Progress:
         is_queued = False
         rows = STEPS_AT_ONCE
         while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
-            live = self._live_judge(session, attempt)
+            live = self._judges.get(session, attempt)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
             is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
@@ -121,9 +104,8 @@ class Progress:
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):
-            window = live.judge.window_due(step)
-            if window is not None:
-                self._refresh(session, attempt, live, step, window)
+            if refresh(session, attempt, live, step):
+                live.since = CHECKPOINT_STEPS  # points that come late for the window would give another baseline
             said = live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
                 judged.append(_to_store(said, attempt, ranks))
@@ -138,11 +120,12 @@ class Progress:
         live.stored = JudgeState(
             version=live.stored.version + 1,
             judged_step=steps[-1],
-            order=live.columns.ids,
-            state=live.judge.state(),
             summary=self._summary(session, attempt, live, matrix),
         )
         save_state(session, attempt.id, live.stored)
+        live.since += len(steps)
+        if live.since >= CHECKPOINT_STEPS:
+            keep_checkpoint(session, attempt.id, live)
         return is_queued
 
     def _alert(
@@ -166,11 +149,11 @@ class Progress:
         Raises:
             Invalid: it is judged by no baseline, or is over.
         """
-        live = self._live_judge(session, attempt)
+        live = self._judges.get(session, attempt)
         judged_step = live.judge.judged_step
         changes: list[Transition] = []
         if alert.series is not None and alert.pending_step is not None and judged_step is not None:
-            matrix = self._window(session, attempt, live, (alert.pending_step, judged_step))
+            matrix = points_between(session, attempt, live, (alert.pending_step, judged_step))
             changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
@@ -184,48 +167,10 @@ class Progress:
             violated=said.violated,
             drifting=said.drifting,
         )
-        live.stored = replace(
-            live.stored, version=live.stored.version + 1, order=live.columns.ids, state=live.judge.state(),
-            summary=summary,
-        )  # fmt: skip
+        live.stored = replace(live.stored, version=live.stored.version + 1, summary=summary)
         save_state(session, attempt.id, live.stored)
+        keep_checkpoint(session, attempt.id, live)
         return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
-
-    def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
-        """Hand the judge the points of a window."""
-        matrix = self._window(session, attempt, live, window)
-        live.judge.refresh(step, matrix.values, matrix.steps)
-
-    def _window(self, session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
-        """The points of a window, both ends included: of each plan those the judge asks for."""
-        segment = Segment(attempt.id, 0, LAST_STEP)
-        sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
-        found = np.array(
-            steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
-        ).reshape(-1, 2)
-        chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
-        wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-        height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
-        if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
-            wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-        return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
-
-    def _live_judge(self, session: Session, attempt: Attempt) -> LiveJudge:
-        """The attempt's judge, as of the database, with all series of its plans."""
-        live = self._judges.pop(attempt.id, None)
-        if live is None or live.stored.version != load_version(session, attempt.id):
-            live = _load(session, attempt)
-        fresh = _new_series(session, attempt, live.columns.ids)
-        if len(fresh):
-            added = list_series(session, fresh)
-            live.judge.add_series([_judged(one) for one in added])
-            live.series += added
-            ids = np.concatenate([live.columns.ids, fresh])
-            live.columns = columns_for(session, ids, [one.metric for one in live.series])
-        while len(self._judges) >= MAX_JUDGES:
-            self._judges.pop(next(iter(self._judges)), None)
-        self._judges[attempt.id] = live
-        return live
 
     def _summary(self, session: Session, attempt: Attempt, live: LiveJudge, matrix: Matrix) -> Summary:
         """What the runs table shows after these steps."""
@@ -289,54 +234,6 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
 def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:
     waiting = first_received_ms(session, attempt.id, after=judged_step)
     return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
-
-
-def _parent_order(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None]:
-    """The order and state of the judge of the attempt that this one resumes; empty without one."""
-    if attempt.parent is None or attempt.parent == attempt.name:
-        return np.empty(0, np.int64), None
-    try:
-        parent = find_attempt(session, attempt.run, attempt.parent)
-    except AttemptNotFound:
-        return np.empty(0, np.int64), None
-    stored = load_state(session, parent.id)
-    return stored.order, stored.state
-
-
-def _load(session: Session, attempt: Attempt) -> LiveJudge:
-    stored = load_state(session, attempt.id)
-    inherited: bytes | None = None
-    if stored.state is None:
-        order, inherited = _parent_order(session, attempt)
-        stored = replace(stored, order=order)
-    series = list_series(session, stored.order)
-    known = [_judged(one) for one in series]
-    is_mup = attempt.parametrization in DECLARED
-    try:
-        judge = Judge(known, mup=is_mup, every=attempt.every, state=stored.state)
-    except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
-        log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
-        judge = Judge(known, mup=is_mup, every=attempt.every)
-    if inherited is not None:
-        judge.inherit(inherited)
-    columns = columns_for(session, stored.order, [one.metric for one in series])
-    return LiveJudge(judge, series, columns, stored)
-
-
-def load_judge(session: Session, attempt: Attempt) -> Judge:
-    """The judge of an attempt as of the database, for reading."""
-    return _load(session, attempt).judge
-
-
-def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:
-    plans = list_plans(session, attempt.id)
-    if not plans:
-        return np.empty(0, np.int64)
-    return np.setdiff1d(np.concatenate([plan.series for plan in plans]), np.append(known, NO_SERIES))
-
-
-def _judged(series: StoredSeries) -> JudgedSeries:
-    return JudgedSeries(series.id, series.metric, series.kind, series.subject, series.index, series.bound, series.facts)
 
 
 def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:

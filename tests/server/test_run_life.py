@@ -9,7 +9,7 @@ import pytest
 from internist.schema.wire import CoverageEntry, Heartbeat
 from internist_server.ingest import DENSE_STEPS
 from internist_server.store.attempts import find_attempt
-from internist_server.store.judgements import load_state, save_state
+from internist_server.store.judgements import load_checkpoint, load_state, save_checkpoint, save_state
 from tests.server.sending import EPOCH_MS, STEP_MS, Sender, module_series, start_of
 from tests.server.sick_runs import EVERY, faulty_block, frames, small_model
 
@@ -272,7 +272,9 @@ def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
     with sender.api.app.state.services.database.write() as session:
         attempt = find_attempt(session, sender.run, sender.start.attempt)
         state = load_state(session, attempt.id)
-        save_state(session, attempt.id, replace(state, version=state.version + 1, state=b"of another version"))
+        save_state(session, attempt.id, replace(state, version=state.version + 1))
+        checkpoint = load_checkpoint(session, attempt.id)
+        save_checkpoint(session, attempt.id, replace(checkpoint, state=b"of another version"))
 
     sender.send(frames(sender, range(FIRST, FIRST + 100, EVERY)))
 

@@ -1,4 +1,4 @@
-"""What a live frame asks of the database does not grow with the run: every statement seeks what it needs by an index."""
+"""What a live frame asks of the database does not grow with the run: each statement seeks what it needs by index."""
 
 import pytest
 import sqlalchemy

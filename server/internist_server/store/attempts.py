@@ -45,6 +45,8 @@ class Rank:
     delivered: Intervals = field(default_factory=list)
     last_step: int = NEVER
     sampled_step: int = NEVER
+    plan_steps: dict[int, int] = field(default_factory=dict)
+    """The newest step of the frames of each plan."""
     frame_at_ms: int | None = None
     heartbeat_at_ms: int | None = None
     heartbeat_step: int | None = None
@@ -262,6 +264,7 @@ def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
             delivered=[list(interval) for interval in rank.delivered],
             last_step=rank.last_step,
             sampled_step=rank.sampled_step,
+            plan_steps={str(plan): step for plan, step in rank.plan_steps.items()},
             received_at_ms=rank.received_at_ms,
             frame_at_ms=rank.frame_at_ms,
             finished_at_ms=rank.finished_at_ms,
@@ -325,6 +328,7 @@ def _rank(row: RankRow) -> Rank:
         delivered=[list(interval) for interval in row.delivered],
         last_step=row.last_step,
         sampled_step=row.sampled_step,
+        plan_steps={int(plan): step for plan, step in (row.plan_steps or {}).items()},
         frame_at_ms=row.frame_at_ms,
         heartbeat_at_ms=row.heartbeat_at_ms,
         heartbeat_step=row.heartbeat_step,

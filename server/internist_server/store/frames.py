@@ -65,11 +65,15 @@ def add_frames(session: Session, attempt_id: int, rank: int, frames: Sequence[Ne
     session.execute(insert(FrameRow), rows)
 
 
-def pending_steps(session: Session, attempt_id: int, *, after: int, up_to: int, limit: int) -> list[int]:
-    """Steps that have frames, over `after`, in order."""
+def pending_steps(
+    session: Session, attempt_id: int, *, after: int, up_to: int, limit: int, is_timely: bool = False
+) -> list[int]:
+    """Steps that have frames, over `after`, in order; `is_timely`: frames that came before their step was judged."""
     query = select(FrameRow.step).where(
         FrameRow.attempt_id == attempt_id, FrameRow.step > after, FrameRow.step <= up_to
     )
+    if is_timely:
+        query = query.where(FrameRow.late.is_(False))
     return list(session.scalars(query.distinct().order_by(FrameRow.step).limit(limit)))
 
 
@@ -128,8 +132,14 @@ def steps_between(
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
-def read_matrix(session: Session, attempt_id: int, steps: Sequence[int], columns: Columns) -> Matrix:
-    """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`."""
+def read_matrix(
+    session: Session, attempt_id: int, steps: Sequence[int], columns: Columns, *, is_timely: bool = False
+) -> Matrix:
+    """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
+
+    Args:
+        is_timely: only of frames that came before their step was judged: what the judge has seen.
+    """
     plans = list_plans(session, attempt_id)
     shown, columns = len(columns.ids), _with_denominators(columns)
     spans = [span for span in (_span(plan, columns) for plan in plans) if span is not None]
@@ -139,7 +149,7 @@ def read_matrix(session: Session, attempt_id: int, steps: Sequence[int], columns
     measured = np.zeros(len(steps), dtype=np.int64)
     skipped = np.zeros(len(steps), dtype=bool)
     parts: dict[int, Part] = {}
-    for rank, span, frames in _read(session, attempt_id, steps, spans):
+    for rank, span, frames in _read(session, attempt_id, steps, spans, is_timely=is_timely):
         part = parts.get(rank)
         if part is None:
             counts = np.ones(shape if len(ranks) > 1 else (1, 1))  # of one rank alone they do not matter
@@ -225,7 +235,7 @@ def _span(plan: StoredPlan, columns: Columns) -> _Span | None:
 
 
 def _read(
-    session: Session, attempt_id: int, steps: Sequence[int], spans: Sequence[_Span]
+    session: Session, attempt_id: int, steps: Sequence[int], spans: Sequence[_Span], *, is_timely: bool
 ) -> Iterator[tuple[int, _Span, list[Any]]]:
     """Frames at these steps by rank and plan, in the order in which they were sent; of each only the span's bytes.
 
@@ -245,6 +255,8 @@ def _read(
                 .where(FrameRow.attempt_id == attempt_id, FrameRow.plan == plan)
                 .where(FrameRow.step.in_(steps[first : first + _STEPS_A_QUERY]))
             )
+            if is_timely:
+                query = query.where(FrameRow.late.is_(False))
             grouped: dict[int, list[Any]] = {}
             # sorted here: asked for in this order, SQLite would go through the whole attempt by its key
             for row in sorted(session.execute(query), key=_by_sequence):

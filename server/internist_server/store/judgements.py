@@ -10,8 +10,9 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
+from internist_server.store.dialects import upsert
 from internist_server.store.merge import Ids
-from internist_server.store.tables import NEVER, JudgementRow, JudgeStateRow
+from internist_server.store.tables import NEVER, CheckpointRow, JudgementRow, JudgeStateRow
 
 Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
@@ -38,13 +39,20 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class JudgeState:
-    """The judge of an attempt between two requests."""
+    """Where the judge of an attempt is between two requests."""
 
     version: int = 0
     judged_step: int = NEVER
+    summary: Summary = field(default_factory=Summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the judge of an attempt knew at a step, of which series: the last of them that it has judged by now."""
+
+    step: int = NEVER
     order: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     state: bytes | None = None
-    summary: Summary = field(default_factory=Summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,23 @@ class JudgedWindow:
 
 
 def load_state(session: Session, attempt_id: int) -> JudgeState:
-    """The judge's state; that of one who has seen nothing, if nothing is stored."""
-    session.flush()
-    row = session.get(JudgeStateRow, attempt_id, populate_existing=True)
-    if row is None:
-        return JudgeState()
-    order = np.frombuffer(row.order, dtype="<i8")
-    return JudgeState(row.version, row.judged_step, order, row.state, _summary(row.summary))
+    """Where the judge is; that of one who has seen nothing, if nothing is stored."""
+    query = select(JudgeStateRow.version, JudgeStateRow.judged_step, JudgeStateRow.summary)
+    row = session.execute(query.where(JudgeStateRow.attempt_id == attempt_id)).first()
+    return JudgeState() if row is None else JudgeState(row.version, row.judged_step, _summary(row.summary))
+
+
+def load_checkpoint(session: Session, attempt_id: int) -> Checkpoint:
+    """What the judge knew last when that was stored; that of one who has seen nothing, if nothing is."""
+    query = select(CheckpointRow.step, CheckpointRow.order, CheckpointRow.state)
+    row = session.execute(query.where(CheckpointRow.attempt_id == attempt_id)).first()
+    return Checkpoint() if row is None else Checkpoint(row.step, np.frombuffer(row.order, dtype="<i8"), row.state)
+
+
+def load_order(session: Session, attempt_id: int) -> Ids:
+    """Ids of the series that are judged, in the order in which judgements hold them."""
+    found = session.scalar(select(CheckpointRow.order).where(CheckpointRow.attempt_id == attempt_id))
+    return np.empty(0, np.int64) if found is None else np.frombuffer(found, dtype="<i8")
 
 
 def load_version(session: Session, attempt_id: int) -> int:
@@ -100,17 +118,25 @@ def load_summaries(session: Session, attempt_ids: Sequence[int]) -> dict[int, Su
 
 
 def save_state(session: Session, attempt_id: int, state: JudgeState) -> None:
-    """Keep the judge's state."""
-    row = session.get(JudgeStateRow, attempt_id)
-    if row is None:
-        row = JudgeStateRow(attempt_id=attempt_id)
-        session.add(row)
-    row.version = state.version
-    row.judged_step = state.judged_step
-    row.order = state.order.astype("<i8").tobytes()
-    row.state = state.state
-    row.summary = _plain(state.summary)
-    session.flush()
+    """Keep where the judge is."""
+    row = {
+        "attempt_id": attempt_id,
+        "version": state.version,
+        "judged_step": state.judged_step,
+        "summary": _plain(state.summary),
+    }
+    upsert(session, JudgeStateRow, [row], key=["attempt_id"], update=["version", "judged_step", "summary"])
+
+
+def save_checkpoint(session: Session, attempt_id: int, checkpoint: Checkpoint) -> None:
+    """Keep what the judge knows."""
+    row = {
+        "attempt_id": attempt_id,
+        "step": checkpoint.step,
+        "order": checkpoint.order.astype("<i8").tobytes(),
+        "state": checkpoint.state,
+    }
+    upsert(session, CheckpointRow, [row], key=["attempt_id"], update=["step", "order", "state"])
 
 
 def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) -> None:

@@ -1,12 +1,12 @@
 """Series and plans: what is measured, under which number, in which order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
@@ -49,7 +49,6 @@ class StoredPlan:
     """As it is stored; `find_plan` knows the number that the rank gave it."""
     is_sampled: bool
     """Whether it holds what was measured, and not only logged scalars."""
-    last_step: int
     series: Ids
     counts: Ids | None
 
@@ -127,7 +126,6 @@ def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequ
         rank=rank,
         number=plan.number if earlier is None else earlier.number + _PLAN_NUMBERS,
         is_sampled=_is_any_sampled(session, ids),
-        last_step=-1,
         series=np.array(ids, dtype="<i8"),
         counts=np.array(plan.counts, dtype="<i8") if plan.counts else None,
     )
@@ -169,17 +167,6 @@ def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
     """Plans of an attempt."""
     query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
     return [_plan(row) for row in session.scalars(query)]
-
-
-def save_last_steps(session: Session, attempt_id: int, rank: int, steps: Mapping[int, int]) -> None:
-    """Keep the newest step of each plan that has moved on."""
-    for number, step in steps.items():
-        session.execute(
-            update(PlanRow)
-            .where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank, PlanRow.number == number)
-            .where(PlanRow.last_step < step)
-            .values(last_step=step)
-        )
 
 
 def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
@@ -301,7 +288,6 @@ def _plan(row: PlanRow) -> StoredPlan:
         rank=row.rank,
         number=row.number,
         is_sampled=row.is_sampled,
-        last_step=row.last_step,
         series=_ids(row.series),
         counts=None if row.counts is None else _ids(row.counts),
     )

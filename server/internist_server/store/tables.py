@@ -116,6 +116,8 @@ class RankRow(Base):
     last_step: Mapped[int] = mapped_column(default=NEVER)
     sampled_step: Mapped[int] = mapped_column(default=NEVER)
     """Last step whose sampled frame (not only logged scalars) has come."""
+    plan_steps: Mapped[dict[str, Any] | None]
+    """The newest step of the frames of each plan, by its number as text."""
     received_at_ms: Mapped[int]
     frame_at_ms: Mapped[int | None]
     heartbeat_at_ms: Mapped[int | None]
@@ -171,7 +173,6 @@ class PlanRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     is_sampled: Mapped[bool]
     """Whether it holds more than logged scalars."""
-    last_step: Mapped[int] = mapped_column(default=NEVER)
     series: Mapped[bytes]
     counts: Mapped[bytes | None]
 
@@ -196,18 +197,31 @@ class FrameRow(Base):
 
 
 class JudgeStateRow(Base):
-    """The judge of an attempt: where it is, and what it knows."""
+    """The judge of an attempt: where it is."""
 
     __tablename__ = "judge_states"
 
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     version: Mapped[int]
     judged_step: Mapped[int]
+    summary: Mapped[dict[str, Any]]
+    """What the runs table shows."""
+
+
+class CheckpointRow(Base):
+    """What the judge of an attempt knew at a step; what it has learnt since follows from the frames of later steps.
+
+    Apart from where the judge is, since it is large and written rarely.
+    """
+
+    __tablename__ = "judge_checkpoints"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int]
+    """Its last judged step."""
     order: Mapped[bytes]
     """Ids of the judged series in column order, int64."""
     state: Mapped[bytes | None]
-    summary: Mapped[dict[str, Any]]
-    """What the runs table shows."""
 
 
 class JudgementRow(Base):

@@ -11,17 +11,16 @@ from sqlalchemy.orm import Session
 from internist.schema.metrics import METRICS
 from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
-from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
 from internist_server.store.bands import band_of, read_edges
 from internist_server.store.frames import read_history, read_matrix
-from internist_server.store.judgements import load_state, places_in, read_judged
+from internist_server.store.judgements import load_order, places_in, read_judged
 from internist_server.store.merge import Floats, Ids, Mask
 from internist_server.store.numbers import number, numbers
 from internist_server.store.series import (
     Columns,
     StoredSeries,
     columns_of,
-    list_plans,
     search_series,
 )
 from internist_server.store.thinning import thin
@@ -193,7 +192,7 @@ def _judged(session: Session, segments: Sequence[Segment], columns: Columns, ste
     basis = np.zeros(ratios.shape, np.uint8)
     edges = np.full((*ratios.shape, 4), np.nan, np.float32)
     for segment in segments:
-        places = places_in(load_state(session, segment.attempt_id).order, columns.ids)
+        places = places_in(load_order(session, segment.attempt_id), columns.ids)
         divisors = np.full(len(steps), np.nan)
         is_mine = np.zeros(len(steps), bool)
         for window in read_judged(session, segment, places, first=int(steps[0]), last=int(steps[-1])):
@@ -215,8 +214,9 @@ def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[
     steps: list[int | None] = [None] * len(columns.ids)
     values: list[float | None] = [None] * len(columns.ids)
     for segment in lineage(session, attempt):
-        plans = list_plans(session, segment.attempt_id)
-        candidates = sorted({plan.last_step for plan in plans if segment.first <= plan.last_step <= segment.last})
+        ranks = list_ranks(session, segment.attempt_id)
+        newest = {step for rank in ranks for step in rank.plan_steps.values()}
+        candidates = sorted(step for step in newest if segment.first <= step <= segment.last)
         matrix = read_matrix(session, segment.attempt_id, candidates[-64:], columns)
         for column in range(len(columns.ids)):
             rows = np.flatnonzero(matrix.present[:, column])

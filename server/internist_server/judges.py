@@ -1,0 +1,202 @@
+"""Judges in memory: restored from the last checkpoint and the frames since, kept while there is room.
+
+A judge is a pure function of what it is shown, so its state, which is large, is written only now and then. What it has
+learnt since follows from the frames that it has judged: those that came late were not shown to it. A checkpoint is
+written at once where that would not hold: when baselines were taken anew, series came, or a person has spoken.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from internist_server.errors import AttemptNotFound
+from internist_server.judge.errors import JudgeStateError
+from internist_server.judge.verdicts import Judge, JudgedSeries
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
+from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_matrix, steps_between
+from internist_server.store.judgements import (
+    Checkpoint,
+    JudgeState,
+    load_checkpoint,
+    load_judged_step,
+    load_state,
+    load_version,
+    save_checkpoint,
+)
+from internist_server.store.merge import Ids
+from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
+from internist_server.store.tables import NEVER
+
+log = logging.getLogger(__name__)
+
+DECLARED: Final = ("mup", "spectral")
+"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
+Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
+CHECKPOINT_STEPS: Final = 64
+"""Judged steps after which the state is written: so many are judged again at most when a judge is restored."""
+MAX_BYTES: Final = 512 << 20
+"""What judges in memory may take together."""
+_BYTES_A_SERIES: Final = 2_048
+"""Of a series with its facts, beside the state's arrays."""
+_STEPS_AT_ONCE: Final = 64
+
+
+@dataclass(slots=True)
+class LiveJudge:
+    """A judge in memory between two requests, with the columns it sees."""
+
+    judge: Judge
+    series: list[StoredSeries]
+    columns: Columns
+    stored: JudgeState
+    run: str
+    since: int
+    """Steps judged since the checkpoint; `CHECKPOINT_STEPS` where one is due in any case."""
+    size: int
+    """Bytes in memory, roughly."""
+
+
+class Judges:
+    """The judges of the attempts that were busy last, as many as fit."""
+
+    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._live: OrderedDict[int, LiveJudge] = OrderedDict()
+
+    def get(self, session: Session, attempt: Attempt) -> LiveJudge:
+        """The attempt's judge, as of the database, with all series of its plans."""
+        with self._lock:
+            live = self._live.pop(attempt.id, None)
+        if live is None or live.stored.version != load_version(session, attempt.id):
+            live = restore(session, attempt)
+        fresh = _new_series(session, attempt, live.columns.ids)
+        if len(fresh):
+            added = list_series(session, fresh)
+            live.judge.add_series([_judged(one) for one in added])
+            live.series += added
+            ids = np.concatenate([live.columns.ids, fresh])
+            live.columns = columns_for(session, ids, [one.metric for one in live.series])
+            live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
+        with self._lock:
+            self._live[attempt.id] = live
+            held = sum(one.size for one in self._live.values())
+            while held > self._max_bytes and len(self._live) > 1:
+                held -= self._live.popitem(last=False)[1].size
+        return live
+
+    def forget(self, attempt_id: int) -> None:
+        """Drop one."""
+        with self._lock:
+            self._live.pop(attempt_id, None)
+
+    def forget_run(self, run: str) -> None:
+        """Drop those of all attempts of a run."""
+        with self._lock:
+            for attempt_id in [found for found, live in self._live.items() if live.run == run]:
+                del self._live[attempt_id]
+
+
+def restore(session: Session, attempt: Attempt) -> LiveJudge:
+    """The attempt's judge as of the database, from its checkpoint and what it has judged since."""
+    stored, checkpoint = load_state(session, attempt.id), load_checkpoint(session, attempt.id)
+    order, inherited = checkpoint.order, None
+    if checkpoint.state is None:
+        order, inherited = _parent_state(session, attempt)
+    series = list_series(session, order)
+    known = [_judged(one) for one in series]
+    is_mup = attempt.parametrization in DECLARED
+    since = 0 if checkpoint.state is not None else CHECKPOINT_STEPS
+    try:
+        judge = Judge(known, mup=is_mup, every=attempt.every, state=checkpoint.state)
+    except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
+        log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
+        judge, since = Judge(known, mup=is_mup, every=attempt.every), CHECKPOINT_STEPS
+    if inherited is not None:
+        judge.inherit(inherited)
+    columns = columns_for(session, order, [one.metric for one in series])
+    size = _size_of(checkpoint.state or b"", series)
+    live = LiveJudge(judge, series, columns, stored, attempt.run, since, size)
+    if not since:
+        _judge_again(session, attempt, live, after=checkpoint.step)
+    return live
+
+
+def keep_checkpoint(session: Session, attempt_id: int, live: LiveJudge) -> None:
+    """Store what the judge knows."""
+    state = live.judge.state()
+    step = NEVER if live.judge.judged_step is None else live.judge.judged_step
+    save_checkpoint(session, attempt_id, Checkpoint(step, live.columns.ids, state))
+    live.since, live.size = 0, _size_of(state, live.series)
+
+
+def refresh(session: Session, attempt: Attempt, live: LiveJudge, step: int) -> bool:
+    """Let the judge take its baselines anew before it judges a step, if that is due; whether it was."""
+    window = live.judge.window_due(step)
+    if window is None:
+        return False
+    matrix = points_between(session, attempt, live, window)
+    live.judge.refresh(step, matrix.values, matrix.steps)
+    return True
+
+
+def points_between(session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
+    """The points of a window, both ends included: of each plan those the judge asks for."""
+    segment = Segment(attempt.id, 0, LAST_STEP)
+    sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
+    found = np.array(
+        steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
+    ).reshape(-1, 2)
+    chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
+    wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
+    if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
+        wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
+    return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
+
+
+def _judge_again(session: Session, attempt: Attempt, live: LiveJudge, *, after: int) -> None:
+    """Show the judge what it has judged since its checkpoint."""
+    last = live.stored.judged_step
+    while steps := pending_steps(session, attempt.id, after=after, up_to=last, limit=_STEPS_AT_ONCE, is_timely=True):
+        matrix = read_matrix(session, attempt.id, steps, live.columns, is_timely=True)
+        for row, step in enumerate(steps):
+            refresh(session, attempt, live, step)
+            live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+        live.since += len(steps)
+        after = steps[-1]
+
+
+def _parent_state(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None]:
+    """The order and state of the judge of the attempt that this one resumes; empty where that has judged nothing."""
+    nothing = np.empty(0, np.int64), None
+    if attempt.parent is None or attempt.parent == attempt.name:
+        return nothing
+    try:
+        parent = find_attempt(session, attempt.run, attempt.parent)
+    except AttemptNotFound:
+        return nothing
+    if load_judged_step(session, parent.id) == NEVER:
+        return nothing
+    live = restore(session, parent)
+    return live.columns.ids, live.judge.state()
+
+
+def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:
+    plans = list_plans(session, attempt.id)
+    if not plans:
+        return np.empty(0, np.int64)
+    return np.setdiff1d(np.concatenate([plan.series for plan in plans]), np.append(known, NO_SERIES))
+
+
+def _judged(series: StoredSeries) -> JudgedSeries:
+    return JudgedSeries(series.id, series.metric, series.kind, series.subject, series.index, series.bound, series.facts)
+
+
+def _size_of(state: bytes, series: list[StoredSeries]) -> int:
+    return 2 * len(state) + _BYTES_A_SERIES * len(series)
