@@ -28,6 +28,7 @@ from benchmarks.ingest import EVERY, declare_series, frames_of
 from internist.schema.wire import VERSION, Frame, Heartbeat, Plan, Record, RunStart
 from internist_migrations.upgrade import upgrade
 from internist_server.changes import Changes
+from internist_server.compactor import Compactor
 from internist_server.envelope import Contents
 from internist_server.ingest import Ingest
 from internist_server.store import attempts, heatmap, runs, windows
@@ -108,7 +109,9 @@ def measure_growth(url: str, lengths: Sequence[int]) -> Iterator[Figure]:
         fill_s = time.process_time() - began
         points = (done - before) * len(series)
         yield Figure(f"{length}: bulk, CPU per million points", 1e6 * fill_s / points, "s")
-        compact(server)
+        yield Figure(
+            f"{length}: compaction, CPU per million points", 1e6 * timed(lambda: compact(server))[0] / points, "s"
+        )
         yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
         live, written = [], written_bytes(server.database)
         for step, values in frames_of(series, first=done, count=LIVE_FRAMES, rng=rng):
@@ -194,7 +197,8 @@ def _measure_list(server: Server, count: int) -> Iterator[Figure]:
 
 
 def compact(server: Server) -> None:
-    """Let the compactor do all there is to do, where there is one."""
+    """Let the compactor do all there is to do."""
+    Compactor(server.database).compact()
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -208,8 +212,11 @@ def size_of(database: Database) -> float:
     """Bytes of the database, its log left out."""
     with database.engine.connect() as connection:
         if connection.dialect.name == "sqlite":
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-            return float(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+            pages, free, size = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            return float((pages - free) * size)  # free pages are filled before the file grows
         return float(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
 
 

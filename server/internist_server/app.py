@@ -17,6 +17,7 @@ from internist_server import observability
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.compactor import Compactor
 from internist_server.ingest import Ingest, system_clock_ms
 from internist_server.receivers import has_receivers, make_notifier, make_pushers
 from internist_server.routes import (
@@ -79,11 +80,11 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         on_queued=notifier.wake if notifier is not None else lambda: None,
         clock=clock,
     )
-    ticker = Ticker(ingest)
+    ticker, compactor = Ticker(ingest), Compactor(database)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [thread for thread in (ticker, notifier, *pushers) if thread is not None]
+        threads = [thread for thread in (ticker, compactor, notifier, *pushers) if thread is not None]
         for thread in threads:
             thread.start()
         try:

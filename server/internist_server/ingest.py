@@ -27,18 +27,21 @@ from internist_server.cursor import advance_cursor, reached
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
-from internist_server.progress import Progress
+from internist_server.progress import Progress, waits_until_ms
 from internist_server.store import alerts, attempts, notifications, sequences
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.database import Database
-from internist_server.store.judgements import Summary, load_judged_step, load_summaries
+from internist_server.store.judgements import load_judged_step
+from internist_server.store.series import count_series
+from internist_server.store.standings import Newest, due_runs, load_newest, save_standing
 from internist_server.store.starts import correct_start
-from internist_server.store.vitals import Vitals, vitals_of
 
 log = logging.getLogger(__name__)
 
 DENSE_STEPS: Final = 20
 """How long every step is wished for after a critical alert."""
+RUNS_A_TICK: Final = 100
+"""Runs that one tick looks after at most: when a thousand are lost at once, frames come in between."""
 _LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
 _HOW: Final = {"failed": "ended by an error", "killed": "was killed by a signal"}
 _ENDS: Final[dict[str, RunRule]] = {rule.state: rule for rule in RUN_RULES if rule.is_end}
@@ -88,6 +91,7 @@ class Ingest:
         now_ms = self._clock()
         with self._database.write() as session:
             attempt, rank, is_queued = self._register(session, start, now_ms=now_ms)
+            self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
         self._announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
@@ -122,10 +126,11 @@ class Ingest:
             if intake.has_new_facts:
                 self._progress.forget(attempt.id)
             is_queued = self._progress.advance(session, attempt, now_ms=now_ms) or intake.is_queued
-            is_queued = self._watch(session, attempt, now_ms=now_ms) or is_queued
+            newest = load_newest(session, run)
+            is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             is_queued = self._end(session, attempt, intake.ends, now_ms=now_ms) or is_queued
-            attempts.touch_run(session, run)
-            directives = _directives(session, attempt)
+            self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
+            directives = _directives(session, attempt, newest)
         refused = (*contents.refused, *intake.refused)
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
@@ -147,9 +152,10 @@ class Ingest:
             rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
             advance_cursor(session, attempt, rank)
             attempts.save_rank(session, attempt.id, rank)
-            is_queued = self._watch(session, attempt, now_ms=now_ms)
-            attempts.touch_run(session, run)
-            reply = HeartbeatReply(_directives(session, attempt))
+            newest = load_newest(session, run)
+            is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
+            self._settle(session, newest, now_ms=now_ms)
+            reply = HeartbeatReply(_directives(session, attempt, newest))
         self._announce(run, is_queued=is_queued)
         return reply
 
@@ -168,7 +174,7 @@ class Ingest:
             if is_new_normal:
                 attempt = attempts.find_attempt(session, seen.run, seen.attempt)
                 is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
-                attempts.touch_run(session, run)
+                self._settle(session, load_newest(session, run), now_ms=now_ms)
                 (seen,) = alerts.get_alerts(session, [alert])
         self._announce(run, is_queued=is_queued)
         return seen
@@ -181,21 +187,27 @@ class Ingest:
         return found[0].run
 
     def tick(self) -> None:
-        """Do what time alone brings: judge what waited for silent ranks, notice lost and stalled runs."""
+        """Do what time alone brings: judge what waited for silent ranks, notice lost runs."""
         now_ms = self._clock()
         with self._database.read() as session:
-            due = [one for one in attempts.open_attempts(session) if self._is_due(session, one, now_ms=now_ms)]
-        for attempt in due:
-            is_queued = False
+            due = due_runs(session, now_ms=now_ms, limit=RUNS_A_TICK)
+        for run in due:
             try:
-                with self._transaction(attempt.run) as session:
-                    current = attempts.find_attempt(session, attempt.run, attempt.name)
-                    is_queued = self._progress.advance(session, current, now_ms=now_ms)
-                    is_queued = self._watch(session, current, now_ms=now_ms) or is_queued
-                    attempts.touch_run(session, attempt.run)
+                self._check(run, now_ms=now_ms)
             except NotFound:
-                continue
-            self._announce(attempt.run, is_queued=is_queued)
+                log.info("run %s was deleted before it was looked after", run)
+            except Exception:  # the clocks of the other runs go on
+                log.exception("run %s could not be looked after; it is tried again", run)
+
+    def _check(self, run: str, *, now_ms: int) -> None:
+        """Do what time alone has brought of one run."""
+        with self._transaction(run) as session:
+            attempt = attempts.newest_attempt(session, run)
+            is_queued = self._progress.advance(session, attempt, now_ms=now_ms)
+            newest = load_newest(session, run)
+            is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
+            self._settle(session, newest, now_ms=now_ms, has_new_series=True)
+        self._announce(run, is_queued=is_queued)
 
     @contextmanager
     def _transaction(self, run: str, contents: Contents | None = None) -> Iterator[Session]:
@@ -239,30 +251,31 @@ class Ingest:
             attempt, found, _ = self._register(session, start, now_ms=self._clock())
         return attempt, found
 
-    def _is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
-        """Whether time alone has brought something: a step to judge, or another state of the run."""
-        vitals = _vitals(session, attempt, now_ms=now_ms)
-        known = {
-            rule.state for rule in _LASTING if alerts.find_run_alert(session, attempt.run, rule=rule.name) is not None
-        }
-        if known != ({vitals.state} & {rule.state for rule in _LASTING}) and _was_live(session, attempt):
-            return True
-        return self._progress.is_due(session, attempt, now_ms=now_ms)
-
-    def _watch(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
+    def _watch(self, session: Session, attempt: Attempt, newest: Newest, *, now_ms: int) -> bool:
         """Open and close the alerts on the run itself; whether a notification was queued."""
-        if attempts.newest_attempt(session, attempt.run).id != attempt.id:
+        if newest.attempt.id != attempt.id:
             return False
-        vitals = _vitals(session, attempt, now_ms=now_ms)
+        vitals = newest.vitals(now_ms)
         has_news = False
         for rule in _LASTING:
             if vitals.state != rule.state:
                 has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
-            elif _was_live(session, attempt):
+            elif newest.is_live:
                 message = f"the run is {rule.state}: {vitals.reason}"
                 opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
                 has_news |= opened is not None
         return has_news and self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+
+    def _settle(self, session: Session, newest: Newest, *, now_ms: int, has_new_series: bool = False) -> None:
+        """Keep how the run stands now, and when time alone will bring more of it."""
+        attempt, ranks = newest.attempt, newest.ranks
+        judged_step = newest.judge.judged_step
+        waits = waits_until_ms(session, attempt, ranks, judged_step=judged_step, now_ms=now_ms)
+        moments = [moment for moment in (waits, newest.lost_at_ms(now_ms)) if moment is not None]
+        save_standing(
+            session, attempt.run, newest.standing(session), next_check_ms=min(moments, default=None),
+            series=count_series(session, attempt.run) if has_new_series else None,
+        )  # fmt: skip
 
     def _end(self, session: Session, attempt: Attempt, ends: Sequence[Finish], *, now_ms: int) -> bool:
         """Tell how ranks ended that did not end well, and close what is open of an attempt that is over; whether a
@@ -298,21 +311,13 @@ def _names(start: RunStart) -> tuple[str, str, int]:
     return start.run, start.attempt, start.rank
 
 
-def _vitals(session: Session, attempt: Attempt, *, now_ms: int) -> Vitals:
-    ranks = attempts.list_ranks(session, attempt.id)
-    summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
-    return vitals_of(attempt, ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms, now_ms=now_ms)
-
-
-def _was_live(session: Session, attempt: Attempt) -> bool:
-    """Whether a client was ever live on this attempt: one that is only shipped afterwards is not lost."""
-    return any(rank.heartbeat_at_ms is not None for rank in attempts.list_ranks(session, attempt.id))
-
-
-def _directives(session: Session, attempt: Attempt) -> tuple[Directive, ...]:
+def _directives(session: Session, attempt: Attempt, newest: Newest) -> tuple[Directive, ...]:
     """What ranks should do: sample as rarely as the slowest of them, and at every step while a critical alert is
     fresh."""
-    return (*_slowest(attempts.list_ranks(session, attempt.id)), *_dense(session, attempt))
+    is_newest = newest.attempt.id == attempt.id
+    ranks = newest.ranks if is_newest else attempts.list_ranks(session, attempt.id)
+    judged_step = newest.judge.judged_step if is_newest else load_judged_step(session, attempt.id)
+    return (*_slowest(ranks), *_dense(session, attempt, judged_step))
 
 
 def _slowest(ranks: Sequence[Rank]) -> tuple[Directive, ...]:
@@ -323,8 +328,8 @@ def _slowest(ranks: Sequence[Rank]) -> tuple[Directive, ...]:
     return (Directive(-1, "the slowest rank's sampling", tuple(map(max, zip_longest(*told, fillvalue=0)))),)
 
 
-def _dense(session: Session, attempt: Attempt) -> tuple[Directive, ...]:
+def _dense(session: Session, attempt: Attempt, judged_step: int) -> tuple[Directive, ...]:
     step = alerts.newest_critical_step(session, attempt.run)
-    if step is None or step + DENSE_STEPS < load_judged_step(session, attempt.id):
+    if step is None or step + DENSE_STEPS < judged_step:
         return ()
     return (Directive(step + DENSE_STEPS, f"a critical alert opened at step {step}"),)

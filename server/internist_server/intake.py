@@ -112,6 +112,7 @@ class Intake:
         advance_cursor(self._session, self.attempt, self.rank, measured=self._measured)
         if self._frames:
             self.rank.frame_at_ms = self._now_ms
+            self.rank.loose += len(self._frames)
         self.rank.received_at_ms = self._now_ms
         attempts.save_rank(self._session, self.attempt.id, self.rank)
         return self.attempt

@@ -149,15 +149,13 @@ def points_between(session: Session, attempt: Attempt, live: LiveJudge, window: 
     """The points of a window, both ends included: of each plan those the judge asks for."""
     segment = Segment(attempt.id, 0, LAST_STEP)
     sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
-    found = np.array(
-        steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
-    ).reshape(-1, 2)
+    found = steps_between(session, segment, first=window[0], last=window[1], plans=sampled)
     chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
     wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
     height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
     if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
         wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-    return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
+    return read_matrix(session, attempt.id, wanted, live.columns)
 
 
 def _judge_again(session: Session, attempt: Attempt, live: LiveJudge, *, after: int) -> None:

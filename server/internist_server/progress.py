@@ -65,12 +65,6 @@ class Progress:
         """Drop a run's judges in memory: a transaction was undone."""
         self._judges.forget_run(run)
 
-    def is_due(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
-        """Whether a step is complete and not judged."""
-        judged_step = load_judged_step(session, attempt.id)
-        bound = _bound(session, attempt, list_ranks(session, attempt.id), judged_step, now_ms=now_ms)
-        return bool(pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=1))
-
     def advance(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
         """Judge every step that is complete now; whether a notification was queued."""
         ranks = list_ranks(session, attempt.id)
@@ -124,7 +118,7 @@ class Progress:
         )
         save_state(session, attempt.id, live.stored)
         live.since += len(steps)
-        if live.since >= CHECKPOINT_STEPS:
+        if live.since >= CHECKPOINT_STEPS or attempt.finished_at_ms is not None:
             keep_checkpoint(session, attempt.id, live)
         return is_queued
 
@@ -229,6 +223,20 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
         if rank.finished_at_ms is None and not is_silent:
             bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
     return bound
+
+
+def waits_until_ms(
+    session: Session, attempt: Attempt, ranks: Sequence[Rank], *, judged_step: int, now_ms: int
+) -> int | None:
+    """When a step that waits for silent ranks may be judged without them, or another of them; None: none waits."""
+    waiting = first_received_ms(session, attempt.id, after=judged_step)
+    if waiting is None or attempt.finished_at_ms is not None:
+        return None
+    since = [max(rank.received_at_ms, waiting) for rank in ranks if rank.finished_at_ms is None]
+    if len(ranks) < attempt.world_size:
+        since.append(attempt.received_at_ms)
+    until = (moment + SILENT_AFTER_MS + 1 for moment in since)
+    return min((moment for moment in until if moment > now_ms), default=None)
 
 
 def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:

@@ -77,8 +77,8 @@ def test_a_judge_that_is_restored_says_what_one_in_memory_says(sqlite_url):
                 client.ingest = Ingest(database, Changes(), max_series=1_000, clock=lambda: now[0])
         with database.read() as session:
             attempt = find_attempt(session, run, f"{run}-a")
-            places = np.arange(len(load_order(session, attempt.id)))
-            windows = list(read_judged(session, Segment(attempt.id, 0, LAST_STEP), places, first=0, last=LAST_STEP))
+            order = load_order(session, attempt.id)
+            windows = list(read_judged(session, Segment(attempt.id, 0, LAST_STEP), order, first=0, last=LAST_STEP))
             state = restore(session, attempt).judge.verdicts("r", "a")
             members = [(one.subject, one.metric, one.condition, one.state, one.ratio, one.since_step)
                        for one in state.members]  # fmt: skip

@@ -29,9 +29,8 @@ class Server:
         return answer.json()
 
     def runs(self) -> list[dict[str, Any]]:
-        """All runs."""
-        page = self.get("/api/v1/runs")
-        return page["runs"] if isinstance(page, dict) else page
+        """All runs, whole."""
+        return [self.get(f"/api/v1/runs/{one['id']}") for one in self.get("/api/v1/runs")]
 
     def values(self, run: str, metric: str, subject: str, *, index: int | None = None) -> dict[int, Any]:
         """Values of one series by step."""

@@ -61,9 +61,11 @@ class Run:
     coverage: float | None
     """Share of what could be measured that was, at its last sampled step."""
     config: dict[str, Scalar]
+    """Empty in lists of runs."""
     parametrization: str
     optimizers: tuple[str, ...]
     attempts: tuple[Attempt, ...]
+    """Empty in lists of runs."""
     cursor: int
     """Rises with every change; what the live stream sends."""
 

@@ -1,6 +1,7 @@
 """Examples for the API's description, made of the very types they stand for."""
 
 import struct
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -233,7 +234,7 @@ _EXAMPLES: dict[str, object] = {
         2, 2, 1, (Refused(1, "plan 0 names series 9, which was not declared"),), (Directive(440, "a critical alert"),)
     ),
     "HeartbeatReply": HeartbeatReply(),
-    "Runs": [_RUN_VIEW],
+    "Runs": [replace(_RUN_VIEW, config={}, attempts=())],
     "Run": _RUN_VIEW,
     "Verdicts": Verdicts(
         _RUN,

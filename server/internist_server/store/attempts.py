@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Final, cast
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
-from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow
+from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow, StandingRow
 
 _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 """Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
@@ -47,6 +47,8 @@ class Rank:
     sampled_step: int = NEVER
     plan_steps: dict[int, int] = field(default_factory=dict)
     """The newest step of the frames of each plan."""
+    loose: int = 0
+    """Frames that do not lie in tiles yet."""
     frame_at_ms: int | None = None
     heartbeat_at_ms: int | None = None
     heartbeat_step: int | None = None
@@ -94,7 +96,7 @@ def require_run(session: Session, run: str) -> None:
 
 def touch_run(session: Session, run: str) -> None:
     """Let the run's cursor rise: something of it has changed."""
-    session.execute(update(RunRow).where(RunRow.id == run).values(cursor=RunRow.cursor + 1))
+    session.execute(update(StandingRow).where(StandingRow.run_id == run).values(cursor=StandingRow.cursor + 1))
 
 
 def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:
@@ -111,8 +113,9 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
         "optimizers": list(start.optimizers),
         "reference": start.reference,
     }
-    upsert(session, RunRow, [{"id": start.run, "created_at_ms": now_ms, "cursor": 0, **values}], key=["id"], update=[])
+    upsert(session, RunRow, [{"id": start.run, "created_at_ms": now_ms, **values}], key=["id"], update=[])
     lock_run(session, start.run)
+    upsert(session, StandingRow, [{"run_id": start.run, "cursor": 0}], key=["run_id"], update=[])
     row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == start.run, AttemptRow.name == start.attempt))
     is_new = row is None
     if row is None:
@@ -143,7 +146,6 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
         session.add(RankRow(attempt_id=row.id, rank=start.rank, mesh=start.mesh, delivered=[], received_at_ms=now_ms))
         rank = Rank(start.rank, now_ms)
         row.finished_at_ms = None  # a rank that comes late
-    touch_run(session, start.run)
     session.flush()
     return _attempt(session, row), rank, is_new
 
@@ -209,14 +211,6 @@ def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
     return newest_attempt(session, run) if name is None else find_attempt(session, run, name)
 
 
-def open_attempts(session: Session) -> list[Attempt]:
-    """The newest attempt of every run, where it has not ended."""
-    later = aliased(AttemptRow)
-    is_older = select(later.id).where(later.run_id == AttemptRow.run_id, later.started_at_ms > AttemptRow.started_at_ms)
-    query = select(AttemptRow).where(AttemptRow.finished_at_ms.is_(None), ~is_older.exists())
-    return [_attempt(session, row) for row in session.scalars(query).all()]
-
-
 def lineage(session: Session, attempt: Attempt) -> list[Segment]:
     """The history that an attempt continues, newest first: its own steps, and its forebears' up to where it resumed."""
     return history(session, attempt.run, attempt.name)
@@ -266,6 +260,7 @@ def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
             sampled_step=rank.sampled_step,
             plan_steps={str(plan): step for plan, step in rank.plan_steps.items()},
             received_at_ms=rank.received_at_ms,
+            loose=rank.loose,
             frame_at_ms=rank.frame_at_ms,
             finished_at_ms=rank.finished_at_ms,
             heartbeat_step=rank.heartbeat_step,
@@ -329,6 +324,7 @@ def _rank(row: RankRow) -> Rank:
         last_step=row.last_step,
         sampled_step=row.sampled_step,
         plan_steps={int(plan): step for plan, step in (row.plan_steps or {}).items()},
+        loose=row.loose,
         frame_at_ms=row.frame_at_ms,
         heartbeat_at_ms=row.heartbeat_at_ms,
         heartbeat_step=row.heartbeat_step,

@@ -1,6 +1,6 @@
 """Frames as they came, and windows of them as matrices: steps x series, merged over ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
+from internist_server.store.blocks import BLOCK, Block, list_blocks, read_tiles
 from internist_server.store.merge import Floats, Ids, Mask, Part, divide, merge
 from internist_server.store.series import NO_SERIES, Columns, StoredPlan, list_plans
 from internist_server.store.tables import FrameRow, PlanRow
@@ -105,7 +106,17 @@ def is_measured_between(session: Session, attempt_id: int, rank: int | None = No
     if rank is not None:
         found = found.where(FrameRow.rank == rank)
     found = found.where(FrameRow.step >= first, FrameRow.step <= last, PlanRow.is_sampled)
-    return session.scalar(found.limit(1)) is not None
+    if session.scalar(found.limit(1)) is not None:
+        return True
+    blocks = list_blocks(session, attempt_id, first=first, last=last)
+    if not blocks:
+        return False
+    sampled = {(plan.rank, plan.number) for plan in list_plans(session, attempt_id) if plan.is_sampled}
+    return any(
+        ((block.steps >= first) & (block.steps <= last)).any()
+        for block in blocks
+        if (block.rank, block.plan) in sampled and rank in (None, block.rank)
+    )
 
 
 def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 64) -> list[tuple[int, int]]:
@@ -118,70 +129,73 @@ def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 
 
 def steps_between(
     session: Session, segment: Segment, *, first: int, last: int, plans: Sequence[int] | None = None
-) -> list[tuple[int, int]]:
-    """(step, plan) of the frames of a segment in a window, in order; of all plans or of these."""
-    query = (
-        select(FrameRow.step, FrameRow.plan)
-        .where(FrameRow.attempt_id == segment.attempt_id)
-        .where(FrameRow.step >= max(first, segment.first), FrameRow.step <= min(last, segment.last))
-        .distinct()
-        .order_by(FrameRow.step)
-    )
+) -> Ids:
+    """Steps of the frames of a segment in a window with their plans, (frames, 2), by step; of all plans or of these."""
+    first, last = max(first, segment.first), min(last, segment.last)
+    query = select(FrameRow.step, FrameRow.plan).distinct()
+    query = query.where(FrameRow.attempt_id == segment.attempt_id, FrameRow.step >= first, FrameRow.step <= last)
     if plans is not None:
         query = query.where(FrameRow.plan.in_(plans))
-    return [(row[0], row[1]) for row in session.execute(query)]
+    loose = np.array([(row[0], row[1]) for row in session.execute(query)], np.int64).reshape(-1, 2)
+    blocks = list_blocks(session, segment.attempt_id, first=first, last=last, plans=plans)
+    pairs = [np.stack([block.steps, np.full_like(block.steps, block.plan)], axis=1) for block in blocks]
+    found = np.concatenate([loose, *pairs])
+    found = found[(found[:, 0] >= first) & (found[:, 0] <= last)]
+    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+    is_new = np.ones(len(found), bool)
+    is_new[1:] = (found[1:] != found[:-1]).any(axis=1)
+    return found[is_new]
 
 
 def read_matrix(
-    session: Session, attempt_id: int, steps: Sequence[int], columns: Columns, *, is_timely: bool = False
+    session: Session, attempt_id: int, steps: Sequence[int] | Ids, columns: Columns, *, is_timely: bool = False
 ) -> Matrix:
     """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
 
     Args:
         is_timely: only of frames that came before their step was judged: what the judge has seen.
     """
+    wanted = np.asarray(steps, dtype=np.int64)
     plans = list_plans(session, attempt_id)
     shown, columns = len(columns.ids), _with_denominators(columns)
     spans = [span for span in (_span(plan, columns) for plan in plans) if span is not None]
     ranks = {span.rank for span in spans}
-    shape = (len(steps), len(columns.ids))
-    place = {step: row for row, step in enumerate(steps)}
-    measured = np.zeros(len(steps), dtype=np.int64)
-    skipped = np.zeros(len(steps), dtype=bool)
+    shape = (len(wanted), len(columns.ids))
+    measured = np.zeros(len(wanted), dtype=np.int64)
+    skipped = np.zeros(len(wanted), dtype=bool)
     parts: dict[int, Part] = {}
-    for rank, span, frames in _read(session, attempt_id, steps, spans, is_timely=is_timely):
-        part = parts.get(rank)
+    for piece in _read(session, attempt_id, wanted, spans, columns, is_timely=is_timely):
+        part = parts.get(piece.span.rank)
         if part is None:
             counts = np.ones(shape if len(ranks) > 1 else (1, 1))  # of one rank alone they do not matter
-            part = parts[rank] = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
-        rows = np.fromiter((place[frame.step] for frame in frames), dtype=np.int64, count=len(frames))
-        raw = np.frombuffer(b"".join([frame.values for frame in frames]), dtype="<f4").reshape(len(frames), -1)
-        where = np.ix_(rows, span.columns)
-        part.values[where] = raw[:, span.picks]
+            part = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
+            parts[piece.span.rank] = part
+        where = np.ix_(piece.rows, piece.span.columns)
+        part.values[where] = piece.values
         part.present[where] = True
-        if span.counts is not None and len(ranks) > 1:
-            part.counts[where] = span.counts
-        np.maximum.at(measured, rows, np.fromiter((f.measured_at_ms for f in frames), np.int64, len(frames)))
-        np.logical_or.at(skipped, rows, np.fromiter((f.skipped for f in frames), bool, len(frames)))
+        if piece.span.counts is not None and len(ranks) > 1:
+            part.counts[where] = piece.span.counts
+        np.maximum.at(measured, piece.rows, piece.measured_at_ms)
+        np.logical_or.at(skipped, piece.rows, piece.skipped)
     if parts:
         values, present = merge([parts[rank] for rank in sorted(parts)], columns.codes)
         divide(values, present, _ratios(columns))
     else:
         values, present = np.full(shape, np.nan, np.float32), np.zeros(shape, dtype=bool)
-    return Matrix(np.array(steps, dtype=np.int64), values[:, :shown], present[:, :shown], measured, skipped)
+    return Matrix(wanted, values[:, :shown], present[:, :shown], measured, skipped)
 
 
 def read_history(
     session: Session, segments: Sequence[Segment], columns: Columns, *, first: int, last: int
 ) -> Iterator[Matrix]:
     """A window of a history in pieces, oldest first: all steps at which one of the columns may have a point."""
-    rows = max(1, min(4_096, MAX_CELLS // max(1, len(columns.ids))))
+    rows = max(1, MAX_CELLS // max(1, len(columns.ids)))
     for segment in reversed(segments):
         wanted = {plan.number for plan in list_plans(session, segment.attempt_id) if _span(plan, columns) is not None}
         if not wanted or first > segment.last or last < segment.first:
             continue
         found = steps_between(session, segment, first=first, last=last, plans=sorted(wanted))
-        steps = sorted({step for step, _ in found})
+        steps = np.unique(found[:, 0])
         for begin in range(0, len(steps), rows):
             yield read_matrix(session, segment.attempt_id, steps[begin : begin + rows], columns)
 
@@ -234,26 +248,100 @@ def _span(plan: StoredPlan, columns: Columns) -> _Span | None:
     return _Span(plan.rank, plan.number, begin, end - begin, picks - begin, targets[picks], counts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Frames of one rank and plan, in the order in which they were sent: `rows` are the places of their steps."""
+
+    span: _Span
+    rows: Ids
+    values: Floats
+    """(frames, columns of the span)."""
+    measured_at_ms: Ids
+    skipped: Mask
+
+
 def _read(
-    session: Session, attempt_id: int, steps: Sequence[int], spans: Sequence[_Span], *, is_timely: bool
-) -> Iterator[tuple[int, _Span, list[Any]]]:
-    """Frames at these steps by rank and plan, in the order in which they were sent; of each only the span's bytes.
+    session: Session, attempt_id: int, steps: Ids, spans: Sequence[_Span], columns: Columns, *, is_timely: bool
+) -> Iterator[_Piece]:
+    """Frames at these steps by plan: those in tiles, which came first, and then those that are loose.
 
     Of two values that one rank sent for the same step and series, the later counts.
     """
-    by_layout: dict[tuple[int, int, int], dict[int, _Span]] = {}
+    if not len(steps) or not spans:
+        return
+    first, last = int(steps[0]), int(steps[-1])
+    of_plan: dict[int, list[_Span]] = {}
     for span in spans:
-        by_layout.setdefault((span.plan, span.begin, span.length), {})[span.rank] = span
-    for (plan, begin, length), of_rank in sorted(by_layout.items()):
+        of_plan.setdefault(span.plan, []).append(span)
+    blocks = list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
+    loose = set(_loose_steps(session, attempt_id, first=first, last=last))
+    loose_steps = [step for step in steps.tolist() if step in loose] if loose else []
+    for plan, found in sorted(of_plan.items()):
+        of_rank = {span.rank: span for span in found}
+        mine = [block for block in blocks if block.plan == plan and block.rank in of_rank]
+        yield from _from_tiles(session, mine, steps, of_rank, columns, is_timely=is_timely)
+        if loose_steps:
+            yield from _from_frames(session, attempt_id, plan, steps, loose_steps, found, is_timely=is_timely)
+
+
+def _loose_steps(session: Session, attempt_id: int, *, first: int, last: int) -> list[int]:
+    query = select(FrameRow.step).where(
+        FrameRow.attempt_id == attempt_id, FrameRow.step >= first, FrameRow.step <= last
+    )
+    return list(session.scalars(query.distinct()))
+
+
+def _from_tiles(
+    session: Session,
+    blocks: Sequence[Block],
+    steps: Ids,
+    of_rank: Mapping[int, _Span],
+    columns: Columns,
+    *,
+    is_timely: bool,
+) -> Iterator[_Piece]:
+    """The frames of one plan that lie in tiles."""
+    wanted = np.unique(np.concatenate([columns.ids[span.columns] for span in of_rank.values()]))
+    held = max(1, MAX_CELLS // (BLOCK * max(1, len(wanted))))
+    for begin in range(0, len(blocks), held):
+        tiles = read_tiles(session, blocks[begin : begin + held], wanted.tolist())
+        for block in blocks[begin : begin + held]:
+            if block.id not in tiles:
+                continue
+            span, (ids, values) = of_rank[block.rank], tiles[block.id]
+            rows = np.minimum(np.searchsorted(steps, block.steps), len(steps) - 1)
+            here = steps[rows] == block.steps
+            if is_timely:
+                here &= ~block.late
+            order = np.argsort(ids)
+            lines = order[np.searchsorted(ids, columns.ids[span.columns], sorter=order)]
+            yield _Piece(span, rows[here], values[lines][:, here].T, block.measured_at_ms[here], block.skipped[here])
+
+
+def _from_frames(
+    session: Session,
+    attempt_id: int,
+    plan: int,
+    steps: Ids,
+    wanted: Sequence[int],
+    spans: Sequence[_Span],
+    *,
+    is_timely: bool,
+) -> Iterator[_Piece]:
+    """The frames of one plan that are loose; of each only the span's bytes."""
+    by_layout: dict[tuple[int, int], dict[int, _Span]] = {}
+    for span in spans:
+        by_layout.setdefault((span.begin, span.length), {})[span.rank] = span
+    for (begin, length), of_rank in sorted(by_layout.items()):
         values = func.substr(FrameRow.values, begin * 4 + 1, length * 4).label("values")
         fields = (
             FrameRow.rank, FrameRow.sequence, FrameRow.step, FrameRow.measured_at_ms, FrameRow.skipped, values,
         )  # fmt: skip
-        for first in range(0, len(steps), _STEPS_A_QUERY):
+        for first in range(0, len(wanted), _STEPS_A_QUERY):
             query = (
                 select(*fields)
                 .where(FrameRow.attempt_id == attempt_id, FrameRow.plan == plan)
-                .where(FrameRow.step.in_(steps[first : first + _STEPS_A_QUERY]))
+                .where(FrameRow.step.in_(wanted[first : first + _STEPS_A_QUERY]))
             )
             if is_timely:
                 query = query.where(FrameRow.late.is_(False))
@@ -263,7 +351,19 @@ def _read(
                 grouped.setdefault(row.rank, []).append(row)
             for rank, rows in grouped.items():
                 if rank in of_rank:
-                    yield rank, of_rank[rank], rows
+                    yield _piece(of_rank[rank], rows, steps)
+
+
+def _piece(span: _Span, frames: Sequence[Any], steps: Ids) -> _Piece:
+    count = len(frames)
+    raw = np.frombuffer(b"".join([frame.values for frame in frames]), dtype="<f4").reshape(count, -1)
+    return _Piece(
+        span,
+        np.searchsorted(steps, np.fromiter((frame.step for frame in frames), np.int64, count)),
+        raw[:, span.picks],
+        np.fromiter((frame.measured_at_ms for frame in frames), np.int64, count),
+        np.fromiter((frame.skipped for frame in frames), bool, count),
+    )
 
 
 def _by_sequence(row: Any) -> tuple[int, int]:

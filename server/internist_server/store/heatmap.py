@@ -12,7 +12,7 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Heatmap, HeatmapRow
 from internist_server.store.attempts import Attempt, Segment, lineage
 from internist_server.store.frames import MAX_CELLS, read_matrix
-from internist_server.store.judgements import JudgedWindow, load_order, places_in, read_judged
+from internist_server.store.judgements import JudgedWindow, read_judged
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers
 from internist_server.store.series import Columns, StoredSeries, columns_of, metrics_of_run, search_series
@@ -56,8 +56,7 @@ def read_heatmap(
     pieces: list[_Piece] = []
     bases = np.zeros(len(BASES), dtype=np.int64)
     for segment in reversed(lineage(session, attempt)):
-        places = places_in(load_order(session, segment.attempt_id), columns.ids)
-        for window in read_judged(session, segment, places, first=first, last=last):
+        for window in read_judged(session, segment, columns.ids, first=first, last=last):
             bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
             of_rows = list(members.values())
             pieces += _collapse(session, segment, window, columns, of_rows, is_two_sided=is_two_sided)

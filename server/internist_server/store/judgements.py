@@ -10,6 +10,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
+from internist_server.store.blocks import BLOCK, JudgedBlock, list_judged_blocks, read_judged_tiles
 from internist_server.store.dialects import upsert
 from internist_server.store.merge import Ids
 from internist_server.store.tables import NEVER, CheckpointRow, JudgementRow, JudgeStateRow
@@ -17,6 +18,7 @@ from internist_server.store.tables import NEVER, CheckpointRow, JudgementRow, Ju
 Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
 _PIECE = 512
+_CELLS = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +161,18 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
     session.execute(insert(JudgementRow), rows)
 
 
-def read_judged(
-    session: Session, segment: Segment, places: NDArray[np.int64], *, first: int, last: int
-) -> Iterator[JudgedWindow]:
-    """Judgements of these columns of the judge's order in a window, in pieces of rising steps."""
+def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, last: int) -> Iterator[JudgedWindow]:
+    """Judgements of these series in a window, in pieces of rising steps: those in tiles, then those that are loose."""
+    first, last = max(first, segment.first), min(last, segment.last)
+    blocks = list_judged_blocks(session, segment.attempt_id, first=first, last=last)
+    held = max(1, _CELLS // (BLOCK * max(1, len(ids))))
+    for begin in range(0, len(blocks), held):
+        yield _from_tiles(session, blocks[begin : begin + held], ids, first=first, last=last)
+    places = places_in(load_order(session, segment.attempt_id), ids)
     query = (
         select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis, JudgementRow.divisor)
         .where(JudgementRow.attempt_id == segment.attempt_id)
-        .where(JudgementRow.step >= max(first, segment.first), JudgementRow.step <= min(last, segment.last))
+        .where(JudgementRow.step >= first, JudgementRow.step <= last)
         .order_by(JudgementRow.step)
     )
     for rows in session.execute(query.execution_options(yield_per=_PIECE)).partitions():
@@ -179,6 +185,26 @@ def read_judged(
             basis[place, known] = np.frombuffer(row.basis, dtype=np.uint8)[places[known]]
         divisors = np.array([np.nan if row.divisor is None else row.divisor for row in rows], np.float64)
         yield JudgedWindow(steps, ratios, basis, divisors)
+
+
+def _from_tiles(session: Session, blocks: Sequence[JudgedBlock], ids: Ids, *, first: int, last: int) -> JudgedWindow:
+    """Judgements of some blocks."""
+    steps = np.concatenate([block.steps for block in blocks])
+    ratios = np.full((len(steps), len(ids)), np.nan, np.float16)
+    basis = np.zeros(ratios.shape, np.uint8)
+    order = np.argsort(ids, kind="stable")
+    tiles = read_judged_tiles(session, blocks, ids.tolist())
+    at = 0
+    for block in blocks:
+        rows = slice(at, at + len(block.steps))
+        at += len(block.steps)
+        if block.id in tiles:
+            series, of_ratios, of_basis = tiles[block.id]
+            columns = order[np.searchsorted(ids, series, sorter=order)]
+            ratios[rows, columns], basis[rows, columns] = of_ratios.T, of_basis.T
+    divisors = np.concatenate([block.divisors for block in blocks])
+    here = (steps >= first) & (steps <= last)
+    return JudgedWindow(steps[here], ratios[here], basis[here], divisors[here])
 
 
 def places_in(order: Ids, ids: Ids) -> NDArray[np.int64]:

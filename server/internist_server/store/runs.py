@@ -1,47 +1,60 @@
 """Runs as the runs table and the run page show them."""
 
-from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
-from internist.schema.conditions import State
 from internist.schema.views import Attempt as AttemptView
 from internist.schema.views import Change, Run
 from internist_server.errors import RunNotFound
 from internist_server.store import alerts
-from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
-from internist_server.store.evidence import read_evidence
-from internist_server.store.judgements import Summary, load_summaries
 from internist_server.store.numbers import number
 from internist_server.store.series import count_series
-from internist_server.store.tables import AttemptRow, RankRow, RunRow
-from internist_server.store.vitals import Vitals, vitals_of
+from internist_server.store.standings import Standing, load_newest
+from internist_server.store.tables import AlertRow, AttemptRow, RankRow, RunRow, StandingRow
+
+_RUN = (RunRow.id, RunRow.project, RunRow.name, RunRow.created_at_ms, RunRow.parametrization, RunRow.optimizers)
+_STANDING = tuple(getattr(StandingRow, one.name) for one in fields(Standing))
 
 
 def list_runs(
     session: Session, *, project: str | None = None, name: str | None = None, limit: int, offset: int = 0, now_ms: int
 ) -> list[Run]:
-    """Runs, newest first; `name` is a part of the run's name or id."""
-    query = select(RunRow).order_by(RunRow.created_at_ms.desc(), RunRow.id).limit(limit).offset(offset)
+    """Runs, newest first, without their configurations and attempts; `name` is a part of the run's name or id."""
+    firing = (
+        select(func.count())
+        .where(AlertRow.run_id == RunRow.id, AlertRow.state == "firing")
+        .correlate(RunRow)
+        .scalar_subquery()
+        .label("firing")
+    )
+    query = select(*_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, firing)
+    query = query.join(StandingRow, StandingRow.run_id == RunRow.id)
+    query = query.order_by(RunRow.created_at_ms.desc(), RunRow.id).limit(limit).offset(offset)
     if project is not None:
         query = query.where(RunRow.project == project)
     if name is not None:
         pattern = f"%{name.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
         query = query.where(RunRow.name.ilike(pattern, escape="~") | RunRow.id.like(pattern, escape="~"))
-    return [_run(session, row, now_ms=now_ms) for row in session.scalars(query).all()]
+    return [_listed(session, row, now_ms=now_ms) for row in session.execute(query).all()]
 
 
 def read_run(session: Session, run: str, *, now_ms: int) -> Run:
-    """One run.
+    """One run, whole.
 
     Raises:
         RunNotFound: there is no such run.
     """
-    row = session.get(RunRow, run)
+    query = select(*_RUN, RunRow.config, StandingRow.cursor).join(StandingRow, StandingRow.run_id == RunRow.id)
+    row = session.execute(query.where(RunRow.id == run)).first()
     if row is None:
         raise RunNotFound(run)
-    return _run(session, row, now_ms=now_ms)
+    return _run(
+        row, load_newest(session, run).standing(session), firing=alerts.count_firing(session, run),
+        series=count_series(session, run), config=row.config, attempts=_attempts(session, run), now_ms=now_ms,
+    )  # fmt: skip
 
 
 def read_change(session: Session, run: str, *, now_ms: int) -> Change:
@@ -50,21 +63,17 @@ def read_change(session: Session, run: str, *, now_ms: int) -> Change:
     Raises:
         RunNotFound: there is no such run.
     """
-    row = session.get(RunRow, run, populate_existing=True)
-    if row is None:
-        raise RunNotFound(run)
-    attempt = newest_attempt(session, run)
-    ranks = list_ranks(session, attempt.id)
-    summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
+    cursor = read_cursor(session, run)
+    standing = load_newest(session, run).standing(session)
     return Change(
         run=run,
-        cursor=row.cursor,
-        step=_last_step(ranks),
-        state=_vitals(attempt, ranks, summary, now_ms=now_ms).state,
-        verdict=_verdict(session, attempt, ranks, summary)[0],
+        cursor=cursor,
+        step=standing.last_step,
+        state=standing.vitals(now_ms).state,
+        verdict=standing.verdict,
         open_alerts=alerts.count_firing(session, run),
-        last_frame_at_ms=_latest([rank.frame_at_ms for rank in ranks]),
-        heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in ranks]),
+        last_frame_at_ms=standing.last_frame_at_ms,
+        heartbeat_at_ms=standing.heartbeat_at_ms,
         server_time_ms=now_ms,
     )
 
@@ -75,19 +84,32 @@ def read_cursor(session: Session, run: str) -> int:
     Raises:
         RunNotFound: there is no such run.
     """
-    found = session.scalar(select(RunRow.cursor).where(RunRow.id == run))
+    found = session.scalar(select(StandingRow.cursor).where(StandingRow.run_id == run))
     if found is None:
         raise RunNotFound(run)
     return found
 
 
-def _run(session: Session, row: RunRow, *, now_ms: int) -> Run:
-    attempt = newest_attempt(session, row.id)
-    ranks = list_ranks(session, attempt.id)
-    summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
-    vitals = _vitals(attempt, ranks, summary, now_ms=now_ms)
-    verdict, sentence = _verdict(session, attempt, ranks, summary)
-    values = summary.values
+def _listed(session: Session, row: Row[Any], *, now_ms: int) -> Run:
+    """A run of a list; one of which nothing is known yet, as after an upgrade, is looked at anew."""
+    if row.attempt_id is None:
+        standing, series = load_newest(session, row.id).standing(session), count_series(session, row.id)
+    else:
+        standing, series = Standing(*row[len(_RUN) : len(_RUN) + len(_STANDING)]), row.series or 0
+    return _run(row, standing, firing=row.firing, series=series, config={}, attempts=(), now_ms=now_ms)
+
+
+def _run(
+    row: Row[Any],
+    standing: Standing,
+    *,
+    firing: int,
+    series: int,
+    config: dict[str, Any],
+    attempts: tuple[AttemptView, ...],
+    now_ms: int,
+) -> Run:
+    vitals = standing.vitals(now_ms)
     return Run(
         id=row.id,
         project=row.project,
@@ -95,25 +117,25 @@ def _run(session: Session, row: RunRow, *, now_ms: int) -> Run:
         state=vitals.state,
         state_reason=vitals.reason,
         created_at_ms=row.created_at_ms,
-        last_step=_last_step(ranks),
-        last_frame_at_ms=_latest([rank.frame_at_ms for rank in ranks]),
-        heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in ranks]),
+        last_step=standing.last_step,
+        last_frame_at_ms=standing.last_frame_at_ms,
+        heartbeat_at_ms=standing.heartbeat_at_ms,
         server_time_ms=now_ms,
-        steps_per_second=1000 / summary.step_ms if summary.step_ms else None,
-        loss=number(values.get("loss")),
-        learning_rate=number(values.get("learning_rate")),
-        verdict=verdict,
-        sentence=sentence,
-        violated=summary.violated,
-        drifting=summary.drifting,
-        open_alerts=alerts.count_firing(session, row.id),
-        series=count_series(session, row.id),
-        overhead=_finite(values.get("overhead")),
-        coverage=_finite(values.get("coverage")),
-        config=row.config,
+        steps_per_second=1000 / standing.step_ms if standing.step_ms else None,
+        loss=number(standing.loss),
+        learning_rate=number(standing.learning_rate),
+        verdict=standing.verdict,
+        sentence=standing.sentence,
+        violated=standing.violated,
+        drifting=standing.drifting,
+        open_alerts=firing,
+        series=series,
+        overhead=_finite(standing.overhead),
+        coverage=_finite(standing.coverage),
+        config=config,
         parametrization=row.parametrization,
         optimizers=tuple(row.optimizers),
-        attempts=_attempts(session, row.id),
+        attempts=attempts,
         cursor=row.cursor,
     )
 
@@ -141,27 +163,6 @@ def _attempts(session: Session, run: str) -> tuple[AttemptView, ...]:
         )
         for row, ranks, step in session.execute(query)
     )
-
-
-def _vitals(attempt: Attempt, ranks: Sequence[Rank], summary: Summary, *, now_ms: int) -> Vitals:
-    return vitals_of(attempt, ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms, now_ms=now_ms)
-
-
-def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:
-    """State and sentence of the run, by what was judged and by what is known beside it."""
-    states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
-    state = states.get(summary.state, "not measured")
-    return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
-
-
-def _last_step(ranks: Sequence[Rank]) -> int | None:
-    """The last step of which anything is known."""
-    known = [rank.last_step for rank in ranks if rank.last_step >= 0]
-    return max(known + [rank.heartbeat_step for rank in ranks if rank.heartbeat_step is not None], default=None)
-
-
-def _latest(moments: Sequence[int | None]) -> int | None:
-    return max((moment for moment in moments if moment is not None), default=None)
 
 
 def _finite(value: float | None) -> float | None:

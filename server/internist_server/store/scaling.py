@@ -20,7 +20,7 @@ from internist_server.store.attempts import LAST_STEP, Segment, history
 from internist_server.store.frames import read_matrix, steps_between
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.series import Columns, columns_for, list_plans
-from internist_server.store.tables import NO_INDEX, AttemptRow, RunRow, SeriesRow
+from internist_server.store.tables import NO_INDEX, AttemptRow, RunRow, SeriesRow, StandingRow
 
 METRICS_OF_SHAPE: Final = ("activation.rms", "attention.max_abs_logit", "weight.rms")
 """Of the metrics that the check uses, those whose series tell the shape of a model."""
@@ -175,7 +175,7 @@ def _recorded(session: Session, segment: Segment, columns: Columns) -> dict[int,
     wanted = {plan.number for plan in plans if _holds_any(plan.series, columns.ids)}
     found: dict[int, list[int]] = {}
     if wanted:
-        for step, plan in steps_between(session, segment, first=0, last=LAST_STEP, plans=sorted(wanted)):
+        for step, plan in steps_between(session, segment, first=0, last=LAST_STEP, plans=sorted(wanted)).tolist():
             found.setdefault(plan, []).append(step)
     return found
 
@@ -201,9 +201,10 @@ def _candidates(session: Session, runs: Sequence[str]) -> list[Candidate]:
     query = (
         select(
             RunRow.id, RunRow.name, RunRow.project, RunRow.parametrization, RunRow.config, RunRow.created_at_ms,
-            RunRow.cursor, AttemptRow.id, AttemptRow.name,
+            StandingRow.cursor, AttemptRow.id, AttemptRow.name,
         )
         .join(AttemptRow, AttemptRow.run_id == RunRow.id)
+        .join(StandingRow, StandingRow.run_id == RunRow.id)
         .where(RunRow.id.in_(runs))
         .order_by(AttemptRow.started_at_ms, AttemptRow.number)
     )  # fmt: skip

@@ -66,12 +66,45 @@ class RunRow(Base):
     project: Mapped[str] = mapped_column(index=True)
     name: Mapped[str]
     created_at_ms: Mapped[int] = mapped_column(index=True)
-    config: Mapped[dict[str, Any]]
+    config: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    """Large, for some, so it is read by those who need it."""
     parametrization: Mapped[str]
     optimizers: Mapped[list[Any]]
     reference: Mapped[str | None]
+
+
+class StandingRow(Base):
+    """How a run stood after the last transaction that changed it: what lists show, and when time alone brings more.
+
+    Of its newest attempt; `attempt_id` is None where nothing is known yet, as after an upgrade.
+    """
+
+    __tablename__ = "standings"
+
+    run_id: Mapped[str] = mapped_column(String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     cursor: Mapped[int] = mapped_column(default=0)
     """Rises with every change of the run."""
+    next_check_ms: Mapped[int | None] = mapped_column(index=True)
+    """When time alone will have brought something, by the server's clock; None: never."""
+    attempt_id: Mapped[int | None]
+    state: Mapped[str | None]
+    """While it is heard of: `lost` follows from `contact_ms`."""
+    reason: Mapped[str | None]
+    contact_ms: Mapped[int | None]
+    reached: Mapped[int | None]
+    last_step: Mapped[int | None]
+    last_frame_at_ms: Mapped[int | None]
+    heartbeat_at_ms: Mapped[int | None]
+    step_ms: Mapped[float | None]
+    verdict: Mapped[str | None]
+    sentence: Mapped[str | None]
+    violated: Mapped[int | None]
+    drifting: Mapped[int | None]
+    loss: Mapped[float | None]
+    learning_rate: Mapped[float | None]
+    overhead: Mapped[float | None]
+    coverage: Mapped[float | None]
+    series: Mapped[int | None]
 
 
 class AttemptRow(Base):
@@ -126,6 +159,8 @@ class RankRow(Base):
     powers: Mapped[list[Any] | None]
     """By how much its own costs ask to thin sampling, as its last heartbeat told; None: it did not tell."""
     finished_at_ms: Mapped[int | None]
+    loose: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Frames that do not lie in tiles yet."""
     refused: Mapped[int] = mapped_column(default=0)
     """Good frames that must come before what is known of this rank is whole again: some of its frames were refused."""
     refusal: Mapped[str | None]
@@ -194,6 +229,66 @@ class FrameRow(Base):
     late: Mapped[bool]
     """Came after its step had been judged."""
     values: Mapped[bytes]
+
+
+class BlockRow(Base):
+    """Frames of one plan of one rank that lie in tiles, in the order in which they were sent."""
+
+    __tablename__ = "blocks"
+    __table_args__ = (Index(None, "attempt_id", "last_step"),)
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    rank: Mapped[int]
+    plan: Mapped[int]
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    newest_ms: Mapped[int]
+    """When the last of them came, by the server's clock: what retention goes by."""
+    count: Mapped[int]
+    heads: Mapped[bytes]
+    """What frames hold beside their values: see `store.blocks`."""
+
+
+class TileRow(Base):
+    """The values of one series in the frames of a block, packed. It is never changed."""
+
+    __tablename__ = "tiles"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    block_id: Mapped[int] = mapped_column(ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True)
+    series_id: Mapped[int] = mapped_column(primary_key=True)
+    values: Mapped[bytes]
+
+
+class JudgedBlockRow(Base):
+    """Judgements of one attempt that lie in tiles, in the order of their steps."""
+
+    __tablename__ = "judged_blocks"
+    __table_args__ = (Index(None, "attempt_id", "last_step"),)
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    count: Mapped[int]
+    heads: Mapped[bytes]
+    """What judgements hold beside ratios and bases: see `store.blocks`."""
+
+
+class JudgedTileRow(Base):
+    """The ratios and bases of one series in the judgements of a block, packed. It is never changed.
+
+    A series of which nothing was judged has none.
+    """
+
+    __tablename__ = "judged_tiles"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    block_id: Mapped[int] = mapped_column(ForeignKey("judged_blocks.id", ondelete="CASCADE"), primary_key=True)
+    series_id: Mapped[int] = mapped_column(primary_key=True)
+    ratios: Mapped[bytes]
+    basis: Mapped[bytes]
 
 
 class JudgeStateRow(Base):

@@ -49,15 +49,34 @@ def vitals_of(
         step_ms: what a step usually takes; None: not known.
         pause_ms: the longest pause so far after which the run went on.
     """
+    heard = vitals_when_heard(attempt, ranks, step_ms=step_ms, pause_ms=pause_ms)
+    return vitals_at(heard, contact_ms=last_contact_ms(attempt, ranks), step=step_reached(ranks), now_ms=now_ms)
+
+
+def vitals_at(heard: Vitals, *, contact_ms: int, step: int, now_ms: int) -> Vitals:
+    """The state of a run by what its last signs of life said, which time turns into `lost`."""
+    silence_s = (now_ms - contact_ms) / 1000
+    if heard.state not in ("live", "stalled") or silence_s <= LOST_AFTER_S:
+        return heard
+    return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}; its last step was {step}")
+
+
+def last_contact_ms(attempt: Attempt, ranks: Sequence[Rank]) -> int:
+    """When anything was heard of an attempt last."""
+    moments = (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks)
+    return max(moments, default=attempt.received_at_ms)
+
+
+def step_reached(ranks: Sequence[Rank]) -> int:
+    """The last step that any rank has told of; 0 without one."""
+    return max((max(rank.last_step, rank.heartbeat_step or 0) for rank in ranks), default=0)
+
+
+def vitals_when_heard(attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, pause_ms: float) -> Vitals:
+    """What the last signs of life of an attempt said, however long ago that was."""
     if attempt.finished_at_ms is not None:
         return Vitals(attempt.outcome or "finished", "")
-    contact = max(
-        (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks), default=attempt.received_at_ms
-    )
-    silence_s = (now_ms - contact) / 1000
-    step = max((max(rank.last_step, rank.heartbeat_step or 0) for rank in ranks), default=0)
-    if silence_s > LOST_AFTER_S:
-        return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}; its last step was {step}")
+    step = step_reached(ranks)
     live = [rank for rank in ranks if rank.heartbeat_at_ms is not None and rank.finished_at_ms is None]
     pauses = [rank.pause for rank in live if rank.pause]
     if pauses:

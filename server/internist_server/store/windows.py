@@ -195,7 +195,7 @@ def _judged(session: Session, segments: Sequence[Segment], columns: Columns, ste
         places = places_in(load_order(session, segment.attempt_id), columns.ids)
         divisors = np.full(len(steps), np.nan)
         is_mine = np.zeros(len(steps), bool)
-        for window in read_judged(session, segment, places, first=int(steps[0]), last=int(steps[-1])):
+        for window in read_judged(session, segment, columns.ids, first=int(steps[0]), last=int(steps[-1])):
             rows = np.searchsorted(steps, window.steps)
             rows = np.minimum(rows, len(steps) - 1)
             here = steps[rows] == window.steps

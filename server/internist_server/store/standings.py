@@ -1,0 +1,141 @@
+"""How runs stand, in one narrow row each: what lists show, and when time alone brings something."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from internist.schema.conditions import State
+from internist.schema.rules import LOST_AFTER_S
+from internist.schema.views import RunState
+from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
+from internist_server.store.evidence import read_evidence
+from internist_server.store.judgements import JudgeState, Summary, load_state
+from internist_server.store.tables import StandingRow
+from internist_server.store.vitals import Vitals, last_contact_ms, step_reached, vitals_at, vitals_when_heard
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a run stands by its newest attempt, until something new comes of it."""
+
+    attempt_id: int
+    state: RunState
+    reason: str
+    contact_ms: int
+    reached: int
+    last_step: int | None
+    last_frame_at_ms: int | None
+    heartbeat_at_ms: int | None
+    step_ms: float | None
+    verdict: State
+    sentence: str
+    violated: int
+    drifting: int
+    loss: float | None
+    learning_rate: float | None
+    overhead: float | None
+    coverage: float | None
+
+    def vitals(self, now_ms: int) -> Vitals:
+        """The state of the run now, and why."""
+        heard = Vitals(self.state, self.reason)
+        return vitals_at(heard, contact_ms=self.contact_ms, step=self.reached, now_ms=now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest attempt of a run, with what its standing follows from."""
+
+    attempt: Attempt
+    ranks: list[Rank]
+    judge: JudgeState
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a client was ever live on it: one that is only shipped afterwards is not lost."""
+        return any(rank.heartbeat_at_ms is not None for rank in self.ranks)
+
+    def vitals(self, now_ms: int) -> Vitals:
+        """Its state now, and why."""
+        contact_ms, step = last_contact_ms(self.attempt, self.ranks), step_reached(self.ranks)
+        return vitals_at(self._heard(), contact_ms=contact_ms, step=step, now_ms=now_ms)
+
+    def lost_at_ms(self, now_ms: int) -> int | None:
+        """When it will be lost if nothing is heard of it any more; None: never, or it is."""
+        if not self.is_live or self._heard().state not in ("live", "stalled"):
+            return None
+        at_ms = last_contact_ms(self.attempt, self.ranks) + int(LOST_AFTER_S * 1000) + 1
+        return at_ms if at_ms > now_ms else None
+
+    def standing(self, session: Session) -> Standing:
+        """How the run stands."""
+        heard, summary = self._heard(), self.judge.summary
+        verdict, sentence = _verdict(session, self.attempt, self.ranks, summary)
+        return Standing(
+            attempt_id=self.attempt.id,
+            state=heard.state,
+            reason=heard.reason,
+            contact_ms=last_contact_ms(self.attempt, self.ranks),
+            reached=step_reached(self.ranks),
+            last_step=_last_step(self.ranks),
+            last_frame_at_ms=_latest([rank.frame_at_ms for rank in self.ranks]),
+            heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in self.ranks]),
+            step_ms=summary.step_ms,
+            verdict=verdict,
+            sentence=sentence,
+            violated=summary.violated,
+            drifting=summary.drifting,
+            loss=summary.values.get("loss"),
+            learning_rate=summary.values.get("learning_rate"),
+            overhead=summary.values.get("overhead"),
+            coverage=summary.values.get("coverage"),
+        )
+
+    def _heard(self) -> Vitals:
+        summary = self.judge.summary
+        return vitals_when_heard(self.attempt, self.ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms)
+
+
+def load_newest(session: Session, run: str) -> Newest:
+    """The newest attempt of a run.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    attempt = newest_attempt(session, run)
+    return Newest(attempt, list_ranks(session, attempt.id), load_state(session, attempt.id))
+
+
+def save_standing(
+    session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
+) -> None:
+    """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
+    values = asdict(standing) | {"next_check_ms": next_check_ms, "cursor": StandingRow.cursor + 1}
+    if series is not None:
+        values["series"] = series
+    session.execute(update(StandingRow).where(StandingRow.run_id == run).values(values))
+
+
+def due_runs(session: Session, *, now_ms: int, limit: int) -> list[str]:
+    """Runs of which time alone has brought something, those that wait longest first."""
+    query = select(StandingRow.run_id).where(StandingRow.next_check_ms <= now_ms)
+    return list(session.scalars(query.order_by(StandingRow.next_check_ms).limit(limit)))
+
+
+def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:
+    """State and sentence of the run, by what was judged and by what is known beside it."""
+    states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
+    state = states.get(summary.state, "not measured")
+    return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
+
+
+def _last_step(ranks: Sequence[Rank]) -> int | None:
+    """The last step of which anything is known."""
+    known = [rank.last_step for rank in ranks if rank.last_step >= 0]
+    return max(known + [rank.heartbeat_step for rank in ranks if rank.heartbeat_step is not None], default=None)
+
+
+def _latest(moments: Sequence[int | None]) -> int | None:
+    return max((moment for moment in moments if moment is not None), default=None)

@@ -1,0 +1,217 @@
+"""Whatever happens in whatever order, what is read is what was sent: tiles and loose frames against a plain model."""
+
+import math
+
+import numpy as np
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from internist.schema.wire import Finish, Frame, Plan, Record
+from internist_migrations.upgrade import upgrade
+from internist_server.changes import Changes
+from internist_server.compactor import Compactor
+from internist_server.envelope import Contents
+from internist_server.ingest import Ingest
+from internist_server.store import heatmap, windows
+from internist_server.store.attempts import LAST_STEP, find_attempt
+from internist_server.store.compaction import Sizes
+from internist_server.store.database import Database
+from internist_server.store.series import search_series
+from internist_server.store.tables import BlockRow, FrameRow, JudgedBlockRow, JudgementRow
+from internist_server.values.planes import pack, unpack
+from tests.server.sending import EPOCH_MS, STEP_MS, module_series, start_of
+
+SMALL = Sizes(block=8, kept=3)
+METRICS = ("activation.rms_max", "activation.nonfinite", "update.own")
+"""Merged by their largest, by their sum, and by the mean of squares."""
+
+
+class World:
+    """A run of two ranks, its store, and what a reader should see of it."""
+
+    def __init__(self, database, run):
+        self.database, self.run, self.now_ms = database, run, EPOCH_MS
+        self.ingest = Ingest(database, Changes(), max_series=1_000, clock=lambda: self.now_ms)
+        self.compactor = Compactor(database, sizes=SMALL)
+        self.sequences = [0, 0]
+        self.sent = [{}, {}]
+        series = [module_series(n, metric, "blocks.0", cadence=10) for n, metric in enumerate(METRICS)]
+        for rank in range(2):
+            self.ingest.start(start_of(run, rank=rank, world_size=2))
+            self.take(rank, [{"series": tuple(series)}, {"plan": Plan(0, (0, 1, 2))}, {"plan": Plan(1, (1,))}])
+
+    def take(self, rank, contents):
+        first = self.sequences[rank]
+        records = tuple(Record(first + place, **content) for place, content in enumerate(contents))
+        assert not self.ingest.take(self.run, Contents(f"{self.run}-a", rank, records, ())).refused
+        self.sequences[rank] += len(records)
+
+    def send(self, rank, steps, values, *, plan=0):
+        """Frames of these steps, the same values in each; of two for one step and series the later plan's counts."""
+        of_plan = values if plan == 0 else values[1:2]
+        blob = np.asarray(of_plan, "<f4").tobytes()
+        self.take(rank, [{"frame": Frame(plan, step, EPOCH_MS + step * STEP_MS, blob)} for step in steps])
+        for step in steps:
+            self.sent[rank].setdefault(step, {})[plan] = values
+
+    def seen(self):
+        """Values by metric and step, as read."""
+        found = {}
+        with self.database.read() as session:
+            attempt = find_attempt(session, self.run, f"{self.run}-a")
+            page = windows.read_points(session, attempt, search_series(session, self.run), pixels=10_000)
+        for window in page.windows:
+            found[window.series.metric] = dict(zip(window.steps, window.values, strict=True))
+        return found
+
+    def expected(self):
+        """The same by the model: one value at a time."""
+        found = {metric: {} for metric in METRICS}
+        for step in sorted(set(self.sent[0]) | set(self.sent[1])):
+            for at, metric in enumerate(METRICS):
+                parts = [part for rank in range(2) if (part := self._part(rank, step, at)) is not None]
+                if parts:
+                    found[metric][step] = _merged(metric, parts)
+        return found
+
+    def _part(self, rank, step, at):
+        of_step = self.sent[rank].get(step, {})
+        if 1 in of_step and at == 1:
+            return np.float32(of_step[1][1])
+        return np.float32(of_step[0][at]) if 0 in of_step else None
+
+    def judged(self):
+        """What the heat map shows."""
+        with self.database.read() as session:
+            attempt = find_attempt(session, self.run, f"{self.run}-a")
+            return repr(
+                heatmap.read_heatmap(
+                    session, attempt, metric="activation.rms_max", first=0, last=LAST_STEP, pixels=10_000,
+                    collapse="modules",
+                )
+            )  # fmt: skip
+
+
+def _merged(metric, parts):
+    if any(math.isnan(part) for part in parts):
+        return "nan"
+    wide = [float(part) for part in parts]
+    if metric == "activation.rms_max":
+        value = max(wide)
+    elif metric == "activation.nonfinite":
+        value = sum(wide)
+    else:
+        value = math.sqrt(sum(wide) / len(wide))
+    return value if math.isfinite(value) else "inf"
+
+
+def same(seen, expected):
+    """Whether they are equal; what is written with the digits of a float32 is as near as those."""
+    assert {metric: list(points) for metric, points in seen.items()} == {
+        metric: list(points) for metric, points in expected.items()
+    }
+    for metric, points in expected.items():
+        for step, value in points.items():
+            assert seen[metric][step] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), step
+
+
+@pytest.fixture(scope="module")
+def module_database(tmp_path_factory):
+    url = f"sqlite:///{tmp_path_factory.mktemp('tiles') / 'internist.db'}"
+    upgrade(url)
+    database = Database(url)
+    yield database
+    database.close()
+
+
+VALUES = st.sampled_from([0.0, 1.0, 3.5, 1e-30, 7e8, float("nan"), float("inf")])
+ACTIONS = st.one_of(
+    st.tuples(st.just("send"), st.integers(0, 1), st.integers(1, 14), st.tuples(VALUES, VALUES, VALUES)),
+    st.tuples(st.just("late"), st.integers(0, 1), st.integers(0, 60), st.tuples(VALUES, VALUES, VALUES)),
+    st.tuples(st.just("extra"), st.integers(0, 1), st.integers(0, 60), st.tuples(VALUES, VALUES, VALUES)),
+    st.tuples(st.just("compact")),
+    st.tuples(st.just("silence")),
+)
+_runs = iter(range(1 << 30))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large,
+                                                                HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(actions=st.lists(ACTIONS, min_size=6, max_size=20))
+def test_any_interleaving_reads_as_a_plain_model_does(module_database, actions):
+    world = World(module_database, f"run{next(_runs)}")
+    reached = [0, 0]
+    for action in actions:
+        if action[0] == "send":
+            _, rank, count, values = action
+            steps = range(reached[rank], reached[rank] + 10 * count, 10)
+            reached[rank] += 10 * count
+            world.send(rank, steps, values)
+        elif action[0] in ("late", "extra"):
+            _, rank, place, values = action
+            world.send(rank, [10 * place], values, plan=int(action[0] == "extra"))
+        elif action[0] == "compact":
+            world.compactor.compact()
+        else:
+            world.now_ms += 31_000
+            world.ingest.tick()
+
+    judged = world.judged()
+    same(world.seen(), world.expected())
+    for rank in range(2):
+        world.take(rank, [{"finish": Finish(max(reached), EPOCH_MS)}])
+    judged = world.judged()
+    world.compactor.compact()
+    same(world.seen(), world.expected())
+    assert world.judged() == judged
+
+
+def test_a_crash_at_any_statement_of_the_compactor_loses_and_doubles_nothing(database_url):
+    database = Database(database_url)
+    world = World(database, "run1")
+    for begin in range(0, 400, 100):
+        for rank in range(2):
+            world.send(rank, range(begin, begin + 100, 10), (1.0 + begin, 0.0, 2.0 + rank))
+    judged, expected, statements = world.judged(), world.expected(), [0]
+    countdown = [0]
+
+    def fail(*_):
+        countdown[0] -= 1
+        statements[0] += 1
+        if countdown[0] == 0:
+            raise RuntimeError("the process was killed")
+
+    sqlalchemy.event.listen(database.engine, "before_cursor_execute", fail)
+    for crash_at in range(1, 200):
+        countdown[0] = crash_at
+        try:
+            world.compactor.compact()
+        except RuntimeError:
+            countdown[0] = 0
+            with database.read() as session:
+                loose = session.scalar(sqlalchemy.select(sqlalchemy.func.count()).select_from(FrameRow))
+                tiled = session.scalar(sqlalchemy.select(sqlalchemy.func.sum(BlockRow.count))) or 0
+                judgements = session.scalar(sqlalchemy.select(sqlalchemy.func.count()).select_from(JudgementRow))
+                judged_tiled = session.scalar(sqlalchemy.select(sqlalchemy.func.sum(JudgedBlockRow.count))) or 0
+            assert (loose + tiled, judgements + judged_tiled) == (80, 40)
+            continue
+        break
+    sqlalchemy.event.remove(database.engine, "before_cursor_execute", fail)
+
+    assert crash_at > 20 and tiled > 40
+    same(world.seen(), expected)
+    assert world.judged() == judged
+    database.close()
+
+
+@given(data=st.binary(min_size=8, max_size=2_400), dtype=st.sampled_from(["<f2", "<f4", "<f8", "<i8", "u1", "?"]))
+def test_what_is_packed_is_unpacked_to_the_bit(data, dtype):
+    items = np.frombuffer(data[: len(data) // 8 * 8], "u1" if dtype == "?" else dtype)
+    items = items > 99 if dtype == "?" else items
+
+    found = unpack([pack(items), pack(items[::-1])], len(items), dtype)
+
+    assert found[0].tobytes() == items.tobytes()
+    assert found[1].tobytes() == items[::-1].tobytes()
