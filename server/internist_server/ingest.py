@@ -117,7 +117,7 @@ class Ingest:
                 notify=self._notify,
             )
             if any(record.series is not None for record in contents.records):
-                self._progress.prepare_new_facts(session, attempt)
+                self._progress.keep(session, attempt)
             for record in contents.records:
                 intake.take(record)
             for one in contents.refused:

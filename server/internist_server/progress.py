@@ -49,8 +49,9 @@ class Progress:
         self._notify = notify
         self._judges = Judges()
 
-    def prepare_new_facts(self, session: Session, attempt: Attempt) -> None:
-        """Store what the judge knows before its series change: what it has learnt since could not be learnt again."""
+    def keep(self, session: Session, attempt: Attempt) -> None:
+        """Store what the judge knows: before its series change, since what it has learnt could not be learnt again,
+        and when all is judged."""
         if load_judged_step(session, attempt.id) == NEVER:
             return
         live = self._judges.get(session, attempt)
@@ -79,6 +80,8 @@ class Progress:
             steps = steps[:rows]
             is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
             judged_step = steps[-1]
+        if attempt.finished_at_ms is not None:
+            self.keep(session, attempt)
         return is_queued
 
     def _judge(
@@ -118,7 +121,7 @@ class Progress:
         )
         save_state(session, attempt.id, live.stored)
         live.since += len(steps)
-        if live.since >= CHECKPOINT_STEPS or attempt.finished_at_ms is not None:
+        if live.since >= CHECKPOINT_STEPS:
             keep_checkpoint(session, attempt.id, live)
         return is_queued
 

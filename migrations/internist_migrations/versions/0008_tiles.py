@@ -43,6 +43,21 @@ def upgrade() -> None:
             sa.PrimaryKeyConstraint("block_id", "series_id", name=op.f(f"pk_{name}")),
             sqlite_with_rowid=False,
         )
+    op.create_table(
+        "summaries",
+        sa.Column("id", _KEY, nullable=False),
+        sa.Column("attempt_id", _KEY, nullable=False),
+        sa.Column("metric", sa.String(), nullable=False),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("first_step", "last_step", "count", "width")),
+        *(sa.Column(name, sa.LargeBinary(), nullable=False) for name in ("bases", "series", "spans")),
+        sa.ForeignKeyConstraint(
+            ["attempt_id"], ["attempts.id"], name=op.f("fk_summaries_attempt_id_attempts"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_summaries")),
+    )
+    op.create_index(
+        op.f("ix_summaries_attempt_id_metric_last_step"), "summaries", ["attempt_id", "metric", "last_step"]
+    )
     op.add_column("ranks", sa.Column("loose", sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(
         "UPDATE ranks SET loose = (SELECT count(*) FROM frames "
@@ -57,5 +72,5 @@ def downgrade() -> None:
             "restore a backup from before the upgrade instead"
         )
     op.drop_column("ranks", "loose")
-    for name in ("judged_tiles", "tiles", "judged_blocks", "blocks"):
+    for name in ("summaries", "judged_tiles", "tiles", "judged_blocks", "blocks"):
         op.drop_table(name)

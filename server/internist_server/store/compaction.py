@@ -13,8 +13,10 @@ from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from internist_server.store.blocks import BLOCK, pack_heads
-from internist_server.store.judgements import Checkpoint, load_checkpoint
+from internist_server.store.judgements import Bases, Ratios, load_checkpoint
+from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES
+from internist_server.store.summaries import add_summaries
 from internist_server.store.tables import (
     AttemptRow,
     BlockRow,
@@ -108,8 +110,11 @@ def move_judgements(session: Session, attempt_id: int, sizes: Sizes, *, is_over:
         return 0
     moved = settled & (JudgementRow.step <= steps[: sizes.block][-1])
     rows = session.execute(select(JudgementRow.__table__).where(moved).order_by(JudgementRow.step)).all()
-    block_id = _add_judged_block(session, attempt_id, rows)
-    tiles = _judged_tiles(rows, checkpoint, block_id)
+    ratios, basis = _unpacked(rows)
+    order = checkpoint.order[: ratios.shape[1]]
+    block_id, judged_steps = _add_judged_block(session, attempt_id, rows)
+    tiles = _judged_tiles(ratios, basis, order, block_id)
+    add_summaries(session, attempt_id, judged_steps, order, ratios, basis)
     if tiles:
         session.execute(insert(JudgedTileRow), tiles)
     session.execute(delete(JudgementRow).where(moved))
@@ -143,7 +148,7 @@ def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: 
     return block.id
 
 
-def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) -> int:
+def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) -> tuple[int, Ids]:
     steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
     ranks = [
         np.fromiter((getattr(row, name) for row in rows), np.int64, len(rows))
@@ -159,22 +164,27 @@ def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) ->
     )  # fmt: skip
     session.add(block)
     session.flush()
-    return block.id
+    return block.id, steps
 
 
-def _judged_tiles(rows: Sequence[Any], checkpoint: Checkpoint, block_id: int) -> list[dict[str, Any]]:
-    """The tiles of the series of which something was judged."""
-    width = max(len(row.basis) for row in rows)  # the order grows: older judgements are shorter
+def _unpacked(rows: Sequence[Any]) -> tuple[Ratios, Bases]:
+    """Ratios and bases, (steps, series); the order grows, so older judgements are shorter."""
+    width = max(len(row.basis) for row in rows)
     ratios = np.full((len(rows), width), np.nan, np.float16)
     basis = np.zeros(ratios.shape, np.uint8)
     for place, row in enumerate(rows):
         ratios[place, : len(row.basis)] = np.frombuffer(row.ratios, "<f2")
         basis[place, : len(row.basis)] = np.frombuffer(row.basis, np.uint8)
+    return ratios, basis
+
+
+def _judged_tiles(ratios: Ratios, basis: Bases, order: Ids, block_id: int) -> list[dict[str, Any]]:
+    """The tiles of the series of which something was judged."""
     judged = np.flatnonzero((basis > 0).any(axis=0) | ~np.isnan(ratios).all(axis=0))
     return [
         {
             "block_id": block_id,
-            "series_id": int(checkpoint.order[column]),
+            "series_id": int(order[column]),
             "ratios": pack(ratios[:, column]),
             "basis": pack(basis[:, column]),
         }

@@ -12,16 +12,20 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Heatmap, HeatmapRow
 from internist_server.store.attempts import Attempt, Segment, lineage
 from internist_server.store.frames import MAX_CELLS, read_matrix
-from internist_server.store.judgements import JudgedWindow, read_judged
+from internist_server.store.judgements import JudgedWindow, count_judged, read_judged
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers
 from internist_server.store.series import Columns, StoredSeries, columns_of, metrics_of_run, search_series
+from internist_server.store.summaries import Summary, read_summaries
 from internist_server.store.thinning import bucket_starts, strongest
 
 Collapse = Literal["blocks", "modules"]
 BASES: Final[tuple[Basis | None, ...]] = (None, "target", "reference", "baseline", "sanity")
 """A basis' number in stored judgements is its place here."""
 _WEAKEST_FIRST: Final[tuple[int, ...]] = (3, 4, 2, 1)
+_LONG: Final = 32
+"""Judged steps a pixel from which on spans of 64 steps are drawn instead of steps; what is most severe of each is
+kept."""
 _CALMEST: Final = np.float32(-1e30)
 _PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")
 
@@ -55,10 +59,16 @@ def read_heatmap(
     is_two_sided = any(criterion.two_sided for criterion in CRITERIA if criterion.metric == chosen)
     pieces: list[_Piece] = []
     bases = np.zeros(len(BASES), dtype=np.int64)
+    of_rows = list(members.values())
     for segment in reversed(lineage(session, attempt)):
-        for window in read_judged(session, segment, columns.ids, first=first, last=last):
+        begin = first
+        if count_judged(session, segment, first=first, last=last) >= _LONG * pixels:
+            for summary in read_summaries(session, segment, chosen, first=first, last=last):
+                bases += summary.bases
+                pieces.append(_collapse_spans(summary, columns.ids, of_rows, is_two_sided=is_two_sided))
+                begin = max(begin, int(summary.spans.steps[-1]) + 1)
+        for window in read_judged(session, segment, columns.ids, first=begin, last=last):
             bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
-            of_rows = list(members.values())
             pieces += _collapse(session, segment, window, columns, of_rows, is_two_sided=is_two_sided)
     steps, ratios, values = _thinned(pieces, len(members), pixels, is_two_sided=is_two_sided)
     rows = tuple(
@@ -96,16 +106,40 @@ def _collapse(
     for begin in range(0, len(steps), height):
         ratios = all_ratios[begin : begin + height]
         matrix = read_matrix(session, segment.attempt_id, steps[begin : begin + height].tolist(), columns)
-        shape = (len(ratios), len(members))
-        row_ratios, row_values = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        lines = np.arange(len(ratios))
-        for row, places in enumerate(members):
-            of_row = ratios[:, places]
-            worst = _severity(of_row, is_two_sided=is_two_sided).argmax(axis=1)
-            row_ratios[:, row] = of_row[lines, worst]
-            row_values[:, row] = matrix.values[:, places][lines, worst]
-        pieces.append(_Piece(matrix.steps, row_ratios, row_values))
+        rows = _worst_of_rows(ratios, matrix.values, members, is_two_sided=is_two_sided)
+        pieces.append(_Piece(matrix.steps, *rows))
     return pieces
+
+
+def _collapse_spans(summary: Summary, ids: Ids, members: Sequence[Sequence[int]], *, is_two_sided: bool) -> _Piece:
+    """Rows of spans, of each of which the most severe judgement speaks."""
+    spans = summary.spans
+    least, most = spans.least.astype(np.float32), spans.most.astype(np.float32)
+    is_least = _severity(least, is_two_sided=is_two_sided) > _severity(most, is_two_sided=is_two_sided)
+    shape = (len(spans.steps), len(ids))
+    ratios, values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    order = np.argsort(ids, kind="stable")
+    at = np.minimum(np.searchsorted(ids, summary.series, sorter=order), len(ids) - 1)
+    is_known = ids[order[at]] == summary.series
+    places = order[at[is_known]]
+    ratios[:, places] = np.where(is_least, least, most)[:, is_known]
+    values[:, places] = np.where(is_least, spans.value_at_least, spans.value_at_most)[:, is_known]
+    return _Piece(spans.steps, *_worst_of_rows(ratios, values, members, is_two_sided=is_two_sided))
+
+
+def _worst_of_rows(
+    ratios: Floats, values: Floats, members: Sequence[Sequence[int]], *, is_two_sided: bool
+) -> tuple[Floats, Floats]:
+    """Of each row the ratio of its members that is most severe, and its value."""
+    shape = (len(ratios), len(members))
+    row_ratios, row_values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    lines = np.arange(len(ratios))
+    for row, places in enumerate(members):
+        of_row = ratios[:, places]
+        worst = _severity(of_row, is_two_sided=is_two_sided).argmax(axis=1)
+        row_ratios[:, row] = of_row[lines, worst]
+        row_values[:, row] = values[:, places][lines, worst]
+    return row_ratios, row_values
 
 
 def _thinned(pieces: Sequence[_Piece], rows: int, pixels: int, *, is_two_sided: bool) -> tuple[Ids, Floats, Floats]:

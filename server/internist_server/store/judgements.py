@@ -187,6 +187,12 @@ def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, las
         yield JudgedWindow(steps, ratios, basis, divisors)
 
 
+def count_judged(session: Session, segment: Segment, *, first: int, last: int) -> int:
+    """Roughly how many steps of a window were judged: whole blocks count."""
+    first, last = max(first, segment.first), min(last, segment.last)
+    return sum(len(block.steps) for block in list_judged_blocks(session, segment.attempt_id, first=first, last=last))
+
+
 def _from_tiles(session: Session, blocks: Sequence[JudgedBlock], ids: Ids, *, first: int, last: int) -> JudgedWindow:
     """Judgements of some blocks."""
     steps = np.concatenate([block.steps for block in blocks])

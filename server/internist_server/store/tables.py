@@ -291,6 +291,26 @@ class JudgedTileRow(Base):
     basis: Mapped[bytes]
 
 
+class SummaryRow(Base):
+    """Spans of steps of the series of one metric, each told by a few numbers: see `store.summaries`."""
+
+    __tablename__ = "summaries"
+    __table_args__ = (Index(None, "attempt_id", "metric", "last_step"),)
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    metric: Mapped[str]
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    count: Mapped[int]
+    """Spans."""
+    width: Mapped[int]
+    """Series."""
+    bases: Mapped[bytes]
+    series: Mapped[bytes]
+    spans: Mapped[bytes]
+
+
 class JudgeStateRow(Base):
     """The judge of an attempt: where it is."""
 

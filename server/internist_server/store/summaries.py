@@ -1,0 +1,114 @@
+"""Spans of points and judgements of all series of one metric, so that long windows are drawn from few numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from internist_server.store.attempts import Segment
+from internist_server.store.blocks import pack_heads, unpack_heads
+from internist_server.store.frames import read_matrix
+from internist_server.store.merge import Ids
+from internist_server.store.series import StoredSeries, columns_for, list_series
+from internist_server.store.tables import SummaryRow
+from internist_server.values.planes import MAX_ITEMS
+from internist_server.values.spans import SPAN, Spans, spans_of
+
+BASES: Final = 5
+"""What a judgement rests on is a number below this."""
+_FLOATS: Final = ("low", "high", "mean", "last", "value_at_least", "value_at_most")
+_COUNTS: Final = ("points", "nonfinite")
+_RATIOS: Final = ("least", "most")
+_FIELDS: Final = (*_FLOATS, *_COUNTS, *_RATIOS)
+_KINDS: Final = ("<f4",) * len(_FLOATS) + ("<i4",) * len(_COUNTS) + ("<f2",) * len(_RATIOS)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Spans of a metric's series over some steps."""
+
+    series: Ids
+    spans: Spans
+    bases: NDArray[np.int64]
+    """How many judgements rested on each basis."""
+
+
+def add_summaries(
+    session: Session, attempt_id: int, steps: Ids, order: Ids, ratios: NDArray[np.float16], basis: NDArray[np.uint8]
+) -> None:
+    """Keep the spans of these judged steps.
+
+    Args:
+        order: ids of the series of the columns of ratios and bases.
+        ratios: (steps, series), and what they rest on.
+    """
+    known = list_series(session, order)
+    of_metric: dict[str, list[int]] = {}
+    for column, one in enumerate(known):
+        of_metric.setdefault(one.metric, []).append(column)
+    height = MAX_ITEMS * SPAN // max(len(steps), 1)
+    rows = []
+    for metric, columns in of_metric.items():
+        for begin in range(0, len(columns), height):
+            chosen = np.array(columns[begin : begin + height])
+            rows += _rows(session, attempt_id, metric, steps, [known[c] for c in chosen], ratios[:, chosen],
+                          basis[:, chosen])  # fmt: skip
+    if rows:
+        session.execute(insert(SummaryRow), rows)
+
+
+def read_summaries(session: Session, segment: Segment, metric: str, *, first: int, last: int) -> list[Summary]:
+    """The spans of a metric that end in a window of a segment, oldest first."""
+    query = select(SummaryRow.count, SummaryRow.width, SummaryRow.bases, SummaryRow.series, SummaryRow.spans).where(
+        SummaryRow.attempt_id == segment.attempt_id,
+        SummaryRow.metric == metric,
+        SummaryRow.last_step >= max(first, segment.first),
+        SummaryRow.last_step <= min(last, segment.last),
+    )
+    found = []
+    for row in session.execute(query.order_by(SummaryRow.last_step, SummaryRow.id)):
+        (series,) = unpack_heads([row.series], [row.width], 1, [])[0]
+        (steps, *_) = unpack_heads([row.spans[4:]], [row.count], 1, [])[0]
+        size = int.from_bytes(row.spans[:4], "little")
+        arrays = unpack_heads([row.spans[4 + size :]], [row.count * row.width], 0, _KINDS)[0]
+        shaped = {name: array.reshape(row.count, row.width) for name, array in zip(_FIELDS, arrays, strict=True)}
+        found.append(Summary(series, Spans(steps=steps, **shaped), np.frombuffer(row.bases, "<i8")))  # type: ignore[arg-type]
+    return found
+
+
+def _rows(
+    session: Session,
+    attempt_id: int,
+    metric: str,
+    steps: Ids,
+    series: Sequence[StoredSeries],
+    ratios: NDArray[np.float16],
+    basis: NDArray[np.uint8],
+) -> list[dict[str, Any]]:
+    """The row of some series of one metric; none where they have no point at these steps."""
+    ids = np.array([one.id for one in series], np.int64)
+    matrix = read_matrix(session, attempt_id, steps, columns_for(session, ids, [metric] * len(ids)))
+    here = matrix.present.any(axis=1) | ~np.isnan(ratios).all(axis=1)
+    if not here.any():
+        return []
+    spans = spans_of(steps[here], matrix.values[here], matrix.present[here], ratios[here])
+    head = pack_heads([spans.steps], [])
+    body = pack_heads([], [getattr(spans, name).ravel() for name in _FIELDS])
+    counts = np.bincount(basis.ravel(), minlength=BASES)[:BASES].astype("<i8")
+    return [
+        {
+            "attempt_id": attempt_id,
+            "metric": metric,
+            "first_step": int(steps[here][0]),
+            "last_step": int(spans.steps[-1]),
+            "count": len(spans.steps),
+            "width": len(ids),
+            "bases": counts.tobytes(),
+            "series": pack_heads([ids], []),
+            "spans": len(head).to_bytes(4, "little") + head + body,
+        }
+    ]
