@@ -21,7 +21,7 @@ class Boards:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._boards: OrderedDict[tuple[int, int, int | None], Verdicts] = OrderedDict()
+        self._boards: OrderedDict[tuple[str, str, int, int, int | None], Verdicts] = OrderedDict()
 
     def read(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
         """The board as of the last judged step, weighed by what is known beside; its members cut to `limit`."""
@@ -32,7 +32,8 @@ class Boards:
         return board if state == board.state else replace(board, state=state, sentence=sentence)
 
     def _judged(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
-        key = (attempt.id, load_version(session, attempt.id), limit)
+        # by name, too: SQLite gives the id of a deleted attempt to another
+        key = (attempt.run, attempt.name, attempt.id, load_version(session, attempt.id), limit)
         with self._lock:
             found = self._boards.get(key)
         if found is None:

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
-from internist.schema.views import Alert
+from internist.schema.views import Alert, Usage
 from internist.schema.wire import (
     VERSION,
     Directive,
@@ -28,7 +28,7 @@ from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress, waits_until_ms
-from internist_server.store import alerts, attempts, notifications, sequences
+from internist_server.store import alerts, attempts, notifications, removal, sequences
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.database import Database
 from internist_server.store.judgements import load_judged_step
@@ -178,6 +178,25 @@ class Ingest:
                 (seen,) = alerts.get_alerts(session, [alert])
         self._announce(run, is_queued=is_queued)
         return seen
+
+    def delete(self, run: str) -> Usage:
+        """Delete a run; what it took. Its tiles go in pieces, and it last: cut short, this is begun again.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        with self._database.read() as session:
+            took = removal.read_usage(session, run)
+        is_left = True
+        while is_left:
+            with self._transaction(run) as session:
+                is_left = removal.delete_blocks(session, run) > 0
+                if not is_left:
+                    removal.delete_run(session, run)
+        self._progress.forget_run(run)
+        log.info("run %s was deleted: %d bytes", run, took.total)
+        self._changes.ring(run)
+        return took
 
     def _run_of(self, alert: int) -> str:
         with self._database.read() as session:

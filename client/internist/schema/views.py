@@ -71,6 +71,21 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that a run's points and judgements take, without the database's own overhead."""
+
+    run: str
+    frames: int
+    """Points as they came, which do not lie in tiles yet."""
+    tiles: int
+    judgements: int
+    """Ratios, bases and bands."""
+    spans: int
+    """What long windows are drawn from."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the judge says of one series under one condition at its last judged point."""
 

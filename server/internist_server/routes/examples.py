@@ -36,6 +36,7 @@ from internist.schema.views import (
     Run,
     SeriesPage,
     SeriesView,
+    Usage,
     Verdict,
     Verdicts,
 )
@@ -236,6 +237,7 @@ _EXAMPLES: dict[str, object] = {
     "HeartbeatReply": HeartbeatReply(),
     "Runs": [replace(_RUN_VIEW, config={}, attempts=())],
     "Run": _RUN_VIEW,
+    "Usage": Usage(_RUN, 1_048_576, 2_621_440, 851_968, 131_072, 4_653_056),
     "Verdicts": Verdicts(
         _RUN,
         _ATTEMPT,

@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from internist.schema.views import Coverage, Routing, Run, Verdicts
+from internist.schema.views import Coverage, Routing, Run, Usage, Verdicts
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
 from internist_server.store.coverage import read_coverage
+from internist_server.store.removal import read_usage
 from internist_server.store.routing import read_routing
 
 router = APIRouter(prefix="/api/v1/runs", route_class=ViewRoute, tags=["runs"])
@@ -39,6 +40,18 @@ def list_runs(
 def read_run(run_id: str, services: ServicesDep, session: SessionDep) -> Run:
     """One run: its state, its verdict in a sentence, its attempts."""
     return runs.read_run(session, run_id, now_ms=services.clock())
+
+
+@router.delete("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Usage")})
+def delete_run(run_id: str, services: ServicesDep) -> Usage:
+    """Delete a run with all its points and alerts, for good. The answer says what it took."""
+    return services.ingest.delete(run_id)
+
+
+@router.get("/{run_id}/usage", responses={**NOT_FOUND, 200: examples.of("Usage")})
+def usage(run_id: str, session: SessionDep) -> Usage:
+    """How many bytes the points and judgements of a run take."""
+    return read_usage(session, run_id)
 
 
 @router.get("/{run_id}/verdicts", responses={**NOT_FOUND, 200: examples.of("Verdicts")})

@@ -78,23 +78,23 @@ def list_blocks(
     session: Session, attempt_id: int, *, first: int, last: int, plans: Sequence[int] | None = None
 ) -> list[Block]:
     """The blocks of an attempt that may have frames of these steps, in the order in which they were made."""
-    query = select(BlockRow.id, BlockRow.rank, BlockRow.plan, BlockRow.count, BlockRow.heads).where(
+    query = select(BlockRow.id, BlockRow.rank, BlockRow.plan, BlockRow.count.label("size"), BlockRow.heads).where(
         BlockRow.attempt_id == attempt_id, BlockRow.last_step >= first, BlockRow.first_step <= last
     )
     if plans is not None:
         query = query.where(BlockRow.plan.in_(plans))
     rows = session.execute(query.order_by(BlockRow.id)).all()
-    heads = unpack_heads([row.heads for row in rows], [row.count for row in rows], 4, ["?", "?"])
+    heads = unpack_heads([row.heads for row in rows], [row.size for row in rows], 4, ["?", "?"])
     return [Block(row.id, row.rank, row.plan, *arrays) for row, arrays in zip(rows, heads, strict=True)]  # type: ignore[arg-type]
 
 
 def list_judged_blocks(session: Session, attempt_id: int, *, first: int, last: int) -> list[JudgedBlock]:
     """The blocks of an attempt's judgements that have some of these steps, in their order."""
-    query = select(JudgedBlockRow.id, JudgedBlockRow.count, JudgedBlockRow.heads).where(
+    query = select(JudgedBlockRow.id, JudgedBlockRow.count.label("size"), JudgedBlockRow.heads).where(
         JudgedBlockRow.attempt_id == attempt_id, JudgedBlockRow.last_step >= first, JudgedBlockRow.first_step <= last
     )
     rows = session.execute(query.order_by(JudgedBlockRow.first_step)).all()
-    heads = unpack_heads([row.heads for row in rows], [row.count for row in rows], 3, ["<f8", "<f8"])
+    heads = unpack_heads([row.heads for row in rows], [row.size for row in rows], 3, ["<f8", "<f8"])
     return [JudgedBlock(row.id, *arrays) for row, arrays in zip(rows, heads, strict=True)]  # type: ignore[arg-type]
 
 

@@ -63,7 +63,9 @@ def add_summaries(
 
 def read_summaries(session: Session, segment: Segment, metric: str, *, first: int, last: int) -> list[Summary]:
     """The spans of a metric that end in a window of a segment, oldest first."""
-    query = select(SummaryRow.count, SummaryRow.width, SummaryRow.bases, SummaryRow.series, SummaryRow.spans).where(
+    query = select(
+        SummaryRow.count.label("size"), SummaryRow.width, SummaryRow.bases, SummaryRow.series, SummaryRow.spans
+    ).where(
         SummaryRow.attempt_id == segment.attempt_id,
         SummaryRow.metric == metric,
         SummaryRow.last_step >= max(first, segment.first),
@@ -72,10 +74,10 @@ def read_summaries(session: Session, segment: Segment, metric: str, *, first: in
     found = []
     for row in session.execute(query.order_by(SummaryRow.last_step, SummaryRow.id)):
         (series,) = unpack_heads([row.series], [row.width], 1, [])[0]
-        (steps, *_) = unpack_heads([row.spans[4:]], [row.count], 1, [])[0]
+        (steps, *_) = unpack_heads([row.spans[4:]], [row.size], 1, [])[0]
         size = int.from_bytes(row.spans[:4], "little")
-        arrays = unpack_heads([row.spans[4 + size :]], [row.count * row.width], 0, _KINDS)[0]
-        shaped = {name: array.reshape(row.count, row.width) for name, array in zip(_FIELDS, arrays, strict=True)}
+        arrays = unpack_heads([row.spans[4 + size :]], [row.size * row.width], 0, _KINDS)[0]
+        shaped = {name: array.reshape(row.size, row.width) for name, array in zip(_FIELDS, arrays, strict=True)}
         found.append(Summary(series, Spans(steps=steps, **shaped), np.frombuffer(row.bases, "<i8")))  # type: ignore[arg-type]
     return found
 
