@@ -37,6 +37,7 @@ from internist_server.routes.services import Services
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings, require_safe
 from internist_server.store.database import Database
+from internist_server.store.retention import Retention
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         on_queued=notifier.wake if notifier is not None else lambda: None,
         clock=clock,
     )
-    ticker, compactor = Ticker(ingest), Compactor(database)
+    retention = Retention(settings.keep_points_days, settings.keep_points_days_of)
+    ticker, compactor = Ticker(ingest), Compactor(database, retention=retention, clock=clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

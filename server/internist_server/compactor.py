@@ -1,24 +1,44 @@
-"""The thread that turns frames and judgements into tiles, a block a transaction, while others go on."""
+"""The thread that turns frames and judgements into tiles, a block a transaction, and gives up what is too old."""
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from typing import Final
 
 from internist_server.errors import NotFound
 from internist_server.store.attempts import lock_run
 from internist_server.store.compaction import Loose, Sizes, list_loose, move_frames, move_judgements
 from internist_server.store.database import Database
+from internist_server.store.retention import Retention, give_up, list_aged
 
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 5.0
+GIVEN_UP_EVERY_S: Final = 600.0
 
 
 class Compactor(threading.Thread):
     """Moves what is settled into tiles. Ended at any statement it has done nothing, or a block."""
 
-    def __init__(self, database: Database, *, sizes: Sizes | None = None, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        retention: Retention | None = None,
+        sizes: Sizes | None = None,
+        every_s: float = EVERY_S,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """A compactor of a database.
+
+        Args:
+            retention: for how long points are kept; None: for ever.
+            clock: ms since 1970.
+        """
         super().__init__(name="internist-compactor", daemon=True)
+        self._retention = retention or Retention()
+        self._clock = clock
         self._database = database
         self._sizes = sizes or Sizes()
         self._every_s = every_s
@@ -28,9 +48,13 @@ class Compactor(threading.Thread):
 
     def run(self) -> None:
         """Compact until stopped."""
+        given_up_at = 0.0
         while not self._stopping.wait(self._every_s):
             try:
                 self.compact()
+                if self._retention.is_any and time.monotonic() - given_up_at > GIVEN_UP_EVERY_S:
+                    self.give_up_old()
+                    given_up_at = time.monotonic()
             except Exception:
                 log.exception("compacting failed; it is tried again in %s s", self._every_s)
 
@@ -58,6 +82,26 @@ class Compactor(threading.Thread):
             if self._stopping.is_set():
                 break
         return blocks
+
+    def give_up_old(self) -> int:
+        """Give up every block that is older than its project keeps them; how many of frames."""
+        with self._database.read() as session:
+            found = list_aged(session)
+        given_up = 0
+        for aged in found:
+            kept_since_ms = self._retention.kept_since_ms(aged.project, self._clock())
+            if kept_since_ms is None or aged.oldest_ms >= kept_since_ms:
+                continue
+            try:
+                with self._database.write() as session:
+                    lock_run(session, aged.run)
+                    blocks = give_up(session, aged, kept_since_ms=kept_since_ms)
+            except NotFound:
+                continue
+            if blocks:
+                log.info("run %s: %d blocks of old points are told by spans alone from now on", aged.run, blocks)
+            given_up += blocks
+        return given_up
 
     def _compact_rank(self, loose: Loose) -> int:
         """Make blocks of a rank's frames, and of its attempt's judgements; how many."""

@@ -53,6 +53,16 @@ class Settings(BaseSettings):
         default=MAX_SERIES_PER_RUN, ge=1, description="A run's series beyond this are refused."
     )
 
+    keep_points_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Days after which points are told by spans of 64 steps alone (lows, highs, means); without it "
+        "every point is kept.",
+    )
+    keep_points_days_of: dict[str, float] = Field(
+        default_factory=dict, description='The same by project, as JSON: `{"sweeps": 7, "production": 365}`.'
+    )
+
     @field_validator("webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -7,7 +7,7 @@ from internist_server.compactor import Compactor
 from internist_server.store.tables import Base
 from tests.server.sending import Sender, module_series, start_of
 
-SERIES = [module_series(n, "activation.rms_max", f"blocks.{n}", cadence=10) for n in range(3)]
+SERIES = [module_series(n, "activation.rms", f"blocks.{n}", role="block", cadence=10) for n in range(3)]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_run_of_the_same_name_begins_anew(sender, api):
     assert api.delete("/api/v1/runs/run1").status_code == 200
 
     again = Sender(api)
-    again.send([*again.declare(SERIES), again.frame(0, [5.0, 6.0, 7.0])])
+    again.send([*again.declare(SERIES), again.frame(0, [4.0, 9.0, 16.0])])
 
-    assert again.points("activation.rms_max", subject="^blocks.1$") == {0: 6.0}
+    assert again.points("activation.rms", subject="^blocks.1$") == {0: 3.0}  # squares travel
     assert again.get("/verdicts")["step"] == 0

@@ -18,11 +18,13 @@ from internist_server.store import heatmap, windows
 from internist_server.store.attempts import LAST_STEP, find_attempt
 from internist_server.store.compaction import Sizes
 from internist_server.store.database import Database
+from internist_server.store.retention import Retention
 from internist_server.store.series import search_series
 from internist_server.store.tables import BlockRow, FrameRow, JudgedBlockRow, JudgementRow
 from internist_server.values.planes import pack, unpack
 from tests.server.sending import EPOCH_MS, STEP_MS, module_series, start_of
 
+DAY_MS = 86_400_000
 SMALL = Sizes(block=8, kept=3)
 METRICS = ("activation.rms_max", "activation.nonfinite", "activation.rms")
 """Merged by their largest, by their sum, and by the mean of squares."""
@@ -37,7 +39,9 @@ class World:
         self.compactor = Compactor(database, sizes=SMALL)
         self.sequences = [0, 0]
         self.sent = [{}, {}]
-        self.series = tuple(module_series(n, metric, "blocks.0", role="block", cadence=10) for n, metric in enumerate(METRICS))
+        self.series = tuple(
+            module_series(n, metric, "blocks.0", role="block", cadence=10) for n, metric in enumerate(METRICS)
+        )
         for rank in range(2):
             self.ingest.start(start_of(run, rank=rank, world_size=2))
             self.take(rank, [{"series": self.series}, {"plan": Plan(0, (0, 1, 2))}, {"plan": Plan(1, (1,))}])
@@ -231,6 +235,31 @@ def test_a_spike_of_one_step_is_kept_in_spans(module_database):
 
     assert "values=(30.0,)" in fine
     assert world.judged(pixels=1) == fine
+
+
+def test_of_points_that_are_given_up_spans_are_left(module_database):
+    world = World(module_database, f"run{next(_runs)}")
+    for rank in range(2):
+        world.send(rank, range(0, 600, 10), (1.0, 0.0, 1.0))
+        world.send(rank, [600], (1.0, 0.0, 900.0))
+        world.send(rank, range(610, 900, 10), (1.0, 0.0, 1.0))
+        world.take(rank, [{"finish": Finish(890, EPOCH_MS)}])
+    world.compactor.compact()
+    drawn = world.judged(pixels=1)
+    retention = Retention(days_of_project={"tests": 7.0})
+    old = Compactor(module_database, retention=retention, clock=lambda: EPOCH_MS + 8 * DAY_MS)
+
+    assert Compactor(module_database, retention=retention, clock=lambda: EPOCH_MS + 6 * DAY_MS).give_up_old() == 0
+    assert old.give_up_old() > 0
+    assert old.give_up_old() == 0
+
+    with module_database.read() as session:
+        attempt = find_attempt(session, world.run, f"{world.run}-a")
+        page = windows.read_points(session, attempt, search_series(session, world.run), pixels=10_000)
+    window = next(one for one in page.windows if one.series.metric == "activation.rms")
+    assert len(window.steps) < 20 and max(window.high) == 30.0 and min(window.low) == 1.0
+    assert window.steps[-1] == 890 and window.times_ms[-1] == EPOCH_MS + 890 * STEP_MS
+    assert world.judged(pixels=1) == drawn
 
 
 @given(data=st.binary(min_size=8, max_size=2_400), dtype=st.sampled_from(["<f2", "<f4", "<f8", "<i8", "u1", "?"]))

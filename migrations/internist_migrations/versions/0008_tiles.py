@@ -58,6 +58,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_summaries_attempt_id_metric_last_step"), "summaries", ["attempt_id", "metric", "last_step"]
     )
+    op.add_column("attempts", sa.Column("fine_from", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("ranks", sa.Column("loose", sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(
         "UPDATE ranks SET loose = (SELECT count(*) FROM frames "
@@ -72,5 +73,6 @@ def downgrade() -> None:
             "restore a backup from before the upgrade instead"
         )
     op.drop_column("ranks", "loose")
+    op.drop_column("attempts", "fine_from")
     for name in ("summaries", "judged_tiles", "tiles", "judged_blocks", "blocks"):
         op.drop_table(name)

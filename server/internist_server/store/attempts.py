@@ -70,6 +70,8 @@ class Segment:
     attempt_id: int
     first: int
     last: int
+    fine_from: int = 0
+    """Of steps below this only spans are left."""
 
 
 LAST_STEP = (1 << 53) - 1
@@ -224,13 +226,13 @@ def history(session: Session, run: str, attempt: str) -> list[Segment]:
     name: str | None = attempt
     while name is not None and name not in seen:
         seen.add(name)
-        query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step)
+        query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step, AttemptRow.fine_from)
         found = session.execute(query.where(AttemptRow.run_id == run, AttemptRow.name == name)).first()
         if found is None:
             break
         first = found.start_step if found.parent is not None else 0
         if first <= last:
-            segments.append(Segment(found.id, first, last))
+            segments.append(Segment(found.id, first, last, found.fine_from))
         last = min(last, found.start_step - 1)
         name = found.parent
     return segments

@@ -16,7 +16,7 @@ from internist_server.store.blocks import BLOCK, pack_heads
 from internist_server.store.judgements import Bases, Ratios, load_checkpoint
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES
-from internist_server.store.summaries import add_summaries
+from internist_server.store.summaries import JudgedSteps, add_summaries
 from internist_server.store.tables import (
     AttemptRow,
     BlockRow,
@@ -112,9 +112,11 @@ def move_judgements(session: Session, attempt_id: int, sizes: Sizes, *, is_over:
     rows = session.execute(select(JudgementRow.__table__).where(moved).order_by(JudgementRow.step)).all()
     ratios, basis = _unpacked(rows)
     order = checkpoint.order[: ratios.shape[1]]
+    before = session.scalar(select(func.max(JudgedBlockRow.last_step)).where(JudgedBlockRow.attempt_id == attempt_id))
     block_id, judged_steps = _add_judged_block(session, attempt_id, rows)
     tiles = _judged_tiles(ratios, basis, order, block_id)
-    add_summaries(session, attempt_id, judged_steps, order, ratios, basis)
+    judged = JudgedSteps(judged_steps, order, ratios, basis)
+    add_summaries(session, attempt_id, judged, after=-1 if before is None else before)
     if tiles:
         session.execute(insert(JudgedTileRow), tiles)
     session.execute(delete(JudgementRow).where(moved))

@@ -62,8 +62,10 @@ def read_heatmap(
     of_rows = list(members.values())
     for segment in reversed(lineage(session, attempt)):
         begin = first
-        if count_judged(session, segment, first=first, last=last) >= _LONG * pixels:
-            for summary in read_summaries(session, segment, chosen, first=first, last=last):
+        is_long = count_judged(session, segment, first=first, last=last) >= _LONG * pixels
+        if is_long or max(first, segment.first) < segment.fine_from:
+            spans_end = last if is_long else min(last, segment.fine_from - 1)
+            for summary in read_summaries(session, segment, chosen, first=first, last=spans_end):
                 bases += summary.bases
                 pieces.append(_collapse_spans(summary, columns.ids, of_rows, is_two_sided=is_two_sided))
                 begin = max(begin, int(summary.spans.steps[-1]) + 1)
@@ -124,7 +126,9 @@ def _collapse_spans(summary: Summary, ids: Ids, members: Sequence[Sequence[int]]
     places = order[at[is_known]]
     ratios[:, places] = np.where(is_least, least, most)[:, is_known]
     values[:, places] = np.where(is_least, spans.value_at_least, spans.value_at_most)[:, is_known]
-    return _Piece(spans.steps, *_worst_of_rows(ratios, values, members, is_two_sided=is_two_sided))
+    rows = _worst_of_rows(ratios, values, members, is_two_sided=is_two_sided)
+    judged = ~np.isnan(rows[0]).all(axis=1)
+    return _Piece(spans.steps[judged], rows[0][judged], rows[1][judged])
 
 
 def _worst_of_rows(

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import pack_heads, unpack_heads
-from internist_server.store.frames import read_matrix
+from internist_server.store.frames import MAX_CELLS, read_matrix, steps_between
 from internist_server.store.merge import Ids
 from internist_server.store.series import StoredSeries, columns_for, list_series
 from internist_server.store.tables import SummaryRow
@@ -33,30 +33,37 @@ class Summary:
 
     series: Ids
     spans: Spans
+    measured_at_ms: Ids
+    """When the last step of each span was measured."""
     bases: NDArray[np.int64]
     """How many judgements rested on each basis."""
 
 
-def add_summaries(
-    session: Session, attempt_id: int, steps: Ids, order: Ids, ratios: NDArray[np.float16], basis: NDArray[np.uint8]
-) -> None:
-    """Keep the spans of these judged steps.
+@dataclass(frozen=True, slots=True)
+class JudgedSteps:
+    """Judgements of some steps, by series in the judge's order: ratios and bases, (steps, series)."""
 
-    Args:
-        order: ids of the series of the columns of ratios and bases.
-        ratios: (steps, series), and what they rest on.
-    """
-    known = list_series(session, order)
+    steps: Ids
+    order: Ids
+    ratios: NDArray[np.float16]
+    basis: NDArray[np.uint8]
+
+
+def add_summaries(session: Session, attempt_id: int, judged: JudgedSteps, *, after: int) -> None:
+    """Keep the spans of the steps from `after` on up to the last of these, those that were not judged too."""
+    segment = Segment(attempt_id, after + 1, int(judged.steps[-1]))
+    measured = steps_between(session, segment, first=segment.first, last=segment.last)[:, 0]
+    steps = np.union1d(measured, judged.steps)
     of_metric: dict[str, list[int]] = {}
+    known = list_series(session, judged.order)
     for column, one in enumerate(known):
         of_metric.setdefault(one.metric, []).append(column)
-    height = MAX_ITEMS * SPAN // max(len(steps), 1)
+    height = max(1, min(MAX_ITEMS * SPAN, MAX_CELLS) // len(steps))
     rows = []
     for metric, columns in of_metric.items():
         for begin in range(0, len(columns), height):
-            chosen = np.array(columns[begin : begin + height])
-            rows += _rows(session, attempt_id, metric, steps, [known[c] for c in chosen], ratios[:, chosen],
-                          basis[:, chosen])  # fmt: skip
+            chosen = columns[begin : begin + height]
+            rows += _rows(session, attempt_id, metric, steps, [known[column] for column in chosen], judged, chosen)
     if rows:
         session.execute(insert(SummaryRow), rows)
 
@@ -74,12 +81,18 @@ def read_summaries(session: Session, segment: Segment, metric: str, *, first: in
     found = []
     for row in session.execute(query.order_by(SummaryRow.last_step, SummaryRow.id)):
         (series,) = unpack_heads([row.series], [row.width], 1, [])[0]
-        (steps, *_) = unpack_heads([row.spans[4:]], [row.size], 1, [])[0]
+        steps, times = unpack_heads([row.spans[4:]], [row.size], 2, [])[0]
         size = int.from_bytes(row.spans[:4], "little")
         arrays = unpack_heads([row.spans[4 + size :]], [row.size * row.width], 0, _KINDS)[0]
         shaped = {name: array.reshape(row.size, row.width) for name, array in zip(_FIELDS, arrays, strict=True)}
-        found.append(Summary(series, Spans(steps=steps, **shaped), np.frombuffer(row.bases, "<i8")))  # type: ignore[arg-type]
+        found.append(Summary(series, Spans(steps=steps, **shaped), times, np.frombuffer(row.bases, "<i8")))  # type: ignore[arg-type]
     return found
+
+
+def last_summarised(session: Session, attempt_id: int) -> int:
+    """The last step of which there are spans; -1 without any."""
+    found = session.scalar(select(func.max(SummaryRow.last_step)).where(SummaryRow.attempt_id == attempt_id))
+    return -1 if found is None else int(found)
 
 
 def _rows(
@@ -88,19 +101,22 @@ def _rows(
     metric: str,
     steps: Ids,
     series: Sequence[StoredSeries],
-    ratios: NDArray[np.float16],
-    basis: NDArray[np.uint8],
+    judged: JudgedSteps,
+    columns: Sequence[int],
 ) -> list[dict[str, Any]]:
     """The row of some series of one metric; none where they have no point at these steps."""
     ids = np.array([one.id for one in series], np.int64)
     matrix = read_matrix(session, attempt_id, steps, columns_for(session, ids, [metric] * len(ids)))
+    ratios = np.full(matrix.values.shape, np.nan, np.float16)
+    ratios[np.searchsorted(steps, judged.steps)] = judged.ratios[:, columns]
     here = matrix.present.any(axis=1) | ~np.isnan(ratios).all(axis=1)
     if not here.any():
         return []
     spans = spans_of(steps[here], matrix.values[here], matrix.present[here], ratios[here])
-    head = pack_heads([spans.steps], [])
+    times = matrix.measured_at_ms[np.searchsorted(steps, spans.steps)]
+    head = pack_heads([spans.steps, times], [])
     body = pack_heads([], [getattr(spans, name).ravel() for name in _FIELDS])
-    counts = np.bincount(basis.ravel(), minlength=BASES)[:BASES].astype("<i8")
+    counts = np.bincount(judged.basis[:, columns].ravel(), minlength=BASES)[:BASES].astype("<i8")
     return [
         {
             "attempt_id": attempt_id,

@@ -127,6 +127,8 @@ class AttemptRow(Base):
     received_at_ms: Mapped[int]
     """By the server's clock."""
     start_step: Mapped[int]
+    fine_from: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Of steps below this only spans are left."""
     client: Mapped[str]
     modules: Mapped[list[Any]] = mapped_column(deferred=True)
     """The model's outline: megabytes, for a large one, so it is read by those who need it."""

@@ -1,6 +1,8 @@
 """Fewer points than there are, without losing a one-step spike; pure numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,16 +31,46 @@ def bucket_starts(steps: Ids, pixels: int) -> NDArray[np.int64]:
     return np.flatnonzero(np.diff(buckets, prepend=-1))
 
 
-def thin(steps: Ids, values: Floats, pixels: int) -> Thinned:
-    """Thin one series, whose steps rise, to at most `pixels` points. NaN where a bucket has no finite value."""
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What points that stand for several say of those: their lowest and highest, and how many are not finite."""
+
+    low: Floats
+    high: Floats
+    nonfinite: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Floats) -> "Extent":
+        """Points that stand for themselves."""
+        finite = np.isfinite(values)
+        alone = np.where(finite, values, np.float32(np.nan))
+        return cls(alone, alone, (~finite).astype(np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Extent"]) -> "Extent":
+        """Those of one part after the other."""
+        low, high = np.concatenate([one.low for one in parts]), np.concatenate([one.high for one in parts])
+        return cls(low, high, np.concatenate([one.nonfinite for one in parts]))
+
+    def at(self, rows: Any) -> "Extent":
+        """Those of some points, or columns."""
+        return Extent(self.low[rows], self.high[rows], self.nonfinite[rows])
+
+
+def thin(steps: Ids, values: Floats, pixels: int, extent: Extent | None = None) -> Thinned:
+    """Thin one series, whose steps rise, to at most `pixels` points. NaN where a bucket has no finite value.
+
+    Args:
+        extent: of points that stand for several; None: all stand for themselves.
+    """
     starts = bucket_starts(steps, pixels)
     if not len(starts):
         empty = np.empty(0, np.float32)
         return Thinned(starts, empty, empty, starts, False)
-    finite = np.isfinite(values)
-    low = np.minimum.reduceat(np.where(finite, values, np.float32(np.inf)), starts)
-    high = np.maximum.reduceat(np.where(finite, values, np.float32(-np.inf)), starts)
-    nonfinite = np.add.reduceat((~finite).astype(np.int64), starts)
+    extent = extent or Extent.of(values)
+    low = np.minimum.reduceat(np.where(np.isnan(extent.low), np.float32(np.inf), extent.low), starts)
+    high = np.maximum.reduceat(np.where(np.isnan(extent.high), np.float32(-np.inf), extent.high), starts)
+    nonfinite = np.add.reduceat(extent.nonfinite, starts)
     low[np.isinf(low)] = np.nan
     high[np.isinf(high)] = np.nan
     picks = np.append(starts[1:], len(steps)) - 1

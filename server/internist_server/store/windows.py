@@ -1,7 +1,7 @@
 """What charts are drawn from: windows of series at a pixel budget, and what is known of each series now."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ from internist_server.store.series import (
     columns_of,
     search_series,
 )
-from internist_server.store.thinning import thin
+from internist_server.store.summaries import read_summaries
+from internist_server.store.thinning import Extent, thin
 
 MAX_WINDOWS = 512
 """Series of one answer."""
@@ -117,22 +118,80 @@ def read_points(
     """Windows of series over the same steps, each at most `pixels` points wide."""
     segments = lineage(session, attempt)
     columns = columns_of(session, np.array([one.id for one in chosen], dtype=np.int64))
-    pieces = list(read_history(session, segments, columns, first=first, last=last))
+    pieces = list(_pieces(session, segments, chosen, columns, first=first, last=last))
     if not pieces:
         windows = tuple(_empty(one) for one in chosen)
         return PointsPage(attempt.run, attempt.name, None, None, windows)
     steps = np.concatenate([piece.steps for piece in pieces])
-    times = np.concatenate([piece.measured_at_ms for piece in pieces])
+    times = np.concatenate([piece.times for piece in pieces])
     values = np.concatenate([piece.values for piece in pieces])
     present = np.concatenate([piece.present for piece in pieces])
+    extent = Extent.joined([piece.extent for piece in pieces])
     judged = _judged(session, segments, columns, steps)
     windows = tuple(
-        _window(one, steps, times, values[:, c], present[:, c], judged.of(c), pixels=pixels)
+        _window(one, steps, times, values[:, c], present[:, c], extent.at(np.s_[:, c]), judged.of(c), pixels=pixels)
         for c, one in enumerate(chosen)
     )
     measured = steps[present.any(axis=1)]
     ends = (int(measured[0]), int(measured[-1])) if len(measured) else (None, None)
     return PointsPage(attempt.run, attempt.name, ends[0], ends[1], windows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Points over some steps, (steps, columns), or spans of them, each at its last step."""
+
+    steps: Ids
+    times: Ids
+    values: Floats
+    present: Mask
+    extent: Extent
+
+
+def _pieces(
+    session: Session,
+    segments: Sequence[Segment],
+    chosen: Sequence[StoredSeries],
+    columns: Columns,
+    *,
+    first: int,
+    last: int,
+) -> Iterator[_Piece]:
+    """A window of a history, oldest first: spans where only those are left, points from there on."""
+    for segment in reversed(segments):
+        if max(first, segment.first) < segment.fine_from:
+            coarse = min(last, segment.fine_from - 1)
+            yield from _spans(session, segment, chosen, first=first, last=coarse)
+        for matrix in read_history(session, [segment], columns, first=max(first, segment.fine_from), last=last):
+            yield _Piece(matrix.steps, matrix.measured_at_ms, matrix.values, matrix.present, Extent.of(matrix.values))
+
+
+def _spans(
+    session: Session, segment: Segment, chosen: Sequence[StoredSeries], *, first: int, last: int
+) -> Iterator[_Piece]:
+    """Spans of several series as points, all on one axis of steps."""
+    place = {one.id: column for column, one in enumerate(chosen)}
+    found = [
+        summary
+        for metric in dict.fromkeys(one.metric for one in chosen)
+        for summary in read_summaries(session, segment, metric, first=first, last=last)
+    ]
+    if not found:
+        return
+    steps = np.unique(np.concatenate([summary.spans.steps for summary in found]))
+    shape = (len(steps), len(chosen))
+    times, present = np.zeros(len(steps), np.int64), np.zeros(shape, bool)
+    values, low, high = (np.full(shape, np.nan, np.float32) for _ in range(3))
+    nonfinite = np.zeros(shape, np.int64)
+    for summary in found:
+        rows = np.searchsorted(steps, summary.spans.steps)
+        times[rows] = summary.measured_at_ms
+        known = [at for at, one in enumerate(summary.series.tolist()) if one in place]
+        where = np.ix_(rows, [place[int(summary.series[at])] for at in known])
+        spans = summary.spans
+        values[where], low[where], high[where] = spans.last[:, known], spans.low[:, known], spans.high[:, known]
+        present[where], nonfinite[where] = spans.points[:, known] > 0, spans.nonfinite[:, known]
+    yield _Piece(steps, times, values, present, Extent(low, high, nonfinite))
 
 
 def view_of(series: StoredSeries, last_step: int | None, last_value: float | None) -> SeriesView:
@@ -158,13 +217,15 @@ def _window(
     times: Ids,
     values: Floats,
     present: Mask,
+    extent: Extent,
     judged: _Judged,
     *,
     pixels: int,
 ) -> Points:
     steps, times, values = all_steps[present], times[present], values[present]
-    judged = judged.at(present)
-    thinned = thin(steps, values, pixels)
+    judged, extent = judged.at(present), extent.at(present)
+    thinned = thin(steps, values, pixels, extent)
+    is_thinned = thinned.is_thinned or bool((extent.low < extent.high).any())
     picks = thinned.picks
     empty = np.isnan(thinned.low)
     shown = numbers(values[picks])
@@ -174,11 +235,11 @@ def _window(
         steps=tuple(steps[picks].tolist()),
         times_ms=tuple(times[picks].tolist()),
         values=shown,
-        low=numbers(thinned.low, absent=empty) if thinned.is_thinned else shown,
-        high=numbers(thinned.high, absent=empty) if thinned.is_thinned else shown,
+        low=numbers(thinned.low, absent=empty) if is_thinned else shown,
+        high=numbers(thinned.high, absent=empty) if is_thinned else shown,
         nonfinite=tuple(thinned.nonfinite.tolist()),
         band=band_of(values[picks], judged.ratios[picks], judged.basis[picks], judged.edges[picks]),
-        thinned=thinned.is_thinned,
+        thinned=is_thinned,
     )
 
 
