@@ -74,12 +74,13 @@ def read_edges(
     edges = np.full((len(steps), len(places), _EDGES), np.nan, np.float32)
     column = {int(place): at for at, place in enumerate(places)}
     query = select(BandRow.step, BandRow.bands).where(BandRow.attempt_id == attempt_id, BandRow.step <= last)
-    for row in session.execute(query.order_by(BandRow.step)):
-        bands = np.frombuffer(row.bands, BAND)
-        begin = int(np.searchsorted(steps, row.step))
-        for band in bands[np.isin(bands["place"], places)]:
-            unit = divisors[begin:, None] if band["scheduled"] else 1.0
-            edges[begin:, column[int(band["place"])]] = band["edges"] * unit
+    rows = session.execute(query.order_by(BandRow.step)).all()
+    bands = np.frombuffer(b"".join([row.bands for row in rows]), BAND)
+    changed = np.repeat([row.step for row in rows], [len(row.bands) // BAND.itemsize for row in rows])
+    mine = np.flatnonzero(np.isin(bands["place"], places))
+    for band, begin in zip(bands[mine], np.searchsorted(steps, changed[mine]).tolist(), strict=True):
+        unit = divisors[begin:, None] if band["scheduled"] else 1.0
+        edges[begin:, column[int(band["place"])]] = band["edges"] * unit
     return edges
 
 

@@ -187,7 +187,7 @@ def _spans(
         rows = np.searchsorted(steps, summary.spans.steps)
         times[rows] = summary.measured_at_ms
         known = [at for at, one in enumerate(summary.series.tolist()) if one in place]
-        where = np.ix_(rows, [place[int(summary.series[at])] for at in known])
+        where = np.ix_(rows, np.array([place[int(summary.series[at])] for at in known], np.int64))
         spans = summary.spans
         values[where], low[where], high[where] = spans.last[:, known], spans.low[:, known], spans.high[:, known]
         present[where], nonfinite[where] = spans.points[:, known] > 0, spans.nonfinite[:, known]
