@@ -35,7 +35,8 @@ class WatchedModule:
     order: int
     block: str | None
     excluded: bool = False
-    parameters: list["WatchedParameter"] = field(default_factory=list)
+    parameters: dict[str, "WatchedParameter"] = field(default_factory=dict)
+    """By its name in this module: a tied one is called otherwise in its owner."""
 
     @property
     def module(self) -> nn.Module:
@@ -66,6 +67,8 @@ class WatchedParameter:
     """`matrix`, `embedding`, `head`, `vector`; empty: none of these fits, see `unsupported`."""
     view: str = ""
     aliases: list[str] = field(default_factory=list)
+    holders: list[WatchedModule] = field(default_factory=list)
+    """The modules that compute with it: its owner, then those that it is tied to."""
     unsupported: str = ""
     """Why nothing of it can be measured; empty if something can."""
     viewless: str = ""
@@ -129,7 +132,7 @@ class Outline:
                 type(m.module).__name__,
                 m.role,
                 m.block,
-                sum(p.tensor.numel() for p in m.parameters),
+                sum(p.tensor.numel() for p in m.parameters.values()),
                 multiplier(m.module),
             )
             for m in self.modules
@@ -182,7 +185,8 @@ def outline(
                 )
             else:
                 known.aliases.append(full)
-            watched.parameters.append(known)
+            known.holders.append(watched)
+            watched.parameters[attribute] = known
             _classify(known, watched, attribute)
     for turn, parameter in enumerate(p for p in parameters.values() if "matrix" in p.roles or p.view == "unknown"):
         parameter.turn = turn

@@ -163,7 +163,9 @@ class ActivationCapture:
         return (
             self._wanted.measures(watched, is_head=watched is self._outline.head)
             or (self._wants_own and bool(watched.parameters))
-            or any(p.view == "unknown" for p in watched.parameters)  # its matrix is told by what goes in and out
+            or any(
+                p.view == "unknown" for p in watched.parameters.values()
+            )  # its matrix is told by what goes in and out
         )
 
     @property

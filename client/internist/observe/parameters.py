@@ -225,10 +225,11 @@ class ParameterCapture:
 
     def _can_stream(self, p: WatchedParameter, tensor: Tensor, due: Due) -> bool:
         """Whether nothing needs the difference of this weight but what one pass over it gives."""
-        bias = [other for other in p.owner.parameters if other is not p]
+        bias = [other for other in p.owner.parameters.values() if other is not p]
         return (
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
+            and len(p.holders) == 1
             and not due.owns_matrix(p.turn)
             and updates.can_stream(tensor, self._snapshots.pending[p.order])
             and p.owner.order in self._activations.probes
@@ -246,7 +247,7 @@ class ParameterCapture:
     ) -> None:
         statistics = []
         for p in streamed:
-            bias = next((changes[other.order] for other in p.owner.parameters if other is not p), None)
+            bias = next((changes[other.order] for other in p.owner.parameters.values() if other is not p), None)
             probe = self._activations.probes[p.owner.order]
             column, moved = updates.streamed_linear(
                 tensors[p.order], self._snapshots.pending.pop(p.order), probe.tokens, bias
@@ -258,7 +259,7 @@ class ParameterCapture:
 
     def _is_whole(self, watched: WatchedModule, changed: set[str]) -> bool:
         """Whether the changes of these of its parameters are all that the round made to a module."""
-        others = [p for p in watched.parameters if p.attribute not in changed and p.tensor.requires_grad]
+        others = [p for name, p in watched.parameters.items() if name not in changed and p.tensor.requires_grad]
         return not any(p.order in self._stepped_now and p.order not in self._snapshots.pending for p in others)
 
 
