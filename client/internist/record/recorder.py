@@ -29,8 +29,9 @@ log = logging.getLogger("internist")
 QUEUE_LENGTH = 8
 """Copies under way at most; beyond, frames are dropped and counted."""
 HOLD_S = 0.5
-"""A closed step waits this long for scalars logged after the optimizer step, unless the next step begins sooner. A
-logged scalar without a frame of its step waits no longer either."""
+"""A closed step waits this long for scalars logged after the optimizer step, unless the next step begins sooner."""
+TRAVEL_S = 1.0
+"""Scalars of steps without a frame travel together, a second's at most: a request takes milliseconds of a processor."""
 
 POLL_S = 0.01
 """Between two looks at a copy that is under way."""
@@ -237,12 +238,12 @@ class Recorder:
             self._write(closed, [pair for step, values in logged if step == closed.step for pair in values])
             self._queue.popleft()
         if not self._queue:
-            age = 0.0 if everything else HOLD_S
+            age = 0.0 if everything else TRAVEL_S
             for step, values in self._logs.take(older_than=age) or ():
                 self._write_logs(step, values)
         if self._queue:
             return POLL_S
-        return (POLL_S if everything else HOLD_S) if self._logs.waiting else None
+        return (POLL_S if everything else TRAVEL_S) if self._logs.waiting else None
 
     def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
         raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
