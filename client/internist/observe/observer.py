@@ -381,7 +381,7 @@ class Observer:
         for metric, value in self._pacing.values(step):
             self._add_host(metric, value)
         self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
-        recorder.close_step(step)
+        recorder.close_step(step, captures.branches.derive() if self._due.matrices is not None else None)
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
