@@ -133,12 +133,24 @@ def _found(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix
         if not is_open:
             merged.append(([], []))
         elif not container and len(members) > 1 and _is_attention(merged[-1][1]):
-            return [], f"which of its layers ends its attention is not clear: {_names(inside)}"
+            return _closed(
+                block, modules, merged[:-1], width
+            ), f"which of its layers ends its attention is not clear: {_names(inside)}"
         merged[-1][0].extend([container] if container else [])
         merged[-1][1].extend(members)
         is_open = last_of(merged[-1][1], width) is None or (not container and _is_attention(members))
     if is_open:
-        return [], f"none of {_names(merged[-1][1])} is known to come back to the stream, {width} wide"
+        return _closed(
+            block, modules, merged[:-1], width
+        ), f"none of {_names(merged[-1][1])} is known to come back to the stream, {width} wide"
+    branches = _closed(block, modules, merged, width)
+    return branches, _norm_after(block, modules, width, len(branches))
+
+
+def _closed(
+    block: str, modules: Mapping[str, nn.Module], merged: Sequence[tuple[list[str], list[Matrix]]], width: int
+) -> list[Branch]:
+    """The branches of matrices that come back to the stream, with the children that hold them."""
     branches = []
     for containers, members in merged:
         out = last_of(members, width)
@@ -148,7 +160,7 @@ def _found(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix
             name = containers[-1]
         count = _count(members, width, top, modules)
         branches.append(Branch(block, name, count, tuple(m.name for m in members), tuple(containers)))
-    return branches, _norm_after(block, modules, width, len(branches))
+    return branches
 
 
 def _units(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix]) -> list[tuple[str, list[Matrix]]]:

@@ -85,7 +85,9 @@ def _attention(
     query, key, value = (_named(named, names) for names in (QUERY_NAMES, KEY_NAMES, VALUE_NAMES))
     fused, pair = _named(named, (*QKV_NAMES, "in_proj")), _named(named, KEY_VALUE_NAMES)
     inner = [each for each in (query, key, value, fused, pair) if each is not None]
-    is_whole = fused is not None or (query is not None and (pair is not None or (key is not None and value is not None)))
+    is_whole = fused is not None or (
+        query is not None and (pair is not None or (key is not None and value is not None))
+    )
     if not inner or (not is_whole and query is None):
         return None
     out = last_of([member for member in members if member not in inner], width)

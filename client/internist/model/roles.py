@@ -23,6 +23,9 @@ QKV_NAMES = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn", "query_key_value")
 """What attention's projections are called in the modules that own them: apart, or one for all."""
 ROUTER_WORDS = re.compile(r"(router|gate)$", re.IGNORECASE)
 """What the layer is called that sends tokens to experts."""
+UP_WORDS = re.compile(r"(up|gate|gate_up|w1|w3|fc1|wi|wi_0|wi_1|c_fc)(_proj|_weight)*$", re.IGNORECASE)
+DOWN_WORDS = re.compile(r"(down|w2|fc2|out|output|c_proj|proj_out)(_proj|_weight|_bias)*$", re.IGNORECASE)
+"""What parameters are called that lead from a block's stream, and back to it."""
 _ATTENTION_WORDS = re.compile(r"attn|attention|MHA|MultiHead", re.IGNORECASE)
 _NORM_WORDS = re.compile(r"norm(alization)?(\d+d)?$", re.IGNORECASE)
 _HEAD_WORDS = re.compile(r"(^|\.)(lm_head|head|output|classifier|score|unembed\w*|out_proj_vocab)$", re.IGNORECASE)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from internist.model.roles import (
+    DOWN_WORDS,
     ROUTER_WORDS,
     block_names,
     block_of,
@@ -33,7 +34,6 @@ from internist.mup.overrides import PARAMETER_ROLES, said_roles
 _EMBEDDING_WORDS = re.compile(r"(^|[._])(wpe|wte|\w*emb|\w*embed(ding)?s?|\w*position\w*|\w*_tokens?)$", re.IGNORECASE)
 _EXPERT_WORDS = re.compile(r"experts?|moe", re.IGNORECASE)
 _KEY_WORDS = re.compile(r"(^|[._])(k|v|key|value|wk|wv)(_proj)?\.weight$")
-_DOWN_WORDS = re.compile(r"(down|w2|fc2|out|output|c_proj|proj_out)(_proj|_weight|_bias)*$", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -328,7 +328,7 @@ def _is_stored_in_out(owner: nn.Module, attribute: str, shape: Sequence[int], wi
         return True
     if width is None or shape[1] == shape[2] or width not in shape[1:]:
         return False
-    return (shape[2] if _DOWN_WORDS.search(attribute) else shape[1]) == width
+    return (shape[2] if DOWN_WORDS.search(attribute) else shape[1]) == width
 
 
 def _stream(root: nn.Module, blocks: set[str]) -> int | None:

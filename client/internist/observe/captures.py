@@ -38,9 +38,7 @@ class Captures:
         self.optimizers = OptimizerCapture(
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated
         )
-        self.branches = BranchProducts(
-            outline, self.attention.known, book=book, sampling=sampling, speaker=speaker
-        )
+        self.branches = BranchProducts(outline, self.attention.known, book=book, sampling=sampling, speaker=speaker)
         self.probe = ProbeReplay(outline, gate, self.activations, book=book, sampling=sampling)
         self.probe.unsupported = replay_obstacle(outline.root) if sampling.replay else "watch(replay=False)"
 
