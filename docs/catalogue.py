@@ -12,6 +12,7 @@ SUBJECTS = {
     "Activations": ("activation", "block"),
     "Weights": ("weight",),
     "Updates": ("update",),
+    "Residual branches": ("branch",),
     "Gradients": ("gradient",),
     "Attention": ("attention",),
     "Output": ("output",),

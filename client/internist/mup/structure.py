@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from internist.model.branches import Branch, Matrix, branches_of
 from internist.model.roles import (
     DOWN_WORDS,
     ROUTER_WORDS,
@@ -28,7 +29,6 @@ from internist.model.roles import (
     plain_name,
     unwrap,
 )
-from internist.model.branches import Branch, Matrix, branches_of
 from internist.mup.overrides import PARAMETER_ROLES, said_roles
 
 _EMBEDDING_WORDS = re.compile(r"(^|[._])(wpe|wte|\w*emb|\w*embed(ding)?s?|\w*position\w*|\w*_tokens?)$", re.IGNORECASE)

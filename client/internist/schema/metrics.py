@@ -64,6 +64,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("activation.spread", "activation", "Dependency: largest RMS distance between the outputs of two probe tokens.", "max", "model_heavy", "module", _SU_3),
     Metric("activation.spread_mean", "activation", "Mean RMS distance between the outputs of two probe tokens.", "mean", "model_heavy", "module"),
     Metric("activation.lipschitz", "", "Dependency: largest ratio of output distance to input distance over pairs of probe tokens.", "max", "model_heavy", "module", _SU_4),
+    Metric("activation.underflow", "", "Share of the entries of the output's probe tokens that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "module"),
+    Metric("activation.saturation", "", "Share of the entries of the output's probe tokens that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "module"),
+    Metric("activation.narrow_underflow", "", "Share of the entries of the output's probe tokens that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "module"),
+    Metric("activation.narrow_saturation", "", "Share of the entries of the output's probe tokens that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "module"),
     Metric("block.contribution", "", "RMS of (output - input) over RMS of the input of a residual block.", "mean_square", "light", "module", over="block.stream"),
     Metric("block.stream", "activation", "RMS of the input of a residual block.", "mean_square", "light", "module"),
     # Weights.
@@ -74,6 +78,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("weight.row_rms_max", "weight", "Largest row RMS of an embedding.", "max", "light", "parameter", _SU_3),
     Metric("weight.head_norm", "", "fan_in times the largest row RMS of an output head.", "max", "light", "parameter", _SU_3),
     Metric("weight.abs_max", "weight", "Largest absolute entry of a gain or bias.", "max", "light", "parameter", _SU_3),
+    Metric("weight.underflow", "", "Share of a sample of the parameter's entries that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
+    Metric("weight.saturation", "", "Share of a sample of the parameter's entries that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("weight.narrow_underflow", "", "Share of a sample of the parameter's entries that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "parameter"),
+    Metric("weight.narrow_saturation", "", "Share of a sample of the parameter's entries that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     # Updates, as stored: after minus before, in the parameter's own dtype.
     Metric("update.rms", "weight", "RMS of the stored weight change of one step.", "mean_square", "light", "parameter"),
     Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter"),
@@ -96,6 +104,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("gradient.rms", "gradient", "RMS of the gradient that the optimizer receives.", "mean_square", "light", "parameter"),
     Metric("gradient.global_norm", "gradient", "2-norm of all gradients that the optimizer receives.", "sum_square", "light", "model"),
     Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found.", "first", "light", "model"),
+    Metric("gradient.underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.saturation", "", "Share of a sample of the gradient's entries, as stored that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.narrow_underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E5M2), without a scale but that of a gradient scaler.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.narrow_saturation", "", "Share of a sample of the gradient's entries, as stored that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     # Attention and output.
     Metric("attention.max_logit", "", "Largest attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),
     Metric("attention.max_abs_logit", "", "Largest absolute attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),

@@ -51,11 +51,13 @@ RULES: tuple[Rule, ...] = (
     Rule("update_out_of_band", "update", None, "critical"),
     Rule("weight_out_of_band", "spectral_weight", "warning", "critical"),
     Rule("update_norm_out_of_band", "spectral_update", "warning", "critical"),
+    Rule("branch_out_of_band", "depth", "warning", "critical"),
     Rule("frozen_pair_moved", "invariance", "warning", "critical"),
     Rule("gap_used_up", "gap", "warning", "critical"),
     Rule("frozen_share_high", "frozen_share", "warning", "critical"),
     Rule("matrix_misrouted", "routing", "warning", "critical", for_points=1),
     Rule("max_logit_high", "attention", "warning", "critical"),
+    Rule("logit_scale_out_of_band", "logit_scale", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
     Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),
 )
