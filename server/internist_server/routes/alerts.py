@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from internist.schema.conditions import CONDITION
-from internist.schema.rules import RUN_RULE
+from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist.schema.views import Alert, AlertsPage, AlertState
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
@@ -18,8 +18,8 @@ from internist_server.store import alerts
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
 
-AlertCondition = Literal[(*CONDITION, *RUN_RULE, "user")]  # type: ignore[valid-type]
-"""What an alert may be of: a condition of the judge, the run's life or end, or the user's own code."""
+AlertCondition = Literal[(*CONDITION, *RUN_RULE, THRESHOLD, ABSENT, "user")]  # type: ignore[valid-type]
+"""What an alert may be of: a condition of the judge, the run's life or end, a rule or the code of the user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,15 @@ def list_alerts(
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
     return alerts.list_alerts(session, run=run, states=state or (), condition=condition, limit=limit, offset=offset)
+
+
+@router.delete(
+    "/{alert_id}/acknowledge",
+    responses={404: {"description": "There is no such alert."}, 200: examples.of("Alert")},
+)
+def withdraw(alert_id: int, services: ServicesDep) -> Alert:
+    """Take an acknowledgement back: of what still fires, receivers are told again."""
+    return services.handling.withdraw(alert_id)
 
 
 @router.post(

@@ -116,6 +116,9 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     if row is None:
         session.execute(update(RunRow).where(RunRow.id == start.run).values(**values))
         number = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.run_id == start.run)) or 0
+        if start.thresholds:  # those that were set since an earlier start stay where a later one names none
+            thresholds = [asdict(one) for one in start.thresholds]
+            session.execute(update(RunRow).where(RunRow.id == start.run).values(thresholds=thresholds))
         row = AttemptRow(
             run_id=start.run,
             name=start.attempt,
