@@ -167,8 +167,12 @@ def run_rule_name(metric: str) -> str:
 
 def rule_of(threshold: RunThreshold) -> Rule:
     """The rule that a threshold of a run's own is."""
-    edges = {"above": threshold.above, "below": threshold.below}
-    return Rule(name=run_rule_name(threshold.metric), metric=_literal(threshold.metric), **edges)
+    return Rule(
+        name=run_rule_name(threshold.metric),
+        metric=_literal(threshold.metric),
+        above=threshold.above,
+        below=threshold.below,
+    )
 
 
 def _literal(name: str) -> str:

@@ -61,22 +61,21 @@ class Thresholds:
         """
         self.rules = tuple(rule for rule in rules if rule.condition is None)
         self._series = list(series)
-        self._kept = _State() if state is None else msgspec.msgpack.decode(state, type=_State)
         self._orphans: list[_Kept] = []
-        self._build()
+        self._build(_State() if state is None else msgspec.msgpack.decode(state, type=_State))
 
     def add_series(self, series: Sequence[JudgedSeries]) -> None:
         """Watches these too from now on; their columns come last."""
         if series and self.rules:
-            self._kept = self._state()
+            kept = self._state()
             self._series.extend(series)
-            self._build()
+            self._build(kept)
 
     def change_rules(self, rules: Sequence[Rule]) -> None:
         """Watches by these from now on."""
-        self._kept = self._state()
+        kept = self._state()
         self.rules = tuple(rule for rule in rules if rule.condition is None)
-        self._build()
+        self._build(kept)
 
     @property
     def columns(self) -> NDArray[np.int64]:
@@ -120,8 +119,9 @@ class Thresholds:
         """All it knows, for the next of this attempt."""
         return msgspec.msgpack.encode(self._state())
 
-    def _build(self) -> None:
+    def _build(self, kept: _State) -> None:
         """The checks of these rules on these series, with what is remembered of them."""
+        self._origin, self._orphans = kept.origin, []
         column, number = self._pairs()
         rules = [self.rules[one] for one in number]
         self._rule, self._column = number, np.array(column, np.int64)
@@ -140,7 +140,7 @@ class Thresholds:
         self._needed = np.array([rule.samples for rule in rules], np.int64)
         self._recovery = np.array([rule.recovery_samples for rule in rules], np.int64)
         self._apart: Steps = np.array([rule.apart for rule in rules], np.int64)
-        self._remember()
+        self._remember(kept)
 
     def _pairs(self) -> tuple[list[int], list[int]]:
         """Column and rule of each check."""
@@ -163,15 +163,14 @@ class Thresholds:
             number += [place] * len(found)
         return column, number
 
-    def _remember(self) -> None:
-        kept = self._kept
+    def _remember(self, kept: _State) -> None:
         ids = [NOWHERE if at == NOWHERE else self._series[at].id for at in self._column.tolist()]
         place = {
             (self.rules[rule].key, one): check for check, (rule, one) in enumerate(zip(self._rule, ids, strict=True))
         }
         life = Lifecycle.inactive(len(ids))
         arrays = {name: getattr(life, name).copy() for name in FIELDS}
-        self._worst = np.zeros(len(ids))
+        worst = np.zeros(len(ids))
         for one in kept.open:
             check = place.get((one.rule, one.series))
             if check is None:
@@ -179,9 +178,8 @@ class Thresholds:
                 continue
             for name, value in zip(FIELDS, one.life, strict=True):
                 arrays[name][check] = value
-            self._worst[check] = one.worst
-        self._life = Lifecycle(**arrays)
-        self._origin = kept.origin
+            worst[check] = one.worst
+        self._life, self._worst = Lifecycle(**arrays), worst
         self._seen = np.array([kept.seen.get(one, _UNSEEN) for one in ids], np.int64)
 
     def _measure(self, step: int, values: NDArray[np.float32], present: Flags) -> tuple[Flags, NDArray[np.float64]]:

@@ -1,16 +1,20 @@
 """Incidents as they are kept: what receivers know of and what is over for them."""
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from internist_server.alerts.incidents import FLAPPING_MS, Incident, Move
 from internist_server.store import alerts
 from internist_server.store.tables import IncidentRow
 
+_IS_OPEN = IncidentRow.closed_at_ms.is_(None)
+
 
 def open_incidents(session: Session, run: str, *, now_ms: int) -> list[Incident]:
     """The open incidents of a run."""
-    rows = session.scalars(_open().where(IncidentRow.run_id == run).order_by(IncidentRow.id)).all()
+    rows = session.scalars(
+        select(IncidentRow).where(IncidentRow.run_id == run, _IS_OPEN).order_by(IncidentRow.id)
+    ).all()
     return [
         Incident(row.id, row.condition, row.told_at_ms, row.calm_since_ms, _ends(session, row, now_ms=now_ms))
         for row in rows
@@ -45,11 +49,7 @@ def note(session: Session, run: str, move: Move, *, now_ms: int) -> None:
 
 def runs_with_incidents(session: Session) -> list[str]:
     """Runs of which an incident is open."""
-    return list(session.scalars(_open().with_only_columns(IncidentRow.run_id).distinct()))
-
-
-def _open() -> Select[tuple[IncidentRow]]:
-    return select(IncidentRow).where(IncidentRow.closed_at_ms.is_(None))
+    return list(session.scalars(select(IncidentRow.run_id).where(_IS_OPEN).distinct()))
 
 
 def _ends(session: Session, row: IncidentRow, *, now_ms: int) -> int:
