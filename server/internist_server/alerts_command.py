@@ -1,7 +1,6 @@
 """`internist alerts`: what fires on a server, seen, silenced, and told again from a terminal."""
 
 import argparse
-import getpass
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -142,5 +141,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 
     actions.add_parser("silences", help="silences in force").set_defaults(act=_silences)
     for action in (seen, silence):
-        action.add_argument("--author", default=getpass.getuser(), help="who says so (default: your login)")
+        login = environ.get("USER") or environ.get("LOGNAME")
+        action.add_argument("--author", default=login, required=not login, help="who says so (default: your login)")
     return parser

@@ -22,7 +22,7 @@ def limits(thresholds: Any) -> tuple[Threshold, ...]:
         return ()
     if not isinstance(thresholds, Mapping):
         raise ConfigurationError(
-            f"thresholds={thresholds!r}: expected a mapping such as {{'gradient.global_norm': 5.0, 'loss': (None, 12.0)}}"
+            f"thresholds={thresholds!r}: expected a mapping such as {{'gradient.global_norm': 5.0}}"
         )
     return tuple(_limit(metric, edges) for metric, edges in thresholds.items())
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Final
 
 import msgspec
@@ -13,13 +12,12 @@ from internist.schema.rules import ABSENT, THRESHOLD, Severity
 from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIELDS, FIRING, INACTIVE, PENDING, Flags, Lifecycle, Steps, advance
 from internist_server.alerts.rules import Rule
+from internist_server.alerts.threshold_checks import NOWHERE, Levels, ThresholdChecks
 from internist_server.judge import wording
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import Transition
 
 DEFAULT_SEVERITY: Final[Severity] = "warning"
-NOWHERE: Final = -1
-"""The column, and the series, of a rule that waits for a series when none has come that it is on."""
 _STATES: Final[dict[int, AlertState]] = {INACTIVE: "resolved", PENDING: "pending", FIRING: "firing"}
 _UNSEEN: Final = -1
 
@@ -62,25 +60,30 @@ class Thresholds:
         self.rules = tuple(rule for rule in rules if rule.condition is None)
         self._series = list(series)
         self._orphans: list[_Kept] = []
-        self._build(_State() if state is None else msgspec.msgpack.decode(state, type=_State))
+        self._origin = _UNSEEN
+        self._checks = ThresholdChecks.of(self.rules, self._series)
+        self._life: Lifecycle = Lifecycle.inactive(0)
+        self._worst: Levels = np.zeros(0)
+        self._seen: Steps = np.zeros(0, np.int64)
+        self._take_up(self._checks, _State() if state is None else msgspec.msgpack.decode(state, type=_State))
 
     def add_series(self, series: Sequence[JudgedSeries]) -> None:
         """Watches these too from now on; their columns come last."""
-        if series and self.rules:
-            kept = self._state()
-            self._series.extend(series)
-            self._build(kept)
+        kept = self._state()
+        self._series.extend(series)
+        self._take_up(ThresholdChecks.of(self.rules, self._series), kept)
 
     def change_rules(self, rules: Sequence[Rule]) -> None:
         """Watches by these from now on."""
         kept = self._state()
         self.rules = tuple(rule for rule in rules if rule.condition is None)
-        self._build(kept)
+        self._take_up(ThresholdChecks.of(self.rules, self._series), kept)
 
     @property
     def columns(self) -> NDArray[np.int64]:
         """Columns of the series that some rule is on."""
-        return np.unique(self._column[self._column != NOWHERE])
+        column = self._checks.column
+        return np.unique(column[column != NOWHERE])
 
     def judge(
         self, step: int, values: NDArray[np.float32], present: Flags, *, skipped: bool = False
@@ -97,19 +100,18 @@ class Thresholds:
             self._origin = step
         found = [self._orphaned(one, step) for one in self._orphans]
         self._orphans = []
-        if not self._column.size:
+        checks = self._checks
+        if not checks.column.size:
             return found
         here, value = self._measure(step, values, present)
         if skipped:
-            here &= ~self._is_gradient
-        beyond = ~((value <= self._above) & (value >= self._below))
-        past = (value <= self._clear_above) & (value >= self._clear_below)
+            here &= ~checks.is_gradient
         before = self._life
         self._life = advance(
-            before, step=step, breach=beyond, clear=past, measured=here, cadence=self._apart, needed=self._needed,
-            recovery=self._recovery,
+            before, step=step, breach=checks.are_beyond(value), clear=checks.are_back(value), measured=here,
+            cadence=checks.apart, needed=checks.needed, recovery=checks.recovery,
         )  # fmt: skip
-        excess = self._excess(value)
+        excess = checks.excess(value)
         is_open = self._life.phase != INACTIVE
         self._worst = np.where(is_open, np.where(here, np.fmax(self._worst, excess), self._worst), 0.0)
         changed = np.flatnonzero(before.phase != self._life.phase).tolist()
@@ -119,58 +121,15 @@ class Thresholds:
         """All it knows, for the next of this attempt."""
         return msgspec.msgpack.encode(self._state())
 
-    def _build(self, kept: _State) -> None:
-        """The checks of these rules on these series, with what is remembered of them."""
-        self._origin, self._orphans = kept.origin, []
-        column, number = self._pairs()
-        rules = [self.rules[one] for one in number]
-        self._rule, self._column = number, np.array(column, np.int64)
-        metrics = ["" if at == NOWHERE else self._series[at].metric for at in column]
-        self._is_gradient = np.array([metric.startswith("gradient.") for metric in metrics], bool)
-        self._awaited = np.array([rule.absent or 0 for rule in rules], np.int64)
-        self._above = np.array([_upper(rule) for rule in rules], np.float64)
-        self._below = np.array([-np.inf if rule.below is None else rule.below for rule in rules], np.float64)
-        back = [rule.recovery for rule in rules]
-        self._clear_above = np.array(
-            [a if b is None or a == np.inf else b for a, b in zip(self._above, back, strict=True)], np.float64
-        )
-        self._clear_below = np.array(
-            [a if b is None or a == -np.inf else b for a, b in zip(self._below, back, strict=True)], np.float64
-        )
-        self._needed = np.array([rule.samples for rule in rules], np.int64)
-        self._recovery = np.array([rule.recovery_samples for rule in rules], np.int64)
-        self._apart: Steps = np.array([rule.apart for rule in rules], np.int64)
-        self._remember(kept)
-
-    def _pairs(self) -> tuple[list[int], list[int]]:
-        """Column and rule of each check."""
-        by_metric: dict[str, list[int]] = {}
-        for place, one in enumerate(self._series):
-            by_metric.setdefault(one.metric, []).append(place)
-        column: list[int] = []
-        number: list[int] = []
-        for place, rule in enumerate(self.rules):
-            found = [
-                at
-                for metric, columns in by_metric.items()
-                if fnmatchcase(metric, rule.metric)
-                for at in columns
-                if rule.module == "*" or fnmatchcase(self._series[at].subject, rule.module)
-            ]
-            if not found and rule.absent is not None:
-                found = [NOWHERE]
-            column += found
-            number += [place] * len(found)
-        return column, number
-
-    def _remember(self, kept: _State) -> None:
-        ids = [NOWHERE if at == NOWHERE else self._series[at].id for at in self._column.tolist()]
-        place = {
-            (self.rules[rule].key, one): check for check, (rule, one) in enumerate(zip(self._rule, ids, strict=True))
-        }
+    def _take_up(self, checks: ThresholdChecks, kept: _State) -> None:
+        """Goes on with these checks from what is remembered, of these or of others."""
+        ids = [NOWHERE if at == NOWHERE else self._series[at].id for at in checks.column.tolist()]
+        keys = [self.rules[rule].key for rule in checks.rule]
+        place = {pair: check for check, pair in enumerate(zip(keys, ids, strict=True))}
         life = Lifecycle.inactive(len(ids))
         arrays = {name: getattr(life, name).copy() for name in FIELDS}
-        worst = np.zeros(len(ids))
+        self._worst = np.zeros(len(ids))
+        self._orphans = []
         for one in kept.open:
             check = place.get((one.rule, one.series))
             if check is None:
@@ -178,18 +137,19 @@ class Thresholds:
                 continue
             for name, value in zip(FIELDS, one.life, strict=True):
                 arrays[name][check] = value
-            worst[check] = one.worst
-        self._life, self._worst = Lifecycle(**arrays), worst
+            self._worst[check] = one.worst
+        self._checks, self._life, self._origin = checks, Lifecycle(**arrays), kept.origin
         self._seen = np.array([kept.seen.get(one, _UNSEEN) for one in ids], np.int64)
 
-    def _measure(self, step: int, values: NDArray[np.float32], present: Flags) -> tuple[Flags, NDArray[np.float64]]:
+    def _measure(self, step: int, values: NDArray[np.float32], present: Flags) -> tuple[Flags, Levels]:
         """By check, whether there is something to compare now, and what: a value, or steps since the last one."""
-        somewhere = self._column != NOWHERE
-        here = np.zeros(self._column.size, bool)
-        here[somewhere] = present[self._column[somewhere]]
-        value = np.full(self._column.size, np.nan)
-        value[somewhere] = values[self._column[somewhere]]
-        awaits = self._awaited > 0
+        checks = self._checks
+        somewhere = checks.column != NOWHERE
+        here = np.zeros(checks.column.size, bool)
+        here[somewhere] = present[checks.column[somewhere]]
+        value = np.full(checks.column.size, np.nan)
+        value[somewhere] = values[checks.column[somewhere]]
+        awaits = checks.awaited > 0
         if awaits.any():
             first = np.where(somewhere, step, self._origin)  # it is waited for from when it is known on
             self._seen = np.where(here & awaits, step, np.where(self._seen == _UNSEEN, first, self._seen))
@@ -197,23 +157,11 @@ class Thresholds:
             here |= awaits
         return here, value
 
-    def _excess(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How many times beyond its threshold a value is; infinite where that is no ratio."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            high = np.where(value > self._above, value / self._above, 0.0)
-            low = np.where(value < self._below, self._below / value, 0.0)
-            found = np.fmax(high, low)
-            is_ratio = np.isfinite(found) & (found >= 1.0)
-        beyond = ~((value <= self._above) & (value >= self._below))
-        return np.where(beyond, np.where(is_ratio, found, np.inf), np.where(is_ratio, found, 1.0))
-
-    def _transition(
-        self, check: int, step: int, before: Lifecycle, *, value: float, excess: NDArray[np.float64]
-    ) -> Transition:
-        rule, phase = self.rules[self._rule[check]], int(self._life.phase[check])
+    def _transition(self, check: int, step: int, before: Lifecycle, *, value: float, excess: Levels) -> Transition:
+        rule, phase = self.rules[self._checks.rule[check]], int(self._life.phase[check])
         times = before if phase == INACTIVE else self._life
         since, opened = int(times.started[check]), int(times.opened[check])
-        one = None if self._column[check] == NOWHERE else self._series[int(self._column[check])]
+        one = None if self._checks.column[check] == NOWHERE else self._series[int(self._checks.column[check])]
         where, metric = ("the run", rule.metric) if one is None else (wording.place(one.subject, one.index), one.metric)
         if rule.absent is not None:
             said = _absence(rule.absent, value, step, metric=metric, is_over=phase == INACTIVE)
@@ -257,20 +205,15 @@ class Thresholds:
     def _state(self) -> _State:
         kept = []
         for check in np.flatnonzero(self._life.phase).tolist():
-            at = int(self._column[check])
+            at = int(self._checks.column[check])
             life = tuple(int(getattr(self._life, name)[check]) for name in FIELDS)
             series = NOWHERE if at == NOWHERE else self._series[at].id
-            kept.append(_Kept(self.rules[self._rule[check]].key, series, life, float(self._worst[check])))
-        awaited = np.flatnonzero((self._awaited > 0) & (self._seen != _UNSEEN) & (self._column != NOWHERE))
-        seen = {self._series[int(self._column[check])].id: int(self._seen[check]) for check in awaited.tolist()}
+            kept.append(_Kept(self.rules[self._checks.rule[check]].key, series, life, float(self._worst[check])))
+        awaited = np.flatnonzero(
+            (self._checks.awaited > 0) & (self._seen != _UNSEEN) & (self._checks.column != NOWHERE)
+        )
+        seen = {self._series[int(self._checks.column[check])].id: int(self._seen[check]) for check in awaited.tolist()}
         return _State(self._origin, (*kept, *self._orphans), seen)
-
-
-def _upper(rule: Rule) -> float:
-    """What a value, or the number of steps without one, must not be over."""
-    if rule.absent is not None:
-        return rule.absent - 0.5  # it fires at that many steps, which are whole
-    return np.inf if rule.above is None else rule.above
 
 
 def _standing(rule: Rule, value: float, since: int, step: int, *, metric: str, is_over: bool) -> str:

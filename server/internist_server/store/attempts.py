@@ -204,6 +204,18 @@ def newest_attempt(session: Session, run: str) -> Attempt:
     return _attempt(session, row)
 
 
+def list_attempts(session: Session, run: str) -> list[Attempt]:
+    """The attempts of a run, in the order in which they started.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    require_run(session, run)
+    query = select(AttemptRow).where(AttemptRow.run_id == run)
+    rows = session.scalars(query.order_by(AttemptRow.started_at_ms, AttemptRow.number)).all()
+    return [_attempt(session, row) for row in rows]
+
+
 def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
     """The attempt of that name, or the newest."""
     require_run(session, run)
