@@ -45,8 +45,8 @@ def end_silence(session: Session, silence: int, *, now_ms: int) -> Silence:
 
 
 def has_expired_between(session: Session, first_ms: int, last_ms: int) -> bool:
-    """Whether a silence has expired after the first moment and up to the last one."""
-    query = select(SilenceRow.id).where(SilenceRow.expires_at_ms > first_ms, SilenceRow.expires_at_ms <= last_ms)
+    """Whether a silence has expired from the first moment up to the last one."""
+    query = select(SilenceRow.id).where(SilenceRow.expires_at_ms >= first_ms, SilenceRow.expires_at_ms <= last_ms)
     return session.scalar(query.limit(1)) is not None
 
 
