@@ -1,5 +1,7 @@
 """Rules of the user's own, as data: what a file may say, and what is said of its mistakes."""
 
+from pathlib import Path
+
 import pytest
 
 from internist.schema.wire import Threshold
@@ -7,6 +9,7 @@ from internist_server.alerts.rule_files import line_of, parse_rules, read_rules,
 from internist_server.alerts.rules import Rule, Terms, rule_of, terms_of
 from internist_server.errors import Invalid, RulesError
 
+EXAMPLE = Path(__file__).parents[2] / "examples/internist.toml"
 FILE = """\
 [[receiver]]
 name = "oncall"
@@ -130,3 +133,7 @@ def test_a_threshold_of_a_run_is_a_rule_on_that_metric_alone():
 def test_a_threshold_that_cannot_be_is_refused(thresholds):
     with pytest.raises(Invalid, match="threshold"):
         require_thresholds(thresholds)
+
+
+def test_the_example_is_right():
+    assert len(read_rules(EXAMPLE).rule) == 5
