@@ -32,10 +32,16 @@ def _plain(value: str) -> str:
     return value
 
 
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("expected text without NUL: PostgreSQL keeps none")
+    return value
+
+
 Threshold = Annotated[float, AfterValidator(_finite)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain)]
 """A name with `*` for any signs, `?` for any one and `[abc]` for one of these."""
-Text = Annotated[str, StringConstraints(max_length=2_000)]
+Text = Annotated[str, StringConstraints(max_length=2_000), AfterValidator(_without_nul)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Steps = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,9} steps?$")]
 Judged = Literal[(*CONDITION, *RUN_RULE)]  # type: ignore[valid-type]

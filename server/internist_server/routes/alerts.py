@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
 from internist.schema.conditions import CONDITION
@@ -15,6 +15,8 @@ from internist_server.routes.runs import Limit, Offset
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import alerts
 
+Number = Annotated[int, Path(ge=1, le=1 << 62)]
+"""An id that a database can hold."""
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
 
@@ -48,7 +50,7 @@ def list_alerts(
     "/{alert_id}/acknowledge",
     responses={404: {"description": "There is no such alert."}, 200: examples.of("Alert")},
 )
-def withdraw(alert_id: int, services: ServicesDep) -> Alert:
+def withdraw(alert_id: Number, services: ServicesDep) -> Alert:
     """Take an acknowledgement back: of what still fires, receivers are told again."""
     return services.handling.withdraw(alert_id)
 
@@ -61,7 +63,7 @@ def withdraw(alert_id: int, services: ServicesDep) -> Alert:
         200: examples.of("Alert"),
     },
 )
-def acknowledge(alert_id: int, who: Acknowledgement, services: ServicesDep) -> Alert:
+def acknowledge(alert_id: Number, who: Acknowledgement, services: ServicesDep) -> Alert:
     """Say that a person has seen the alert, and, if so, that what it tells of is the new normal. The first to say that
     they have seen it stays."""
     return services.ingest.acknowledge(alert_id, by=who.by, is_new_normal=who.new_normal)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from internist.schema.views import Silence
 from internist_server.routes import examples
+from internist_server.routes.alerts import Number
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import silences
@@ -14,9 +15,10 @@ from internist_server.store import silences
 router = APIRouter(prefix="/api/v1/silences", route_class=ViewRoute, tags=["alerts"])
 
 LONGEST_S = 31_536_000.0
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000)]
+_PLAIN = r"^[^\x00-\x1f]+$"
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000, pattern=_PLAIN)]
 _NAME = StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=64)
-_GLOB = StringConstraints(min_length=1, max_length=200)
+_GLOB = StringConstraints(min_length=1, max_length=200, pattern=_PLAIN)
 
 
 class NewSilence(BaseModel):
@@ -55,6 +57,6 @@ def add_silence(wanted: NewSilence, services: ServicesDep) -> Silence:
     "/{silence_id}",
     responses={404: {"description": "There is no such silence."}, 200: examples.of("Silence")},
 )
-def end_silence(silence_id: int, services: ServicesDep) -> Silence:
+def end_silence(silence_id: Number, services: ServicesDep) -> Silence:
     """Take a silence back: it expires now, and is kept."""
     return services.handling.end_silence(silence_id)
