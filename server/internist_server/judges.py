@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from internist_server.errors import AttemptNotFound
 from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.verdicts import Judge, JudgedSeries
+from internist_server.rulebook import RuleBook
+from internist_server.rulewatch import RuleWatch
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
 from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_matrix, steps_between
 from internist_server.store.judgements import (
@@ -47,24 +49,33 @@ _STEPS_AT_ONCE: Final = 64
 
 
 @dataclass(slots=True)
-class LiveJudge:
-    """A judge in memory between two requests, with the columns it sees."""
+class Restored:
+    """A judge as of the database, with the columns it sees."""
 
     judge: Judge
     series: list[StoredSeries]
     columns: Columns
     stored: JudgeState
-    run: str
     since: int
     """Steps judged since the checkpoint; `CHECKPOINT_STEPS` where one is due in any case."""
     size: int
     """Bytes in memory, roughly."""
 
 
+@dataclass(slots=True)
+class LiveJudge(Restored):
+    """A judge in memory between two requests."""
+
+    run: str
+    watch: RuleWatch
+    """The user's own rules on it."""
+
+
 class Judges:
     """The judges of the attempts that were busy last, as many as fit."""
 
-    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, book: RuleBook, *, max_bytes: int = MAX_BYTES) -> None:
+        self._book = book
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._live: OrderedDict[int, LiveJudge] = OrderedDict()
@@ -74,15 +85,18 @@ class Judges:
         with self._lock:
             live = self._live.pop(attempt.id, None)
         if live is None or live.stored.version != load_version(session, attempt.id):
-            live = restore(session, attempt)
+            live = self._load(session, attempt)
         fresh = _new_series(session, attempt, live.columns.ids)
         if len(fresh):
             added = list_series(session, fresh)
-            live.judge.add_series([_judged(one) for one in added])
+            judged = [_judged(one) for one in added]
+            live.judge.add_series(judged)
+            live.watch.add_series(judged)
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, [one.metric for one in live.series])
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
+        live.watch.update(session, attempt, self._book)
         with self._lock:
             self._live[attempt.id] = live
             held = sum(one.size for one in self._live.values())
@@ -101,8 +115,15 @@ class Judges:
             for attempt_id in [found for found, live in self._live.items() if live.run == run]:
                 del self._live[attempt_id]
 
+    def _load(self, session: Session, attempt: Attempt) -> LiveJudge:
+        found = restore(session, attempt)
+        watch = RuleWatch.load(session, attempt, [_judged(one) for one in found.series], self._book)
+        return LiveJudge(
+            found.judge, found.series, found.columns, found.stored, found.since, found.size, attempt.run, watch
+        )
 
-def restore(session: Session, attempt: Attempt) -> LiveJudge:
+
+def restore(session: Session, attempt: Attempt) -> Restored:
     """The attempt's judge as of the database, from its checkpoint and what it has judged since."""
     stored, checkpoint = load_state(session, attempt.id), load_checkpoint(session, attempt.id)
     order, inherited = checkpoint.order, None
@@ -121,13 +142,13 @@ def restore(session: Session, attempt: Attempt) -> LiveJudge:
         judge.inherit(inherited)
     columns = columns_for(session, order, [one.metric for one in series])
     size = _size_of(checkpoint.state or b"", series)
-    live = LiveJudge(judge, series, columns, stored, attempt.run, since, size)
+    live = Restored(judge, series, columns, stored, since, size)
     if not since:
         _judge_again(session, attempt, live, after=checkpoint.step)
     return live
 
 
-def keep_checkpoint(session: Session, attempt_id: int, live: LiveJudge) -> None:
+def keep_checkpoint(session: Session, attempt_id: int, live: Restored) -> None:
     """Store what the judge knows."""
     state = live.judge.state()
     step = NEVER if live.judge.judged_step is None else live.judge.judged_step
@@ -135,7 +156,7 @@ def keep_checkpoint(session: Session, attempt_id: int, live: LiveJudge) -> None:
     live.since, live.size = 0, _size_of(state, live.series)
 
 
-def refresh(session: Session, attempt: Attempt, live: LiveJudge, step: int) -> bool:
+def refresh(session: Session, attempt: Attempt, live: Restored, step: int) -> bool:
     """Let the judge take its baselines anew before it judges a step, if that is due; whether it was."""
     window = live.judge.window_due(step)
     if window is None:
@@ -145,7 +166,7 @@ def refresh(session: Session, attempt: Attempt, live: LiveJudge, step: int) -> b
     return True
 
 
-def points_between(session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
+def points_between(session: Session, attempt: Attempt, live: Restored, window: tuple[int, int]) -> Matrix:
     """The points of a window, both ends included: of each plan those the judge asks for."""
     segment = Segment(attempt.id, 0, LAST_STEP)
     sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
@@ -158,7 +179,7 @@ def points_between(session: Session, attempt: Attempt, live: LiveJudge, window: 
     return read_matrix(session, attempt.id, wanted, live.columns)
 
 
-def _judge_again(session: Session, attempt: Attempt, live: LiveJudge, *, after: int) -> None:
+def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: int) -> None:
     """Show the judge what it has judged since its checkpoint."""
     last = live.stored.judged_step
     while steps := pending_steps(session, attempt.id, after=after, up_to=last, limit=_STEPS_AT_ONCE, is_timely=True):

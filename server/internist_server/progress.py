@@ -10,11 +10,13 @@ from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
+from internist_server.alerts.incidents import Policy
 from internist_server.cursor import reached
 from internist_server.errors import Invalid
 from internist_server.judge.verdicts import StepJudgement, Transition
 from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, points_between, refresh
-from internist_server.store import alerts, notifications
+from internist_server.rulebook import RuleBook
+from internist_server.store import alerts
 from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
 from internist_server.store.frames import MAX_CELLS, Matrix, first_received_ms, pending_steps, read_matrix, recent_times
@@ -29,6 +31,7 @@ from internist_server.store.judgements import (
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import longest_pause_ms, step_time_ms
+from internist_server.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +48,15 @@ class Progress:
     still right. `forget_run` must be called when the transaction is undone.
     """
 
-    def __init__(self, *, notify: bool) -> None:
-        self._notify = notify
-        self._judges = Judges()
+    def __init__(self, book: RuleBook, policy: Policy | None) -> None:
+        """Progress by these rules.
+
+        Args:
+            book: the rules in force.
+            policy: when receivers are told; None: nobody is.
+        """
+        self._policy = policy
+        self._judges = Judges(book)
 
     def keep(self, session: Session, attempt: Attempt) -> None:
         """Store what the judge knows: before its series change, since what it has learnt could not be learnt again,
@@ -109,9 +118,10 @@ class Progress:
             if said.bands.column.size:
                 packed = pack_bands(said.bands.column, said.bands.scheduled, said.bands.edges)
                 bands.append(StoredBands(step, packed))
-            if said.transitions:
+            passed = live.watch.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+            if changes := [*said.transitions, *passed]:
                 at_ms = int(matrix.measured_at_ms[row])
-                is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
+                is_queued |= self._alert(session, attempt, newest, live, changes, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
         add_bands(session, attempt.id, bands)
         live.stored = JudgeState(
@@ -123,22 +133,32 @@ class Progress:
         live.since += len(steps)
         if live.since >= CHECKPOINT_STEPS:
             keep_checkpoint(session, attempt.id, live)
+        live.watch.save(session, attempt)
         return is_queued
 
     def _alert(
-        self, session: Session, attempt: Attempt, newest: Attempt, said: StepJudgement, *, at_ms: int, now_ms: int
+        self,
+        session: Session,
+        attempt: Attempt,
+        newest: Attempt,
+        live: LiveJudge,
+        changes: Sequence[Transition],
+        *,
+        at_ms: int,
+        now_ms: int,
     ) -> bool:
         """Move the alerts of one step; whether a notification was queued.
 
         Step by step, so that what is notified does not depend on how frames were grouped into requests.
         """
         is_quiet = now_ms - at_ms > QUIET_AFTER_S * 1000 or attempt.id != newest.id
-        alerts.apply_transitions(session, attempt, said.transitions, at_ms=at_ms, is_quiet=is_quiet)
-        for one in said.transitions:
-            log.info("run %s step %d: %s %s: %s", attempt.run, said.step, one.rule, one.state, one.message)
+        terms = live.watch.terms(live.series)
+        alerts.apply_transitions(session, attempt, changes, at_ms=at_ms, is_quiet=is_quiet, terms=terms)
+        for one in changes:
+            log.info("run %s step %d: %s %s: %s", attempt.run, one.step, one.rule, one.state, one.message)
         if attempt.id != newest.id:
             alerts.supersede(session, newest, now_ms=now_ms)
-        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+        return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
     def accept(self, session: Session, attempt: Attempt, alert: Alert, *, now_ms: int) -> bool:
         """Take what an alert tells of for the new normal of its series; whether a notification was queued.
@@ -155,7 +175,8 @@ class Progress:
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
         newest = newest_attempt(session, attempt.run)
-        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id)
+        terms = live.watch.terms(live.series)
+        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id, terms=terms)
         said = live.judge.summary()
         summary = replace(
             live.stored.summary,
@@ -167,7 +188,7 @@ class Progress:
         live.stored = replace(live.stored, version=live.stored.version + 1, summary=summary)
         save_state(session, attempt.id, live.stored)
         keep_checkpoint(session, attempt.id, live)
-        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+        return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
     def _summary(self, session: Session, attempt: Attempt, live: LiveJudge, matrix: Matrix) -> Summary:
         """What the runs table shows after these steps."""

@@ -19,6 +19,11 @@ _RUN = (RunRow.id, RunRow.project, RunRow.name, RunRow.created_at_ms, RunRow.par
 _STANDING = tuple(getattr(StandingRow, one.name) for one in fields(Standing))
 
 
+def project_of(session: Session, run: str) -> str:
+    """The project of a run; empty where there is no such run."""
+    return session.scalar(select(RunRow.project).where(RunRow.id == run)) or ""
+
+
 def list_runs(
     session: Session, *, project: str | None = None, name: str | None = None, limit: int, offset: int = 0, now_ms: int
 ) -> list[Run]:
