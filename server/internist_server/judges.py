@@ -183,7 +183,7 @@ def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: i
     """Show the judge what it has judged since its checkpoint."""
     last = live.stored.judged_step
     while steps := pending_steps(session, attempt.id, after=after, up_to=last, limit=_STEPS_AT_ONCE, is_timely=True):
-        matrix = read_matrix(session, attempt.id, steps, live.columns, is_timely=True)
+        matrix = read_matrix(session, attempt.id, steps, live.columns, is_timely=True, is_new=True)
         for row, step in enumerate(steps):
             refresh(session, attempt, live, step)
             live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))

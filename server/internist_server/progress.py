@@ -89,6 +89,8 @@ class Progress:
             steps = steps[:rows]
             is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
             judged_step = steps[-1]
+            if judged_step == bound:
+                break
         if attempt.finished_at_ms is not None:
             self.keep(session, attempt)
         return is_queued
@@ -106,7 +108,7 @@ class Progress:
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
         is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, live.columns)
+        matrix = read_matrix(session, attempt.id, steps, live.columns, is_new=True)
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):

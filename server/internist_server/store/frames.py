@@ -148,12 +148,19 @@ def steps_between(
 
 
 def read_matrix(
-    session: Session, attempt_id: int, steps: Sequence[int] | Ids, columns: Columns, *, is_timely: bool = False
+    session: Session,
+    attempt_id: int,
+    steps: Sequence[int] | Ids,
+    columns: Columns,
+    *,
+    is_timely: bool = False,
+    is_new: bool = False,
 ) -> Matrix:
     """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
 
     Args:
         is_timely: only of frames that came before their step was judged: what the judge has seen.
+        is_new: the steps lie behind the judge's checkpoint, so that none of their frames is in a tile.
     """
     wanted = np.asarray(steps, dtype=np.int64)
     plans = list_plans(session, attempt_id)
@@ -164,7 +171,7 @@ def read_matrix(
     measured = np.zeros(len(wanted), dtype=np.int64)
     skipped = np.zeros(len(wanted), dtype=bool)
     parts: dict[int, Part] = {}
-    for piece in _read(session, attempt_id, wanted, spans, columns, is_timely=is_timely):
+    for piece in _read(session, attempt_id, wanted, spans, columns, is_timely=is_timely, is_new=is_new):
         part = parts.get(piece.span.rank)
         if part is None:
             counts = np.ones(shape if len(ranks) > 1 else (1, 1))  # of one rank alone they do not matter
@@ -261,7 +268,14 @@ class _Piece:
 
 
 def _read(
-    session: Session, attempt_id: int, steps: Ids, spans: Sequence[_Span], columns: Columns, *, is_timely: bool
+    session: Session,
+    attempt_id: int,
+    steps: Ids,
+    spans: Sequence[_Span],
+    columns: Columns,
+    *,
+    is_timely: bool,
+    is_new: bool,
 ) -> Iterator[_Piece]:
     """Frames at these steps by plan: those in tiles, which came first, and then those that are loose.
 
@@ -273,9 +287,11 @@ def _read(
     of_plan: dict[int, list[_Span]] = {}
     for span in spans:
         of_plan.setdefault(span.plan, []).append(span)
-    blocks = list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
-    loose = set(_loose_steps(session, attempt_id, first=first, last=last))
-    loose_steps = [step for step in steps.tolist() if step in loose] if loose else []
+    blocks = [] if is_new else list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
+    loose_steps = steps.tolist()
+    if not is_new:
+        loose = set(_loose_steps(session, attempt_id, first=first, last=last))
+        loose_steps = [step for step in loose_steps if step in loose]
     for plan, found in sorted(of_plan.items()):
         of_rank = {span.rank: span for span in found}
         mine = [block for block in blocks if block.plan == plan and block.rank in of_rank]
