@@ -14,6 +14,9 @@ BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
 SANITY_RELATIVE_UPDATE = 0.3
 """A step that moves a module's output by more than this share of itself violates, whatever the baseline."""
+REFERENCE_EDGE = 2.5
+"""A value this many times beyond where the reference run was, its own scatter and what its size explains allowed for, is
+violated; so is one that far below."""
 SCHEDULE_FLOOR = 0.01
 """Under this schedule factor a small update says nothing: the lower side is not judged."""
 SCHEDULE_JUMP = 3.0
@@ -89,6 +92,8 @@ class Criterion:
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
     cause: Literal["own", "weight", "feature"] = "weight"
+    reference: bool = True
+    """Held to the reference run, where one is named, on both sides."""
 
 
 _SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
@@ -114,11 +119,12 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("spectral_update", "update.row_rms_max", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.head_norm", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
-    Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE)),
-    Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP)),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE)),
-    Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own"),
+    Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE), reference=False),
+    Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP), reference=False),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE), reference=False),
+    Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
-    Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),
+    Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
+    Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own", reference=False),
 )  # fmt: skip

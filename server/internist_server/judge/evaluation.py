@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
+from internist_server.judge.reference import ReferenceBands
 from internist_server.judge.schedule import Schedule
 
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
@@ -133,6 +134,7 @@ class Evaluator:
         ceiling: Logs,
         schedule: Schedule,
         last_values: Logs,
+        reference: ReferenceBands | None = None,
     ) -> Evaluation:
         """One step.
 
@@ -144,6 +146,7 @@ class Evaluator:
             ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
+            reference: where the reference run was at this step.
         """
         checks = self.checks
         value = values[checks.column]
@@ -187,10 +190,11 @@ class Evaluator:
                 for edge, name in zip(edges, EDGES, strict=True):
                     sane = np.exp2(levels[at] - excess) if name == "critical_high" else np.float32(np.nan)
                     edge[at] = np.where(worse, sane, edge[at])
-        return Evaluation(
+        found = Evaluation(
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
             violation_clears,
         )  # fmt: skip
+        return found if reference is None else _held_to(reference, found, checks, logs)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -255,6 +259,41 @@ class Evaluator:
         known = present[mean] & present[reference] & finite[mean] & finite[reference] & (values[reference] > 0)
         excess = np.log2(values[mean] / values[reference]) - np.float32(np.log2(SANITY_RELATIVE_UPDATE))
         return excess, known
+
+
+def _held_to(reference: ReferenceBands, found: Evaluation, checks: Checks, logs: Logs) -> Evaluation:
+    """The same with the reference's bands beside the others: out of either is out, and what is well in both is well by
+    the reference."""
+    is_known = found.measured[reference.check] & np.isfinite(logs[reference.check])
+    at = reference.check[is_known]
+    value = logs[at]
+    centre, low, high, clear_low, clear_high = (
+        getattr(reference, name)[is_known] for name in ("centre", "low", "high", "clear_low", "clear_high")
+    )
+    out = (value > high) | (value < low)
+    tells = out | ~found.violates[at]
+    where = at[tells]
+    alone = ~found.judged[at]
+    judged, warns, violates = found.judged.copy(), found.warns.copy(), found.violates.copy()
+    ratio, basis = found.ratio.copy(), found.basis.copy()
+    edges = tuple(edge.copy() for edge in found.edges)
+    ratio[where], basis[where] = (value - centre)[tells], REFERENCE
+    unit = (logs - found.levels)[where]
+    for edge, of_reference in zip(edges, (low, high, low, high), strict=True):
+        edge[where] = np.exp2(of_reference[tells] - unit)
+    is_calm = (value <= clear_high) & (value >= clear_low)
+    clears = []
+    for clear in (found.warning_clears, found.violation_clears):
+        both = clear.copy()
+        both[at] = is_calm & (alone | clear[at])
+        clears.append(both)
+    judged[at] = True
+    warns[at] |= out
+    violates[at] |= out
+    return replace(
+        found, judged=judged, ratio=ratio, basis=basis, edges=(edges[0], edges[1], edges[2], edges[3]), warns=warns,
+        violates=violates, warning_clears=clears[0], violation_clears=clears[1],
+    )  # fmt: skip
 
 
 def _set(array: Logs, at: NDArray[np.int64], values: Logs) -> Logs:

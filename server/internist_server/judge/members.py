@@ -14,7 +14,7 @@ from internist_server.judge import drift, wording
 from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
-from internist_server.judge.evaluation import BASES, Bands
+from internist_server.judge.evaluation import BASES, REFERENCE, Bands
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
@@ -66,7 +66,7 @@ class Members:
         bad = memory.numeric.phase[self._finite] != INACTIVE
         seen = (memory.seen[self._finite] != NEVER) & ~self._silent_series
         numeric = np.where(bad, VIOLATED, np.where(seen, OK, NOT_MEASURED))
-        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio).astype(np.float64)
+        excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio).astype(np.float64)
         cause = _IS_FEATURE[checks.criterion]
         rate = int(self._has_jumped)
         jump = max(memory.schedule.jump_ratio, 1e-9) if rate else 1.0
@@ -100,6 +100,7 @@ class Members:
     def _centre_or_promise(self) -> Logs:
         centre = self._bands.centre.copy()
         centre[self._checks.muon.check] = 0.0
+        centre[self._memory.basis == REFERENCE] = 0.0
         return centre
 
     def _of_check(self, check: int) -> views.Verdict:
@@ -157,6 +158,8 @@ class Members:
                 if self._memory.baseline[check] == 0
                 else "warming up: too few points for a baseline"
             )
+        if not self._checks.muon.check.size or check not in self._checks.muon.check:
+            return "the reference run says nothing of it at this step"
         return "no learning rate or weight norm to compare with"
 
     def _of_finite(self, place: int) -> views.Verdict:

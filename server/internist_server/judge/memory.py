@@ -36,6 +36,7 @@ _FILL_OF_CHECK = {
 _STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
 _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
 """Those that every version has."""
+_REFERENCE = 2
 _LIFECYCLES = ("warning", "violation", "numeric")
 _SCALARS = ("step", "origin", "grid", "regular", "stride")
 _LATER_SCALARS = {"numeric_column": -1, "numeric_step": -1}
@@ -146,6 +147,10 @@ class Memory:
         self.numeric = self.numeric.extended(size)
         self.rate_columns = checks.rate_columns
         self.schedule.resize(checks.rate_weights)
+
+    def is_two_sided(self, checks: Checks) -> NDArray[np.bool_]:
+        """By check: whether its last point was held to a lower edge as well."""
+        return checks.two_sided | (self.basis == _REFERENCE)
 
     def begin(self, step: int, *, every: int, is_sampled: bool) -> None:
         """Moves on to a step."""

@@ -93,6 +93,7 @@ def of_checks(
     """
     rises = (after.phase == FIRING) & after.is_critical & ~before.is_critical
     found = []
+    two_sided = memory.is_two_sided(checks)
     for check in np.flatnonzero((before.phase != after.phase) | rises).tolist():
         criterion = CRITERIA[int(checks.criterion[check])]
         rule = RULE_OF_CONDITION[criterion.condition]
@@ -129,7 +130,7 @@ def of_checks(
                 pending_step=started,
                 opened_step=int(times.opened[check]) if times.phase[check] == FIRING else None,
                 value=value,
-                ratio=_out(ratio, two_sided=bool(checks.two_sided[check])),
+                ratio=_out(ratio, two_sided=bool(two_sided[check])),
                 worst_ratio=float(np.exp2(worst[check])),
                 basis=basis,
                 band_low=low,

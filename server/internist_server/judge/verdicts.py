@@ -19,7 +19,8 @@ from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluation, Evaluator
 from internist_server.judge.members import Members
 from internist_server.judge.memory import NEVER, Memory
-from internist_server.judge.outline import Outline
+from internist_server.judge.outline import Outline, blocks_of
+from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import AlertPhases, Jump, Transition
 
@@ -63,19 +64,30 @@ class Judge:
     steps are grouped into requests changes nothing.
     """
 
-    def __init__(self, series: Sequence[JudgedSeries], *, mup: bool, every: int, state: bytes | None = None) -> None:
+    def __init__(
+        self,
+        series: Sequence[JudgedSeries],
+        *,
+        mup: bool,
+        every: int,
+        is_referenced: bool = False,
+        state: bytes | None = None,
+    ) -> None:
         """A judge of an attempt.
 
         Args:
             series: all series so far, in the order in which `add_series` was or will be called.
             mup: the run declares a spectral or muP parametrisation.
             every: steps between two light samples.
+            is_referenced: the run names a reference, which `hold_to` tells as soon as it is known.
             state: of an earlier judge of the same attempt, whose series are a beginning of these; None: a new attempt.
 
         Raises:
             JudgeStateError: the state cannot be read, or is of other series.
         """
         self._mup = mup
+        self._is_referenced = is_referenced
+        self._yardstick: Yardstick | None = None
         self._every = max(every, 1)
         self._series = list(series)
         self._memory = Memory()
@@ -92,6 +104,16 @@ class Judge:
         if series:
             self._series.extend(series)
             self._prepare()
+
+    def hold_to(self, yardstick: Yardstick | None) -> None:
+        """Holds all series to a reference from now on; None: it is not known."""
+        self._yardstick = yardstick
+        self._expect()
+
+    @property
+    def is_held_to_reference(self) -> bool:
+        """Whether a reference speaks for any of its series."""
+        return self._expected is not None and self._expected.count > 0
 
     @property
     def order(self) -> list[int]:
@@ -192,6 +214,7 @@ class Judge:
             ceiling=self._ceiling.at(memory.schedule.raw),
             schedule=memory.schedule,
             last_values=memory.last,
+            reference=None if self._expected is None else self._expected.at(step, memory.schedule),
         )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
@@ -251,7 +274,7 @@ class Judge:
 
     def _prepare(self) -> None:
         """What follows from the series alone."""
-        self._checks = build_checks(self._series, mup=self._mup)
+        self._checks = build_checks(self._series, mup=self._mup, is_referenced=self._is_referenced)
         self._evaluator = Evaluator(self._checks)
         self._forward: Outline | None = None
         self._memory.grow(self._checks, len(self._series))
@@ -260,6 +283,13 @@ class Judge:
         is_dense = self._checks.thinning.cadence <= self._every
         self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
         self._centre_bands()
+        self._expect()
+
+    def _expect(self) -> None:
+        """What the reference expects of the checks as they are now."""
+        yardstick = self._yardstick
+        blocks = blocks_of(self._series)
+        self._expected = None if yardstick is None else Expected(yardstick, self._series, self._checks, blocks)
 
     def _centre_bands(self) -> None:
         """Bands and ceilings, after baselines or the end of warm-up changed them."""
@@ -298,7 +328,7 @@ class Judge:
             return []
         before = AlertPhases.of(checks, warning, violation, memory.is_critical)
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio)
+        excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio)
         worst = np.where(shown & (after.phase != INACTIVE), np.fmax(memory.worst, excess), memory.worst)
         memory.is_critical = after.is_critical
         memory.worst = np.where(after.phase == INACTIVE, np.float32(0), worst)

@@ -64,9 +64,10 @@ def standing(*, metric: str, basis: Basis, ratio: float, value: float, low: floa
             if high is not None and low is None
             else f"{figure(value)}, in its band"
         )
+    known = "the reference run's" if basis == "reference" else "its baseline"
     if ratio == 0:
-        return "zero, its baseline is not"
-    return f"{times(ratio)} its baseline" if ratio > 0.5 else f"1/{1 / ratio:.0f} of its baseline"
+        return f"zero, {known} is not"
+    return f"{times(ratio)} {known}" if ratio > 0.5 else f"1/{1 / ratio:.0f} of {known}"
 
 
 def nonfinite(metric: str, value: float) -> str:
