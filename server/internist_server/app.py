@@ -22,6 +22,7 @@ from internist_server.receivers import has_receivers, make_notifier, make_pusher
 from internist_server.routes import (
     alerts,
     catalogue,
+    checks,
     documents,
     frames,
     health,
@@ -104,7 +105,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         redoc_url=None,
     )
     api.state.services = Services(settings, database, ingest, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, windows, stream, scaling, alerts, catalogue, health, login):
+    for module in (frames, runs, checks, windows, stream, scaling, alerts, catalogue, health, login):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
+from internist_server import references
 from internist_server.cursor import reached
 from internist_server.errors import AttemptNotFound, Invalid
 from internist_server.judge.errors import JudgeStateError
@@ -45,9 +47,6 @@ log = logging.getLogger(__name__)
 
 SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
-DECLARED: Final = ("mup", "spectral")
-"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
-Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
 MAX_JUDGES: Final = 64
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
@@ -61,6 +60,8 @@ class LiveJudge:
     series: list[StoredSeries]
     columns: Columns
     stored: JudgeState
+    reference: str | None = None
+    """Why it is not held to the reference that its run names; None: it is, or names none."""
 
 
 class Progress:
@@ -170,7 +171,7 @@ class Progress:
         judged_step = live.judge.judged_step
         changes: list[Transition] = []
         if alert.series is not None and alert.pending_step is not None and judged_step is not None:
-            matrix = self._window(session, attempt, live, (alert.pending_step, judged_step))
+            matrix = read_window(session, attempt, live.judge, live.columns, (alert.pending_step, judged_step))
             changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
@@ -193,22 +194,8 @@ class Progress:
 
     def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
         """Hand the judge the points of a window."""
-        matrix = self._window(session, attempt, live, window)
+        matrix = read_window(session, attempt, live.judge, live.columns, window)
         live.judge.refresh(step, matrix.values, matrix.steps)
-
-    def _window(self, session: Session, attempt: Attempt, live: LiveJudge, window: tuple[int, int]) -> Matrix:
-        """The points of a window, both ends included: of each plan those the judge asks for."""
-        segment = Segment(attempt.id, 0, LAST_STEP)
-        sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
-        found = np.array(
-            steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
-        ).reshape(-1, 2)
-        chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
-        wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-        height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
-        if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
-            wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-        return read_matrix(session, attempt.id, wanted.tolist(), live.columns)
 
     def _live_judge(self, session: Session, attempt: Attempt) -> LiveJudge:
         """The attempt's judge, as of the database, with all series of its plans."""
@@ -222,6 +209,10 @@ class Progress:
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, [one.metric for one in live.series])
+        if attempt.reference is not None and (len(fresh) or live.reference is not None):
+            found = references.find(session, attempt, keeps=True)
+            live.reference = found.reason
+            live.judge.hold_to(found.yardstick)
         while len(self._judges) >= MAX_JUDGES:
             self._judges.pop(next(iter(self._judges)), None)
         self._judges[attempt.id] = live
@@ -261,6 +252,7 @@ class Progress:
             sampled_at_ms=sampled_at_ms,
             pause_ms=max(before.pause_ms, pause_ms),
             last_measured=times[-1] if times else before.last_measured,
+            reference=live.reference,
         )
 
 
@@ -284,6 +276,21 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
         if rank.finished_at_ms is None and not is_silent:
             bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
     return bound
+
+
+def read_window(session: Session, attempt: Attempt, judge: Judge, columns: Columns, window: tuple[int, int]) -> Matrix:
+    """The points of a window, both ends included: of each plan those the judge asks for."""
+    segment = Segment(attempt.id, 0, LAST_STEP)
+    sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
+    found = np.array(
+        steps_between(session, segment, first=window[0], last=window[1], plans=sampled), dtype=np.int64
+    ).reshape(-1, 2)
+    chosen = [judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
+    wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    height = max(8, 8 * MAX_CELLS // max(1, len(columns.ids)))
+    if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
+        wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
+    return read_matrix(session, attempt.id, wanted.tolist(), columns)
 
 
 def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:
@@ -311,16 +318,21 @@ def _load(session: Session, attempt: Attempt) -> LiveJudge:
         stored = replace(stored, order=order)
     series = list_series(session, stored.order)
     known = [_judged(one) for one in series]
-    is_mup = attempt.parametrization in DECLARED
+    is_mup = attempt.parametrization in references.DECLARED
+    make = partial(Judge, known, mup=is_mup, every=attempt.every, is_referenced=attempt.reference is not None)
     try:
-        judge = Judge(known, mup=is_mup, every=attempt.every, state=stored.state)
+        judge = make(state=stored.state)
     except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
         log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
-        judge = Judge(known, mup=is_mup, every=attempt.every)
+        judge = make()
     if inherited is not None:
         judge.inherit(inherited)
     columns = columns_for(session, stored.order, [one.metric for one in series])
-    return LiveJudge(judge, series, columns, stored)
+    if attempt.reference is None or not series:
+        return LiveJudge(judge, series, columns, stored)
+    found = references.find(session, attempt, keeps=False)
+    judge.hold_to(found.yardstick)
+    return LiveJudge(judge, series, columns, stored, found.reason)
 
 
 def load_judge(session: Session, attempt: Attempt) -> Judge:

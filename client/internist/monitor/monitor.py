@@ -124,6 +124,8 @@ class Monitor:
             optimizers=tuple(type(optimizer).__name__ for optimizer in optimizers),
             routing=routing(optimizers, plan),
             modules=plan.describe(),
+            reference=options.reference,
+            trajectory=options.trajectory,
             client=f"internist {internist.__version__}, torch {torch.__version__}",
         )
         self.run = who.run

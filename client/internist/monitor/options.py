@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internist.errors import ConfigurationError
+from internist.monitor.reference import settled
 from internist.schema.metrics import METRICS
+from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar
 from internist.ship.connection import DEFAULT_SERVER
 
@@ -43,8 +45,12 @@ class Options:
     directory: Path
     max_overhead: float
     replay: bool
-    compile: str | None
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
+    compile: str | None
+    reference: str | None
+    """The run that this one is to be held to."""
+    trajectory: tuple[TrajectoryPiece, ...]
+    """The same, where it came from a file."""
 
     def wanted(self, metric: str) -> bool:
         """Whether a metric is measured."""
@@ -73,6 +79,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
             f"max_overhead={overhead!r}: expected a share of the run's time from 0 to {MOST_OVERHEAD}, such as 0.01 for"
             " 1 %; 0 switches the governor off"
         )
+    reference, trajectory = settled(arguments["reference"])
     replay = arguments["replay"]
     if not isinstance(replay, bool):
         raise ConfigurationError(f"replay={replay!r}: expected True or False")
@@ -96,6 +103,8 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         max_overhead=float(overhead),
         replay=replay,
         compile=arguments["compile"],
+        reference=reference,
+        trajectory=trajectory,
     )
 
 
@@ -155,13 +164,13 @@ def flatten(config: Any) -> dict[str, Scalar]:
 
 
 def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:
-    built: dict[str, tuple[Any, ...]] = {"reference": (None,), "compile": (None, "inline"), "distributed": ("merge",)}
+    built: dict[str, tuple[Any, ...]] = {"compile": (None, "inline"), "distributed": ("merge",)}
     known: dict[str, tuple[Any, ...]] = {"distributed": ("reduce",)}
     for name, accepted in built.items():
         value = arguments[name]
         if value in accepted:
             continue
-        if name == "reference" or value in known.get(name, ()):
+        if value in known.get(name, ()):
             raise ConfigurationError(f"{name}={value!r} is not built yet; leave it at {accepted[0]!r}")
         raise ConfigurationError(f"{name}={value!r}: expected {' or '.join(map(repr, accepted))}")
 

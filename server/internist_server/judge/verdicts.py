@@ -111,9 +111,9 @@ class Judge:
         self._expect()
 
     @property
-    def is_held_to_reference(self) -> bool:
-        """Whether a reference speaks for any of its series."""
-        return self._expected is not None and self._expected.count > 0
+    def held(self) -> int:
+        """How many of its series a reference speaks for."""
+        return 0 if self._expected is None else self._expected.count
 
     @property
     def order(self) -> list[int]:

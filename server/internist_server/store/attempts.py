@@ -31,6 +31,8 @@ class Attempt:
     start_step: int
     received_at_ms: int
     parametrization: str
+    reference: str | None
+    """The run that it asks to be held to."""
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
     outcome: Outcome | None
@@ -308,6 +310,7 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         start_step=row.start_step,
         received_at_ms=row.received_at_ms,
         parametrization=run.parametrization,
+        reference=run.reference,
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
         outcome=_outcome(row),

@@ -34,6 +34,8 @@ class Summary:
     """The longest time between two measured steps beyond what their steps usually take."""
     last_measured: tuple[int, int] | None = None
     """The last step that was measured, and when."""
+    reference: str | None = None
+    """Why the run is not held to the reference that it names; None: it is, or names none."""
 
 
 @dataclass(frozen=True, slots=True)

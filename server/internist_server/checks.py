@@ -1,0 +1,144 @@
+"""Checks of stored runs: all steps of an attempt are judged once more, by a judge that nobody else sees, and what was
+out of its band is listed."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from internist.schema.check import Check, Deviation
+from internist.schema.conditions import State
+from internist.schema.reference import Trajectory
+from internist_server import references
+from internist_server.judge.members import number
+from internist_server.judge.reference import Yardstick
+from internist_server.judge.verdicts import Judge, JudgedSeries, Transition
+from internist_server.progress import read_window
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment
+from internist_server.store.frames import read_history
+from internist_server.store.series import Columns, columns_for, list_plans, list_series
+
+MAX_DEVIATIONS: Final = 1_000
+_SHOWN: Final = 3
+_GRAVE: Final = "critical"
+
+
+def check(
+    session: Session, attempt: Attempt, *, reference: str | None = None, trajectory: Trajectory | None = None
+) -> Check:
+    """Judge a stored attempt once more.
+
+    Args:
+        session: of the request; nothing is written.
+        attempt: which one.
+        reference: a stored run to hold it to, by id or by name; None: the one that the run itself names, if any.
+        trajectory: what to hold it to instead.
+
+    Raises:
+        RunNotFound, Invalid: the reference is none that this run can be held to.
+    """
+    if trajectory is None and reference is not None:
+        trajectory = references.trajectory_of(session, reference)
+    yardstick: Yardstick | None = None
+    reason: str | None = None
+    if trajectory is not None:
+        yardstick = references.yardstick(session, attempt, trajectory)
+    elif attempt.reference is not None:
+        found = references.find(session, attempt, keeps=False)
+        yardstick, reason = found.yardstick, found.reason
+    ids = np.unique(
+        np.concatenate([plan.series for plan in list_plans(session, attempt.id)] or [np.empty(0, np.int64)])
+    )
+    series = list_series(session, ids[ids > 0])
+    judged = [JudgedSeries(s.id, s.metric, s.kind, s.subject, s.index, s.bound, s.facts) for s in series]
+    columns = columns_for(session, np.array([s.id for s in judged], np.int64), [s.metric for s in judged])
+    is_mup = attempt.parametrization in references.DECLARED
+    is_referenced = yardstick is not None or reason is not None
+    judge = Judge(judged, mup=is_mup, every=attempt.every, is_referenced=is_referenced)
+    judge.hold_to(yardstick)
+    log = _Log(judged)
+    steps = 0
+    for transitions in _replayed(session, attempt, judge, columns):
+        steps += 1
+        for one in transitions:
+            log.note(one)
+    held = judge.held
+    if yardstick is not None and not held:
+        reason = f"nothing of {yardstick.trajectory.name!r} has the name of anything in this run"
+    state, sentence = log.verdict(judge, reason)
+    name = None if yardstick is None else yardstick.trajectory.name
+    found_all = tuple(log.deviations[:MAX_DEVIATIONS])
+    return Check(attempt.run, attempt.name, name, state, sentence, steps, held, found_all)
+
+
+def _replayed(session: Session, attempt: Attempt, judge: Judge, columns: Columns) -> Iterator[list[Transition]]:
+    """The transitions of every step, as they would have come."""
+    segment = Segment(attempt.id, 0, LAST_STEP)
+    for matrix in read_history(session, [segment], columns, first=0, last=LAST_STEP):
+        for row, step in enumerate(matrix.steps.tolist()):
+            window = judge.window_due(step)
+            if window is not None:
+                points = read_window(session, attempt, judge, columns, window)
+                judge.refresh(step, points.values, points.steps)
+            said = judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+            yield said.transitions
+
+
+class _Log:
+    """What opened and closed."""
+
+    def __init__(self, series: list[JudgedSeries]) -> None:
+        self._series = {one.id: one for one in series}
+        self._open: dict[tuple[int, str], int] = {}
+        self.deviations: list[Deviation] = []
+
+    def note(self, one: Transition) -> None:
+        """Take in a transition."""
+        key = one.series, one.rule
+        if one.state == "firing":
+            series = self._series[one.series]
+            deviation = Deviation(
+                condition=one.condition,
+                severity=one.severity,
+                basis=one.basis,
+                series=one.series,
+                metric=series.metric,
+                subject=series.subject,
+                index=series.index,
+                block=series.facts.block,
+                opened_step=one.step if one.opened_step is None else one.opened_step,
+                closed_step=None,
+                value=number(one.value),
+                band_low=None if one.band_low is None else number(one.band_low),
+                band_high=None if one.band_high is None else number(one.band_high),
+                message=one.message,
+                advice=one.advice,
+            )
+            if key in self._open:
+                self.deviations[self._open[key]] = deviation  # it became critical
+            else:
+                self._open[key] = len(self.deviations)
+                self.deviations.append(deviation)
+        elif key in self._open:
+            at = self._open.pop(key)
+            self.deviations[at] = _closed(self.deviations[at], one.step)
+
+    def verdict(self, judge: Judge, reason: str | None) -> tuple[State, str]:
+        """The gravest that was told, in a sentence; else what the judge says at the end."""
+        found = self.deviations
+        if found:
+            graver = any(one.severity == _GRAVE for one in found)
+            worst = [one for one in found if not graver or one.severity == _GRAVE]
+            said = "; ".join(one.message for one in worst[:_SHOWN])
+            more = f"; {len(found) - min(len(worst), _SHOWN)} more" if len(found) > min(len(worst), _SHOWN) else ""
+            return ("violated" if graver else "drifting"), f"{said}{more}."
+        if reason is not None:
+            return "not measured", f"It is not held to its reference: {reason}."
+        summary = judge.summary()
+        return summary.state, summary.sentence
+
+
+def _closed(one: Deviation, step: int) -> Deviation:
+    values = {name: getattr(one, name) for name in one.__slots__}
+    return Deviation(**(values | {"closed_step": step}))
