@@ -136,7 +136,7 @@ def train(made: Made, folder: Path, *, steps: int, lr: float = 4e-3, **options: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert math.isfinite(float(loss))
+    assert math.isfinite(loss.item())
     monitor.finish()
     return monitor
 

@@ -57,6 +57,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "A hidden matrix is not on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
     Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
+    Condition("first_step", "forward", "Facts of the first step", "The first step is out of proportion", "R(W), the logits, the growth of the residual stream over the blocks and what one step moves are of order one from the start.", "how it is initialised: the weight's scale, the head's, the residual branches' multiplier; then the learning rate"),
     Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
 )  # fmt: skip
 
@@ -108,7 +109,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("forward", "activation.rms", applies_to="blocks", cause="feature"),
     Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
-    Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),
+    Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature", reference=False),  # of the two nearest tokens: no batch repeats it
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
     Criterion("update", "update.feature", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="feature"),
     Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),

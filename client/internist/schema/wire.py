@@ -227,7 +227,7 @@ class RunStart:
 @dataclass(frozen=True, slots=True)
 class Outline:
     """More of what a start tells, where it would be too large for one record: entries of its config, modules, routes
-    and pieces of its reference, which the server adds to those it knows. A module or route that it knows already changes nothing."""
+    and pieces of its reference, which the server adds to those it knows. What it knows already changes nothing."""
 
     config: dict[str, Scalar] = field(default_factory=dict)
     modules: tuple[Module, ...] = ()

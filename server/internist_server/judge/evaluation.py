@@ -194,7 +194,7 @@ class Evaluator:
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
             violation_clears,
         )  # fmt: skip
-        return found if reference is None else _held_to(reference, found, checks, logs)
+        return found if reference is None else _held_to(reference, found, logs)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -261,7 +261,7 @@ class Evaluator:
         return excess, known
 
 
-def _held_to(reference: ReferenceBands, found: Evaluation, checks: Checks, logs: Logs) -> Evaluation:
+def _held_to(reference: ReferenceBands, found: Evaluation, logs: Logs) -> Evaluation:
     """The same with the reference's bands beside the others: out of either is out, and what is well in both is well by
     the reference."""
     is_known = found.measured[reference.check] & np.isfinite(logs[reference.check])
@@ -271,7 +271,7 @@ def _held_to(reference: ReferenceBands, found: Evaluation, checks: Checks, logs:
         getattr(reference, name)[is_known] for name in ("centre", "low", "high", "clear_low", "clear_high")
     )
     out = (value > high) | (value < low)
-    tells = out | ~found.violates[at]
+    tells = out | ~found.warns[at]
     where = at[tells]
     alone = ~found.judged[at]
     judged, warns, violates = found.judged.copy(), found.warns.copy(), found.violates.copy()

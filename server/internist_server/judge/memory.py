@@ -39,7 +39,7 @@ _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "
 _REFERENCE = 2
 _LIFECYCLES = ("warning", "violation", "numeric")
 _SCALARS = ("step", "origin", "grid", "regular", "stride")
-_LATER_SCALARS = {"numeric_column": -1, "numeric_step": -1}
+_LATER_SCALARS: dict[str, Any] = {"numeric_column": -1, "numeric_step": -1, "facts": ()}
 """Those that states of earlier versions lack, as they are then."""
 _SCHEDULE_SCALARS = (
     "raw",
@@ -51,6 +51,10 @@ _SCHEDULE_SCALARS = (
     "jump_group",
     "jump_worst",
 )
+
+
+OpenFact = tuple[int, int, float, float, str]
+"""Column, step since which, last value, bound, what it is in words."""
 
 
 def _floats() -> Logs:
@@ -128,6 +132,8 @@ class Memory:
     """Column of the series that the open alert on numbers names; NEVER: none is open."""
     numeric_step: int = NEVER
     """Step at which it was opened."""
+    facts: Sequence[OpenFact] = ()
+    """Facts of the first step that are still beyond their bounds."""
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -229,6 +235,7 @@ class Memory:
             memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
+            memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])

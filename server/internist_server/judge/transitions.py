@@ -14,6 +14,7 @@ from internist_server.judge import wording
 from internist_server.judge.checks import Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edges
 from internist_server.judge.evaluation import BASES
+from internist_server.judge.facts import Fact
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.series import JudgedSeries
 
@@ -190,6 +191,32 @@ def of_finite(series: Sequence[JudgedSeries], memory: Memory, places: Indices) -
             advice=condition.advice,
         )
     ]
+
+
+def of_fact(series: Sequence[JudgedSeries], memory: Memory, fact: Fact, *, since: int, is_over: bool) -> Transition:
+    """The transition of a fact of the first step that is found at `memory.step`, or is over."""
+    rule, condition, one = RULE_OF_CONDITION["first_step"], CONDITION["first_step"], series[fact.column]
+    where, is_open = wording.place(one.subject, one.index), not is_over
+    said = f"{where}: {wording.fact(fact.said, fact.value, fact.bound)}"
+    return Transition(
+        series=one.id,
+        rule=rule.name,
+        condition=condition.name,
+        state="firing" if is_open else "resolved",
+        severity=rule.violated,
+        cause="own",
+        step=memory.step,
+        pending_step=since,
+        opened_step=since,
+        value=fact.value,
+        ratio=fact.excess,
+        worst_ratio=fact.excess,
+        basis="target",
+        band_low=None,
+        band_high=fact.bound,
+        message=f"{said}, at step {since}" if is_open else f"{said} at step {memory.step}: inside its bound again",
+        advice=condition.advice,
+    )
 
 
 @dataclass(frozen=True, slots=True)

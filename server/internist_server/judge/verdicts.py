@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS
+from internist.schema.conditions import CARDS, RECOVERY
+from internist.schema.grid import geometric
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
 from internist_server.judge import bands, baselines, board, drift, transitions
@@ -16,15 +17,19 @@ from internist_server.judge.board import Summary
 from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
-from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluation, Evaluator
+from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
+from internist_server.judge.facts import Facts
 from internist_server.judge.members import Members
-from internist_server.judge.memory import NEVER, Memory
+from internist_server.judge.memory import NEVER, Memory, OpenFact
 from internist_server.judge.outline import Outline, blocks_of
 from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import AlertPhases, Jump, Transition
 
 __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
+
+FIRST_STEPS = 16
+"""Steps that are a start: a run that is watched from a later one has had its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +202,7 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
+        is_first = present & (memory.seen == NEVER)
         np.copyto(memory.seen, step, where=present)
         np.copyto(memory.last, values, where=present)
         finite = np.isfinite(values)
@@ -222,6 +228,7 @@ class Judge:
         changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
+        changes += self._advance_facts(values, present, is_first)
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -276,6 +283,7 @@ class Judge:
         """What follows from the series alone."""
         self._checks = build_checks(self._series, mup=self._mup, is_referenced=self._is_referenced)
         self._evaluator = Evaluator(self._checks)
+        self._facts = Facts(self._series, declared=self._mup)
         self._forward: Outline | None = None
         self._memory.grow(self._checks, len(self._series))
         self._everything = np.ones(len(self._series), bool)
@@ -321,7 +329,11 @@ class Judge:
     def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
         memory, checks = self._memory, self._checks
         warning, violation = memory.warning, memory.violation
-        move = partial(advance, step=memory.step, measured=found.judged, cadence=checks.cadence, needed=checks.needed)
+        young = np.minimum(
+            checks.cadence, geometric(memory.step)
+        )  # a reference speaks from the first, dense samples on
+        cadence = np.where(found.basis == REFERENCE, young, checks.cadence)
+        move = partial(advance, step=memory.step, measured=found.judged, cadence=cadence, needed=checks.needed)
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
         memory.violation = move(violation, breach=found.violates, clear=found.violation_clears)
         if memory.warning is warning and memory.violation is violation:
@@ -337,6 +349,27 @@ class Judge:
         memory.out_last = np.where(ends, memory.step, memory.out_last)
         edges = Edges(checks, memory, self._bands)
         return transitions.of_checks(self._series, checks, memory, edges, before, after, worst)
+
+    def _advance_facts(self, values: Logs, present: Flags, is_first: Flags) -> list[Transition]:
+        """Facts that come with the first points of a run's first steps, and those that are over."""
+        memory = self._memory
+        changes: list[Transition] = []
+        kept: list[OpenFact] = []
+        for column, since, value, bound, said in memory.facts:
+            now = self._facts.again(column, values, present)
+            if now is None:
+                kept.append((column, since, value, bound, said))
+            elif now.excess > RECOVERY:
+                kept.append((column, since, now.value, bound, said))
+            else:
+                changes.append(transitions.of_fact(self._series, memory, now, since=since, is_over=True))
+        if memory.step <= FIRST_STEPS and is_first.any():
+            for fact in self._facts.first(values, present, is_first=is_first):
+                kept.append((fact.column, memory.step, fact.value, fact.bound, fact.said))
+                changes.append(transitions.of_fact(self._series, memory, fact, since=memory.step, is_over=False))
+        if kept or memory.facts:
+            memory.facts = tuple(kept)
+        return changes
 
     def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
         """Remember the band of what was judged; those that differ from the ones before."""

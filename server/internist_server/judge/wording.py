@@ -78,6 +78,11 @@ def nonfinite(metric: str, value: float) -> str:
     return f"{metric} is {'NaN' if math.isnan(value) else 'infinite'}"
 
 
+def fact(said: str, value: float, bound: float) -> str:
+    """A fact of the first step, such as `R(W) at the start is 12, over 5`."""
+    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}"
+
+
 def group(subject: str) -> str:
     """A parameter group by its name; one that has none by its number, and its optimizer's where there are several."""
     optimizer, dot, name = subject.partition(".")
