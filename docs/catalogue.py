@@ -16,7 +16,7 @@ SUBJECTS = {
     "Attention": ("attention",),
     "Output": ("output",),
     "Optimizers, of themselves": ("optimizer",),
-    "As the run gives them": ("loss", "learning_rate", "weight_decay"),
+    "As the run gives them": ("loss", "learning_rate", "weight_decay", "schedule"),
     "The monitor itself": ("monitor",),
 }
 

@@ -134,7 +134,12 @@ class Monitor:
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
         sampling = Sampling(
-            options.every, options.metrics, options.max_overhead, options.replay, options.compile == "inline"
+            options.every,
+            options.metrics,
+            options.max_overhead,
+            options.replay,
+            options.compile == "inline",
+            options.schedule,
         )
         self._recorder = Recorder(self._spool, SeriesBook(sampling.wants))
         self._observer = Observer(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internist.errors import ConfigurationError
-from internist.monitor.reference import settled
+from internist.monitor import reference as reference_of
+from internist.monitor import schedule
+from internist.observe.schedules import Schedule
 from internist.schema.metrics import METRICS
 from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar
@@ -51,6 +53,8 @@ class Options:
     """The run that this one is to be held to."""
     trajectory: tuple[TrajectoryPiece, ...]
     """The same, where it came from a file."""
+    schedule: Schedule | None
+    """What its learning rates are meant to do."""
 
     def wanted(self, metric: str) -> bool:
         """Whether a metric is measured."""
@@ -79,7 +83,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
             f"max_overhead={overhead!r}: expected a share of the run's time from 0 to {MOST_OVERHEAD}, such as 0.01 for"
             " 1 %; 0 switches the governor off"
         )
-    reference, trajectory = settled(arguments["reference"])
+    reference, trajectory = reference_of.settled(arguments["reference"])
     replay = arguments["replay"]
     if not isinstance(replay, bool):
         raise ConfigurationError(f"replay={replay!r}: expected True or False")
@@ -105,6 +109,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         compile=arguments["compile"],
         reference=reference,
         trajectory=trajectory,
+        schedule=schedule.settled(arguments["schedule"]),
     )
 
 

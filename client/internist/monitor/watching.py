@@ -32,6 +32,7 @@ def watch(
     output: str | None = None,
     rename: Callable[[str], str] | Mapping[str, str] | None = None,
     reference: str | os.PathLike[str] | None = None,
+    schedule: Any = None,
     id: str | None = None,
     resume: str = "auto",
     step: int | None = None,
@@ -64,6 +65,10 @@ def watch(
             file that `internist check RUN --save FILE` wrote. Every metric is then held to the same place, relative
             depth and step of that run, moved by what muP says of width and depth: what is wrong from the first step is
             seen. A server that does not know it says so, and the run is told as not measured.
+        schedule: what the learning rates are meant to do, so that decays and restarts are expected and a warm-up is
+            known to be over: the torch scheduler, a function of the step that returns the multiplier of the rates, or a
+            mapping such as `{"kind": "cosine", "steps": 10000, "warmup": 500, "floor": 0.1}` (`constant`, `linear`,
+            `cosine`, `wsd` with its `decay`).
         id: the run's id, to continue it; default: INTERNIST_RUN_ID, torchelastic's, or a new one.
         resume: `auto` continues an earlier attempt of that id if there is one, `never` does not, `must` insists.
         step: optimizer steps already made; default: INTERNIST_STEP, else what the optimizer's state says, else 0.

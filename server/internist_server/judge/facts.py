@@ -30,9 +30,9 @@ from (1 + 1/L)^L < e."""
 GROWTH: Final = 2.0
 """The same over the square root of the depth, else. Derived: independent branches add up to the square root; without a
 norm in the branch the growth is a power of the depth."""
-UPDATE: Final = 0.5
+UPDATE: Final = 1.0
 """Share of itself by which the first step moves a block's output. Derived: the first step of Adam moves every weight by
-its full rate, and a hidden layer of a small model by up to a third."""
+its full rate, which takes the stream of a small model that is well by up to two thirds of itself."""
 FEWEST_BLOCKS: Final = 3
 EQUAL: Final = 0.05
 """Hidden matrices whose R(W) are this equal were initialised to one spectral norm."""

@@ -206,6 +206,7 @@ class Memory:
             "last": self.last,
             "reference": schedule.reference,
             "highest": schedule.highest,
+            "declared": schedule.declared,
             "rates": schedule.rates,
             "spark_steps": self.sparklines.steps,
             "spark_excess": self.sparklines.excess,
@@ -240,6 +241,7 @@ class Memory:
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])
             memory.schedule.highest = arrays.get("highest", arrays["rates"])  # type: ignore[assignment]
+            memory.schedule.declared = arrays.get("declared", np.empty(0))  # type: ignore[assignment]
             for name in ("basis", "is_critical", "seen", "last"):
                 setattr(memory, name, arrays[name])
             for name in _FILL_OF_CHECK:

@@ -15,6 +15,7 @@ from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
 from internist_server.judge import bands, baselines, board, drift, transitions
 from internist_server.judge.board import Summary
 from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
+from internist_server.judge.declared import Declared
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
@@ -283,6 +284,7 @@ class Judge:
         """What follows from the series alone."""
         self._checks = build_checks(self._series, mup=self._mup, is_referenced=self._is_referenced)
         self._evaluator = Evaluator(self._checks)
+        self._declared = Declared(self._series, self._checks)
         self._facts = Facts(self._series, declared=self._mup)
         self._forward: Outline | None = None
         self._memory.grow(self._checks, len(self._series))
@@ -307,7 +309,12 @@ class Judge:
     def _observe_rates(self, values: Logs, present: Flags) -> list[Transition]:
         memory, rates = self._memory, self._checks.rate_columns
         was_warming, before = memory.schedule.is_warming_up, Jump.of(memory)
-        memory.schedule.observe(memory.step, np.where(present[rates], values[rates], np.nan).astype(np.float64))
+        memory.schedule.observe(
+            memory.step,
+            np.where(present[rates], values[rates], np.nan).astype(np.float64),
+            declared=self._declared.multipliers(values, present),
+            rise=self._declared.rise(values, present),
+        )
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
         return transitions.of_schedule(self._series, self._checks, memory, before, Jump.of(memory))
@@ -363,7 +370,7 @@ class Judge:
                 kept.append((column, since, now.value, bound, said))
             else:
                 changes.append(transitions.of_fact(self._series, memory, now, since=since, is_over=True))
-        if memory.step <= FIRST_STEPS and is_first.any():
+        if memory.step <= FIRST_STEPS and self._expected is None and is_first.any():  # a reference tells more
             for fact in self._facts.first(values, present, is_first=is_first):
                 kept.append((fact.column, memory.step, fact.value, fact.bound, fact.said))
                 changes.append(transitions.of_fact(self._series, memory, fact, since=memory.step, is_over=False))
