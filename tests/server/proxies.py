@@ -1,4 +1,4 @@
-"""Small GPTs under muP, with what can be wrong from the first step, trained under the monitor and shipped to a server."""
+"""Small GPTs under muP, with what can be wrong from the first step, trained under the monitor and shipped."""
 
 import math
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Made:
 
 
 PROXY = Made()
-LARGER = Made(width=128, depth=6, seed=1)
+LARGER = Made(width=64, depth=6, seed=1)
 UNSCALED = replace(LARGER, attention_scale=1.0)
 LOUD_HEAD = replace(LARGER, head_init=10.0)
 UNDAMPED = replace(LARGER, has_multiplier=False)
