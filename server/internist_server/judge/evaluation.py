@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
-from internist_server.judge.reference import ReferenceBands
+from internist_server.judge.reference import ReferenceBands, level_of
 from internist_server.judge.schedule import Schedule
 
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
@@ -194,7 +194,8 @@ class Evaluator:
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
             violation_clears,
         )  # fmt: skip
-        return found if reference is None else _held_to(reference, found, logs)
+        unit = self._scheduled * np.float32(np.log2(schedule.divisor))
+        return found if reference is None else _held_to(reference, found, logs, measured=measured, unit=unit)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -261,26 +262,33 @@ class Evaluator:
         return excess, known
 
 
-def _held_to(reference: ReferenceBands, found: Evaluation, logs: Logs) -> Evaluation:
+def _held_to(reference: ReferenceBands, found: Evaluation, logs: Logs, *, measured: Flags, unit: Logs) -> Evaluation:
     """The same with the reference's bands beside the others: out of either is out, and what is well in both is well by
-    the reference."""
-    is_known = found.measured[reference.check] & np.isfinite(logs[reference.check])
+    the reference.
+
+    Args:
+        reference: its bands, of values.
+        found: by the other bands.
+        logs: log2 of the values.
+        measured: whether a finite value came, zero included.
+        unit: log2 of what levels are multiplied by to be values.
+    """
+    is_known = measured[reference.check]
     at = reference.check[is_known]
-    value = logs[at]
+    value = level_of(logs[at])
     centre, low, high, clear_low, clear_high = (
         getattr(reference, name)[is_known] for name in ("centre", "low", "high", "clear_low", "clear_high")
     )
     out = (value > high) | (value < low)
-    tells = out | ~found.warns[at]
+    tells = out | ~(found.warns[at] | found.violates[at])
     where = at[tells]
     alone = ~found.judged[at]
     judged, warns, violates = found.judged.copy(), found.warns.copy(), found.violates.copy()
     ratio, basis = found.ratio.copy(), found.basis.copy()
     edges = tuple(edge.copy() for edge in found.edges)
-    ratio[where], basis[where] = (value - centre)[tells], REFERENCE
-    unit = (logs - found.levels)[where]
+    ratio[where], basis[where] = (logs[at] - centre)[tells], REFERENCE
     for edge, of_reference in zip(edges, (low, high, low, high), strict=True):
-        edge[where] = np.exp2(of_reference[tells] - unit)
+        edge[where] = np.exp2(of_reference[tells] - unit[where])
     is_calm = (value <= clear_high) & (value >= clear_low)
     clears = []
     for clear in (found.warning_clears, found.violation_clears):

@@ -19,12 +19,14 @@ class Evidence:
     def weigh(self, state: State, sentence: str) -> tuple[State, str]:
         """State and sentence of a run that the judge gives these: where something is hidden, what is well is not known.
         What is wrong is wrong all the same."""
+        if state in ("drifting", "violated"):
+            return state, sentence
+        if self.reference is not None:
+            return "not measured", f"It is not held to its reference: {self.reference}. {sentence}"
         if state != "ok":
             return state, sentence
         if self.refusal is not None:
             return "not measured", f"Frames were refused ({self.refusal}): what they held is not known. {sentence}"
-        if self.reference is not None:
-            return "not measured", f"It is not held to its reference: {self.reference}. {sentence}"
         if not self.is_covered:
             return "not measured", f"It is not known that anything of the model is measured. {sentence}"
         return state, sentence

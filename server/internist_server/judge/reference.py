@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,15 @@ from internist.scaling.members import Role
 from internist.scaling.transfer import Sizes, Transfer
 from internist.schema.conditions import CRITERIA, RECOVERY, REFERENCE_EDGE
 from internist.schema.reference import BINS_PER_OCTAVE, TRAJECTORY_VERSION, Curve, Trajectory, bin_of
+from internist_server.judge.bands import ROUNDING
 from internist_server.judge.checks import Checks, Flags, Indices, Logs, is_held_to_reference
 from internist_server.judge.schedule import Schedule
 from internist_server.judge.series import JudgedSeries
 
 _NUMBERS = re.compile(r"\d+")
+ZERO = -1000.0
+"""log2 that stands for zero: a number, since JSON knows no other."""
+_ROUNDING = math.log2(ROUNDING)
 _STALE_BINS = BINS_PER_OCTAVE
 """A bin without points stands in for by the nearest earlier one within an octave: metrics of a rare cadence."""
 
@@ -143,11 +148,13 @@ def trajectory_of(
             columns.setdefault((place_of(one), depths.get(one.facts.block or "")), []).append(column)
     bins = np.array([bin_of(int(step)) for step in steps], np.int64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where((values > 0) & np.isfinite(values), np.log2(values), np.nan)
+        logs = np.where((values >= 0) & np.isfinite(values), level_of(np.log2(values)), np.nan)
         by_share = np.log2(np.where(shares > 0, shares, np.nan))
     curves = []
     for (place, depth), at in columns.items():
-        own = logs[:, at] - by_share[:, None] if place[0] in _SCHEDULED else logs[:, at]
+        own = logs[:, at]
+        if place[0] in _SCHEDULED:
+            own = np.where(own > ZERO, own - by_share[:, None], own)
         curve = _curve(place, depth, bins, own)
         if curve is not None:
             curves.append(curve)
@@ -168,6 +175,11 @@ class Head:
     depth: int
     head_width: float | None
     parametrization: str
+
+
+def level_of(logs: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """log2 of values as they are compared: what is zero, or lost in rounding, is one level far below all others."""
+    return np.where(logs < _ROUNDING, ZERO, logs)
 
 
 def place_of(series: JudgedSeries) -> Place:
@@ -215,7 +227,7 @@ class _Table:
         return cls({at: _joined(found) for at, found in rows.items()})
 
     def at(self, place: int) -> tuple[float, float, float]:
-        """At a bin: the widest of it and of its neighbours; NaN where the reference says nothing."""
+        """At a bin: the widest of it and of its neighbours; NaN where the reference says nothing, or was zero."""
         if place > self._last + 1:
             return math.nan, math.nan, math.nan
         near = [self._rows[at] for at in (place - 1, place, place + 1) if at in self._rows]
@@ -225,6 +237,8 @@ class _Table:
         if not near:
             return math.nan, math.nan, math.nan
         middle = self._rows.get(place, near[0])[1]
+        if middle <= ZERO:
+            return math.nan, math.nan, math.nan
         return min(row[0] for row in near), middle, max(row[2] for row in near)
 
 
