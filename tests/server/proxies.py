@@ -13,6 +13,8 @@ import internist
 from internist.ship.segments import segment_numbers, segment_path
 
 VOCABULARY, CONTEXT, BATCH = 64, 16, 8
+NOISE = 0.25
+"""Share of tokens that follow from nothing: there is always something left to learn, as there is in a text."""
 BASE_WIDTH, BASE_DEPTH, HEAD_WIDTH = 32, 2, 16
 
 
@@ -131,6 +133,8 @@ def train(made: Made, folder: Path, *, steps: int, lr: float = 4e-3, **options: 
     for _ in range(steps):
         starts = torch.randint(VOCABULARY, (BATCH, 1), generator=generator)
         ids = (starts * torch.tensor([3**k % VOCABULARY for k in range(CONTEXT + 1)])) % VOCABULARY
+        noise = torch.randint(VOCABULARY, ids.shape, generator=generator)
+        ids = torch.where(torch.rand(ids.shape, generator=generator) < NOISE, noise, ids)
         logits = model(ids[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()

@@ -46,12 +46,15 @@ def yardstick(*, steps=range(0, 200, 2), sizes=SAME, levels=lambda _: 1.0, share
     return Yardstick(trajectory, sizes, Transfer("adam", "adam", declared=True))
 
 
-def run(held_to, at, *, depth=2, steps=range(0, 120, 4), every=EVERY):
-    judge = Judge(model(depth), mup=False, every=every, is_referenced=True)
+def run(held_to, at, *, depth=2, steps=range(0, 120, 4), is_steady=False):
+    """A judge after these steps, and what fired; of a steady run it is declared that its rate rises no more."""
+    facts = Facts(cadence=EVERY)
+    rise = JudgedSeries(900, "schedule.rise", "model", "model", None, "exact", facts)
+    judge = Judge([*model(depth), *[rise] * is_steady], mup=False, every=EVERY, is_referenced=True)
     judge.hold_to(held_to)
     found = []
     for step in steps:
-        row = np.asarray(at(step), np.float32)
+        row = np.array([*at(step), *[1.0] * is_steady], np.float32)
         found += judge.judge(step, row, np.isfinite(row)).transitions
     return judge, [t for t in found if t.state == "firing"]
 
@@ -128,6 +131,24 @@ def test_nothing_where_the_reference_has_something_is_out_and_where_it_has_nothi
         f"blocks.{block}: block.contribution is zero" for block in range(2)
     }
     assert run(starts_at_zero, lambda step: values(2, factor=float(step > 0)), steps=range(12))[1] == []
+
+
+def test_updates_that_are_all_smaller_are_well_once_a_run_has_learned_and_one_alone_is_not():
+    def one_alone(_):
+        row = values(4)
+        row[METRICS.index("update.own")] = 0.1
+        return row
+
+    def all_of_them(_):
+        return values(4, factor=0.1, metric="update.own")
+
+    held_to = yardstick(steps=range(0, 400, 2))
+    told = [
+        [t for t in run(held_to, at, depth=4, steps=range(*steps), is_steady=True)[1] if t.condition == "update"]
+        for at, steps in ((all_of_them, (0, 60, 4)), (all_of_them, (120, 300, 4)), (one_alone, (120, 300, 4)))
+    ]
+
+    assert [len(each) for each in told] == [4, 0, 1]
 
 
 def test_without_a_yardstick_a_run_that_names_one_is_judged_by_itself():

@@ -33,9 +33,9 @@ def settled(schedule: Any) -> Schedule | None:
 
 
 def _named(given: Mapping[Any, Any]) -> Named:
-    kind = given.get("kind")
+    kind = str(given.get("kind"))
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        near = difflib.get_close_matches(kind, KINDS, n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"schedule names {kind!r}; known are {', '.join(KINDS)}{meant}")
     known = KINDS[kind]
@@ -51,4 +51,4 @@ def _named(given: Mapping[Any, Any]) -> Named:
     needed = [name for name in ("steps", "decay") if name in known and not numbers.get(name)]
     if needed:
         raise ConfigurationError(f"schedule={dict(given)!r}: {kind} needs {' and '.join(needed)}, 1 or more")
-    return Named(str(kind), **numbers)
+    return Named(kind, **numbers)

@@ -3,6 +3,7 @@ were used, so that whoever judges the rates knows which changes were meant."""
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -72,15 +73,17 @@ class Curve:
 
 
 class Scheduler:
-    """What a scheduler of torch's says that the rates of its optimizer are now."""
+    """What a scheduler of torch's says that the rates of its optimizer are now. Weakly held: it holds the optimizer,
+    and that the model."""
 
     def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
+        self._reference = weakref.ref(scheduler)
 
     def multipliers(self, step: int, groups: Sequence[Mapping[str, Any]]) -> list[float] | None:  # noqa: ARG002
         """See `Schedule`. Where it is stepped once an epoch it says so by itself."""
-        own = getattr(getattr(self._scheduler, "optimizer", None), "param_groups", None)
-        rates = getattr(self._scheduler, "_last_lr", None)
+        scheduler = self._reference()
+        own = getattr(getattr(scheduler, "optimizer", None), "param_groups", None)
+        rates = getattr(scheduler, "_last_lr", None)
         is_of_these = (
             own is not None and len(own) == len(groups) and all(a is b for a, b in zip(own, groups, strict=True))
         )

@@ -47,7 +47,7 @@ _JSON = "application/json"
 _OF_A_GATEWAY: Final = (400, 403, 408, 411, 414, 500, 502, 503, 504)
 """What proxies, firewalls and load balancers have been seen to answer to a body that is too large for them."""
 
-_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling)
+_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling, Check, Trajectory)
 
 
 class _Detail(msgspec.Struct):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
+from internist.schema.conditions import CRITERIA, RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
 from internist_server.judge.reference import ReferenceBands, level_of
@@ -195,7 +195,7 @@ class Evaluator:
             violation_clears,
         )  # fmt: skip
         unit = self._scheduled * np.float32(np.log2(schedule.divisor))
-        return found if reference is None else _held_to(reference, found, logs, measured=measured, unit=unit)
+        return found if reference is None else _held_to(reference, found, checks, logs, measured=measured, unit=unit)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -262,23 +262,28 @@ class Evaluator:
         return excess, known
 
 
-def _held_to(reference: ReferenceBands, found: Evaluation, logs: Logs, *, measured: Flags, unit: Logs) -> Evaluation:
+def _held_to(
+    reference: ReferenceBands, found: Evaluation, checks: Checks, logs: Logs, *, measured: Flags, unit: Logs
+) -> Evaluation:
     """The same with the reference's bands beside the others: out of either is out, and what is well in both is well by
     the reference.
 
     Args:
         reference: its bands, of values.
         found: by the other bands.
+        checks: the same.
         logs: log2 of the values.
         measured: whether a finite value came, zero included.
         unit: log2 of what levels are multiplied by to be values.
     """
+    criteria = checks.criterion
     is_known = measured[reference.check]
     at = reference.check[is_known]
     value = level_of(logs[at])
     centre, low, high, clear_low, clear_high = (
         getattr(reference, name)[is_known] for name in ("centre", "low", "high", "clear_low", "clear_high")
     )
+    low = low - _slower_together(criteria[at], value - centre, reference)
     out = (value > high) | (value < low)
     tells = out | ~(found.warns[at] | found.violates[at])
     where = at[tells]
@@ -302,6 +307,19 @@ def _held_to(reference: ReferenceBands, found: Evaluation, logs: Logs, *, measur
         found, judged=judged, ratio=ratio, basis=basis, edges=(edges[0], edges[1], edges[2], edges[3]), warns=warns,
         violates=violates, warning_clears=clears[0], violation_clears=clears[1],
     )  # fmt: skip
+
+
+def _slower_together(criteria: NDArray[np.int64], ratio: Logs, reference: ReferenceBands) -> Logs:
+    """How much lower than the reference's updates may be where most of a criterion's are, once the start is over: a
+    larger model learns sooner, and moves less from then on."""
+    by = np.zeros(ratio.size, np.float32)
+    if reference.is_start:
+        return by
+    for criterion in np.unique(criteria).tolist():
+        at = criteria == criterion
+        if CRITERIA[criterion].scheduled and np.count_nonzero(at) >= TOGETHER_CHECKS:
+            by[at] = max(-float(np.median(ratio[at])), 0.0)
+    return by
 
 
 def _set(array: Logs, at: NDArray[np.int64], values: Logs) -> Logs:

@@ -156,7 +156,8 @@ class Memory:
 
     def is_two_sided(self, checks: Checks) -> NDArray[np.bool_]:
         """By check: whether its last point was held to a lower edge as well."""
-        return checks.two_sided | (self.basis == _REFERENCE)
+        two_sided: NDArray[np.bool_] = checks.two_sided | (self.basis == _REFERENCE)
+        return two_sided
 
     def begin(self, step: int, *, every: int, is_sampled: bool) -> None:
         """Moves on to a step."""

@@ -23,6 +23,8 @@ from internist_server.judge.schedule import Schedule
 from internist_server.judge.series import JudgedSeries
 
 _NUMBERS = re.compile(r"\d+")
+START_STEPS = 64
+"""Steps in which a run has not learned enough to move differently from its reference."""
 ZERO = -1000.0
 """log2 that stands for zero: a number, since JSON knows no other."""
 _ROUNDING = math.log2(ROUNDING)
@@ -52,6 +54,8 @@ class ReferenceBands:
     high: Logs
     clear_low: Logs
     clear_high: Logs
+    is_start: bool
+    """How large updates are is told by how the run is set up, and not yet by what it has learned."""
 
 
 class Expected:
@@ -119,6 +123,7 @@ class Expected:
             high=(centre + above).astype(np.float32),
             clear_low=(centre - np.float32(RECOVERY) * below).astype(np.float32),
             clear_high=(centre + np.float32(RECOVERY) * above).astype(np.float32),
+            is_start=step < START_STEPS,
         )
 
 
@@ -258,7 +263,7 @@ def _curve(place: Place, depth: float | None, bins: Indices, logs: NDArray[np.fl
         own = own[~np.isnan(own)]
         if own.size:
             ends = (float(own.min()), float(np.median(own)), float(own.max()))
-            found.append((at, *(round(end, 3) for end in ends)))  # type: ignore[arg-type]
+            found.append((at, *(round(end, 3) for end in ends)))
     if not found:
         return None
     numbers, low, middle, high = zip(*found, strict=True)

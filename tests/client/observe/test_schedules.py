@@ -1,3 +1,4 @@
+import gc
 import logging
 
 import pytest
@@ -94,10 +95,14 @@ def test_a_value_that_is_no_multiplier_is_not_used():
 
 def test_a_scheduler_of_another_optimizer_says_nothing():
     ours, other = (torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1) for _ in range(2))
-    scheduler = Scheduler(StepLR(other, 10))
+    steps = StepLR(other, 10)
+    scheduler = Scheduler(steps)
 
     assert scheduler.multipliers(0, ours.param_groups) is None
     assert scheduler.multipliers(0, other.param_groups) == [1.0]
+    del steps
+    gc.collect()
+    assert scheduler.multipliers(0, other.param_groups) is None  # nothing of the user's is kept alive
 
 
 def test_named_schedules_are_the_ones_that_go_by_these_names():
