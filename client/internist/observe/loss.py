@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from internist.model.patches import function, listen_to
+from internist.model.plain import PLAIN
 
 NODES = 512
 """Nodes of a loss's graph that are looked at for an output of the model."""
@@ -108,7 +109,8 @@ class LossPickup:
     def _read(self, loss: Tensor) -> Tensor | None:
         if self.is_sampled or loss.device.type == "cpu":
             return _copied(loss)
-        self._unread.append(loss.detach())
+        if type(loss) in PLAIN:
+            self._unread.append(loss.detach())
         return None
 
     def _keep(self, losses: list[Tensor], loss: Tensor | None) -> None:
