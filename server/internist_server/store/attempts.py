@@ -31,11 +31,11 @@ class Attempt:
     start_step: int
     received_at_ms: int
     parametrization: str
-    reference: str | None
-    """The run that it asks to be held to."""
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
     outcome: Outcome | None
+    reference: str | None = None
+    """The run that it asks to be held to."""
 
 
 @dataclass(slots=True)

@@ -183,4 +183,5 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "sampled_at_ms": summary.sampled_at_ms,
         "pause_ms": summary.pause_ms,
         "last_measured": summary.last_measured,
+        "reference": summary.reference,
     }
