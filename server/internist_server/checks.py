@@ -12,12 +12,11 @@ from internist.schema.conditions import State
 from internist.schema.reference import Trajectory
 from internist_server import references
 from internist_server.judge.members import number
-from internist_server.judge.reference import Yardstick
 from internist_server.judge.verdicts import Judge, JudgedSeries, Transition
 from internist_server.progress import read_window
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment
 from internist_server.store.frames import read_history
-from internist_server.store.series import Columns, columns_for, list_plans, list_series
+from internist_server.store.series import NO_SERIES, Columns, columns_for, list_plans, list_series
 
 MAX_DEVIATIONS: Final = 1_000
 _SHOWN: Final = 3
@@ -38,38 +37,51 @@ def check(
     Raises:
         RunNotFound, Invalid: the reference is none that this run can be held to.
     """
-    if trajectory is None and reference is not None:
-        trajectory = references.trajectory_of(session, reference)
-    yardstick: Yardstick | None = None
-    reason: str | None = None
-    if trajectory is not None:
-        yardstick = references.yardstick(session, attempt, trajectory)
-    elif attempt.reference is not None:
-        found = references.find(session, attempt, keeps=False)
-        yardstick, reason = found.yardstick, found.reason
-    ids = np.unique(
-        np.concatenate([plan.series for plan in list_plans(session, attempt.id)] or [np.empty(0, np.int64)])
+    found = _reference(session, attempt, reference, trajectory)
+    series, columns = _series(session, attempt)
+    judge = Judge(
+        series,
+        mup=attempt.parametrization in references.DECLARED,
+        every=attempt.every,
+        is_referenced=found is not None,
     )
-    series = list_series(session, ids[ids > 0])
-    judged = [JudgedSeries(s.id, s.metric, s.kind, s.subject, s.index, s.bound, s.facts) for s in series]
-    columns = columns_for(session, np.array([s.id for s in judged], np.int64), [s.metric for s in judged])
-    is_mup = attempt.parametrization in references.DECLARED
-    is_referenced = yardstick is not None or reason is not None
-    judge = Judge(judged, mup=is_mup, every=attempt.every, is_referenced=is_referenced)
+    yardstick = None if found is None else found.yardstick
     judge.hold_to(yardstick)
-    log = _Log(judged)
-    steps = 0
+    log, steps = _Log(series), 0
     for transitions in _replayed(session, attempt, judge, columns):
         steps += 1
         for one in transitions:
             log.note(one)
-    held = judge.held
-    if yardstick is not None and not held:
-        reason = f"nothing of {yardstick.trajectory.name!r} has the name of anything in this run"
-    state, sentence = log.verdict(judge, reason)
     name = None if yardstick is None else yardstick.trajectory.name
-    found_all = tuple(log.deviations[:MAX_DEVIATIONS])
-    return Check(attempt.run, attempt.name, name, state, sentence, steps, held, found_all)
+    reason = None if found is None else found.reason
+    if yardstick is not None and not judge.held:
+        reason = f"nothing of {name!r} has the name of anything in this run"
+    state, sentence = log.verdict(judge, reason)
+    deviations = tuple(log.deviations[:MAX_DEVIATIONS])
+    return Check(attempt.run, attempt.name, name, state, sentence, steps, judge.held, deviations)
+
+
+def _reference(
+    session: Session, attempt: Attempt, reference: str | None, trajectory: Trajectory | None
+) -> references.Found | None:
+    """What the attempt is held to; None: to nothing."""
+    if trajectory is None and reference is not None:
+        trajectory = references.trajectory_of(session, reference)
+    if trajectory is not None:
+        return references.Found(references.yardstick(session, attempt, trajectory))
+    return None if attempt.reference is None else references.find(session, attempt, keeps=False)
+
+
+def _series(session: Session, attempt: Attempt) -> tuple[list[JudgedSeries], Columns]:
+    """All series of an attempt, and their columns."""
+    of_plans = [plan.series for plan in list_plans(session, attempt.id)]
+    ids = np.unique(np.concatenate(of_plans)) if of_plans else np.empty(0, np.int64)
+    ids = ids[ids != NO_SERIES]
+    series = [
+        JudgedSeries(one.id, one.metric, one.kind, one.subject, one.index, one.bound, one.facts)
+        for one in list_series(session, ids)
+    ]
+    return series, columns_for(session, ids, [one.metric for one in series])
 
 
 def _replayed(session: Session, attempt: Attempt, judge: Judge, columns: Columns) -> Iterator[list[Transition]]:

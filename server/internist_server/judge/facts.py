@@ -11,7 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from internist.schema.conditions import RECOVERY
 from internist_server.judge.checks import Flags, Logs
+from internist_server.judge.memory import OpenFact
 from internist_server.judge.outline import blocks_of
 from internist_server.judge.series import JudgedSeries
 
@@ -56,6 +58,15 @@ class Fact:
         return self.value / self.bound
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A fact that is found, or over."""
+
+    fact: Fact
+    since: int
+    is_over: bool
+
+
 class Facts:
     """Watches one run's first numbers.
 
@@ -78,14 +89,35 @@ class Facts:
             self._of_weights, self._of_logits, self._of_depth, self._of_update,
         )  # fmt: skip
 
-    def first(self, values: Logs, present: Flags, *, is_first: Flags) -> list[Fact]:
-        """What is beyond its bound among series that have their first point now; the worst of each kind.
+    def advance(
+        self, known: Sequence[OpenFact], values: Logs, present: Flags, *, is_first: Flags, step: int
+    ) -> tuple[tuple[OpenFact, ...], list[Changed]]:
+        """The facts that are open after a step, and what has changed of them.
 
         Args:
+            known: those that were open before.
             values: by column.
             present: whether measured at this step.
-            is_first: whether for the first time.
+            is_first: whether for the first time, in a step that is a start.
+            step: its number.
         """
+        kept: list[OpenFact] = []
+        changed: list[Changed] = []
+        for column, since, value, bound, said in known:
+            now = self._again(column, values, present)
+            if now is None:
+                kept.append((column, since, value, bound, said))
+            elif now.excess > RECOVERY:
+                kept.append((column, since, now.value, bound, said))
+            else:
+                changed.append(Changed(now, since, is_over=True))
+        for fact in self._first(values, present, is_first=is_first) if is_first.any() else ():
+            kept.append((fact.column, step, fact.value, fact.bound, fact.said))
+            changed.append(Changed(fact, step, is_over=False))
+        return tuple(kept), changed
+
+    def _first(self, values: Logs, present: Flags, *, is_first: Flags) -> list[Fact]:
+        """What is beyond its bound among series that have their first point now; the worst of each kind."""
         found = []
         for tell in self._tellers:
             told = [fact for fact in tell(values, present) if fact.excess > 1 and is_first[fact.column]]
@@ -93,7 +125,7 @@ class Facts:
                 found.append(max(told, key=lambda fact: fact.excess))
         return found
 
-    def again(self, column: int, values: Logs, present: Flags) -> Fact | None:
+    def _again(self, column: int, values: Logs, present: Flags) -> Fact | None:
         """What the series of a fact says now; None where it was not measured at this step."""
         told = (fact for tell in self._tellers for fact in tell(values, present) if fact.column == column)
         return next(told, None)

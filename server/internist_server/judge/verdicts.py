@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, RECOVERY
+from internist.schema.conditions import CARDS
 from internist.schema.grid import geometric
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
@@ -21,7 +21,7 @@ from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
 from internist_server.judge.members import Members
-from internist_server.judge.memory import NEVER, Memory, OpenFact
+from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of
 from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
@@ -360,23 +360,13 @@ class Judge:
     def _advance_facts(self, values: Logs, present: Flags, is_first: Flags) -> list[Transition]:
         """Facts that come with the first points of a run's first steps, and those that are over."""
         memory = self._memory
-        changes: list[Transition] = []
-        kept: list[OpenFact] = []
-        for column, since, value, bound, said in memory.facts:
-            now = self._facts.again(column, values, present)
-            if now is None:
-                kept.append((column, since, value, bound, said))
-            elif now.excess > RECOVERY:
-                kept.append((column, since, now.value, bound, said))
-            else:
-                changes.append(transitions.of_fact(self._series, memory, now, since=since, is_over=True))
-        if memory.step <= FIRST_STEPS and self._expected is None and is_first.any():  # a reference tells more
-            for fact in self._facts.first(values, present, is_first=is_first):
-                kept.append((fact.column, memory.step, fact.value, fact.bound, fact.said))
-                changes.append(transitions.of_fact(self._series, memory, fact, since=memory.step, is_over=False))
-        if kept or memory.facts:
-            memory.facts = tuple(kept)
-        return changes
+        is_start = memory.step <= FIRST_STEPS and self._expected is None  # a reference tells more
+        memory.facts, changed = self._facts.advance(
+            memory.facts, values, present, is_first=is_first & is_start, step=memory.step
+        )
+        return [
+            transitions.of_fact(self._series, memory, one.fact, since=one.since, is_over=one.is_over) for one in changed
+        ]
 
     def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
         """Remember the band of what was judged; those that differ from the ones before."""
