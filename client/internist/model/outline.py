@@ -75,7 +75,7 @@ class WatchedParameter:
     """Why it is no matrix, so that it has no spectrum; empty if it may have one."""
     excluded: bool = False
     turn: int = 0
-    """Its place among parameters of more than one dimension: matrices are measured in rotation."""
+    """Which turn is its: matrices are measured in rotation, those of one residual branch at the same time."""
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -188,8 +188,10 @@ def outline(
             known.holders.append(watched)
             watched.parameters[attribute] = known
             _classify(known, watched, attribute)
-    for turn, parameter in enumerate(p for p in parameters.values() if "matrix" in p.roles or p.view == "unknown"):
-        parameter.turn = turn
+    turns: dict[str, int] = {}
+    for parameter in parameters.values():
+        if "matrix" in parameter.roles or parameter.view == "unknown":
+            parameter.turn = turns.setdefault(_turn_of(parameter), len(turns))
     head_module = next((m for m in modules if m.role == "head"), None)
     return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root))
 
@@ -209,6 +211,15 @@ def signature_of(root: nn.Module) -> tuple[object, ...]:
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)
+
+
+def _turn_of(parameter: WatchedParameter) -> str:
+    """What has its turn as one: what lies directly in a block, or in one child of it; outside blocks each by itself."""
+    block, owner = parameter.owner.block, parameter.owner.name
+    if block is None or not owner.startswith(block):
+        return parameter.name
+    below = owner[len(block) + 1 :].split(".")
+    return f"{block}.{below[0]}" if len(below) > 1 or parameter.owner.role not in ("linear", "convolution") else block
 
 
 def multiplier(module: nn.Module) -> float:

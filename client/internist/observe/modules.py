@@ -269,6 +269,7 @@ class ActivationCapture:
         order, series = watched.order, self.series
         width_in = source.shape[in_axis] if source is not None and source.dim() else None
         series.widths[order] = (width_in, out.shape[axis])
+        series.dtypes[order] = out.dtype
         entered = source
         if source is None or not source.numel() or not source.dim() or isinstance(module, nn.Embedding):
             entered = None
