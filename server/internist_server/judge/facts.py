@@ -18,8 +18,8 @@ from internist_server.judge.outline import blocks_of
 from internist_server.judge.series import JudgedSeries
 
 WEIGHT_SPECTRAL: Final = 5.0
-"""R(W) of a hidden matrix at the start of a run under a muP or spectral parametrisation: Su's example of a target
-(2026, kexue.fm/archives/11729)."""
+"""R(W) of a hidden matrix at the start of a run whose matrices all have one norm, though it declares no spectral
+parametrisation (one that does has this as a target): Su's example (2026, kexue.fm/archives/11729)."""
 WEIGHT: Final = 10.0
 """The same under any other. Derived: 1/sqrt(fan_in) gives 1.5 to 3 by shape, He's 2.1 to 4.2, GPT-2's 0.02 4.4 at a
 width of 12,288."""
@@ -131,10 +131,12 @@ class Facts:
         return next(told, None)
 
     def _of_weights(self, values: Logs, present: Flags) -> Iterator[Fact]:
+        if self._declared:
+            return  # a target of its own
         known = _known(self._weights, values, present)
         norms = values[known]
         alike = len(known) >= FEWEST_EQUAL and float(norms.max()) <= (1 + EQUAL) * float(norms.min())
-        bound = WEIGHT_SPECTRAL if self._declared or alike else WEIGHT
+        bound = WEIGHT_SPECTRAL if alike else WEIGHT
         for column in known:
             yield Fact(column, float(values[column]), bound, "R(W) at the start")
 
