@@ -127,6 +127,7 @@ class Monitor:
             reference=options.reference,
             trajectory=options.trajectory,
             client=f"internist {internist.__version__}, torch {torch.__version__}",
+            thresholds=options.thresholds,
         )
         self.run = who.run
         connection = None if options.mode == "offline" else Connection(options.server, options.token)

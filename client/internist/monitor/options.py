@@ -11,10 +11,11 @@ from typing import Any, Literal
 from internist.errors import ConfigurationError
 from internist.monitor import reference as reference_of
 from internist.monitor import schedule
+from internist.monitor.limits import limits
 from internist.observe.schedules import Schedule
 from internist.schema.metrics import METRICS
 from internist.schema.reference import TrajectoryPiece
-from internist.schema.wire import MAX_NAME_LENGTH, Scalar
+from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -47,6 +48,8 @@ class Options:
     directory: Path
     max_overhead: float
     replay: bool
+    thresholds: tuple[Threshold, ...]
+    """Limits that the run sets for itself."""
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
     compile: str | None
     reference: str | None
@@ -106,6 +109,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         directory=_directory(arguments["directory"] or environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY),
         max_overhead=float(overhead),
         replay=replay,
+        thresholds=limits(arguments["thresholds"]),
         compile=arguments["compile"],
         reference=reference,
         trajectory=trajectory,

@@ -192,6 +192,15 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """A limit that a run sets for itself: an alert fires where a value of the metric is beyond it."""
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Who is speaking: the body of `POST /runs`, and the first record of every spool segment."""
 
@@ -222,6 +231,8 @@ class RunStart:
     """What it is to be held to, where that is not a run that the server holds."""
     client: str = ""
     """Versions of the client and of torch."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Limits of the run's own."""
 
 
 @dataclass(frozen=True, slots=True)
