@@ -107,6 +107,8 @@ class _Log:
 
     def note(self, one: Transition) -> None:
         """Take in a transition."""
+        if one.series is None:  # the user's own rules wait for series that there are not: no judge does
+            return
         key = one.series, one.rule
         if one.state == "firing":
             series = self._series[one.series]
