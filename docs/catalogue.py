@@ -17,7 +17,7 @@ SUBJECTS = {
     "Attention": ("attention",),
     "Output": ("output",),
     "Optimizers, of themselves": ("optimizer",),
-    "As the run gives them": ("loss", "learning_rate", "weight_decay"),
+    "As the run gives them": ("loss", "learning_rate", "weight_decay", "schedule"),
     "The monitor itself": ("monitor",),
 }
 
@@ -162,9 +162,12 @@ def criteria_section() -> str:
         "*Target*: a number from theory, judged only where it applies. "
         f"*Sanity*: a step that moves a module's output by more than {conditions.SANITY_RELATIVE_UPDATE:g} of itself "
         "violates, whatever the baseline. "
+        "*Reference*: the run that is named by `watch(reference=...)`, where it has the same place in the model, as "
+        f"far through it, at the same step: violated beyond {conditions.REFERENCE_EDGE:g} times where that run was, on "
+        "either side, its own scatter and what muP says of the sizes allowed for ([how](reference.md)). "
         "*Schedule*: the value is divided by the run-wide factor of the learning rate's schedule before it is judged.",
         "",
-        *table("condition | metric | of | sides | schedule | baseline | target: warns, violates"),
+        *table("condition | metric | of | sides | schedule | baseline | reference | target: warns, violates"),
     ]
     lines += [row(*criterion_cells(criterion)) for criterion in CRITERIA]
     return "\n".join([*lines, ""])
@@ -218,6 +221,7 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
         "both" if criterion.two_sided else "above",
         "yes" if criterion.scheduled else "",
         "yes" if criterion.baseline else "",
+        "yes" if criterion.reference else "",
         bands,
     )
 

@@ -96,7 +96,7 @@ def tidy_outline(outline: Outline) -> tuple[Outline, list[str]]:
     routing, of_routing = _sift(outline.routing, _route, most=MAX_OUTLINE)
     names, of_config = _sift(tuple(outline.config), _config_name, most=MAX_CONFIG_ENTRIES)
     config = {name: _tidy(outline.config[name]) for name in names}
-    return Outline(config, modules, routing), [*of_config, *of_modules, *of_routing]
+    return Outline(config, modules, routing, outline.trajectory), [*of_config, *of_modules, *of_routing]
 
 
 def require_heartbeat(heartbeat: Heartbeat) -> None:

@@ -25,6 +25,7 @@ from internist_server.receivers import make_notifier, make_pushers
 from internist_server.routes import (
     alerts,
     catalogue,
+    checks,
     documents,
     frames,
     health,
@@ -116,7 +117,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         redoc_url=None,
     )
     api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
+    for module in (frames, runs, checks, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)

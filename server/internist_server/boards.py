@@ -29,7 +29,11 @@ class Boards:
         summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
         evidence = read_evidence(session, attempt.id, list_ranks(session, attempt.id), summary)
         state, sentence = evidence.weigh(board.state, board.sentence)
-        return board if state == board.state else replace(board, state=state, sentence=sentence)
+        return (
+            board
+            if (state, sentence) == (board.state, board.sentence)
+            else replace(board, state=state, sentence=sentence)
+        )
 
     def _judged(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
         # by name, too: SQLite gives the id of a deleted attempt to another

@@ -22,7 +22,7 @@ from internist.schema.wire import (
 from internist_server import admission
 from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
-from internist_server.store import alerts, attempts, coverage, frames, notifications, sequences
+from internist_server.store import alerts, attempts, coverage, frames, notifications, references, sequences
 from internist_server.store import series as series_store
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.frames import NewFrame
@@ -167,7 +167,7 @@ class Intake:
             return (
                 f"it starts run {start.run!r}, attempt {start.attempt!r}, rank {start.rank}; the request is of another"
             )
-        self._take_outline(Outline(start.config, start.modules, start.routing))
+        self._take_outline(Outline(start.config, start.modules, start.routing, start.trajectory))
         self._start_step = max(self._start_step, start.start_step)
         return None
 
@@ -176,6 +176,12 @@ class Intake:
         is_kept = bool(kept.config or kept.modules or kept.routing)
         if is_kept:
             self._outlines.append(kept)
+        for piece in kept.trajectory:
+            reason = references.add_piece(self._session, self.attempt.id, piece)
+            if reason is None:
+                is_kept = self.has_new_facts = True
+            else:
+                reasons.append(reason)
         return admission.one_reason(reasons), is_kept
 
     def _take_series(self, sequence: int, series: tuple[Series, ...]) -> tuple[str | None, bool]:

@@ -9,11 +9,13 @@ import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 from sqlalchemy.orm import Session
 
+from internist_server import references
 from internist_server.errors import AttemptNotFound
 from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.verdicts import Judge, JudgedSeries
@@ -36,9 +38,6 @@ from internist_server.store.tables import NEVER
 
 log = logging.getLogger(__name__)
 
-DECLARED: Final = ("mup", "spectral")
-"""Parametrisations under which numbers from theory are targets for weights. An optimizer alone promises none of them:
-Muon with an ordinary initialisation and decay keeps no weight at R(W) of order one."""
 CHECKPOINT_STEPS: Final = 64
 """Judged steps after which the state is written: so many are judged again at most when a judge is restored."""
 MAX_BYTES: Final = 512 << 20
@@ -69,6 +68,8 @@ class LiveJudge(Restored):
     run: str
     watch: RuleWatch
     """The user's own rules on it."""
+    reference: str | None
+    """Why it is not held to the reference that its run names; None: it is, or names none."""
 
 
 class Judges:
@@ -96,6 +97,12 @@ class Judges:
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, [one.metric for one in live.series])
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
+        if attempt.reference is not None and (len(fresh) or live.reference is not None):
+            found = references.find(session, attempt, keeps=True)
+            if live.reference != found.reason:
+                live.since = CHECKPOINT_STEPS  # what was judged before was held to something else
+            live.reference = found.reason
+            live.judge.hold_to(found.yardstick)
         live.watch.update(session, attempt, self._book)
         with self._lock:
             self._live[attempt.id] = live
@@ -118,8 +125,9 @@ class Judges:
     def _load(self, session: Session, attempt: Attempt) -> LiveJudge:
         found = restore(session, attempt)
         watch = RuleWatch.load(session, attempt, [_judged(one) for one in found.series], self._book)
+        looks = None if attempt.reference is None else "its reference was not looked for yet"
         return LiveJudge(
-            found.judge, found.series, found.columns, found.stored, found.since, found.size, attempt.run, watch
+            found.judge, found.series, found.columns, found.stored, found.since, found.size, attempt.run, watch, looks
         )
 
 
@@ -131,15 +139,18 @@ def restore(session: Session, attempt: Attempt) -> Restored:
         order, inherited = _parent_state(session, attempt)
     series = list_series(session, order)
     known = [_judged(one) for one in series]
-    is_mup = attempt.parametrization in DECLARED
+    is_mup = attempt.parametrization in references.DECLARED
+    make = partial(Judge, known, mup=is_mup, every=attempt.every, is_referenced=attempt.reference is not None)
     since = 0 if checkpoint.state is not None else CHECKPOINT_STEPS
     try:
-        judge = Judge(known, mup=is_mup, every=attempt.every, state=checkpoint.state)
+        judge = make(state=checkpoint.state)
     except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
         log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
-        judge, since = Judge(known, mup=is_mup, every=attempt.every), CHECKPOINT_STEPS
+        judge, since = make(), CHECKPOINT_STEPS
     if inherited is not None:
         judge.inherit(inherited)
+    if attempt.reference is not None and series:
+        judge.hold_to(references.find(session, attempt, keeps=False).yardstick)
     columns = columns_for(session, order, [one.metric for one in series])
     size = _size_of(checkpoint.state or b"", series)
     live = Restored(judge, series, columns, stored, since, size)
@@ -161,22 +172,22 @@ def refresh(session: Session, attempt: Attempt, live: Restored, step: int) -> bo
     window = live.judge.window_due(step)
     if window is None:
         return False
-    matrix = points_between(session, attempt, live, window)
+    matrix = read_window(session, attempt, live.judge, live.columns, window)
     live.judge.refresh(step, matrix.values, matrix.steps)
     return True
 
 
-def points_between(session: Session, attempt: Attempt, live: Restored, window: tuple[int, int]) -> Matrix:
+def read_window(session: Session, attempt: Attempt, judge: Judge, columns: Columns, window: tuple[int, int]) -> Matrix:
     """The points of a window, both ends included: of each plan those the judge asks for."""
     segment = Segment(attempt.id, 0, LAST_STEP)
     sampled = sorted({plan.number for plan in list_plans(session, attempt.id) if plan.is_sampled})
     found = steps_between(session, segment, first=window[0], last=window[1], plans=sampled)
-    chosen = [live.judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
+    chosen = [judge.window_sample(np.unique(found[found[:, 1] == plan, 0])) for plan in np.unique(found[:, 1])]
     wanted = np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-    height = max(8, 8 * MAX_CELLS // max(1, len(live.columns.ids)))
+    height = max(8, 8 * MAX_CELLS // max(1, len(columns.ids)))
     if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
         wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
-    return read_matrix(session, attempt.id, wanted, live.columns)
+    return read_matrix(session, attempt.id, wanted, columns)
 
 
 def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: int) -> None:

@@ -14,7 +14,7 @@ from internist_server.alerts.incidents import Policy
 from internist_server.cursor import reached
 from internist_server.errors import Invalid
 from internist_server.judge.verdicts import StepJudgement, Transition
-from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, points_between, refresh
+from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, read_window, refresh
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
 from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
@@ -172,7 +172,7 @@ class Progress:
         judged_step = live.judge.judged_step
         changes: list[Transition] = []
         if alert.series is not None and alert.pending_step is not None and judged_step is not None:
-            matrix = points_between(session, attempt, live, (alert.pending_step, judged_step))
+            matrix = read_window(session, attempt, live.judge, live.columns, (alert.pending_step, judged_step))
             changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
@@ -226,6 +226,7 @@ class Progress:
             sampled_at_ms=sampled_at_ms,
             pause_ms=max(before.pause_ms, pause_ms),
             last_measured=times[-1] if times else before.last_measured,
+            reference=live.reference,
         )
 
 

@@ -26,7 +26,7 @@ def test_migrations_go_up_and_down_and_up_again(empty_database_url):
 
 
 def test_what_a_judge_knew_and_how_far_plans_were_survive_the_way_up_and_down(empty_database_url):
-    upgrade(empty_database_url, "0006")
+    upgrade(empty_database_url, "0007")
     engine = make_engine(empty_database_url)
     _fill(
         engine,
@@ -50,7 +50,7 @@ def test_what_a_judge_knew_and_how_far_plans_were_survive_the_way_up_and_down(em
     assert (rank["plan_steps"], rank["loose"], rank["last_step"]) == ({"5": 30}, 1, 30)
     assert (standing["run_id"], standing["cursor"], standing["next_check_ms"]) == ("r", 41, 0)
 
-    downgrade(empty_database_url, "0006")
+    downgrade(empty_database_url, "0007")
     state = _row(engine, "judge_states")
     assert (state["judged_step"], state["order"], state["state"]) == (30, b"o", b"known")
     assert (_row(engine, "plans")["last_step"], _row(engine, "runs")["cursor"]) == (30, 41)

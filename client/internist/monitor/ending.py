@@ -8,7 +8,10 @@ What is seen, and where:
   SystemExit that was caught does not count: the outermost frame then goes on and returns;
 - SIGTERM and SIGHUP: see `signals`; SIGINT is a KeyboardInterrupt, and that an error;
 - a process of `multiprocessing`'s: it runs its own list of finalizers, with the error that ends it at hand;
-- `raise SystemExit(code)` without `sys.exit` is not seen by anything: it is recorded as `finished`;
+- `raise SystemExit(code)` without `sys.exit` is recorded as `finished`. Python clears the error before anything at exit
+  runs and calls no hook for it; what could see it on its way (tracing, `sys.monitoring`'s events of all raises, another
+  class in the place of the builtin one) would cost or change programs that end well. The frame that it left tells
+  that it came by and not with which code, and `raise SystemExit(main())` is an ordinary end;
 - `os._exit`, SIGKILL and crashes leave no time: the server notices that the run is lost.
 
 In a notebook or an interactive session errors end nothing, and are not looked at.

@@ -124,6 +124,8 @@ class Monitor:
             optimizers=tuple(type(optimizer).__name__ for optimizer in optimizers),
             routing=routing(optimizers, plan),
             modules=plan.describe(),
+            reference=options.reference,
+            trajectory=options.trajectory,
             client=f"internist {internist.__version__}, torch {torch.__version__}",
             thresholds=options.thresholds,
         )
@@ -133,7 +135,12 @@ class Monitor:
             connection.start_run(start)
         self._spool = Spool(options.directory, start)
         sampling = Sampling(
-            options.every, options.metrics, options.max_overhead, options.replay, options.compile == "inline"
+            options.every,
+            options.metrics,
+            options.max_overhead,
+            options.replay,
+            options.compile == "inline",
+            options.schedule,
         )
         self._recorder = Recorder(self._spool, SeriesBook(sampling.wants))
         self._observer = Observer(
@@ -295,6 +302,7 @@ class Monitor:
         return (
             ("its place among the monitors", lambda outcome, until: self.on_finish(self)),  # noqa: ARG005
             ("the last measurements", self._end_of_measurements),
+            ("the trail of the last steps", self._end_of_trail),
             ("the coverage", self._end_of_coverage),
             ("the run", self._end_of_run),
             ("the delivery", self._end_of_delivery),
@@ -306,6 +314,12 @@ class Monitor:
         if self._recorder is not None:
             while self._recorder.drain(everything=True) is not None and time.monotonic() < until:
                 time.sleep(POLL_S)
+
+    def _end_of_trail(self, outcome: Outcome, until: float) -> None:
+        """What is known of the steps before an end that is not well."""
+        if self._recorder is not None and outcome != "finished":
+            self._recorder.ship_trail()
+            self._end_of_measurements(outcome, until)
 
     def _end_of_coverage(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
         self._last_coverage = self.coverage()

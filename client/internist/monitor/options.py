@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internist.errors import ConfigurationError
+from internist.monitor import reference as reference_of
+from internist.monitor import schedule
 from internist.monitor.limits import limits
+from internist.observe.schedules import Schedule
 from internist.schema.metrics import METRICS
+from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
 
@@ -46,8 +50,14 @@ class Options:
     replay: bool
     thresholds: tuple[Threshold, ...]
     """Limits that the run sets for itself."""
-    compile: str | None
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
+    compile: str | None
+    reference: str | None
+    """The run that this one is to be held to."""
+    trajectory: tuple[TrajectoryPiece, ...]
+    """The same, where it came from a file."""
+    schedule: Schedule | None
+    """What its learning rates are meant to do."""
 
     def wanted(self, metric: str) -> bool:
         """Whether a metric is measured."""
@@ -76,6 +86,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
             f"max_overhead={overhead!r}: expected a share of the run's time from 0 to {MOST_OVERHEAD}, such as 0.01 for"
             " 1 %; 0 switches the governor off"
         )
+    reference, trajectory = reference_of.settled(arguments["reference"])
     replay = arguments["replay"]
     if not isinstance(replay, bool):
         raise ConfigurationError(f"replay={replay!r}: expected True or False")
@@ -100,6 +111,9 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         replay=replay,
         thresholds=limits(arguments["thresholds"]),
         compile=arguments["compile"],
+        reference=reference,
+        trajectory=trajectory,
+        schedule=schedule.settled(arguments["schedule"]),
     )
 
 
@@ -159,13 +173,13 @@ def flatten(config: Any) -> dict[str, Scalar]:
 
 
 def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:
-    built: dict[str, tuple[Any, ...]] = {"reference": (None,), "compile": (None, "inline"), "distributed": ("merge",)}
+    built: dict[str, tuple[Any, ...]] = {"compile": (None, "inline"), "distributed": ("merge",)}
     known: dict[str, tuple[Any, ...]] = {"distributed": ("reduce",)}
     for name, accepted in built.items():
         value = arguments[name]
         if value in accepted:
             continue
-        if name == "reference" or value in known.get(name, ()):
+        if value in known.get(name, ()):
             raise ConfigurationError(f"{name}={value!r} is not built yet; leave it at {accepted[0]!r}")
         raise ConfigurationError(f"{name}={value!r}: expected {' or '.join(map(repr, accepted))}")
 

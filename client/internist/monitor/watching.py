@@ -31,7 +31,8 @@ def watch(
     metrics: str | Sequence[str] | None = None,
     output: str | None = None,
     rename: Callable[[str], str] | Mapping[str, str] | None = None,
-    reference: str | None = None,
+    reference: str | os.PathLike[str] | None = None,
+    schedule: Any = None,
     id: str | None = None,
     resume: str = "auto",
     step: int | None = None,
@@ -61,7 +62,14 @@ def watch(
         metrics: names or families of the catalogue to measure; default: all.
         output: name of the module whose output is the model's f; default: the output head.
         rename: how module names are shown: a function or a table.
-        reference: a run to be judged against. Not built yet: refused.
+        reference: a run to be held to, such as a small muP proxy that was well: its id or its name at the server, or a
+            file that `internist check RUN --save FILE` wrote. Every metric is then held to the same place, relative
+            depth and step of that run, moved by what muP says of width and depth: what is wrong from the first step is
+            seen. A server that does not know it says so, and the run is told as not measured.
+        schedule: what the learning rates are meant to do, so that decays and restarts are expected and a warm-up is
+            known to be over: the torch scheduler, a function of the step that returns the multiplier of the rates, or a
+            mapping such as `{"kind": "cosine", "steps": 10000, "warmup": 500, "floor": 0.1}` (`constant`, `linear`,
+            `cosine`, `wsd` with its `decay`).
         id: the run's id, to continue it; default: INTERNIST_RUN_ID, torchelastic's, or a new one.
         resume: `auto` continues an earlier attempt of that id if there is one, `never` does not, `must` insists.
         step: optimizer steps already made; default: INTERNIST_STEP, else what the optimizer's state says, else 0.

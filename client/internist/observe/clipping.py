@@ -41,6 +41,8 @@ class ClippingCapture:
         self._reason = ""
         self._said: set[str] = set()
         self._is_clipping = False
+        self.unread: Tensor | None = None
+        """The norm of the last round, where it was not measured: the user's own memory, which may change."""
         self._norm_type: float | None = None
         """Of the last norm that was computed apart from clipping in this round."""
         listeners: tuple[tuple[str, Prepare | None, Listener], ...] = (
@@ -56,9 +58,10 @@ class ClippingCapture:
 
     def take(self, *, measured: bool = True) -> Tensor | None:
         """The round's norm before clipping, () float32; None where nothing was clipped, its norm is not known, or it is
-        not measured now. The next round begins."""
+        not measured now: then it is `unread`. The next round begins."""
         clips, reason = self._clips, self._reason
         self._clips, self._reason, self._norm_type = [], "", None
+        self.unread = clips[0].norm.detach() if len(clips) == 1 and not reason and not measured else None
         if reason or not clips or not measured:
             return None
         norms = [clip.norm.detach().float().reshape(()) for clip in clips]

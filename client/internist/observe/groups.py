@@ -23,6 +23,8 @@ class Groups:
     def __init__(self, *, book: SeriesBook, sampling: Sampling) -> None:
         self._book, self._sampling = book, sampling
         self._places: list[Callable[[], Any]] = []
+        self._rates: dict[int, list[tuple[int, Series]]] = {}
+        """By place: the groups whose rate is a number, and its series."""
 
     def number(self, optimizer: Any, index: int) -> int:
         """The number of a group, different for all groups of the run."""
@@ -31,12 +33,21 @@ class Groups:
     def record(self, optimizer: Any, recorder: Recorder) -> None:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them."""
         names: set[str] = set()
-        for index, group in enumerate(parameter_groups(optimizer)):
+        groups, step = parameter_groups(optimizer), recorder.step_under_way
+        rates = self._rates[self._place(optimizer)] = []
+        schedule = self._sampling.schedule
+        declared = schedule.multipliers(step, groups) if schedule is not None and step >= 0 else None
+        if schedule is not None and declared is not None:
+            self._record_rise(schedule.rise(step), recorder)
+        for index, group in enumerate(groups):
             name = str(group.get("name") or index)
             name = f"{name}.{index}" if name in names else name
             names.add(name)
             place = self._place(optimizer)
             subject = f"{place}.{name}" if place else name
+            if declared is not None:
+                series = self._series("schedule.multiplier", subject, self.number(optimizer, index), group)
+                recorder.add_host(series, declared[index])
             for metric, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
                 value = group.get(key)
                 series = self._series(metric, subject, self.number(optimizer, index), group)
@@ -46,6 +57,20 @@ class Groups:
                     recorder.add([series], value.detach().to(torch.float32, copy=True))  # a scheduler writes to it
                 elif isinstance(value, int | float):
                     recorder.add_host(series, float(value))
+                    if key == "lr":
+                        rates.append((index, series))
+
+    def rates(self, optimizer: Any) -> list[tuple[Series, float]]:
+        """The learning rates of an optimizer whose groups have been recorded, as far as they are numbers."""
+        known = self._rates.get(self._place(optimizer), ())
+        groups = parameter_groups(optimizer) if known else []
+        found = ((series, groups[index].get("lr")) for index, series in known if index < len(groups))
+        return [(series, float(rate)) for series, rate in found if isinstance(rate, int | float)]
+
+    def _record_rise(self, rise: float | None, recorder: Recorder) -> None:
+        if rise is not None:
+            facts = Facts(method="as given", cadence=self._sampling.cadence("schedule.rise"))
+            recorder.add_host(self._book.series("schedule.rise", "model", "model", lambda: facts), rise)
 
     def _series(self, metric: str, subject: str, number: int, group: dict[str, Any]) -> Series | None:
         def facts() -> Facts:

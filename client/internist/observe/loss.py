@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from internist.model.patches import function, listen_to
+from internist.model.plain import PLAIN
 
 NODES = 512
 """Nodes of a loss's graph that are looked at for an output of the model."""
@@ -37,6 +38,9 @@ class LossPickup:
         every round."""
         self._passed_by = False
         """Whether one was not."""
+        self._unread: list[Tensor] = []
+        self.unread: Tensor | None = None
+        """The loss of the last round, where it was not read: the user's own memory, which may change."""
         self._listening = listen_to(
             (
                 (function(torch.autograd, "backward"), self._backward),
@@ -65,6 +69,8 @@ class LossPickup:
         self._returned, self._backwards, self._scaled = [], [], None
         self._outputs.clear()
         passed_by, self._passed_by = self._passed_by, False
+        self.unread = self._unread[0] if len(self._unread) == 1 and not losses else None
+        self._unread = []
         self._rounds_without = 0 if losses or passed_by else self._rounds_without + 1
         if not losses:
             return None
@@ -101,7 +107,11 @@ class LossPickup:
         return after
 
     def _read(self, loss: Tensor) -> Tensor | None:
-        return _copied(loss) if self.is_sampled or loss.device.type == "cpu" else None
+        if self.is_sampled or loss.device.type == "cpu":
+            return _copied(loss)
+        if type(loss) in PLAIN:
+            self._unread.append(loss.detach())
+        return None
 
     def _keep(self, losses: list[Tensor], loss: Tensor | None) -> None:
         if loss is None:

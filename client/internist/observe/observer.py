@@ -76,6 +76,8 @@ class Observer:
         self._is_closed = self._is_manual = self._is_tentative = False
         self._has_forward = self._has_replayed = self._has_followed = self._took_probe = False
         self._rounds = 0
+        self._rates: list[tuple[Series, float]] = []
+        """Learning rates of the round under way, where it is not sampled."""
         self._entered: Captures | None = None
         """Whose attention the forward under way has entered."""
         self.on_step: Callable[[], None] = _nothing
@@ -270,6 +272,7 @@ class Observer:
 
     def _after_update(self, optimizer: Any, *, closure: bool) -> None:
         if not self._due.light:
+            self._rates += self._captures.parameters.rates(optimizer)
             return
         captures = self._captures
         with self._pacing.work, torch.no_grad():
@@ -360,11 +363,26 @@ class Observer:
                 self.gate.on = False
                 with torch.no_grad():
                     self._collect(step)
+            else:
+                self._leave_trail(step, has_loss=loss is not None or not is_asked)
+            self._rates = []
             if not self._root.seen:
                 self._root.search()
         self._pacing.round_ended(self._due, self._spent_s())
         self._captures.activations.seconds = 0.0
         self.step_ended = time.monotonic()
+
+    def _leave_trail(self, step: int, *, has_loss: bool) -> None:
+        """Note what the host knows anyway of a step that is not sampled."""
+        scalars: list[tuple[Series, float | Tensor]] = [*self._rates]
+        norm = self._clipping.unread if self._speaker.reports_replicated else None
+        for series, value in (
+            (None if norm is None else self._model_series("gradient.norm_before_clip"), norm),
+            (None if has_loss else self._recorder.book.logged("loss"), self._loss.unread),
+        ):
+            if series is not None and value is not None:
+                scalars.append((series, value))
+        self._recorder.trail.note(step, scalars)
 
     def _collect(self, step: int) -> None:
         captures, recorder = self._captures, self._recorder

@@ -23,7 +23,7 @@ from internist.observe.spectra import SpectraCapture
 from internist.observe.stored_updates import StoredUpdates
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
-from internist.schema.wire import Facts
+from internist.schema.wire import Facts, Series
 
 CACHE_BYTES = 1 << 20
 """Bytes of parameters whose updates are measured together on the CPU."""
@@ -160,6 +160,10 @@ class ParameterCapture:
         self._note_groups(optimizer)
         if self._speaker.reports_replicated:
             self._groups.record(optimizer, recorder)
+
+    def rates(self, optimizer: Any) -> list[tuple[Series, float]]:
+        """Learning rates of an optimizer in a step that is not sampled, as far as they are numbers."""
+        return self._groups.rates(optimizer)
 
     def finish(self, recorder: Recorder) -> None:
         """Record what belongs to the whole round: the global gradient norm."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from internist.observe.schedules import Schedule
 from internist.schema.grid import HEAVY_EVERY as HEAVY_EVERY
 from internist.schema.grid import MATRIX_ROTATION as MATRIX_ROTATION
 from internist.schema.grid import is_on_grid, spacing
@@ -29,6 +30,8 @@ class Sampling:
     """Whether the model may be run again on a probe."""
     inline: bool = False
     """Whether a compiled model is measured inside a compiled graph of its own."""
+    schedule: Schedule | None = None
+    """What the run says that its learning rates are meant to do."""
 
     def wants(self, *metrics: str) -> bool:
         """Whether any of these metrics is measured: wanted itself, or what one that is wanted is divided by or worked

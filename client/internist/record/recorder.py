@@ -20,6 +20,7 @@ from torch import Tensor
 from internist.record.logs import Logs
 from internist.record.plans import Plans, Sink
 from internist.record.series_book import Layout, SeriesBook
+from internist.record.trail import Trail
 from internist.record.transfer import Transfer, Transfers
 from internist.schema.metrics import METRICS, combine_of
 from internist.schema.wire import Series
@@ -79,6 +80,8 @@ class Recorder:
         self._refused: set[str] = set()
         self.logged: set[str] = set()
         """Names of all scalars that were ever logged."""
+        self.trail = Trail()
+        self._loss_is_lost = False
         self._dropped = 0
         self._clear()
 
@@ -171,6 +174,11 @@ class Recorder:
                 derive,
             )
         )
+
+    def ship_trail(self) -> None:
+        """Have what is known of the last steps written down. Any thread may call."""
+        for step, series, value in self.trail.take():
+            self._logs.put(step, series, value)
 
     def discard_step(self) -> None:
         """Forget what was added since the last step was closed."""
@@ -268,7 +276,17 @@ class Recorder:
             return POLL_S
         return (POLL_S if everything else TRAVEL_S) if self._logs.waiting else None
 
+    def _watch_loss(self, values: list[tuple[Series, float]]) -> None:
+        """Once the loss is no number, the steps before are wanted."""
+        for series, value in values:
+            if series.metric == "loss":
+                is_lost = not math.isfinite(value)
+                if is_lost and not self._loss_is_lost:
+                    self.ship_trail()
+                self._loss_is_lost = is_lost
+
     def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
+        self._watch_loss(values)
         raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
         self._plans.write(step, time.time_ns() // 1_000_000, [s for s, _ in values], (1,) * len(values), raw)
 
@@ -295,6 +313,7 @@ class Recorder:
             layout, counts = layout + [each for _, each, _ in second], counts + [count for *_, count in second]
         if closed.in_parts and len(set(map(id, layout))) < len(layout):
             layout, counts, raw = _merged(layout, counts, raw)
+        self._watch_loss(logged)
         series = [each for each in layout if each is not None]
         extra = closed.host_values + logged + self._derived(closed.derive, series, raw)
         series += [each for each, _ in extra]

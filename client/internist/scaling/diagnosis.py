@@ -126,7 +126,11 @@ def _directness(off: _Off, predicted: Interval) -> tuple[float, float]:
 
 def family_of(members: Sequence[Member], role: str) -> Family:
     """How the optimizer of a role's parameters turns gradients into updates; Adam's way where it is not known."""
-    name = next((a for m in members for r, a in m.facts.algorithms.items() if r == role), "")
+    return family_of_name(next((a for m in members for r, a in m.facts.algorithms.items() if r == role), ""))
+
+
+def family_of_name(name: str) -> Family:
+    """The same of an algorithm's name."""
     if any(word in name for word in ("muon", "shampoo", "scion", "spectral")):
         return "matrix"
     return "sgd" if name.startswith("sgd") else "adam"

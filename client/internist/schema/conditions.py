@@ -14,6 +14,9 @@ BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
 SANITY_RELATIVE_UPDATE = 0.3
 """A step that moves a module's output by more than this share of itself violates, whatever the baseline."""
+REFERENCE_EDGE = 2.5
+"""A value this many times beyond where the reference run was, its own scatter and what its size explains allowed for, is
+violated; so is one that far below."""
 SCHEDULE_FLOOR = 0.01
 """Under this schedule factor a small update says nothing: the lower side is not judged."""
 SCHEDULE_JUMP = 3.0
@@ -56,6 +59,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
     Condition("logit_scale", "attention", "Scale of queries and keys", "Queries and keys are too large for their scale", "The products of queries and keys, with what they are multiplied by, are of order one at every width.", "attention's scale: 1 / d, not 1 / sqrt(d); then the weights of queries and keys"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
+    Condition("first_step", "forward", "Facts of the first step", "The first step is out of proportion", "R(W), the logits, the growth of the residual stream over the blocks and what one step moves are of order one from the start.", "how it is initialised: the weight's scale, the head's, the residual branches' multiplier; then the learning rate"),
     Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
 )  # fmt: skip
 
@@ -91,6 +95,8 @@ class Criterion:
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
     cause: Literal["own", "weight", "feature"] = "weight"
+    reference: bool = True
+    """Held to the reference run, where one is named, on both sides."""
 
 
 _SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
@@ -108,7 +114,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("forward", "activation.rms", applies_to="blocks", cause="feature"),
     Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
-    Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),
+    Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature", reference=False),  # of the two nearest tokens: no batch repeats it
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
     Criterion("update", "update.feature", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="feature"),
     Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
@@ -119,15 +125,16 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("spectral_update", "update.row_rms_max", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.head_norm", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
-    Criterion("depth", "branch.product", target=Target(25.0, 50.0, "mup", _DEPTH)),
-    Criterion("depth", "branch.first_order", scheduled=True, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE)),
-    Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE)),
-    Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE)),
-    Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP)),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE)),
-    Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own"),
+    Criterion("depth", "branch.product", target=Target(25.0, 50.0, "mup", _DEPTH), reference=False),
+    Criterion("depth", "branch.first_order", scheduled=True, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE), reference=False),
+    Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE), reference=False),
+    Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE), reference=False),
+    Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP), reference=False),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE), reference=False),
+    Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
-    Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS)),
-    Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),
+    Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS), reference=False),
+    Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
+    Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own", reference=False),
 )  # fmt: skip

@@ -134,6 +134,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("loss", "nats", "Training loss as the run reports it.", "mean", "logged", "model"),
     Metric("learning_rate", "", "Learning rate of a parameter group.", "first", "light", "group"),
     Metric("weight_decay", "", "Weight decay of a parameter group.", "first", "light", "group"),
+    Metric("schedule.multiplier", "", "What the schedule that the run declares multiplies a parameter group's learning rate by.", "first", "light", "group"),
+    Metric("schedule.rise", "", "How many times larger the declared schedule's multiplier will be within the next hundred steps.", "first", "light", "model"),
     # What the monitor costs and misses.
     Metric("monitor.overhead_ms", "ms", "Host time the monitor took on this step.", "max", "light", "model"),
     Metric("monitor.share", "", "Share of the time of the last thousand steps that the monitor took, on the host or on the device, whichever is more.", "max", "light", "model"),

@@ -69,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     Rule("max_logit_high", "attention", "warning", "critical"),
     Rule("logit_scale_out_of_band", "logit_scale", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
+    Rule("first_step_out_of_band", "first_step", "warning", "warning", for_points=1),
     Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),
 )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from internist.schema.metrics import Bound, Kind
+from internist.schema.reference import TrajectoryPiece
 
 VERSION = 1
 """Major version of this format."""
@@ -225,6 +226,9 @@ class RunStart:
     """How each parameter is stepped, in the order of the optimizers' groups; empty where no optimizer was named."""
     modules: tuple[Module, ...] = ()
     reference: str | None = None
+    """The run that this one is to be held to, by id or by name."""
+    trajectory: tuple[TrajectoryPiece, ...] = ()
+    """What it is to be held to, where that is not a run that the server holds."""
     client: str = ""
     """Versions of the client and of torch."""
     thresholds: tuple[Threshold, ...] = ()
@@ -233,12 +237,13 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """More of what a start tells, where it would be too large for one record: entries of its config, modules and
-    routes, which the server adds to those it knows. A module or route that it knows already changes nothing."""
+    """More of what a start tells, where it would be too large for one record: entries of its config, modules, routes
+    and pieces of its reference, which the server adds to those it knows. What it knows already changes nothing."""
 
     config: dict[str, Scalar] = field(default_factory=dict)
     modules: tuple[Module, ...] = ()
     routing: tuple[Route, ...] = ()
+    trajectory: tuple[TrajectoryPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from internist.errors import (
     ServerUnreachable,
     TokenRefused,
 )
+from internist.schema.check import Check
+from internist.schema.reference import Trajectory
 from internist.schema.scaling import Scaling
 from internist.schema.wire import (
     PIECE_BYTES,
@@ -45,7 +47,7 @@ _JSON = "application/json"
 _OF_A_GATEWAY: Final = (400, 403, 408, 411, 414, 500, 502, 503, 504)
 """What proxies, firewalls and load balancers have been seen to answer to a body that is too large for them."""
 
-_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling)
+_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling, Check, Trajectory)
 
 
 class _Detail(msgspec.Struct):
@@ -136,6 +138,17 @@ class Connection:
         asked = [("runs", run) for run in runs] + [("family", family), ("project", project)]
         query = urlencode([(name, value) for name, value in asked if value is not None])
         return self._get(f"/api/v1/scaling?{query}" if query else "/api/v1/scaling", Scaling)
+
+    def check(self, run: str, *, reference: str | None = None, trajectory: bytes | None = None) -> Check:
+        """A stored run, judged once more: by itself, held to another run, or to a trajectory as JSON."""
+        path = f"/api/v1/runs/{quote(run, safe='')}/check"
+        if trajectory is not None:
+            return self._post(path, trajectory, _JSON, Check)
+        return self._get(path if reference is None else f"{path}?{urlencode({'reference': reference})}", Check)
+
+    def trajectory(self, run: str) -> Trajectory:
+        """What another run can be held to, of a stored run."""
+        return self._get(f"/api/v1/runs/{quote(run, safe='')}/trajectory", Trajectory)
 
     def close(self) -> None:
         """Let go of the socket."""

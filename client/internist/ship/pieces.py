@@ -42,7 +42,9 @@ def cut_plan(plan: Plan) -> list[tuple[int, int]]:
 
 def bare(start: RunStart) -> RunStart:
     """A start without what may follow it as outlines."""
-    return replace(start, config={}, modules=(), routing=(), optimizers=tuple(dict.fromkeys(start.optimizers)))
+    return replace(
+        start, config={}, modules=(), routing=(), trajectory=(), optimizers=tuple(dict.fromkeys(start.optimizers))
+    )
 
 
 def cut_start(start: RunStart) -> tuple[RunStart, list[Outline]]:
@@ -55,6 +57,7 @@ def cut_start(start: RunStart) -> tuple[RunStart, list[Outline]]:
     outlines = [Outline(config=dict(piece)) for piece in config]
     outlines += [Outline(modules=piece) for piece in modules]
     outlines += [Outline(routing=piece) for piece in routing]
+    outlines += [Outline(trajectory=(piece,)) for piece in start.trajectory]
     return bare(start), outlines
 
 
@@ -68,6 +71,7 @@ def join_start(start: RunStart, outlines: Sequence[Outline]) -> RunStart:
         config=config,
         modules=start.modules + tuple(module for outline in outlines for module in outline.modules),
         routing=start.routing + tuple(route for outline in outlines for route in outline.routing),
+        trajectory=start.trajectory + tuple(piece for outline in outlines for piece in outline.trajectory),
     )
 
 

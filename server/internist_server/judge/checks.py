@@ -33,6 +33,7 @@ QUOTIENTS = frozenset({"update.relative_rms", "update.relative", "weight.stable_
 """Not judged for finiteness: their denominator is rightly zero for a zero-initialised weight, and both of their terms
 are series of their own."""
 _COUNT_OF_NONFINITE = "activation.nonfinite"
+_OF_BLOCKS = frozenset(("activation.rms_q99", "block.contribution"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +118,46 @@ def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -
     return target.applies_when == "always" or (target.applies_when == "mup" and mup)
 
 
-def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
-    """The checks of these series. Those of a longer list with the same beginning begin with the same checks."""
+def is_held_to_reference(series: JudgedSeries) -> bool:
+    """Whether a reference run speaks for a series: then it is judged though nothing else would judge it."""
+    number = CRITERION_OF_METRIC.get(series.metric)
+    if number is None or not CRITERIA[number].reference or series.bound == "upper":
+        return False
+    role, applies_to = series.facts.role, CRITERIA[number].applies_to
+    if role in ("root", "container"):
+        return False
+    # A block's output is the residual stream, whose largest tokens are outliers in healthy models too.
+    return role != "block" if applies_to == "normalized_input" else series.metric not in _OF_BLOCKS or role == "block"
+
+
+def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bool = False) -> Checks:
+    """The checks of these series. Those of a longer list with the same beginning begin with the same checks.
+
+    Args:
+        series: in the order of their columns.
+        mup: the run declares a spectral or muP parametrisation.
+        is_referenced: the run names a reference: what only that speaks for is checked as well.
+    """
     metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
     rates, decays = (np.flatnonzero(metrics == _METRIC_NUMBER[name]) for name in ("learning_rate", "weight_decay"))
     groups = _Groups.of(series, rates, decays)
-    rows: list[tuple[int, int, bool, bool]] = []
+    rows: list[tuple[int, int, bool, bool, bool]] = []
     for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
         one = series[at]
+        number_of = CRITERION_OF_METRIC[one.metric]
         criterion = criterion_of(one)
-        if criterion is None:
-            continue
-        fixed = criterion.target is not None and has_fixed_target(one, criterion, mup=mup)
-        muon = criterion.target is not None and _is_muon(one, criterion, groups)
-        if fixed or muon or criterion.baseline:
-            rows.append((at, CRITERION_OF_METRIC[one.metric], fixed, muon))
+        fixed = criterion is not None and has_fixed_target(one, criterion, mup=mup)
+        muon = criterion is not None and _is_muon(one, criterion, groups)
+        own = criterion is not None and criterion.baseline and not fixed and not muon
+        if fixed or muon or own or (is_referenced and is_held_to_reference(one)):
+            rows.append((at, number_of, fixed, muon, own))
 
-    column, number, fixed_target, is_muon = (np.array([row[i] for row in rows], np.int64) for i in range(4))
-    has_target, promised = fixed_target.astype(bool), is_muon.astype(bool)
-    baselined = ~has_target & ~promised
+    column, number, fixed_target, is_muon, is_own = (np.array([row[i] for row in rows], np.int64) for i in range(5))
+    has_target, promised, baselined = (each.astype(bool) for each in (fixed_target, is_muon, is_own))
     warn, critical = np.where(has_target, _TARGET_EDGES[number].T, np.nan)
     high = np.where(has_target, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
-    lower = _TWO_SIDED[number] & ~has_target
+    lower = _TWO_SIDED[number] & (baselined | promised)
     card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
@@ -158,7 +176,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         critical_high=higher.astype(np.float32),
         warn_low=np.full(number.size, -np.inf, np.float32),
         critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
-        alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
+        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised),
         cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
         sanity=sanity[:, 0],

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
+from internist.schema.conditions import CRITERIA, RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
+from internist_server.judge.reference import ReferenceBands, level_of
 from internist_server.judge.schedule import Schedule
 
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
@@ -133,6 +134,7 @@ class Evaluator:
         ceiling: Logs,
         schedule: Schedule,
         last_values: Logs,
+        reference: ReferenceBands | None = None,
     ) -> Evaluation:
         """One step.
 
@@ -144,6 +146,7 @@ class Evaluator:
             ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
+            reference: where the reference run was at this step.
         """
         checks = self.checks
         value = values[checks.column]
@@ -187,10 +190,12 @@ class Evaluator:
                 for edge, name in zip(edges, EDGES, strict=True):
                     sane = np.exp2(levels[at] - excess) if name == "critical_high" else np.float32(np.nan)
                     edge[at] = np.where(worse, sane, edge[at])
-        return Evaluation(
+        found = Evaluation(
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
             violation_clears,
         )  # fmt: skip
+        unit = self._scheduled * np.float32(np.log2(schedule.divisor))
+        return found if reference is None else _held_to(reference, found, checks, logs, measured=measured, unit=unit)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -255,6 +260,66 @@ class Evaluator:
         known = present[mean] & present[reference] & finite[mean] & finite[reference] & (values[reference] > 0)
         excess = np.log2(values[mean] / values[reference]) - np.float32(np.log2(SANITY_RELATIVE_UPDATE))
         return excess, known
+
+
+def _held_to(
+    reference: ReferenceBands, found: Evaluation, checks: Checks, logs: Logs, *, measured: Flags, unit: Logs
+) -> Evaluation:
+    """The same with the reference's bands beside the others: out of either is out, and what is well in both is well by
+    the reference.
+
+    Args:
+        reference: its bands, of values.
+        found: by the other bands.
+        checks: the same.
+        logs: log2 of the values.
+        measured: whether a finite value came, zero included.
+        unit: log2 of what levels are multiplied by to be values.
+    """
+    criteria = checks.criterion
+    is_known = measured[reference.check]
+    at = reference.check[is_known]
+    value = level_of(logs[at])
+    centre, low, high, clear_low, clear_high = (
+        getattr(reference, name)[is_known] for name in ("centre", "low", "high", "clear_low", "clear_high")
+    )
+    low = low - _slower_together(criteria[at], value - centre, reference)
+    out = (value > high) | (value < low)
+    tells = out | ~(found.warns[at] | found.violates[at])
+    where = at[tells]
+    alone = ~found.judged[at]
+    judged, warns, violates = found.judged.copy(), found.warns.copy(), found.violates.copy()
+    ratio, basis = found.ratio.copy(), found.basis.copy()
+    edges = tuple(edge.copy() for edge in found.edges)
+    ratio[where], basis[where] = (logs[at] - centre)[tells], REFERENCE
+    for edge, of_reference in zip(edges, (low, high, low, high), strict=True):
+        edge[where] = np.exp2(of_reference[tells] - unit[where])
+    is_calm = (value <= clear_high) & (value >= clear_low)
+    clears = []
+    for clear in (found.warning_clears, found.violation_clears):
+        both = clear.copy()
+        both[at] = is_calm & (alone | clear[at])
+        clears.append(both)
+    judged[at] = True
+    warns[at] |= out
+    violates[at] |= out
+    return replace(
+        found, judged=judged, ratio=ratio, basis=basis, edges=(edges[0], edges[1], edges[2], edges[3]), warns=warns,
+        violates=violates, warning_clears=clears[0], violation_clears=clears[1],
+    )  # fmt: skip
+
+
+def _slower_together(criteria: NDArray[np.int64], ratio: Logs, reference: ReferenceBands) -> Logs:
+    """How much lower than the reference's updates may be where most of a criterion's are, once the start is over: a
+    larger model learns sooner, and moves less from then on."""
+    by = np.zeros(ratio.size, np.float32)
+    if reference.is_start:
+        return by
+    for criterion in np.unique(criteria).tolist():
+        at = criteria == criterion
+        if CRITERIA[criterion].scheduled and np.count_nonzero(at) >= TOGETHER_CHECKS:
+            by[at] = max(-float(np.median(ratio[at])), 0.0)
+    return by
 
 
 def _set(array: Logs, at: NDArray[np.int64], values: Logs) -> Logs:

@@ -14,13 +14,14 @@ from internist_server.judge import drift, wording
 from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
-from internist_server.judge.evaluation import BASES, Bands
+from internist_server.judge.evaluation import BASES, REFERENCE, Bands
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
 
 _STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
 _IS_FEATURE = np.array([int(criterion.cause == "feature") for criterion in CRITERIA])
+_FACT_CARD = CARDS.index(CONDITION["first_step"].card)
 _RATE_CARD = CARDS.index(CONDITION["learning_rate_jump"].card)
 
 
@@ -66,22 +67,42 @@ class Members:
         bad = memory.numeric.phase[self._finite] != INACTIVE
         seen = (memory.seen[self._finite] != NEVER) & ~self._silent_series
         numeric = np.where(bad, VIOLATED, np.where(seen, OK, NOT_MEASURED))
-        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio).astype(np.float64)
+        excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio).astype(np.float64)
         cause = _IS_FEATURE[checks.criterion]
         rate = int(self._has_jumped)
         jump = max(memory.schedule.jump_ratio, 1e-9) if rate else 1.0
         jumped = checks.rate_columns[[memory.schedule.jump_group] * rate]
-        columns = np.concatenate([checks.column, self._finite, jumped])
+        facts = len(memory.facts)
+        of_facts = np.array([column for column, *_ in memory.facts], np.int64)
+        columns = np.concatenate([checks.column, self._finite, jumped, of_facts])
         outline = self._outline
         size = self._finite.size
         return Standing(
-            rank=np.concatenate([ranks, numeric, [VIOLATED if jump > 1 else DRIFTING] * rate]).astype(np.uint8),
-            card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), [_RATE_CARD] * rate]).astype(np.int64),
-            strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate, STRENGTH.index("target"))]),
-            excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [abs(math.log2(jump))] * rate]),
-            cause=np.concatenate([cause, np.zeros(size + rate, np.int64)]),
+            rank=np.concatenate(
+                [ranks, numeric, [VIOLATED if jump > 1 else DRIFTING] * rate, [DRIFTING] * facts]
+            ).astype(np.uint8),
+            card=np.concatenate(
+                [checks.card, np.full(size, NUMERIC_CARD), [_RATE_CARD] * rate, [_FACT_CARD] * facts]
+            ).astype(np.int64),
+            strength=np.concatenate(
+                [_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate + facts, STRENGTH.index("target"))]
+            ),
+            excess=np.concatenate(
+                [
+                    excess,
+                    np.where(bad, np.inf, -np.inf),
+                    [abs(math.log2(jump))] * rate,
+                    [math.log2(value / bound) for _, _, value, bound, _ in memory.facts],
+                ]
+            ),
+            cause=np.concatenate([cause, np.zeros(size + rate + facts, np.int64)]),
             since=np.concatenate(
-                [memory.violation.started, memory.numeric.started[self._finite], [memory.schedule.jump_step] * rate]
+                [
+                    memory.violation.started,
+                    memory.numeric.started[self._finite],
+                    [memory.schedule.jump_step] * rate,
+                    [since for _, since, *_ in memory.facts],
+                ]
             ).astype(np.int64),
             place=outline.place[columns],
             block=outline.block[columns],
@@ -95,11 +116,13 @@ class Members:
             return self._of_check(member)
         if member < self._checks.column.size + self._finite.size:
             return self._of_finite(member - self._checks.column.size)
-        return self._of_rate()
+        fact = member - self._checks.column.size - self._finite.size - int(self._has_jumped)
+        return self._of_rate() if fact < 0 else self._of_fact(fact)
 
     def _centre_or_promise(self) -> Logs:
         centre = self._bands.centre.copy()
         centre[self._checks.muon.check] = 0.0
+        centre[self._memory.basis == REFERENCE] = 0.0
         return centre
 
     def _of_check(self, check: int) -> views.Verdict:
@@ -157,6 +180,8 @@ class Members:
                 if self._memory.baseline[check] == 0
                 else "warming up: too few points for a baseline"
             )
+        if not self._checks.muon.check.size or check not in self._checks.muon.check:
+            return "the reference run says nothing of it at this step"
         return "no learning rate or weight norm to compare with"
 
     def _of_finite(self, place: int) -> views.Verdict:
@@ -183,6 +208,20 @@ class Members:
             ratio="inf" if state == "violated" else None,
             since=since,
             crossing=None,
+        )
+
+    def _of_fact(self, place: int) -> views.Verdict:
+        column, since, value, bound, said = self._memory.facts[place]
+        return self._verdict(
+            column,
+            condition="first_step",
+            state="drifting",
+            basis="target",
+            reason=wording.fact(said, value, bound),
+            ratio=number(value / bound),
+            since=since,
+            crossing=None,
+            band=(None, bound),
         )
 
     def _of_rate(self) -> views.Verdict:

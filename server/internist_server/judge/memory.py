@@ -36,9 +36,10 @@ _FILL_OF_CHECK = {
 _STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
 _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
 """Those that every version has."""
+_REFERENCE = 2
 _LIFECYCLES = ("warning", "violation", "numeric")
 _SCALARS = ("step", "origin", "grid", "regular", "stride")
-_LATER_SCALARS = {"numeric_column": -1, "numeric_step": -1}
+_LATER_SCALARS: dict[str, Any] = {"numeric_column": -1, "numeric_step": -1, "facts": ()}
 """Those that states of earlier versions lack, as they are then."""
 _SCHEDULE_SCALARS = (
     "raw",
@@ -50,6 +51,10 @@ _SCHEDULE_SCALARS = (
     "jump_group",
     "jump_worst",
 )
+
+
+OpenFact = tuple[int, int, float, float, str]
+"""Column, step since which, last value, bound, what it is in words."""
 
 
 def _floats() -> Logs:
@@ -127,6 +132,8 @@ class Memory:
     """Column of the series that the open alert on numbers names; NEVER: none is open."""
     numeric_step: int = NEVER
     """Step at which it was opened."""
+    facts: Sequence[OpenFact] = ()
+    """Facts of the first step that are still beyond their bounds."""
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -146,6 +153,11 @@ class Memory:
         self.numeric = self.numeric.extended(size)
         self.rate_columns = checks.rate_columns
         self.schedule.resize(checks.rate_weights)
+
+    def is_two_sided(self, checks: Checks) -> NDArray[np.bool_]:
+        """By check: whether its last point was held to a lower edge as well."""
+        two_sided: NDArray[np.bool_] = checks.two_sided | (self.basis == _REFERENCE)
+        return two_sided
 
     def begin(self, step: int, *, every: int, is_sampled: bool) -> None:
         """Moves on to a step."""
@@ -195,6 +207,7 @@ class Memory:
             "last": self.last,
             "reference": schedule.reference,
             "highest": schedule.highest,
+            "declared": schedule.declared,
             "rates": schedule.rates,
             "spark_steps": self.sparklines.steps,
             "spark_excess": self.sparklines.excess,
@@ -224,10 +237,12 @@ class Memory:
             memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
+            memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])
             memory.schedule.highest = arrays.get("highest", arrays["rates"])  # type: ignore[assignment]
+            memory.schedule.declared = arrays.get("declared", np.empty(0))  # type: ignore[assignment]
             for name in ("basis", "is_critical", "seen", "last"):
                 setattr(memory, name, arrays[name])
             for name in _FILL_OF_CHECK:

@@ -45,6 +45,16 @@ class Outline:
         )
 
 
+def blocks_of(series: Sequence[JudgedSeries]) -> list[str]:
+    """The residual blocks in forward order."""
+    order: dict[str, int] = {}
+    for one in series:
+        block = one.facts.block
+        if block is not None:
+            order[block] = min(order.get(block, one.facts.order), one.facts.order)
+    return sorted(order, key=lambda block: (order[block], block))
+
+
 def _places(series: Sequence[JudgedSeries]) -> Indices:
     """Place of each series among all. A module that holds others is over when they are: a NaN that all of them show
     was made in the innermost."""

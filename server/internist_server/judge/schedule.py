@@ -63,6 +63,8 @@ class Schedule:
     anchors: list[tuple[int, float]] = field(default_factory=list)
     highest: Floats = field(default_factory=lambda: np.empty(0))
     """The largest rate of each group so far."""
+    declared: Floats = field(default_factory=lambda: np.empty(0))
+    """What the run said last that it multiplies each rate by; NaN where it did not."""
     jump_from: float = math.nan
     """Rate of the group before the jump that is open; NaN: none is."""
     jump_step: int = -1
@@ -115,12 +117,19 @@ class Schedule:
         self.reference, self.rates, self.highest = grown, rates, highest
         self.weights = np.asarray(weights, dtype=np.float64)
 
-    def observe(self, step: int, rates: Floats) -> None:
-        """Takes in the learning rates of one step, NaN where a group's is not measured there."""
+    def observe(self, step: int, rates: Floats, *, declared: Floats | None = None, rise: float | None = None) -> None:
+        """Takes in the learning rates of one step.
+
+        Args:
+            step: its number.
+            rates: (groups,) NaN where a group's is not measured there.
+            declared: (groups,) what the run says that it multiplies them by; NaN where it does not.
+            rise: how many times larger it says that they will be within WARM_UP_STEPS; None where it does not.
+        """
         measured = np.isfinite(rates)
         if not measured.any():
             return
-        before = self.rates
+        before = self.rates * self._declared_moves(declared)
         self.rates = np.where(measured, rates, self.rates)
         self.reference = np.where(np.isnan(self.reference) & (self.rates > 0), self.rates, self.reference)
         self.raw = float(schedule_factor(self.rates[None], self.reference, self.weights)[0])
@@ -129,8 +138,20 @@ class Schedule:
         self.peak = self.raw if math.isnan(self.peak) else max(self.peak, self.raw)
         self._watch_jump(step, before)
         self.highest = np.fmax(self.highest, self.rates)
-        if self.warming:
+        if rise is not None:
+            self.warming = self.warming and rise > WARM_UP_RISE
+        elif self.warming:
             self._watch_warm_up(step)
+
+    def _declared_moves(self, declared: Floats | None) -> Floats:
+        """How many times each rate was meant to change since it was last seen; 1 where nothing was declared."""
+        if declared is None or not np.isfinite(declared).any():
+            return np.ones(self.rates.size)
+        known = self.declared if self.declared.size == declared.size else np.full(declared.size, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moves = declared / known
+        self.declared = np.where(np.isfinite(declared), declared, known)
+        return np.where(np.isfinite(moves), moves, 1.0)
 
     def factors(self, rates: Floats) -> Floats:
         """Raw factors of earlier points, one per row of `rates`; 1 where no rate is measured in this run."""

@@ -14,6 +14,7 @@ from internist_server.judge import wording
 from internist_server.judge.checks import Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edges
 from internist_server.judge.evaluation import BASES
+from internist_server.judge.facts import Fact
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.series import JudgedSeries
 
@@ -94,6 +95,7 @@ def of_checks(
     """
     rises = (after.phase == FIRING) & after.is_critical & ~before.is_critical
     found = []
+    two_sided = memory.is_two_sided(checks)
     for check in np.flatnonzero((before.phase != after.phase) | rises).tolist():
         criterion = CRITERIA[int(checks.criterion[check])]
         rule = RULE_OF_CONDITION[criterion.condition]
@@ -130,7 +132,7 @@ def of_checks(
                 pending_step=started,
                 opened_step=int(times.opened[check]) if times.phase[check] == FIRING else None,
                 value=value,
-                ratio=_out(ratio, two_sided=bool(checks.two_sided[check])),
+                ratio=_out(ratio, two_sided=bool(two_sided[check])),
                 worst_ratio=float(np.exp2(worst[check])),
                 basis=basis,
                 band_low=low,
@@ -190,6 +192,32 @@ def of_finite(series: Sequence[JudgedSeries], memory: Memory, places: Indices) -
             advice=condition.advice,
         )
     ]
+
+
+def of_fact(series: Sequence[JudgedSeries], memory: Memory, fact: Fact, *, since: int, is_over: bool) -> Transition:
+    """The transition of a fact of the first step that is found at `memory.step`, or is over."""
+    rule, condition, one = RULE_OF_CONDITION["first_step"], CONDITION["first_step"], series[fact.column]
+    where, is_open = wording.place(one.subject, one.index), not is_over
+    said = f"{where}: {wording.fact(fact.said, fact.value, fact.bound)}"
+    return Transition(
+        series=one.id,
+        rule=rule.name,
+        condition=condition.name,
+        state="firing" if is_open else "resolved",
+        severity=rule.violated,
+        cause="own",
+        step=memory.step,
+        pending_step=since,
+        opened_step=since,
+        value=fact.value,
+        ratio=fact.excess,
+        worst_ratio=fact.excess,
+        basis="target",
+        band_low=None,
+        band_high=fact.bound,
+        message=f"{said}, at step {since}" if is_open else f"{said} at step {memory.step}: inside its bound again",
+        advice=condition.advice,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,28 @@ from numpy.typing import NDArray
 
 from internist.schema import views
 from internist.schema.conditions import CARDS
+from internist.schema.grid import geometric
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
 from internist_server.judge import bands, baselines, board, drift, transitions
 from internist_server.judge.board import Summary
 from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
+from internist_server.judge.declared import Declared
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
-from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluation, Evaluator
+from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
+from internist_server.judge.facts import Facts
 from internist_server.judge.members import Members
 from internist_server.judge.memory import NEVER, Memory
-from internist_server.judge.outline import Outline
+from internist_server.judge.outline import Outline, blocks_of
+from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import AlertPhases, Jump, Transition
 
 __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
+
+FIRST_STEPS = 16
+"""Steps that are a start: a run that is watched from a later one has had its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +70,30 @@ class Judge:
     steps are grouped into requests changes nothing.
     """
 
-    def __init__(self, series: Sequence[JudgedSeries], *, mup: bool, every: int, state: bytes | None = None) -> None:
+    def __init__(
+        self,
+        series: Sequence[JudgedSeries],
+        *,
+        mup: bool,
+        every: int,
+        is_referenced: bool = False,
+        state: bytes | None = None,
+    ) -> None:
         """A judge of an attempt.
 
         Args:
             series: all series so far, in the order in which `add_series` was or will be called.
             mup: the run declares a spectral or muP parametrisation.
             every: steps between two light samples.
+            is_referenced: the run names a reference, which `hold_to` tells as soon as it is known.
             state: of an earlier judge of the same attempt, whose series are a beginning of these; None: a new attempt.
 
         Raises:
             JudgeStateError: the state cannot be read, or is of other series.
         """
         self._mup = mup
+        self._is_referenced = is_referenced
+        self._yardstick: Yardstick | None = None
         self._every = max(every, 1)
         self._series = list(series)
         self._memory = Memory()
@@ -92,6 +110,16 @@ class Judge:
         if series:
             self._series.extend(series)
             self._prepare()
+
+    def hold_to(self, yardstick: Yardstick | None) -> None:
+        """Holds all series to a reference from now on; None: it is not known."""
+        self._yardstick = yardstick
+        self._expect()
+
+    @property
+    def held(self) -> int:
+        """How many of its series a reference speaks for."""
+        return 0 if self._expected is None else self._expected.count
 
     @property
     def order(self) -> list[int]:
@@ -175,6 +203,7 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
+        is_first = present & (memory.seen == NEVER)
         np.copyto(memory.seen, step, where=present)
         np.copyto(memory.last, values, where=present)
         finite = np.isfinite(values)
@@ -192,6 +221,7 @@ class Judge:
             ceiling=self._ceiling.at(memory.schedule.raw),
             schedule=memory.schedule,
             last_values=memory.last,
+            reference=None if self._expected is None else self._expected.at(step, memory.schedule),
         )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
@@ -199,6 +229,7 @@ class Judge:
         changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
+        changes += self._advance_facts(values, present, is_first)
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -251,8 +282,10 @@ class Judge:
 
     def _prepare(self) -> None:
         """What follows from the series alone."""
-        self._checks = build_checks(self._series, mup=self._mup)
+        self._checks = build_checks(self._series, mup=self._mup, is_referenced=self._is_referenced)
         self._evaluator = Evaluator(self._checks)
+        self._declared = Declared(self._series, self._checks)
+        self._facts = Facts(self._series, declared=self._mup)
         self._forward: Outline | None = None
         self._memory.grow(self._checks, len(self._series))
         self._everything = np.ones(len(self._series), bool)
@@ -260,6 +293,13 @@ class Judge:
         is_dense = self._checks.thinning.cadence <= self._every
         self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
         self._centre_bands()
+        self._expect()
+
+    def _expect(self) -> None:
+        """What the reference expects of the checks as they are now."""
+        yardstick = self._yardstick
+        blocks = blocks_of(self._series)
+        self._expected = None if yardstick is None else Expected(yardstick, self._series, self._checks, blocks)
 
     def _centre_bands(self) -> None:
         """Bands and ceilings, after baselines or the end of warm-up changed them."""
@@ -269,7 +309,12 @@ class Judge:
     def _observe_rates(self, values: Logs, present: Flags) -> list[Transition]:
         memory, rates = self._memory, self._checks.rate_columns
         was_warming, before = memory.schedule.is_warming_up, Jump.of(memory)
-        memory.schedule.observe(memory.step, np.where(present[rates], values[rates], np.nan).astype(np.float64))
+        memory.schedule.observe(
+            memory.step,
+            np.where(present[rates], values[rates], np.nan).astype(np.float64),
+            declared=self._declared.multipliers(values, present),
+            rise=self._declared.rise(values, present),
+        )
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
         return transitions.of_schedule(self._series, self._checks, memory, before, Jump.of(memory))
@@ -291,14 +336,18 @@ class Judge:
     def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
         memory, checks = self._memory, self._checks
         warning, violation = memory.warning, memory.violation
-        move = partial(advance, step=memory.step, measured=found.judged, cadence=checks.cadence, needed=checks.needed)
+        young = np.minimum(
+            checks.cadence, geometric(memory.step)
+        )  # a reference speaks from the first, dense samples on
+        cadence = np.where(found.basis == REFERENCE, young, checks.cadence)
+        move = partial(advance, step=memory.step, measured=found.judged, cadence=cadence, needed=checks.needed)
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
         memory.violation = move(violation, breach=found.violates, clear=found.violation_clears)
         if memory.warning is warning and memory.violation is violation:
             return []
         before = AlertPhases.of(checks, warning, violation, memory.is_critical)
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio)
+        excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio)
         worst = np.where(shown & (after.phase != INACTIVE), np.fmax(memory.worst, excess), memory.worst)
         memory.is_critical = after.is_critical
         memory.worst = np.where(after.phase == INACTIVE, np.float32(0), worst)
@@ -307,6 +356,17 @@ class Judge:
         memory.out_last = np.where(ends, memory.step, memory.out_last)
         edges = Edges(checks, memory, self._bands)
         return transitions.of_checks(self._series, checks, memory, edges, before, after, worst)
+
+    def _advance_facts(self, values: Logs, present: Flags, is_first: Flags) -> list[Transition]:
+        """Facts that come with the first points of a run's first steps, and those that are over."""
+        memory = self._memory
+        is_start = memory.step <= FIRST_STEPS and self._expected is None  # a reference tells more
+        memory.facts, changed = self._facts.advance(
+            memory.facts, values, present, is_first=is_first & is_start, step=memory.step
+        )
+        return [
+            transitions.of_fact(self._series, memory, one.fact, since=one.since, is_over=one.is_over) for one in changed
+        ]
 
     def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
         """Remember the band of what was judged; those that differ from the ones before."""

@@ -66,9 +66,10 @@ def standing(*, metric: str, basis: Basis, ratio: float, value: float, low: floa
             if high is not None and low is None
             else f"{figure(value)}, in its band"
         )
+    known = "the reference run's" if basis == "reference" else "its baseline"
     if ratio == 0:
-        return "zero, its baseline is not"
-    return f"{times(ratio)} its baseline" if ratio > 0.5 else f"1/{1 / ratio:.0f} of its baseline"
+        return f"zero, {known} is not"
+    return f"{times(ratio)} {known}" if ratio > 0.5 else f"1/{1 / ratio:.0f} of {known}"
 
 
 def nonfinite(metric: str, value: float) -> str:
@@ -77,6 +78,11 @@ def nonfinite(metric: str, value: float) -> str:
         entries = "1 entry" if value == 1 else f"{value:.0f} entries"
         return f"{entries} of its output {'is' if value == 1 else 'are'} NaN or infinite"
     return f"{metric} is {'NaN' if math.isnan(value) else 'infinite'}"
+
+
+def fact(said: str, value: float, bound: float) -> str:
+    """A fact of the first step, such as `R(W) at the start is 12, over 5`."""
+    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}"
 
 
 def group(subject: str) -> str:

@@ -6,6 +6,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from internist.schema.reference import Trajectory
 from internist.schema.wire import FramesRequest, Heartbeat, RunStart
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -25,7 +26,7 @@ def install(app: FastAPI) -> None:
 def _describe(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = schema["components"]["schemas"]
-    _, raw = msgspec.json.schema_components([RunStart, FramesRequest, Heartbeat], ref_template=_REFERENCE)
+    _, raw = msgspec.json.schema_components([RunStart, FramesRequest, Heartbeat, Trajectory], ref_template=_REFERENCE)
     for name, component in raw.items():
         schemas.setdefault(name, component)
     schemas["Problem"] = {

@@ -6,8 +6,10 @@ from typing import Any, Final
 
 import msgspec
 
+from internist.schema.check import Check, Deviation
 from internist.schema.conditions import CONDITIONS, CRITERIA
 from internist.schema.metrics import METRICS
+from internist.schema.reference import Curve, Trajectory
 from internist.schema.rules import RULES
 from internist.schema.scaling import (
     Cause,
@@ -242,6 +244,10 @@ _SCALING = Scaling(
     ),
 )  # fmt: skip
 _BAND = Band("baseline", (0.01, 0.01), (0.005, 0.005), (0.02, 0.02), (0.0025, 0.0025), (0.04, 0.04))
+_TRAJECTORY = Trajectory(
+    1, _RUN, "proxy", 64, 2, 16.0, "mup", 400,
+    (Curve("activation.rms", "mlp.fc1", 0.25, (0, 4), (-0.2, -0.1), (0.0, 0.1), (0.2, 0.3)),),
+)  # fmt: skip
 _EXAMPLES: dict[str, object] = {
     "RunStarted": RunStarted(_RUN, _ATTEMPT, 1, -1, f"/runs/{_RUN}"),
     "FramesReply": FramesReply(
@@ -289,6 +295,35 @@ _EXAMPLES: dict[str, object] = {
         ("activation.rms", "update.own"),
     ),
     "Scaling": _SCALING,
+    "Check": Check(
+        _RUN,
+        _ATTEMPT,
+        "proxy",
+        "violated",
+        _SENTENCE,
+        64,
+        412,
+        (
+            Deviation(
+                "attention",
+                "critical",
+                "reference",
+                7,
+                "attention.max_abs_logit",
+                "blocks.2.attn",
+                0,
+                "blocks.2",
+                1,
+                None,
+                9.1,
+                0.4,
+                3.6,
+                "blocks.2.attn [0]: attention.max_abs_logit is 7.9x the reference run's",
+                "QK-norm",
+            ),
+        ),
+    ),
+    "Trajectory": _TRAJECTORY,
     "AlertsPage": AlertsPage((_ALERT,), 1, 1),
     "Alert": _ALERT,
     "Silence": _SILENCE,
@@ -310,6 +345,7 @@ REQUESTS: Final[dict[str, Any]] = {
     "RunStart": msgspec.to_builtins(_START),
     "FramesRequest": msgspec.to_builtins(_REQUEST),
     "Heartbeat": msgspec.to_builtins(Heartbeat(_ATTEMPT, 0, 420, 120)),
+    "Trajectory": msgspec.to_builtins(_TRAJECTORY),
 }
 
 

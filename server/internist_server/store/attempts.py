@@ -34,6 +34,8 @@ class Attempt:
     optimizers: tuple[str, ...]
     finished_at_ms: int | None
     outcome: Outcome | None
+    reference: str | None = None
+    """The run that it asks to be held to."""
 
 
 @dataclass(slots=True)
@@ -323,6 +325,7 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         start_step=row.start_step,
         received_at_ms=row.received_at_ms,
         parametrization=run.parametrization,
+        reference=run.reference,
         optimizers=tuple(run.optimizers),
         finished_at_ms=row.finished_at_ms,
         outcome=_outcome(row),

@@ -17,6 +17,7 @@ def read_evidence(session: Session, attempt_id: int, ranks: Sequence[Rank], summ
     return Evidence(
         is_covered=summary.values.get("coverage", 0.0) > 0 or _is_measured(session, attempt_id),
         refusal=refusals[0] if refusals else None,
+        reference=summary.reference,
     )
 
 

@@ -37,6 +37,8 @@ class Summary:
     """The longest time between two measured steps beyond what their steps usually take."""
     last_measured: tuple[int, int] | None = None
     """The last step that was measured, and when."""
+    reference: str | None = None
+    """Why the run is not held to the reference that it names; None: it is, or names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,4 +241,5 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "sampled_at_ms": summary.sampled_at_ms,
         "pause_ms": summary.pause_ms,
         "last_measured": summary.last_measured,
+        "reference": summary.reference,
     }

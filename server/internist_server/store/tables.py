@@ -459,6 +459,19 @@ class RuleStateRow(Base):
     state: Mapped[bytes]
 
 
+class TrajectoryRow(Base):
+    """A piece of the trajectory that an attempt is held to: compressed JSON, as its client sent it, or whole as it was
+    read from the run that the attempt names."""
+
+    __tablename__ = "trajectories"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    piece: Mapped[int] = mapped_column(primary_key=True)
+    pieces: Mapped[int]
+    """How many there are."""
+    body: Mapped[bytes]
+
+
 class NotificationRow(Base):
     """A message to the receivers, from the commit that queued it until it is delivered."""
 
