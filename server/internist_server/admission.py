@@ -30,7 +30,7 @@ from internist.schema.wire import (
 from internist_server.alerts.rule_files import require_thresholds
 from internist_server.envelope import require_version
 from internist_server.errors import Invalid
-from internist_server.store.attempts import LAST_STEP, MAX_OUTLINE
+from internist_server.store.attempts import LAST_STEP, MAX_CONFIG_BYTES, MAX_OUTLINE, fitting_config
 from internist_server.store.series import NO_SERIES
 
 LAST_MS: Final = 253_402_300_799_999
@@ -95,7 +95,12 @@ def tidy_outline(outline: Outline) -> tuple[Outline, list[str]]:
     modules, of_modules = _sift(outline.modules, _module, most=MAX_OUTLINE)
     routing, of_routing = _sift(outline.routing, _route, most=MAX_OUTLINE)
     names, of_config = _sift(tuple(outline.config), _config_name, most=MAX_CONFIG_ENTRIES)
-    config = {name: _tidy(outline.config[name]) for name in names}
+    tidy = {name: _tidy(outline.config[name]) for name in names}
+    config = fitting_config(tidy)
+    if len(config) < len(tidy):
+        of_config.append(
+            f"a config has at most {MAX_CONFIG_BYTES} bytes; {len(tidy) - len(config)} entries are left out"
+        )
     return Outline(config, modules, routing, outline.trajectory), [*of_config, *of_modules, *of_routing]
 
 

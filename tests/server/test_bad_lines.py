@@ -213,3 +213,10 @@ def test_no_mutated_record_keeps_good_ones_from_being_stored_and_judged(sqlite_a
         assert sender.points("activation.abs_max", from_step=step)[step] == step
         assert judged_step(sender) >= step
     assert judged_step(sender) == 2000
+
+
+def test_a_config_is_kept_up_to_a_quarter_of_a_mebibyte(sqlite_api):
+    kept = Sender(sqlite_api, start_of(config={f"k{n:03}": "x" * 4_000 for n in range(100)})).get()["config"]
+
+    assert len(kept) == 65
+    assert set(kept) == {f"k{n:03}" for n in range(65)}

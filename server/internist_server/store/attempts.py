@@ -1,13 +1,13 @@
 """Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart
+from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
@@ -78,6 +78,8 @@ class Segment:
 
 LAST_STEP = (1 << 53) - 1
 """Steps beyond this are refused: a float64 axis could not tell them apart."""
+MAX_CONFIG_BYTES = 256 << 10
+"""Of the names and values of a run's configuration."""
 MAX_OUTLINE = 200_000
 """Modules, and routes, of one attempt that are kept."""
 
@@ -157,6 +159,18 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     return _attempt(session, row), rank, is_new
 
 
+def fitting_config(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The first entries of a configuration that fit into `MAX_CONFIG_BYTES` together."""
+    kept: dict[str, Scalar] = {}
+    size = 0
+    for name, value in config.items():
+        size += len(name.encode()) + len(str(value).encode())
+        if size > MAX_CONFIG_BYTES:
+            break
+        kept[name] = value
+    return kept
+
+
 def has_outline(session: Session, attempt: Attempt) -> bool:
     """Whether a rank has told what the model is made of: then it is measured, and not only what the user logs."""
     return bool(session.scalar(select(AttemptRow.modules).where(AttemptRow.id == attempt.id)))
@@ -169,7 +183,7 @@ def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt
     run = session.get_one(RunRow, attempt.run)
     new = {name: value for name, value in outline.config.items() if name not in run.config}
     if new:
-        run.config = {**run.config, **new}
+        run.config = fitting_config({**run.config, **new})
     session.flush()
     return _attempt(session, row)
 
