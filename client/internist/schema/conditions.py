@@ -10,6 +10,14 @@ STATES: tuple[State, ...] = ("ok", "drifting", "violated", "not measured")
 
 BASELINE_CRITICAL = 4.0
 """A value this many times its own baseline is violated, or more where the baseline's window itself scatters or grows."""
+RECENT_POINTS = 100
+"""Last values that a value of every step is judged by, of those that were in their band."""
+RECENT_MINIMUM_POINTS = 30
+"""Fewer of them than this: not measured (warming up)."""
+RECENT_RISE = 5.0
+"""Standard deviations of the last values over their mean, beyond which one is violated,"""
+RECENT_FALL = 8.0
+"""and under it: learning is a fall; under half of the mean, too."""
 BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
 SANITY_RELATIVE_UPDATE = 0.3
@@ -54,6 +62,12 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "A hidden matrix is not on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
     Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
+    Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it"),
+    Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate"),
+    Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays among its own last values.", "the learning rate of the output head, then a z-loss"),
+    Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights"),
+    Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer"),
+    Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored"),
     Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
 )  # fmt: skip
 
@@ -71,11 +85,14 @@ class Target:
     applies_when: Literal["always", "mup", "muon"]
     """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
     source: str
+    times: Literal["one", "inverse_root_rank"] = "one"
+    """What both numbers are multiplied by: `inverse_root_rank` is 1/sqrt(min(fan_in, fan_out)) of the matrix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What a condition asks of one metric. `cause` orders members of one alert: own causes before features."""
+    """What a condition asks of one metric. `cause` orders members of one alert: own causes before
+    features, and these before what shows in the whole model."""
 
     condition: str
     metric: str
@@ -88,7 +105,13 @@ class Criterion:
     target: Target | None = None
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
-    cause: Literal["own", "weight", "feature"] = "weight"
+    recent: Literal["sum", "product"] | None = None
+    """If set: judged at every step by its own last values, whose scatter adds to them or multiplies them."""
+    vanishing: float | None = None
+    """If set: judged by its own baseline for being less than this share of it, and for nothing else."""
+    complement: bool = False
+    """Of a share: what is judged is one less it."""
+    cause: Literal["own", "weight", "feature", "model"] = "weight"
 
 
 _SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
@@ -116,9 +139,15 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
     Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE)),
     Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP)),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE)),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, "inverse_root_rank")),
     Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own"),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
+    Criterion("loss", "loss", two_sided=True, baseline=False, recent="sum", cause="model"),
+    Criterion("logits", "output.log_z_max", baseline=False, recent="sum", cause="model"),
+    Criterion("gradient_norm", "gradient.norm_before_clip", baseline=False, recent="product", cause="model"),
+    Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model"),
+    Criterion("learning", "gradient.rms", vanishing=1e-4),
+    Criterion("learning", "update.unchanged", vanishing=0.1, complement=True),
     Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),
 )  # fmt: skip

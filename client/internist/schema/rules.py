@@ -57,6 +57,12 @@ RULES: tuple[Rule, ...] = (
     Rule("matrix_misrouted", "routing", "warning", "critical", for_points=1),
     Rule("max_logit_high", "attention", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
+    Rule("loss_out_of_band", "loss", None, "critical", for_points=3),
+    Rule("log_z_out_of_band", "logits", None, "critical", for_points=3),
+    Rule("gradient_norm_out_of_band", "gradient_norm", None, "critical", for_points=3),
+    Rule("parameter_stopped_learning", "learning", None, "critical"),
+    Rule("no_data", "no_data", "warning", "warning"),
+    Rule("weight_decay_jump", "weight_decay_jump", "warning", "warning", for_points=1),
     Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),
 )
 

@@ -99,6 +99,10 @@ class Verdict:
     what is inside its band is ok."""
     crossing_low: int | None = None
     crossing_high: int | None = None
+    source: str = ""
+    """Where the band comes from: a publication, or which of its own values."""
+    advice: str = ""
+    """What to try first, where it is not ok."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ MAX_MEMBERS = 100
 """Members that a webhook body lists; the rest is counted in `truncatedAlerts`."""
 MAX_LINES = 10
 """Members that a chat message lists."""
-_CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 1}
+_CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 0, "model": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,11 @@ class Notification:
 
 
 def order_members(alerts: Sequence[views.Alert]) -> tuple[views.Alert, ...]:
-    """Causes (own, weight, learning rate) before what follows from them; then largest excess, earliest, by id."""
+    """What shows in a module before what shows in the whole model; then the earliest, by id: the judge hands on what it
+    sees at one step with the first cause first."""
 
-    def rank(alert: views.Alert) -> tuple[int, float, int, int]:
-        return (_CAUSES.get(alert.cause, 0), -_excess(alert.worst_ratio), alert.pending_step or 0, alert.id)
+    def rank(alert: views.Alert) -> tuple[int, int, int]:
+        return (_CAUSES.get(alert.cause, 0), alert.pending_step or 0, alert.id)
 
     return tuple(sorted(alerts, key=rank))
 
@@ -242,8 +242,3 @@ def _started(notification: Notification) -> str:
     """When the first member opened."""
     opened = [alert.opened_at_ms for alert in notification.alerts if alert.opened_at_ms is not None]
     return time(min(opened, default=None))
-
-
-def _excess(ratio: views.Number) -> float:
-    excess = 0.0 if ratio is None else float(ratio)
-    return math.inf if math.isnan(excess) else excess

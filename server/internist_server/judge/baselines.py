@@ -26,7 +26,7 @@ def refresh(memory: Memory, checks: Checks, *, step: int, values: Logs, steps: I
     if not len(values):
         return
     at = np.flatnonzero(checks.baselined & (memory.violation.phase == INACTIVE))
-    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    points = np.ascontiguousarray(checks.judged(values)[at])
     is_out = (steps >= memory.out_first[at, None]) & (steps <= memory.out_last[at, None])
     points[is_out | (steps < memory.accepted[at, None])] = np.nan
     _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
@@ -38,18 +38,19 @@ def renew(memory: Memory, checks: Checks, check: int, *, values: Logs, steps: In
     memory.out_first[check] = memory.out_last[check] = NEVER
     memory.baseline[check] = np.nan
     at = np.array([check])
-    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    points = np.ascontiguousarray(checks.judged(values)[at])
     _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
     memory.growth[check] = 0.0  # an excursion has no trend
 
 
 def bands_of(memory: Memory, checks: Checks) -> Bands:
-    """The bands that the baselines and fixed targets make; none of a baseline while the learning rate still rises."""
+    """The bands that the baselines and fixed targets make; none of a baseline that is divided by the learning rate while
+    that still rises."""
     with np.errstate(divide="ignore"):
         own = np.log2(memory.baseline)
     own[~np.isfinite(own)] = np.nan
     if memory.schedule.is_warming_up:
-        own[:] = np.nan
+        own[checks.scheduled] = np.nan
     centre = np.where(checks.baselined, own, checks.target_centre)
     narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
     above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)

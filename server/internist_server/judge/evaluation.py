@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from internist.schema.conditions import RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
+from internist_server.judge.recent import Recent
 from internist_server.judge.schedule import Schedule
 
 NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
@@ -121,7 +122,8 @@ class Evaluator:
         self.checks = checks
         self._scheduled = checks.scheduled.astype(np.float32)
         self._basis = np.where(checks.baselined, BASELINE, TARGET).astype(np.uint8)
-        self._has_low = checks.baselined & checks.two_sided
+        self._basis[checks.recent] = BASELINE
+        self._has_low = checks.follows
 
     def evaluate(
         self,
@@ -133,6 +135,7 @@ class Evaluator:
         ceiling: Logs,
         schedule: Schedule,
         last_values: Logs,
+        recent: Recent,
     ) -> Evaluation:
         """One step.
 
@@ -144,9 +147,10 @@ class Evaluator:
             ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
+            recent: the last values of the checks that are judged by them, without this step's.
         """
         checks = self.checks
-        value = values[checks.column]
+        value = checks.judged(values)
         measured = present[checks.column] & finite[checks.column]
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
@@ -154,6 +158,8 @@ class Evaluator:
             bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
+            if checks.recent.size and measured[checks.recent].any():
+                bands = self._with_recent(bands, recent)
             ratio = levels - bands.centre
             if schedule.is_low:
                 bands = bands.without_lows(self.checks.scheduled)
@@ -247,6 +253,21 @@ class Evaluator:
                 _set(bands.clear_lows[0], at, nearer - low),
                 _set(bands.clear_lows[1], at, nearer - low - further),
             ),
+        )
+
+    def _with_recent(self, bands: Bands, recent: Recent) -> Bands:
+        """The same with the bands that last values make."""
+        at = self.checks.recent
+        high = np.nan_to_num(np.log2(recent.high / recent.centre), nan=np.inf)
+        low = np.nan_to_num(np.log2(recent.low / recent.centre), nan=-np.inf)
+        none = np.full(at.size, np.inf, np.float32)
+        inside = np.float32(RECOVERY)
+        return Bands(
+            centre=_set(bands.centre, at, np.log2(recent.centre)),
+            highs=(_set(bands.highs[0], at, none), _set(bands.highs[1], at, high)),
+            lows=(_set(bands.lows[0], at, -none), _set(bands.lows[1], at, low)),
+            clear_highs=(_set(bands.clear_highs[0], at, none), _set(bands.clear_highs[1], at, inside * high)),
+            clear_lows=(_set(bands.clear_lows[0], at, -none), _set(bands.clear_lows[1], at, inside * low)),
         )
 
     def _sanity(self, values: Logs, present: Flags, finite: Flags) -> tuple[Logs, Flags]:

@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, CONDITION, CRITERIA, Basis, State
+from internist.schema.conditions import (
+    CARDS,
+    CONDITION,
+    CRITERIA,
+    RECENT_MINIMUM_POINTS,
+    RECENT_POINTS,
+    Basis,
+    State,
+)
 from internist.schema.views import Number
 from internist_server.alerts.lifecycle import FIRING, INACTIVE
 from internist_server.judge import drift, wording
@@ -15,13 +23,14 @@ from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, V
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
 from internist_server.judge.evaluation import BASES, Bands
+from internist_server.judge.jumps import Jump
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
 
 _STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
-_IS_FEATURE = np.array([int(criterion.cause == "feature") for criterion in CRITERIA])
-_RATE_CARD = CARDS.index(CONDITION["learning_rate_jump"].card)
+CAUSE = np.array([{"feature": 1, "model": 2}.get(criterion.cause, 0) for criterion in CRITERIA])
+"""By criterion: 0 for own causes, 1 for what follows from them in a module, 2 for what follows in the whole model."""
 
 
 def number(value: float) -> Number:
@@ -42,16 +51,21 @@ class Members:
         bands: Bands,
         outline: Outline,
         distances: NDArray[np.float64],
+        *,
+        is_over: bool,
     ) -> None:
+        self._distances = distances
+        self._is_over = is_over
         self._series, self._checks, self._memory, self._bands = series, checks, memory, bands
         self._outline = outline
         self._edges = Edges(checks, memory, bands)
         self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
         high, low = self._edges.ahead()
         self._crossings = drift.crossings(memory.trends, high=high, low=low, start=self._edges.start(high))
-        self._silent = _is_silent(memory, checks.column, distances, checks.needed)
-        self._silent_series = _is_silent(memory, self._finite, distances, 2)
-        self._has_jumped = memory.schedule.jumped
+        self._silent = is_silent(memory, checks.column, distances, checks.needed)
+        self._silent_series = is_silent(memory, self._finite, distances, 2)
+        self._own = set(checks.recent.tolist())
+        self._jumps = [jump for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory)) if jump is not None]
 
     def standing(self) -> Standing:
         """Where all members stand."""
@@ -67,22 +81,24 @@ class Members:
         seen = (memory.seen[self._finite] != NEVER) & ~self._silent_series
         numeric = np.where(bad, VIOLATED, np.where(seen, OK, NOT_MEASURED))
         excess = np.where(checks.two_sided, np.abs(memory.ratio), memory.ratio).astype(np.float64)
-        cause = _IS_FEATURE[checks.criterion]
-        rate = int(self._has_jumped)
-        jump = max(memory.schedule.jump_ratio, 1e-9) if rate else 1.0
-        jumped = checks.rate_columns[[memory.schedule.jump_group] * rate]
-        columns = np.concatenate([checks.column, self._finite, jumped])
+        jumps, size = self._jumps, self._finite.size
+        rest = size + len(jumps)
+        columns = np.concatenate([checks.column, self._finite, [jump.column for jump in jumps]]).astype(np.int64)
+        cards = [CARDS.index(CONDITION[jump.condition].card) for jump in jumps]
+        since = np.concatenate(
+            [memory.violation.started, memory.numeric.started[self._finite], [jump.step for jump in jumps]]
+        ).astype(np.int64)
         outline = self._outline
-        size = self._finite.size
         return Standing(
-            rank=np.concatenate([ranks, numeric, [VIOLATED if jump > 1 else DRIFTING] * rate]).astype(np.uint8),
-            card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), [_RATE_CARD] * rate]).astype(np.int64),
-            strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate, STRENGTH.index("target"))]),
-            excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [abs(math.log2(jump))] * rate]),
-            cause=np.concatenate([cause, np.zeros(size + rate, np.int64)]),
-            since=np.concatenate(
-                [memory.violation.started, memory.numeric.started[self._finite], [memory.schedule.jump_step] * rate]
-            ).astype(np.int64),
+            rank=np.concatenate([ranks, numeric, [VIOLATED if jump.rose else DRIFTING for jump in jumps]]).astype(
+                np.uint8
+            ),
+            card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), cards]).astype(np.int64),
+            strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(rest, STRENGTH.index("target"))]),
+            excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [jump.away for jump in jumps]]),
+            cause=np.concatenate([CAUSE[checks.criterion], np.zeros(rest, np.int64)]),
+            since=since,
+            began=since - np.maximum(self._distances[columns], 1).astype(np.int64) + 1,
             place=outline.place[columns],
             block=outline.block[columns],
             blocks=outline.blocks,
@@ -95,11 +111,12 @@ class Members:
             return self._of_check(member)
         if member < self._checks.column.size + self._finite.size:
             return self._of_finite(member - self._checks.column.size)
-        return self._of_rate()
+        return self._of_jump(self._jumps[member - self._checks.column.size - self._finite.size])
 
     def _centre_or_promise(self) -> Logs:
         centre = self._bands.centre.copy()
         centre[self._checks.muon.check] = 0.0
+        centre[self._checks.recent] = 0.0
         return centre
 
     def _of_check(self, check: int) -> views.Verdict:
@@ -120,7 +137,7 @@ class Members:
             reason = self._why_not(check, seen)
         if is_known and self._silent[check]:
             reason = f"no data since step {seen}" if state == "not measured" else f"{reason}; no data since step {seen}"
-        drifts = state in ("ok", "drifting") and bool(self._crossings.drifts[check])
+        drifts = state == "ok" and not self._is_over and bool(self._crossings.drifts[check])
         crossing = self._crossings
         if drifts:
             reason += f", leaves its band near step {memory.origin + crossing.age[check]:.0f} if this goes on"
@@ -132,6 +149,7 @@ class Members:
             reason=reason,
             ratio=None if ratio is None else number(ratio),
             since=int(life.started[check]),
+            source=self._source(check, basis, int(life.started[check])),
             band=(low, high),
             crossing=tuple(memory.origin + int(x[check]) for x in (crossing.age, crossing.low, crossing.high))
             if drifts
@@ -146,11 +164,28 @@ class Members:
             return "not measured"
         return "drifting" if memory.warning.phase[check] == FIRING else "ok"
 
+    def _source(self, check: int, basis: Basis | None, since: int) -> str:
+        """Where the band of a check comes from."""
+        criterion = CRITERIA[int(self._checks.criterion[check])]
+        if check in self._own:
+            return f"its last {RECENT_POINTS} values that were in their band"
+        if basis == "target" and criterion.target is not None:
+            return criterion.target.source
+        if basis == "baseline":
+            where = "from a quarter to half of the run" if since == NEVER else f"before step {since}"
+            return f"its own values {where}"
+        return "derived: the linearisation of a step ends there" if basis == "sanity" else ""
+
     def _why_not(self, check: int, seen: int) -> str:
         if seen == NEVER:
             return "no point yet"
+        if check in self._own:
+            is_young = (
+                self._memory.recent.taken[np.flatnonzero(self._checks.recent == check)[0]] < RECENT_MINIMUM_POINTS
+            )
+            return "warming up: too few points for a band" if is_young else "its mean is not positive"
         if self._checks.baselined[check]:
-            if self._memory.schedule.is_warming_up:
+            if self._checks.scheduled[check] and self._memory.schedule.is_warming_up:
                 return "warming up: the learning rate still rises"
             return (
                 "its baseline is zero"
@@ -185,17 +220,17 @@ class Members:
             crossing=None,
         )
 
-    def _of_rate(self) -> views.Verdict:
-        schedule = self._memory.schedule
+    def _of_jump(self, jump: Jump) -> views.Verdict:
         return self._verdict(
-            int(self._checks.rate_columns[schedule.jump_group]),
-            condition="learning_rate_jump",
-            state="violated" if schedule.jump_ratio > 1 else "drifting",
+            jump.column,
+            condition=jump.condition,
+            state="violated" if jump.rose else "drifting",
             basis="target",
-            reason=wording.jump(schedule.jump_ratio),
-            ratio=number(schedule.jump_ratio),
-            since=schedule.jump_step,
+            reason=wording.jump(jump.ratio),
+            ratio=number(jump.ratio),
+            since=jump.step,
             crossing=None,
+            source="derived: no schedule leaps so far",
         )
 
     def _verdict(
@@ -210,6 +245,7 @@ class Members:
         since: int,
         crossing: tuple[int, ...] | None,
         band: Edge = (None, None),
+        source: str = "",
     ) -> views.Verdict:
         one, seen = self._series[column], int(self._memory.seen[column])
         return views.Verdict(
@@ -228,6 +264,8 @@ class Members:
             value=None if seen == NEVER else number(float(self._memory.last[column])),
             ratio=ratio,
             since_step=since if since != NEVER and state in ("drifting", "violated") else None,
+            source=source,
+            advice=CONDITION[condition].advice if state in ("drifting", "violated") else "",
             band_low=None if band[0] is None else number(band[0]),
             band_high=None if band[1] is None else number(band[1]),
             crossing_step=crossing[0] if crossing else None,
@@ -236,7 +274,7 @@ class Members:
         )
 
 
-def _is_silent(memory: Memory, column: Indices, distances: NDArray[np.float64], needed: Indices | int) -> Flags:
+def is_silent(memory: Memory, column: Indices, distances: NDArray[np.float64], needed: Indices | int) -> Flags:
     """Whether a series has missed more points than an alert waits for, at the distance at which they come now."""
     seen = memory.seen[column]
     missed: Flags = (seen != NEVER) & (memory.step - seen > (np.asarray(needed) + 1) * distances[column])

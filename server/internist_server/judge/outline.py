@@ -70,3 +70,19 @@ def _places(series: Sequence[JudgedSeries]) -> Indices:
     keys = [place(one) for one in series]
     size = max([len(ended), *(at for _, at in keys)], default=0) + 1
     return np.array([stage * size + at for stage, at in keys], np.int64)
+
+
+def homes(series: Sequence[JudgedSeries]) -> list[str]:
+    """By series, where the parameters of a group are: in one block, or how many there are; empty for what is of no
+    group or of one whose parameters are not measured."""
+    members: dict[int, dict[str, str]] = {}
+    for one in series:
+        if one.kind == "parameter" and one.facts.group is not None:
+            home = one.facts.block or one.facts.module or one.subject
+            members.setdefault(one.facts.group, {})[one.subject] = home
+    said = []
+    for one in series:
+        own = members.get(-1 if one.facts.group is None else one.facts.group, {}) if one.kind == "group" else {}
+        places = set(own.values())
+        said.append("" if not own else places.pop() if len(places) == 1 else f"{len(own)} parameters")
+    return said
