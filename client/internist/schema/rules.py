@@ -58,7 +58,7 @@ RULES: tuple[Rule, ...] = (
     Rule("max_logit_high", "attention", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
     Rule("loss_out_of_band", "loss", None, "critical", for_points=3),
-    Rule("log_z_out_of_band", "logits", None, "critical", for_points=3),
+    Rule("log_z_out_of_band", "logits", None, "critical"),
     Rule("gradient_norm_out_of_band", "gradient_norm", None, "critical", for_points=3),
     Rule("parameter_stopped_learning", "learning", None, "critical"),
     Rule("no_data", "no_data", "warning", "warning"),

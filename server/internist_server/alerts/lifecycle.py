@@ -71,6 +71,7 @@ def advance(
     needed: Steps,
     recovery: Steps | None = None,
     recovery_cadence: Steps | None = None,
+    far: Flags | None = None,
 ) -> Lifecycle:
     """Where each check stands after one more step.
 
@@ -89,6 +90,7 @@ def advance(
         needed: `for`, in points, at least 1.
         recovery: points in the recovery band after which it resolves; `needed` without.
         recovery_cadence: steps between two of these; `cadence` without.
+        far: breaches so far out that a point of them counts as two.
     """
     slow = cadence if recovery_cadence is None else recovery_cadence
     breach = breach & measured
@@ -102,7 +104,8 @@ def advance(
     relapses = firing & measured & ~recovers
     recovery_counts = recovers & (step - now.counted >= slow)
 
-    count = np.where(counts | recovery_counts, now.count + 1, np.where(relapses, 0, now.count))
+    weight = 1 if far is None else np.where(counts & far, 2, 1)
+    count = np.where(counts | recovery_counts, now.count + weight, np.where(relapses, 0, now.count))
     fires = (pending | starts) & breach & (count >= needed)
     ends = (pending & measured & ~breach) | (recovery_counts & (count >= (needed if recovery is None else recovery)))
     phase = np.where(ends, INACTIVE, np.where(fires, FIRING, np.where(starts, PENDING, now.phase)))

@@ -44,8 +44,8 @@ def renew(memory: Memory, checks: Checks, check: int, *, values: Logs, steps: In
 
 
 def bands_of(memory: Memory, checks: Checks) -> Bands:
-    """The bands that the baselines and fixed targets make; none of a baseline that is divided by the learning rate while
-    that still rises."""
+    """The bands that the baselines and fixed targets make. What is divided by the learning rate has none while that
+    still rises."""
     with np.errstate(divide="ignore"):
         own = np.log2(memory.baseline)
     own[~np.isfinite(own)] = np.nan
@@ -53,8 +53,9 @@ def bands_of(memory: Memory, checks: Checks) -> Bands:
         own[checks.scheduled] = np.nan
     centre = np.where(checks.baselined, own, checks.target_centre)
     narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
-    above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
-    below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0)
+    young = np.where(checks.baselined, np.float32(bands.youth(memory.step - memory.origin)), np.float32(0))
+    above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0) + young
+    below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0) + young
     return Bands.of(checks, centre=centre, above=above, below=below)
 
 

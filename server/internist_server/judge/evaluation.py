@@ -15,6 +15,8 @@ NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
 BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "sanity")
 """What a verdict rests on, by its number."""
 EDGES = ("warn_low", "warn_high", "critical_low", "critical_high")
+FAR = 1.5
+"""Times its log-width that a value must be away from its band's centre to need one point less before it alarms."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4
@@ -43,6 +45,8 @@ class Evaluation:
     warning_clears: Flags
     """Inside the recovery band; only right where `judged`."""
     violation_clears: Flags
+    far: Flags
+    """Violated by more than FAR times the band's own width: no scatter explains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,7 @@ class Evaluator:
             warning_clears, violation_clears = (
                 (ratio <= high) & (ratio >= low) for high, low in zip(bands.clear_highs, bands.clear_lows, strict=True)
             )
+            far = violates & checks.baselined & ((ratio > FAR * bands.highs[1]) | (ratio < FAR * bands.lows[1]))
             edges = bands.edges(checks)
             basis = self._basis
             if checks.sanity.size:
@@ -195,7 +200,7 @@ class Evaluator:
                     edge[at] = np.where(worse, sane, edge[at])
         return Evaluation(
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
-            violation_clears,
+            violation_clears, far,
         )  # fmt: skip
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:

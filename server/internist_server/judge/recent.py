@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema.conditions import (
-    BASELINE_CRITICAL,
     RECENT_FALL,
     RECENT_MINIMUM_POINTS,
     RECENT_POINTS,
@@ -23,6 +22,8 @@ TAKEN_ANEW = 8
 LEAST_RISE = 0.01
 """Share of the mean that is never a rise: the rounding of a loss that stands still is no scatter."""
 LEAST_FALL = 0.5
+LEAST_TIMES = 8.0
+"""Times the median that are never much for what scatters in multiples: gradients grow that much when features form."""
 _TO_NORMAL = 0.7413
 """From the distance between the quartiles to the standard deviation of a normal distribution."""
 
@@ -106,5 +107,5 @@ def multiplied(values: NDArray[np.float64]) -> tuple[float, float, float]:
         return np.nan, np.nan, np.nan
     lower, middle, upper, most = np.percentile(logs, (25, 50, 75, 100))
     deviation = SPREAD_DEVIATIONS * _TO_NORMAL * (upper - lower)
-    rise = max(deviation, SPREAD_EXTREMES * (most - middle), np.log2(BASELINE_CRITICAL))
+    rise = max(deviation, SPREAD_EXTREMES * (most - middle), np.log2(LEAST_TIMES))
     return np.nan, float(np.exp2(middle)), float(np.exp2(middle + rise))

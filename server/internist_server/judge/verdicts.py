@@ -354,7 +354,7 @@ class Judge:
             recovery_cadence=checks.cadence,
         )
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
-        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears)
+        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears, far=found.far)
         if memory.warning is warning and memory.violation is violation:
             return []
         self._corroborate(violation.phase)
