@@ -48,6 +48,8 @@ class Condition:
     summary: str
     advice: str
     """What to try first when it is violated."""
+    is_sign: bool = False
+    """Whether it is only a sign of trouble: where it is well, that does not say that the card's condition holds."""
 
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -62,13 +64,13 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "A hidden matrix is not on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
     Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
-    Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it"),
-    Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate"),
-    Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss"),
-    Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights"),
-    Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer"),
-    Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored"),
-    Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
+    Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it", is_sign=True),
+    Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
+    Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
+    Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
+    Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
+    Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
+    Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
 )  # fmt: skip
 
 CONDITION: dict[str, Condition] = {condition.name: condition for condition in CONDITIONS}
@@ -96,8 +98,8 @@ class Criterion:
 
     condition: str
     metric: str
-    applies_to: Literal["all", "blocks", "normalized_input"] = "all"
-    """`blocks`: residual-stream outputs only; `normalized_input`: modules fed by a normalisation layer."""
+    applies_to: Literal["all", "blocks", "stages", "normalized_input"] = "all"
+    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer."""
     two_sided: bool = False
     scheduled: bool = False
     """Divided by the run-wide schedule factor before it is judged."""
@@ -123,7 +125,7 @@ _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
     Criterion("forward", "activation.rms_max", applies_to="normalized_input", cause="feature"),
-    Criterion("forward", "activation.rms", applies_to="blocks", cause="feature"),
+    Criterion("forward", "activation.rms", applies_to="stages", cause="feature"),
     Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),

@@ -101,6 +101,7 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     for name in ("growth", "above", "below"):
         getattr(memory, name)[at[known]] = getattr(shape, name)[known]
     reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
+    memory.schedule.window = float(reference)
     which = at[scheduled]
     larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
     memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])

@@ -43,6 +43,10 @@ class Standing:
     """How far out, larger is worse."""
     cause: NDArray[np.int64]
     """0 for own causes, 1 for what follows from them in a module, 2 for what follows in the whole model."""
+    is_sign: NDArray[np.bool_]
+    """Whether its being well says nothing of the card's condition."""
+    is_finite: NDArray[np.bool_]
+    """Whether its last value is a number."""
     since: NDArray[np.int64]
     """First step of the present excursion."""
     began: NDArray[np.int64]
@@ -62,12 +66,19 @@ class Standing:
 
     def first_cause(self) -> int:
         """Of the worst members the one that broke first: of those that may have been out as early as the first that was
-        seen to be, what shows in a module before what shows in the whole model, then the first in forward order."""
+        seen to be, what shows in a module before what shows in the whole model, then by time, what is not finite, and
+        forward order."""
         at = np.flatnonzero(self.rank == self.rank.max())
         is_early = self.began[at] <= self.since[at].min()
         at = at[is_early] if is_early.any() else at
         excess = np.where(np.isnan(self.excess[at]), -np.inf, self.excess[at])
-        return int(at[np.lexsort((-excess, self.place[at], self.cause[at] == IN_MODEL))[0]])
+        in_model = self.cause[at] == IN_MODEL
+        return int(at[np.lexsort((-excess, self.place[at], self.is_finite[at], self.since[at], in_model))[0]])
+
+    def says_well(self) -> NDArray[np.bool_]:
+        """Members whose being well says that their card's condition holds."""
+        well: NDArray[np.bool_] = (self.rank == OK) & ~self.is_sign
+        return well
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +128,15 @@ def verdicts(
 def _card_ranks(standing: Standing) -> list[int]:
     ranks = [NOT_MEASURED] * len(CARDS)
     for card in range(len(CARDS)):
-        members = standing.rank[standing.card == card]
+        speaks = standing.says_well() | (standing.rank >= DRIFTING)
+        members = standing.rank[(standing.card == card) & speaks]
         if members.size:
             ranks[card] = int(members.max())
     return ranks
 
 
 def _weakest(standing: Standing, card: int) -> Basis | None:
-    well = (standing.card == card) & (standing.rank == OK)
+    well = (standing.card == card) & standing.says_well()
     return STRENGTH[int(standing.strength[well].min())] if well.any() else None
 
 

@@ -123,9 +123,16 @@ def criterion_of(series: JudgedSeries) -> Criterion | None:
         return None  # counted with the values that are not finite
     if criterion.applies_to == "blocks" and series.facts.role != "block":
         return None
+    if criterion.applies_to == "stages" and not _is_stage(series):
+        return None
     if criterion.applies_to == "normalized_input" and not series.facts.input_normalized:
         return None
     return criterion
+
+
+def _is_stage(series: JudgedSeries) -> bool:
+    """Whether a module is a block, or outside of all blocks and not the whole model."""
+    return series.facts.role == "block" or (series.facts.block is None and bool(series.subject))
 
 
 def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -> bool:

@@ -16,7 +16,10 @@ BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "san
 """What a verdict rests on, by its number."""
 EDGES = ("warn_low", "warn_high", "critical_low", "critical_high")
 FAR = 1.5
-"""Times its log-width that a value must be away from its band's centre to need one point less before it alarms."""
+"""Times its log-width that a value must be away from its band's centre to need two points where others need three."""
+SLUGGISH = 0.5
+"""Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise makes
+of weights falls like the root of the rate."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4
@@ -109,6 +112,11 @@ class Bands:
         lows = tuple(low - by for low in (*self.lows, *self.clear_lows))
         return replace(self, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
 
+    def raised(self, by: Logs) -> "Bands":
+        """The same with upper edges that many log2 higher."""
+        highs = tuple(high + by for high in (*self.highs, *self.clear_highs))
+        return replace(self, highs=(highs[0], highs[1]), clear_highs=(highs[2], highs[3]))
+
     def edges(self, checks: Checks) -> tuple[Logs, Logs, Logs, Logs]:
         """The edges as levels, in the order of EDGES; NaN: none."""
         ratios = (self.lows[0], self.highs[0], self.lows[1], self.highs[1])
@@ -159,6 +167,8 @@ class Evaluator:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
+            if (fallen := schedule.fallen_since_window) > 0:
+                bands = bands.raised(self._scheduled * np.float32(SLUGGISH * fallen))
             bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
@@ -216,9 +226,9 @@ class Evaluator:
         criteria = self.checks.criterion
         for criterion in np.unique(criteria[falls]).tolist():
             at = criteria == criterion
-            known = ratio[at & measured & ~np.isnan(ratio)]
+            known = ratio[at & measured & np.isfinite(ratio)]  # what is exactly zero has not fallen with the others
             if known.size >= TOGETHER_CHECKS and (middle := float(np.median(known))) < TOGETHER_LOG:
-                by[at] = max(-middle, 0.0) if np.isfinite(middle) else np.inf
+                by[at] = -middle
         return bands.lowered(by) if by.any() else bands
 
     def muon_band(self, schedule: Schedule, last_values: Logs) -> MuonBand:

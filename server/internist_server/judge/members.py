@@ -29,6 +29,7 @@ from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
 
 _STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
+_IS_SIGN = np.array([CONDITION[criterion.condition].is_sign for criterion in CRITERIA])
 CAUSE = np.array([{"feature": 1, "model": 2}.get(criterion.cause, 0) for criterion in CRITERIA])
 """By criterion: 0 for own causes, 1 for what follows from them in a module, 2 for what follows in the whole model."""
 
@@ -96,6 +97,8 @@ class Members:
             card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), cards]).astype(np.int64),
             strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(rest, STRENGTH.index("target"))]),
             excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), [jump.away for jump in jumps]]),
+            is_sign=np.concatenate([_IS_SIGN[checks.criterion], np.zeros(size, bool), np.ones(len(jumps), bool)]),
+            is_finite=np.concatenate([np.ones(checks.column.size, bool), ~bad, np.ones(len(jumps), bool)]),
             cause=np.concatenate([CAUSE[checks.criterion], np.zeros(rest, np.int64)]),
             since=since,
             began=since - np.maximum(self._distances[columns], 1).astype(np.int64) + 1,

@@ -231,7 +231,7 @@ class Memory:
         for name in _LIFECYCLES:
             arrays |= _sparse(name, getattr(self, name))
         numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
-        numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS}
+        numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS} | {"window": schedule.window}
         return packing.pack(numbers, arrays)
 
     @classmethod
@@ -248,6 +248,7 @@ class Memory:
             memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
+            memory.schedule.window = float(numbers.get("window", math.nan))  # type: ignore[arg-type]
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])

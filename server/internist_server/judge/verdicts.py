@@ -315,8 +315,8 @@ class Judge:
         column = {one.id: place for place, one in enumerate(self._series)}
         place, distances = self._outline().place, self._distances()
 
-        def key(change: Transition) -> tuple[bool, int]:
-            return change.cause == "model", int(place[column[change.series]])
+        def key(change: Transition) -> tuple[bool, int, int]:
+            return change.cause == "model", change.pending_step, int(place[column[change.series]])
 
         earliest = min(change.pending_step for change in changes)
 
@@ -354,7 +354,7 @@ class Judge:
             recovery_cadence=checks.cadence,
         )
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
-        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears, far=found.far)
+        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears, far=found.far & (checks.needed > 2))
         if memory.warning is warning and memory.violation is violation:
             return []
         self._corroborate(violation.phase)
