@@ -29,7 +29,8 @@ SPREAD_LIMIT = 4.0
 """log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
 GROWN_UP = 512
 """Age in steps from which a band is as wide as its window makes it. A younger run learns its first features, by which
-its values grow and fall many times: its bands are wider by as much as it is younger."""
+its values grow and fall many times: its bands are wider by the square of how much younger it is."""
+YOUTH = 2.0
 ROUNDING = 1e-8
 """Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
 normalisation layer has such ones, up and down by any factor. They make no baseline."""
@@ -63,7 +64,7 @@ def grid_point(age: int) -> int:
 
 def youth(age: int) -> float:
     """log2 of how much wider the bands of a run of this age are, on either side."""
-    return max(0.0, math.log2(GROWN_UP / max(age, 1)))
+    return YOUTH * max(0.0, math.log2(GROWN_UP / max(age, 1)))
 
 
 def window_sample(steps: NDArray[np.int64], *, every: int, origin: int) -> NDArray[np.int64]:

@@ -196,7 +196,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         alarms_on_warning=_ALARMS_ON_WARNING[number] & ~baselined,
         cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
-        recovery=np.where(is_recent, RECENT_RECOVERY, _POINTS_NEEDED[number]),
+        recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, _POINTS_NEEDED[number]),
         sanity=sanity[:, 0],
         sanity_mean=sanity[:, 1],
         sanity_reference=sanity[:, 2],

@@ -186,7 +186,7 @@ class Members:
             is_young = (
                 self._memory.recent.taken[np.flatnonzero(self._checks.recent == check)[0]] < RECENT_MINIMUM_POINTS
             )
-            return "warming up: too few points for a band" if is_young else "its mean is not positive"
+            return "warming up: too few points for a band" if is_young else "its values are not all positive"
         if self._checks.baselined[check]:
             if self._checks.scheduled[check] and self._memory.schedule.is_warming_up:
                 return "warming up: the learning rate still rises"

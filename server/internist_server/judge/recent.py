@@ -37,7 +37,7 @@ class Recent:
     taken: Indices
     """Values taken so far."""
     centre: Floats
-    """NaN: no band yet, or none in multiples, as of a loss whose mean is not positive."""
+    """NaN: no band yet, or none in multiples, as of a loss that is not always positive."""
     low: Floats
     high: Floats
     """NaN: no such edge."""
@@ -91,10 +91,10 @@ FIELDS = ("values", "taken", "centre", "low", "high")
 
 
 def added(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Lower edge, centre and upper edge of values about a mean; NaN where there is none. A lower edge that is not
-    positive is none."""
+    """Lower edge, centre and upper edge of values about a mean; NaN where there is none: of values that are not all
+    positive no multiple says anything."""
     mean, deviation = float(values.mean()), float(values.std())
-    if mean <= 0:
+    if values.min() <= 0:
         return np.nan, np.nan, np.nan
     low = mean - max(RECENT_FALL * deviation, LEAST_FALL * mean)
     return (low if low > 0 else np.nan), mean, mean + max(RECENT_RISE * deviation, LEAST_RISE * mean)

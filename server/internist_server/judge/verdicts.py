@@ -205,13 +205,10 @@ class Judge:
             last_values=memory.last,
             recent=memory.recent,
         )
-        at = checks.recent
-        memory.recent.take(
-            checks.judged(values)[at], found.measured[at] & ~found.violates[at], multiplies=checks.recent_multiplies
-        )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
         np.copyto(memory.basis, found.basis, where=shown)
+        self._take_recent(values, present & finite, found.violates)
         changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
@@ -325,6 +322,13 @@ class Judge:
 
         return sorted(changes, key=lambda change: (is_late(change), *key(change)))
 
+    def _take_recent(self, values: Logs, measured: Flags, violates: Flags) -> None:
+        """Take in what is judged by its own last values, and forget how far out those were that have no band now."""
+        memory, at = self._memory, self._checks.recent
+        taken = measured[self._checks.column[at]] & ~violates[at]
+        memory.recent.take(self._checks.judged(values)[at], taken, multiplies=self._checks.recent_multiplies)
+        memory.ratio[at[np.isnan(memory.recent.centre)]] = np.nan
+
     def _advance_finite(self, bad: Flags, present: Flags) -> list[Transition]:
         memory = self._memory
         memory.numeric = advance(
@@ -354,7 +358,9 @@ class Judge:
             recovery_cadence=checks.cadence,
         )
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
-        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears, far=found.far & (checks.needed > 2))
+        memory.violation = move(
+            violation, breach=found.violates, clear=found.violation_clears, far=found.far & (checks.needed > 2)
+        )
         if memory.warning is warning and memory.violation is violation:
             return []
         self._corroborate(violation.phase)
