@@ -27,8 +27,8 @@ SPREAD_EXTREMES = 1.5
 """Times as far as a window's own extreme is well: heavy tails repeat themselves."""
 SPREAD_LIMIT = 4.0
 """log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
-GROWN_UP = 512
-"""Age in steps from which a band is as wide as its window makes it. A younger run learns its first features, by which
+GROWN_UP = 256
+"""Last step of a window, in steps since the origin, from which a band is as wide as its window makes it. A younger run learns its first features, by which
 its values grow and fall many times: its bands are wider by the square of how much younger it is."""
 YOUTH = 2.0
 ROUNDING = 1e-8
@@ -63,7 +63,7 @@ def grid_point(age: int) -> int:
 
 
 def youth(age: int) -> float:
-    """log2 of how much wider the bands of a run of this age are, on either side."""
+    """log2 of how much wider bands are, on either side, that a window makes which ends at this age."""
     return YOUTH * max(0.0, math.log2(GROWN_UP / max(age, 1)))
 
 

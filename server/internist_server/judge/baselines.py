@@ -53,9 +53,8 @@ def bands_of(memory: Memory, checks: Checks) -> Bands:
         own[checks.scheduled] = np.nan
     centre = np.where(checks.baselined, own, checks.target_centre)
     narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
-    young = np.where(checks.baselined, np.float32(bands.youth(memory.step - memory.origin)), np.float32(0))
-    above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0) + young
-    below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0) + young
+    above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
+    below = np.maximum(memory.below - narrow, 0) + np.maximum(-memory.growth, 0)
     return Bands.of(checks, centre=centre, above=above, below=below)
 
 
@@ -71,8 +70,10 @@ class Ceiling:
     @classmethod
     def of(cls, memory: Memory) -> "Ceiling":
         """By the largest baselines so far."""
+        narrow = np.float32(np.log2(BASELINE_CRITICAL))
+        room = np.maximum(memory.above, narrow)
         with np.errstate(divide="ignore", invalid="ignore"):
-            level = np.log2(memory.ceiling * np.float32(BASELINE_CRITICAL))
+            level = np.log2(memory.ceiling) + room
             return cls(level, np.log2(memory.ceiling_factor))
 
     def at(self, raw: float) -> Logs:
@@ -98,8 +99,10 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
     known = ~np.isnan(taken)
     memory.baseline[at[known]] = taken[known]
-    for name in ("growth", "above", "below"):
-        getattr(memory, name)[at[known]] = getattr(shape, name)[known]
+    memory.growth[at[known]] = shape.growth[known]
+    young, narrow = np.float32(bands.youth(int(ages.max()))), np.float32(np.log2(BASELINE_CRITICAL))
+    memory.above[at[known]] = np.maximum(shape.above[known], narrow) + young
+    memory.below[at[known]] = np.maximum(shape.below[known], narrow) + young
     reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
     memory.schedule.window = float(reference)
     which = at[scheduled]
