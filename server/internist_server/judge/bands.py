@@ -28,9 +28,10 @@ SPREAD_EXTREMES = 1.5
 SPREAD_LIMIT = 4.0
 """log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
 GROWN_UP = 256
-"""Last step of a window, in steps since the origin, from which a band is as wide as its window makes it. A younger run learns its first features, by which
-its values grow and fall many times: its bands are wider by the square of how much younger it is."""
+"""Last step of a window, in steps since the origin, from which a band is as wide as the window makes it. A younger run
+learns its first features, by which values grow and fall many times: its bands are wider"""
 YOUTH = 2.0
+"""by this power of how much younger it is."""
 ROUNDING = 1e-8
 """Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
 normalisation layer has such ones, up and down by any factor. They make no baseline."""

@@ -100,7 +100,7 @@ class Checks:
     rate_columns: Indices
     """Columns of the groups' learning rates, with the number of parameters of each group."""
     decay_columns: Indices
-    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where that is not measured."""
+    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
     rate_weights: tuple[float, ...]
     by_card: Indices
     """Checks sorted by card, and where each card of `cards_present` starts in it."""
@@ -108,7 +108,7 @@ class Checks:
     cards_present: Indices
 
     def judged(self, values: Logs) -> Logs:
-        """By check, what is judged of the values of all series; of several rows (points, series) as (checks, points)."""
+        """By check, what is judged of the values of all series; of rows (points, series) as (checks, points)."""
         chosen = values[..., self.column].T
         return np.where(self.complement if chosen.ndim == 1 else self.complement[:, None], 1 - chosen, chosen)
 
@@ -336,7 +336,7 @@ def _times(series: JudgedSeries, criterion: Criterion) -> float:
 
 
 def _decays(series: Sequence[JudgedSeries]) -> NDArray[np.int64]:
-    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where that is not measured."""
+    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
     rates = {one.subject: column for column, one in enumerate(series) if one.metric == "learning_rate"}
     found = [
         (column, rates.get(one.subject, MISSING)) for column, one in enumerate(series) if one.metric == "weight_decay"

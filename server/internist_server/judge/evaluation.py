@@ -18,8 +18,8 @@ EDGES = ("warn_low", "warn_high", "critical_low", "critical_high")
 FAR = 1.5
 """Times its log-width that a value must be away from its band's centre to need two points where others need three."""
 SLUGGISH = 0.5
-"""Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise makes
-of weights falls like the root of the rate."""
+"""Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise
+makes of weights falls like the root of the rate."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4

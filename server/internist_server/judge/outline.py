@@ -20,7 +20,8 @@ class Outline:
 
     place: Indices
     """Order in which a step makes them: outputs in forward order, of a module that holds others after theirs; then
-    gradients, from the last to the first, then weights and what the update makes of them, then the optimizer's groups, and last the whole model."""
+    gradients, from the last to the first, then weights and what the update makes of them, then the optimizer's groups,
+    and last the whole model."""
     block: Indices
     """Place in `blocks`; MISSING for series of a parameter group or of the whole model."""
     blocks: tuple[str, ...]

@@ -243,6 +243,31 @@ def of_silence(
     ]
 
 
+def first_causes_first(
+    changes: list[Transition], order: Sequence[int], place: Indices, distances: NDArray[np.float64]
+) -> list[Transition]:
+    """What a step changed, in the order of causes: what shows in a module before what shows in the whole model, unless
+    that began earlier than the module can have; then by time, and in forward order.
+
+    Args:
+        changes: of one step.
+        order: ids of the series.
+        place: forward order of the series.
+        distances: steps between two points of the series.
+    """
+    if len(changes) < 2:
+        return changes
+    column = {one: at for at, one in enumerate(order)}
+    earliest = min(change.pending_step for change in changes)
+
+    def key(change: Transition) -> tuple[bool, bool, int, int]:
+        at = column[change.series]
+        is_late = change.pending_step - max(float(distances[at]), 1.0) >= earliest
+        return is_late, change.cause == "model", change.pending_step, int(place[at])
+
+    return sorted(changes, key=key)
+
+
 def _out(ratio: float, *, two_sided: bool) -> float:
     """How many times out: ratios under one count as their inverse where too small is bad too."""
     if not two_sided or ratio >= 1:

@@ -11,9 +11,9 @@ from internist.schema import views
 from internist.schema.conditions import BASELINE_MINIMUM_POINTS, CARDS
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, advance
-from internist_server.judge import bands, baselines, board, drift, jumps, transitions
+from internist_server.judge import bands, baselines, board, drift, jumps, sparklines, transitions
 from internist_server.judge.board import IN_MODEL, Summary
-from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
+from internist_server.judge.checks import Flags, Indices, Logs, build_checks
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluation, Evaluator
@@ -214,7 +214,7 @@ class Judge:
         changes += self._advance_checks(found, shown)
         if step % self._every == 0:
             changes += self._notice_silence()
-        changes = self._first_causes_first(changes)
+        changes = transitions.first_causes_first(changes, self.order, self._outline().place, self._distances())
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -223,7 +223,9 @@ class Judge:
         basis[checks.column] = np.where(shown, found.basis, np.uint8(NONE))
         basis[bad] = TARGET
         if step % self._every == 0:
-            self._draw(found, shown, bad, present)
+            sparklines.draw(
+                memory.sparklines, checks, step, np.where(shown, found.ratio, np.nan), bad if present.any() else None
+            )
         return StepJudgement(
             step, memory.schedule.factor, memory.schedule.divisor, ratios.astype(np.float16), basis, changed, changes
         )
@@ -305,23 +307,6 @@ class Judge:
             self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
         )
 
-    def _first_causes_first(self, changes: list[Transition]) -> list[Transition]:
-        """What a step changed, in the order of causes: what began first, then forward; the whole model last."""
-        if len(changes) < 2:
-            return changes
-        column = {one.id: place for place, one in enumerate(self._series)}
-        place, distances = self._outline().place, self._distances()
-
-        def key(change: Transition) -> tuple[bool, int, int]:
-            return change.cause == "model", change.pending_step, int(place[column[change.series]])
-
-        earliest = min(change.pending_step for change in changes)
-
-        def is_late(change: Transition) -> bool:
-            return change.pending_step - max(float(distances[column[change.series]]), 1) >= earliest
-
-        return sorted(changes, key=lambda change: (is_late(change), *key(change)))
-
     def _take_recent(self, values: Logs, measured: Flags, violates: Flags) -> None:
         """Take in what is judged by its own last values, and forget how far out those were that have no band now."""
         memory, at = self._memory, self._checks.recent
@@ -395,19 +380,6 @@ class Judge:
         at = np.flatnonzero(is_new & shown)
         band = np.stack([edge[at] for edge in edges], axis=1)
         return ChangedBands(checks.column[at], checks.scheduled[at], band)
-
-    def _draw(self, found: Evaluation, shown: Flags, bad: Flags, present: Flags) -> None:
-        """One more point of each card's sparkline."""
-        memory, checks = self._memory, self._checks
-        if checks.column.size:
-            excess = np.where(checks.two_sided, np.abs(found.ratio), np.maximum(found.ratio, 0))
-            by_card = np.where(shown, excess, np.float32(-1))[checks.by_card]
-            worst = np.maximum.reduceat(by_card, checks.card_starts)
-            drawn = worst >= 0
-            memory.sparklines.add(memory.step, checks.cards_present[drawn], worst[drawn])
-        if present.any():
-            numeric = np.array([NUMERIC_CARD])
-            memory.sparklines.add(memory.step, numeric, np.array([np.inf if bad.any() else 0.0], np.float32))
 
     def _outline(self) -> Outline:
         if self._forward is None:
