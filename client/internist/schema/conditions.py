@@ -130,7 +130,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature"),
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
-    Criterion("update", "update.feature", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="feature"),
+    Criterion("update", "update.feature", two_sided=True, scheduled=True, cause="feature"),
     Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.row_rms_max", baseline=False, target=Target(3.0, 10.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.head_norm", baseline=False, target=Target(30.0, 100.0, "mup", _SU)),
