@@ -190,3 +190,17 @@ def test_nothing_is_foretold_of_a_run_that_is_over():
 
     assert ["leaves its band near" in reason for reason in reasons] == [True, False]
     assert judge.verdicts("r", "a", is_over=True).members[0].crossing_step is None
+
+
+@pytest.mark.parametrize(("factor", "opens"), [(1.4, True), (0.0, True), (1.05, False)])
+def test_a_weight_that_something_else_than_its_steps_has_moved_is_named_at_once(factor, opens):
+    laws = []
+    for n in range(3):
+        leap = lambda s, n=n: (1 + 1e-4 * s) * np.where((s < FIRST) | (n != 1), 1, factor)  # noqa: E731
+        laws.append((series(2 * n, "weight.rms", f"blocks.{n}.w"), leap))
+        laws.append((series(2 * n + 1, "update.rms", f"blocks.{n}.w"), constant(1e-4)))
+
+    told = tell(laws, last=700)
+
+    assert [(change.step, change.series) for change in told.fired("weight_jump")] == [(FIRST, 2)] * opens
+    assert len(told.resolved("weight_jump")) == opens

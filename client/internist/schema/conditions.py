@@ -10,6 +10,10 @@ STATES: tuple[State, ...] = ("ok", "drifting", "violated", "not measured")
 
 BASELINE_CRITICAL = 4.0
 """A value this many times its own baseline is violated, or more where the baseline's window itself scatters or grows."""
+WEIGHT_JUMP = 10.0
+"""Times what its steps at two samples explain that a weight's RMS may change by between them."""
+WEIGHT_JUMP_SHARE = 0.1
+"""And a change by less than this share of it is none."""
 RECENT_POINTS = 100
 """Last values that a value of every step is judged by, of those that were in their band."""
 RECENT_MINIMUM_POINTS = 30
@@ -68,6 +72,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
     Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
     Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
+    Condition("weight_jump", "spectral", "Only steps move weights", "Something else than the optimizer has written to a weight", "Between two samples a weight's RMS changes by no more than its steps can have moved it.", "what else writes to it: a checkpoint, an initialisation, a clamp, another optimizer", is_sign=True),
     Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
     Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
     Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),

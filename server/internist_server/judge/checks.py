@@ -102,6 +102,8 @@ class Checks:
     decay_columns: Indices
     """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
     rate_weights: tuple[float, ...]
+    weight_columns: Indices
+    """(parameters, 2): columns of each parameter's RMS and of that of its steps."""
     by_card: Indices
     """Checks sorted by card, and where each card of `cards_present` starts in it."""
     card_starts: Indices
@@ -206,6 +208,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool) -> Checks:
         is_gradient=_IS_GRADIENT[metrics],
         thinning=thinning,
         decay_columns=_decays(series),
+        weight_columns=_weights(series),
         rate_columns=np.array(groups.rates, np.int64),
         rate_weights=tuple(groups.weights),
         by_card=by_card,
@@ -340,6 +343,17 @@ def _decays(series: Sequence[JudgedSeries]) -> NDArray[np.int64]:
     rates = {one.subject: column for column, one in enumerate(series) if one.metric == "learning_rate"}
     found = [
         (column, rates.get(one.subject, MISSING)) for column, one in enumerate(series) if one.metric == "weight_decay"
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _weights(series: Sequence[JudgedSeries]) -> Indices:
+    """(parameters, 2): columns of each parameter's RMS and of that of its steps, where both are measured."""
+    steps = {one.subject: column for column, one in enumerate(series) if one.metric == "update.rms"}
+    found = [
+        (column, steps[one.subject])
+        for column, one in enumerate(series)
+        if one.metric == "weight.rms" and one.subject in steps
     ]
     return np.array(found, np.int64).reshape(-1, 2)
 

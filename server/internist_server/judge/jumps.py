@@ -1,19 +1,28 @@
-"""Jumps: a hyperparameter of a group that leaps between two samples as no schedule does."""
+"""Jumps: a hyperparameter of a group that leaps between two samples as no schedule does, and a weight that leaps as no
+step does."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from internist.schema.conditions import CONDITION, SCHEDULE_JUMP
+import numpy as np
+
+from internist.schema.conditions import (
+    BASELINE_MINIMUM_POINTS,
+    CONDITION,
+    SCHEDULE_JUMP,
+    WEIGHT_JUMP,
+    WEIGHT_JUMP_SHARE,
+)
 from internist.schema.rules import RULE_OF_CONDITION
 from internist_server.judge import wording
-from internist_server.judge.checks import Checks, Flags, Logs
+from internist_server.judge.checks import Checks, Flags, Indices, Logs
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.schedule import WARM_UP_STEPS
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import Transition
 
-_NAMES = {"learning_rate_jump": "learning rate", "weight_decay_jump": "weight decay"}
+_NAMES = {"learning_rate_jump": "learning rate of", "weight_decay_jump": "weight decay of", "weight_jump": "RMS of"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,46 @@ class Jump:
         away = times(now, memory.decay_before)
         return cls("weight_decay_jump", memory.decay_column, memory.decay_step, memory.decay_before, now, away)
 
+    @classmethod
+    def of_weight(cls, memory: Memory) -> "Jump | None":
+        """The open one of a weight, if any."""
+        if memory.weight_column == NEVER:
+            return None
+        now = float(memory.last[memory.weight_column])
+        away = times(now, memory.weight_before)
+        return cls("weight_jump", memory.weight_column, memory.weight_step, memory.weight_before, now, away)
+
+
+def watch_weights(
+    checks: Checks, memory: Memory, places: Indices, *, before: Logs, seen: Indices, present: Flags
+) -> None:
+    """Notice a weight whose RMS has changed by more than the steps that were measured at both samples explain; it ends
+    after a while: what was written has no duration. Of several the first in forward order is named.
+
+    Args:
+        checks: with the columns of weights and of their steps.
+        memory: whose last values are those of this step.
+        places: forward order of the series.
+        before: by column, the last values before this step.
+        seen: by column, when these were measured.
+        present: by column, what is measured at this step.
+    """
+    if memory.weight_column != NEVER:
+        if memory.step - memory.weight_step > WARM_UP_STEPS:
+            memory.weight_column, memory.weight_step, memory.weight_before = NEVER, NEVER, math.nan
+        return
+    weight, step = checks.weight_columns.T
+    is_known = present[weight] & present[step] & (seen[weight] != NEVER) & (before[weight] > 0)
+    if not is_known.any() or memory.step - memory.origin < 4 * BASELINE_MINIMUM_POINTS:
+        return
+    change = np.abs(memory.last[weight] - before[weight])
+    explained = (memory.step - seen[weight]) * np.fmax(before[step], memory.last[step])
+    leaps = is_known & (change > WEIGHT_JUMP * explained) & (change > WEIGHT_JUMP_SHARE * before[weight])
+    if leaps.any():
+        found = weight[leaps]
+        memory.weight_column = int(found[np.argmin(places[found])])
+        memory.weight_step, memory.weight_before = memory.step, float(before[memory.weight_column])
+
 
 def watch_decays(checks: Checks, memory: Memory, *, before: Logs, present: Flags) -> None:
     """Notice a weight decay that leaps, unless the learning rate of its group leaps with it; the open jump ends when it
@@ -109,7 +158,8 @@ def moved(
     rule, condition = RULE_OF_CONDITION[jump.condition], CONDITION[jump.condition]
     one = series[jump.column]
     home = homes[jump.column]
-    where = f"{_NAMES[jump.condition]} of {wording.group(one.subject)}{f' ({home})' if home else ''}"
+    subject = wording.group(one.subject) if one.kind == "group" else one.subject
+    where = f"{_NAMES[jump.condition]} {subject}{f' ({home})' if home else ''}"
     said = (
         f"{where}: {wording.jump(jump.ratio)} at step {jump.step}, from {wording.figure(jump.before)}"
         f" to {wording.figure(jump.now)}"
@@ -121,7 +171,7 @@ def moved(
             condition=condition.name,
             state="firing" if after else "resolved",
             severity=rule.violated if jump.rose else rule.drifting or rule.violated,
-            cause="learning_rate",
+            cause="learning_rate" if one.kind == "group" else "own",
             step=step,
             pending_step=jump.step,
             opened_step=jump.step,

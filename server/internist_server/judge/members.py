@@ -66,7 +66,11 @@ class Members:
         self._silent = is_silent(memory, checks.column, distances, checks.needed)
         self._silent_series = is_silent(memory, self._finite, distances, 2)
         self._own = set(checks.recent.tolist())
-        self._jumps = [jump for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory)) if jump is not None]
+        self._jumps = [
+            jump
+            for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory))
+            if jump is not None
+        ]
 
     def standing(self) -> Standing:
         """Where all members stand."""

@@ -49,6 +49,9 @@ _LATER_SCALARS = {
     "decay_column": NEVER,
     "decay_step": NEVER,
     "decay_before": math.nan,
+    "weight_column": NEVER,
+    "weight_step": NEVER,
+    "weight_before": math.nan,
 }
 """Those that states of earlier versions lack, as they are then."""
 _SCHEDULE_SCALARS = (
@@ -149,6 +152,10 @@ class Memory:
     decay_step: int = NEVER
     decay_before: float = math.nan
     """When it jumped, and what it was before."""
+    weight_column: int = NEVER
+    """Column of the RMS of the weight that something else than its steps has moved; NEVER: none lately."""
+    weight_step: int = NEVER
+    weight_before: float = math.nan
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""

@@ -185,11 +185,11 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
-        before = memory.last.copy()
+        before, seen = memory.last.copy(), memory.seen.copy()
         np.copyto(memory.seen, step, where=present)
         np.copyto(memory.last, values, where=present)
         finite = np.isfinite(values)
-        changes = self._observe_rates(values, present, before)
+        changes = self._observe_jumps(values, present, before, seen)
         bad = present & ((checks.finite & ~finite) | (checks.counts_nonfinite & (values > 0)))
         if skipped:
             bad &= ~checks.is_gradient
@@ -287,15 +287,16 @@ class Judge:
         self._bands = baselines.bands_of(self._memory, self._checks)
         self._ceiling = baselines.Ceiling.of(self._memory)
 
-    def _observe_rates(self, values: Logs, present: Flags, last_values: Logs) -> list[Transition]:
+    def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
         memory, checks = self._memory, self._checks
         rates, was_warming = checks.rate_columns, memory.schedule.is_warming_up
-        were = Jump.of_rate(checks, memory), Jump.of_decay(memory)
+        were = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
+        jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
         memory.schedule.observe(memory.step, np.where(present[rates], values[rates], np.nan).astype(np.float64))
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
-        now = Jump.of_rate(checks, memory), Jump.of_decay(memory)
+        now = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
         pairs = zip(were, now, strict=True)
         return [one for pair in pairs for one in jumps.moved(self._series, self._homes, memory.step, *pair)]
 
