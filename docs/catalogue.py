@@ -132,8 +132,8 @@ def rules_section() -> str:
         "",
         f"An alert fires when the breach has lasted {rules.FOR_POINTS_LIGHT} points of a light series, "
         f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says, wherever they lie; of a light one that is "
-        "half as far out again as its band is wide, two are enough. What is pending in a module fires with what leaves its "
-        "band in the whole model. It resolves when the log-ratio is back under "
+        "half as far out again as its band is wide, two are enough. What is pending in a module fires with what "
+        "leaves its band in the whole model. It resolves when the log-ratio is back under "
         f"{conditions.RECOVERY:.0%} of the band's own log-width. A run is `lost` when its heartbeat is older than "
         f"{rules.LOST_AFTER_S:g} s, and `stalled` when its step has not moved for {rules.STALLED_AFTER_STEPS:g} median "
         f"step times and {rules.STALLED_AFTER_S:g} s, and for {rules.STALLED_AFTER_PAUSES:g} times the longest pause "
