@@ -43,7 +43,7 @@ PARTS = ("model-heavy", "matrix-heavy")
 TIMES_A_ROUND = {"dormant": 3, "light": 4, "model-heavy + matrix-heavy": 1} | dict.fromkeys(PARTS, 1)
 """Dormant steps are nine in ten of a run: by as much as their median is off, nearly all of the sum is."""
 IN_A_ROW = {"dormant": 9}
-"""Steps of a kind that are timed together: the losses of dormant steps travel together, half a second's at once."""
+"""Steps of a kind that are timed together: the losses of dormant steps travel together, a second's at once."""
 BAR, BAR_UPPER = 1.02, 1.04
 PARTS_OF_THE_RUN = 4
 """The two models change roles between these."""

@@ -122,12 +122,12 @@ def spool_record(record: Record) -> bytes:
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def start_server(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server process on a free port, and its address."""
+def start_server(directory: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A server process on a free port with these settings, and its address."""
     port_file = directory / "port"
     command = [sys.executable, "-m", "internist", "serve", "--port", "0", "--no-board"]
     command += ["--database", str(directory / "internist.db"), "--port-file", str(port_file)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("INTERNIST_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("INTERNIST_")} | settings
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not port_file.exists():

@@ -12,6 +12,7 @@ SUBJECTS = {
     "Activations": ("activation", "block"),
     "Weights": ("weight",),
     "Updates": ("update",),
+    "Residual branches": ("branch",),
     "Gradients": ("gradient",),
     "Attention": ("attention",),
     "Output": ("output",),
@@ -71,9 +72,58 @@ has the same number.
 """
 
 
+BRANCHES = """\
+## Residual branches
+
+The spectral conditions under width *and* depth ([μP](mup.md)) are about products. A model of L blocks adds branches
+`h ← h + α W_k … W_1 h` to its stream; at every width and depth `α·R(W_k)…R(W_1)`, and the same product with any one
+norm or any two replaced by those of the updates, are to be of order 1/L (k ≥ 2), and of one matrix `α·R(W)` of order
+1/√L and `α·R(ΔW)` of order 1/L. The metrics are multiplied by L (√L), so that all are of order one, and runs of any
+depth can be laid side by side. They are worked out on the host from the frame's own `weight.operator_norm` and
+`update.operator_norm`: nothing is asked of the device for them. The matrices of one branch are measured in one turn.
+
+- *L*: the residual blocks of the model, as this process has it.
+- *Stages*: the matrices of a branch in the order in which their shapes fit; side by side where they take the same input
+  (a gate and what it gates), of which the largest norm counts. Attention's are its values and its output.
+- *Queries and keys* have products of their own, with s·d for α: s is what attention multiplies `q·k` by, d the features
+  of a head.
+- *Fused projections*: the rows that take part have at most the norm of the whole: bound `upper`.
+- *Experts*: each has products of its own.
+- *α*: what the forward hooks of `internist.mup` say, times what the block's own code multiplies by: the RMS of what it
+  adds over that of its branches' outputs together. Between 1/2 and 2 that is taken for one: outputs that point the same
+  way, or against each other, make the rest.
+- *α not seen*: where a norm may stand behind the branch, or the block's output is the branch's, α may be smaller: bound
+  `upper`.
+
+An upper bound is never held against a target, since it proves no excess. The targets allow for a base of 4 blocks (the
+product of the right parametrisation at any depth is that of its base) and for R(W) of 2.5 in each of two matrices.
+Branches whose stages cannot be told have no products; norms' gains and what lies between two stages are not reckoned.
+
+## Number formats
+
+What of a tensor *underflows* and *saturates* says whether low precision is safe. Of the format in use: entries that
+are not zero and smaller than its smallest normal number (they have lost bits), and entries at or beyond its largest.
+Of the next narrower format: entries that are not zero and would round to zero, and entries that would round past its
+largest number; rounding is to nearest, ties to even, and no scale is applied first. A gradient counts as it is stored,
+with a gradient scaler's scale on it: that is what its format has to hold. NaN and infinities count as saturated.
+
+| in use | next narrower | rounds to zero up to | rounds past the largest from |
+| --- | --- | --- | --- |
+| float64 | float32 | 2⁻¹⁵⁰ | 2¹²⁸ − 2¹⁰³ |
+| float32 | float16 (bfloat16 has float32's range) | 2⁻²⁵ | 65,520 |
+| bfloat16, float16: activations, weights | float8 E4M3 | 2⁻¹⁰ | above 464 |
+| bfloat16, float16: gradients | float8 E5M2 | 2⁻¹⁷ | 61,440 |
+
+Activations are looked at on the probe tokens, weights and gradients on up to 1,024 entries, evenly strided over all
+columns: bound `sampled`. A series' method names its two formats. These are shown, not judged. The choice of float8 for
+gradients and for the rest is that of Micikevicius et al. 2022, arXiv:2209.05433.
+"""
+
+
 def page() -> str:
     """The whole of docs/metrics.md."""
-    return "\n".join([INTRODUCTION, metrics_section(), conditions_section(), criteria_section(), rules_section()])
+    sections = metrics_section(), BRANCHES, conditions_section(), criteria_section(), rules_section()
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def metrics_section() -> str:

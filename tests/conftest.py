@@ -3,15 +3,18 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-from tests.speed import LONGEST, why_slow
+from tests.speed import LONGEST, SLOW_FIXTURES, is_slow_place, why_slow
 
 ROOT = PurePosixPath(Path(__file__).parents[1].as_posix())
+LONG_FIXTURES = pytest.StashKey[dict[str, float]]()
+"""Seconds that the setting up of a fixture took, by its name and place."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -48,6 +51,23 @@ def alertmanager_program() -> str:
     return found
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read no file in vain: importing what slow tests need takes longer than many a fast test."""
+    is_wanted = config.option.markexpr != "fast" or not collection_path.is_relative_to(Path(ROOT))
+    return None if is_wanted or not is_slow_place(PurePosixPath(collection_path.relative_to(ROOT).as_posix())) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Time what tests share: the first that asks pays for it, whichever that is."""
+    began = time.perf_counter()
+    result = yield
+    took = time.perf_counter() - began
+    if took > LONGEST and fixturedef.argname not in SLOW_FIXTURES:
+        request.config.stash.setdefault(LONG_FIXTURES, {})[f"{fixturedef.argname} ({request.node.nodeid})"] = took
+    return result
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as fast whatever `tests.speed` does not list."""
@@ -68,3 +88,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for name, seconds in sorted(took.items(), key=lambda entry: -entry[1]):
         if seconds > LONGEST and os.environ.get("CI"):
             terminalreporter.write_line(f"not fast: {seconds:.1f} s {name} (tests/speed.py)")
+    for name, seconds in terminalreporter.config.stash.get(LONG_FIXTURES, {}).items():
+        if os.environ.get("CI"):
+            terminalreporter.write_line(f"a slow fixture: {seconds:.1f} s {name} (tests/speed.py)")

@@ -2,7 +2,7 @@
 
 A test is fast unless what it uses, its folder or its file is listed here with the reason, or durations.json says that
 it took long (`python .ci/durations.py --record REPORT` writes that from a run's JUnit report). A new one is fast until
-then; CI names those over `LONGEST` seconds.
+then; CI names those over `LONGEST` seconds, and the fixtures of fast tests that take as long to set up.
 """
 
 import json
@@ -19,6 +19,8 @@ SLOW_MARKERS = {
 }
 
 SLOW_FIXTURES = {
+    "answers": "families of models, trained and served",
+    "ends": "processes that die",
     "gang": "several processes",
     "two": "several processes",
     "four": "several processes",
@@ -26,6 +28,7 @@ SLOW_FIXTURES = {
 }
 
 SLOW_PATHS = {
+    "tests/stacks": "libraries that take long to import, and compilers",
     "tests/system": "whole programs, trained and served",
     "tests/client/exponents/test_confusion.py": "a family of models for every mistake",
     "tests/client/monitor/test_identity.py": "several processes",
@@ -36,7 +39,7 @@ SLOW_PATHS = {
     "tests/client/test_public_names.py": "interpreters of their own",
     "tests/server/test_serve.py": "servers as processes",
 }
-"""Folders and files, as seen from the root."""
+"""Folders and files, as seen from the root; where only fast tests are asked for they are not even read."""
 
 
 @cache
@@ -44,6 +47,11 @@ def recorded() -> dict[str, float]:
     """Seconds by test function, of those that took long when they were recorded."""
     found: dict[str, float] = json.loads(Path(__file__).with_name("durations.json").read_text(encoding="utf-8"))
     return found
+
+
+def is_slow_place(path: PurePosixPath) -> bool:
+    """Whether all tests of a file or a folder, as seen from the root, are slow."""
+    return any(str(place) in SLOW_PATHS for place in (path, *path.parents))
 
 
 def why_slow(path: PurePosixPath, function: str, fixtures: set[str], markers: set[str]) -> str | None:

@@ -27,6 +27,7 @@ from internist.schema.wire import (
     Scalar,
     Series,
 )
+from internist_server.alerts.rule_files import require_thresholds
 from internist_server.envelope import require_version
 from internist_server.errors import Invalid
 from internist_server.store.attempts import LAST_STEP, MAX_OUTLINE
@@ -40,6 +41,7 @@ LAST_INDEX: Final = (1 << 31) - 1
 MAX_CONFIG_ENTRIES: Final = 10_000
 MAX_COVERAGE: Final = 8 * MAX_OUTLINE
 """A module or parameter has an entry for each of its metric families."""
+MAX_THRESHOLDS: Final = 1_000
 MAX_POWERS, MAX_POWER = 16, 62
 """Numbers that a heartbeat may tell of its sampling, and how large they may be."""
 _ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
@@ -76,6 +78,9 @@ def require_start(start: RunStart) -> None:
         or _text("client", start.client)
         or _mesh(start.mesh)
     )
+    if len(start.thresholds) > MAX_THRESHOLDS:
+        raise Invalid(f"a run has at most {MAX_THRESHOLDS} thresholds, got {len(start.thresholds)}")
+    require_thresholds(start.thresholds)
 
 
 def tidy_start(start: RunStart) -> tuple[RunStart, list[str]]:

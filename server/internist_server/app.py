@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
+from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.handling import Handling
 from internist_server.ingest import Ingest, system_clock_ms
-from internist_server.receivers import has_receivers, make_notifier, make_pushers
+from internist_server.receivers import make_notifier, make_pushers
 from internist_server.routes import (
     alerts,
     catalogue,
@@ -27,12 +29,15 @@ from internist_server.routes import (
     health,
     login,
     problems,
+    rules,
     runs,
     scaling,
+    silences,
     stream,
     windows,
 )
 from internist_server.routes.services import Services
+from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings, require_safe
 from internist_server.store.database import Database
@@ -53,6 +58,7 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
 
     Raises:
         SettingsError: the settings would expose the server.
+        RulesError: the file of rules is wrong.
     """
     require_safe(settings)
     api = create_api(settings, clock=clock)
@@ -65,9 +71,10 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
 
 def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
+    book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
     database = Database(settings.database_url)
     changes = Changes()
-    notifier = make_notifier(database, settings, clock=clock)
+    notifier = make_notifier(database, settings, book.receivers, clock=clock)
     pushers = make_pushers(database, settings, clock=clock)
     for pusher in pushers:
         changes.follow(pusher.changed)
@@ -75,10 +82,12 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         database,
         changes,
         max_series=settings.max_series_per_run,
-        notify=has_receivers(settings),
+        book=book,
+        policy=settings.policy if notifier is not None else None,
         on_queued=notifier.wake if notifier is not None else lambda: None,
         clock=clock,
     )
+    handling = Handling(database, ingest, book, clock=clock)
     ticker = Ticker(ingest)
 
     @asynccontextmanager
@@ -103,8 +112,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
-    api.state.services = Services(settings, database, ingest, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, windows, stream, scaling, alerts, catalogue, health, login):
+    api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
+    for module in (frames, runs, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)

@@ -17,8 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from internist_migrations.upgrade import upgrade
 from internist_server import observability
+from internist_server.alerts.rule_files import read_rules
 from internist_server.app import create_app
-from internist_server.errors import SettingsError
+from internist_server.errors import RulesError, SettingsError
 from internist_server.settings import Settings, require_safe
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def serve(argv: Sequence[str]) -> int:
     try:
         settings = read_settings(options)
         listener = bind(settings)
-    except (SettingsError, OSError) as error:
+    except (SettingsError, RulesError, OSError) as error:
         return _fail(str(error))
     port = listener.getsockname()[1]
     settings = settings.model_copy(update={"port": port})
@@ -56,8 +57,10 @@ def read_settings(options: argparse.Namespace) -> Settings:
 
     Raises:
         SettingsError: a setting is wrong, or unsafe.
+        RulesError: the file of rules is wrong.
     """
     given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
+    given["rules"] = options.rules
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -66,6 +69,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
         )
         raise SettingsError("; ".join(reasons)) from error
     require_safe(settings)
+    if settings.rules is not None:
+        read_rules(settings.rules)
     return settings
 
 
@@ -148,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="port to listen on (default 8237, or the next free one)")
     parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default internist.db)")
     parser.add_argument("--token", help="token that everyone must present (better: INTERNIST_TOKEN)")
+    parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")
     parser.add_argument("--open", action="store_true", help="open the board in a browser")
     parser.add_argument("--port-file", type=Path, help="write the port to this file when the server is ready")
     parser.add_argument("--no-board", dest="board", action="store_false", help="serve the API alone")

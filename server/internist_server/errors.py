@@ -2,12 +2,14 @@
 
 ServerError
 ├── SettingsError          a setting is wrong, or unsafe together with another (also a ValueError)
+├── RulesError             a file of rules is wrong: a line for each mistake (also a ValueError)
 ├── DeliveryError          a receiver did not take what it was sent
 ├── NotFound               what was asked for is not here
 │   ├── RunNotFound
 │   ├── AttemptNotFound
 │   ├── FamilyNotFound
-│   └── AlertNotFound
+│   ├── AlertNotFound
+│   └── SilenceNotFound
 └── Refused                what was sent is not taken; nothing of it was stored
     ├── Malformed          it cannot be read at all
     ├── Invalid            it can be read, and asks for something impossible
@@ -24,6 +26,10 @@ class ServerError(Exception):
 
 class SettingsError(ServerError, ValueError):
     """A setting is wrong, or unsafe together with another."""
+
+
+class RulesError(ServerError, ValueError):
+    """A file of rules is wrong: a line for each mistake."""
 
 
 class DeliveryError(ServerError):
@@ -61,6 +67,13 @@ class AlertNotFound(NotFound):
 
     def __init__(self, alert: int) -> None:
         super().__init__(f"there is no alert {alert}")
+
+
+class SilenceNotFound(NotFound):
+    """No such silence."""
+
+    def __init__(self, silence: int) -> None:
+        super().__init__(f"there is no silence {silence}; GET /api/v1/silences lists them")
 
 
 class Refused(ServerError):  # noqa: N818

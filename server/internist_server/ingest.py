@@ -22,18 +22,24 @@ from internist.schema.wire import (
     RunStarted,
 )
 from internist_server import admission, observability
+from internist_server.alerts.incidents import Policy
+from internist_server.alerts.rules import Terms, terms_of
 from internist_server.changes import Changes
 from internist_server.cursor import advance_cursor, reached
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress
-from internist_server.store import alerts, attempts, notifications, sequences
+from internist_server.rulebook import RuleBook
+from internist_server.store import alerts, attempts, incidents, notifications, sequences
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.database import Database
 from internist_server.store.judgements import Summary, load_judged_step, load_summaries
+from internist_server.store.runs import project_of
+from internist_server.store.silences import has_expired_between
 from internist_server.store.starts import correct_start
 from internist_server.store.vitals import Vitals, vitals_of
+from internist_server.telling import moves, tell
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +64,8 @@ class Ingest:
         changes: Changes,
         *,
         max_series: int,
-        notify: bool = False,
+        book: RuleBook | None = None,
+        policy: Policy | None = None,
         on_queued: Callable[[], None] = lambda: None,
         clock: Callable[[], int] = system_clock_ms,
     ) -> None:
@@ -66,17 +73,20 @@ class Ingest:
 
         Args:
             max_series: series of one run beyond this are refused.
-            notify: whether there are receivers; without, alerts are only recorded.
+            book: the user's own rules; without, there are none.
+            policy: when receivers are told; None: there are none, and alerts are only recorded.
             on_queued: called after a commit that queued a notification.
             clock: ms since 1970.
         """
         self._database = database
         self._changes = changes
         self._max_series = max_series
-        self._notify = notify
+        self._book, self._policy = book or RuleBook(), policy
         self._on_queued = on_queued
         self._clock = clock
-        self._progress = Progress(notify=notify)
+        self._progress = Progress(self._book, policy)
+        self._told_ms = 0
+        """Up to when silences that expired have been looked at."""
 
     def start(self, start: RunStart) -> RunStarted:
         """Register a run, an attempt and a rank; calling it again changes nothing but a first step that is larger.
@@ -88,7 +98,7 @@ class Ingest:
         now_ms = self._clock()
         with self._database.write() as session:
             attempt, rank, is_queued = self._register(session, start, now_ms=now_ms)
-        self._announce(start.run, is_queued=is_queued)
+        self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
@@ -101,7 +111,7 @@ class Ingest:
         """
         admission.require_id("attempt", contents.attempt)
         now_ms = self._clock()
-        with self._transaction(run, contents) as session:
+        with self.transaction(run, contents) as session:
             attempt, rank = self._speaker(session, run, contents)
             intake = Intake(
                 session,
@@ -110,7 +120,7 @@ class Ingest:
                 judged_step=load_judged_step(session, attempt.id),
                 now_ms=now_ms,
                 max_series=self._max_series,
-                notify=self._notify,
+                notify=self._policy is not None,
             )
             for record in contents.records:
                 intake.take(record)
@@ -128,7 +138,7 @@ class Ingest:
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
             log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
-        self._announce(run, is_queued=is_queued)
+        self.announce(run, is_queued=is_queued)
         acknowledged = sequences.highest(rank.delivered)
         return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, directives)
 
@@ -140,7 +150,7 @@ class Ingest:
         """
         admission.require_heartbeat(heartbeat)
         now_ms = self._clock()
-        with self._transaction(run) as session:
+        with self.transaction(run) as session:
             attempt = attempts.find_attempt(session, run, heartbeat.attempt)
             rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
             advance_cursor(session, attempt, rank)
@@ -148,7 +158,7 @@ class Ingest:
             is_queued = self._watch(session, attempt, now_ms=now_ms)
             attempts.touch_run(session, run)
             reply = HeartbeatReply(_directives(session, attempt))
-        self._announce(run, is_queued=is_queued)
+        self.announce(run, is_queued=is_queued)
         return reply
 
     def acknowledge(self, alert: int, *, by: str, is_new_normal: bool) -> Alert:
@@ -160,18 +170,23 @@ class Ingest:
         """
         now_ms = self._clock()
         is_queued = False
-        run = self._run_of(alert)
-        with self._transaction(run) as session:
+        run = self.run_of(alert)
+        with self.transaction(run) as session:
             seen = alerts.acknowledge(session, alert, by=by, now_ms=now_ms)
             if is_new_normal:
                 attempt = attempts.find_attempt(session, seen.run, seen.attempt)
                 is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
                 attempts.touch_run(session, run)
                 (seen,) = alerts.get_alerts(session, [alert])
-        self._announce(run, is_queued=is_queued)
+        self.announce(run, is_queued=is_queued)
         return seen
 
-    def _run_of(self, alert: int) -> str:
+    def run_of(self, alert: int) -> str:
+        """The run of an alert.
+
+        Raises:
+            AlertNotFound: there is no such alert.
+        """
         with self._database.read() as session:
             found = alerts.get_alerts(session, [alert])
         if not found:
@@ -186,17 +201,36 @@ class Ingest:
         for attempt in due:
             is_queued = False
             try:
-                with self._transaction(attempt.run) as session:
+                with self.transaction(attempt.run) as session:
                     current = attempts.find_attempt(session, attempt.run, attempt.name)
                     is_queued = self._progress.advance(session, current, now_ms=now_ms)
                     is_queued = self._watch(session, current, now_ms=now_ms) or is_queued
                     attempts.touch_run(session, attempt.run)
             except NotFound:
                 continue
-            self._announce(attempt.run, is_queued=is_queued)
+            self.announce(attempt.run, is_queued=is_queued)
+        self._tell_due(now_ms)
+
+    def _tell_due(self, now_ms: int) -> None:
+        """Tell what is over for long enough, what still fires after long enough, and what nobody silences any more."""
+        if self._policy is None:
+            return
+        with self._database.read() as session:
+            runs = set(incidents.runs_with_incidents(session))
+            if has_expired_between(session, self._told_ms, now_ms):
+                runs |= set(alerts.runs_firing(session))
+            due = sorted(run for run in runs if moves(session, run, self._policy, now_ms=now_ms))
+        self._told_ms = now_ms
+        for run in due:
+            try:
+                with self.transaction(run) as session:
+                    is_queued = self.tell(session, run, now_ms=now_ms)
+            except NotFound:
+                continue
+            self.announce(run, is_queued=is_queued)
 
     @contextmanager
-    def _transaction(self, run: str, contents: Contents | None = None) -> Iterator[Session]:
+    def transaction(self, run: str, contents: Contents | None = None) -> Iterator[Session]:
         """A transaction that holds the run's lock. When it is undone, so is what judges in memory have learnt."""
         try:
             with self._database.write() as session:
@@ -216,7 +250,7 @@ class Ingest:
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
-        return attempt, rank, self._notify and notifications.queue_resolved(session, start.run, now_ms=now_ms)
+        return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
     def _speaker(self, session: Session, run: str, contents: Contents) -> tuple[Attempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
@@ -257,10 +291,12 @@ class Ingest:
             if vitals.state != rule.state:
                 has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
             elif _was_live(session, attempt):
-                message = f"the run is {rule.state}: {vitals.reason}"
-                opened = alerts.open_run_alert(session, attempt, rule=rule, step=None, message=message, now_ms=now_ms)
+                message, terms = f"the run is {rule.state}: {vitals.reason}", self._terms(session, attempt, rule)
+                opened = alerts.open_run_alert(
+                    session, attempt, rule=rule, step=None, message=message, now_ms=now_ms, terms=terms
+                )
                 has_news |= opened is not None
-        return has_news and self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+        return has_news and self.tell(session, attempt.run, now_ms=now_ms)
 
     def _end(self, session: Session, attempt: Attempt, ends: Sequence[Finish], *, now_ms: int) -> bool:
         """Tell how ranks ended that did not end well, and close what is open of an attempt that is over; whether a
@@ -273,18 +309,27 @@ class Ingest:
             is_quiet = now_ms - end.finished_at_ms > QUIET_AFTER_S * 1000
             found = alerts.add_end(
                 session, attempt, rule=rule, step=end.step, message=f"the run {_HOW[end.outcome]} at step {end.step}",
-                at_ms=end.finished_at_ms, is_quiet=is_quiet,
+                at_ms=end.finished_at_ms, is_quiet=is_quiet, terms=(terms := self._terms(session, attempt, rule)),
             )  # fmt: skip
-            if found is not None and self._notify and not is_quiet:
+            if found is not None and self._policy is not None and not (is_quiet or terms.is_quiet):
                 notifications.queue_moment(session, attempt.run, rule.name, found, now_ms=now_ms)
                 is_queued = True
         if attempt.finished_at_ms is None:
             return is_queued
         step = max((reached(rank) for rank in attempts.list_ranks(session, attempt.id)), default=None)
         alerts.close_attempt(session, attempt, step=step, now_ms=now_ms)
-        return (self._notify and notifications.queue_resolved(session, attempt.run, now_ms=now_ms)) or is_queued
+        return self.tell(session, attempt.run, now_ms=now_ms, is_over=True) or is_queued
 
-    def _announce(self, run: str, *, is_queued: bool) -> None:
+    def _terms(self, session: Session, attempt: Attempt, rule: RunRule) -> Terms:
+        """What the user's rules say of an alert on the run itself."""
+        rules = self._book.rules(session, attempt.run, project_of(session, attempt.run))
+        return terms_of(rules, name=rule.name, condition=rule.name, metric="", subject="")
+
+    def tell(self, session: Session, run: str, *, now_ms: int, is_over: bool = False) -> bool:
+        """Queue what receivers are to be told of a run; whether anything was queued."""
+        return self._policy is not None and tell(session, run, self._policy, now_ms=now_ms, is_over=is_over)
+
+    def announce(self, run: str, *, is_queued: bool) -> None:
         """After a commit: tell those who wait."""
         self._changes.ring(run)
         if is_queued:

@@ -10,11 +10,14 @@ from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
+from internist_server.alerts.incidents import Policy
 from internist_server.cursor import reached
 from internist_server.errors import AttemptNotFound, Invalid
 from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement, Transition
-from internist_server.store import alerts, notifications
+from internist_server.rulebook import RuleBook
+from internist_server.rulewatch import RuleWatch
+from internist_server.store import alerts
 from internist_server.store.attempts import LAST_STEP, Attempt, Rank, Segment, find_attempt, list_ranks, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
 from internist_server.store.frames import (
@@ -40,6 +43,7 @@ from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import longest_pause_ms, step_time_ms
+from internist_server.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class LiveJudge:
     series: list[StoredSeries]
     columns: Columns
     stored: JudgeState
+    watch: RuleWatch
+    """The user's own rules on it."""
 
 
 class Progress:
@@ -70,8 +76,14 @@ class Progress:
     still right. `forget` must be called when the transaction is undone.
     """
 
-    def __init__(self, *, notify: bool) -> None:
-        self._notify = notify
+    def __init__(self, book: RuleBook, policy: Policy | None) -> None:
+        """Progress by these rules.
+
+        Args:
+            book: the rules in force.
+            policy: when receivers are told; None: nobody is.
+        """
+        self._book, self._policy = book, policy
         self._judges: dict[int, LiveJudge] = {}
 
     def forget(self, attempt_id: int) -> None:
@@ -130,9 +142,10 @@ class Progress:
             if said.bands.column.size:
                 packed = pack_bands(said.bands.column, said.bands.scheduled, said.bands.edges)
                 bands.append(StoredBands(step, packed))
-            if said.transitions:
+            passed = live.watch.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+            if changes := [*said.transitions, *passed]:
                 at_ms = int(matrix.measured_at_ms[row])
-                is_queued |= self._alert(session, attempt, newest, said, at_ms=at_ms, now_ms=now_ms)
+                is_queued |= self._alert(session, attempt, newest, live, changes, at_ms=at_ms, now_ms=now_ms)
         add_judgements(session, attempt.id, judged)
         add_bands(session, attempt.id, bands)
         live.stored = JudgeState(
@@ -143,22 +156,32 @@ class Progress:
             summary=self._summary(session, attempt, live, matrix),
         )
         save_state(session, attempt.id, live.stored)
+        live.watch.save(session, attempt)
         return is_queued
 
     def _alert(
-        self, session: Session, attempt: Attempt, newest: Attempt, said: StepJudgement, *, at_ms: int, now_ms: int
+        self,
+        session: Session,
+        attempt: Attempt,
+        newest: Attempt,
+        live: LiveJudge,
+        changes: Sequence[Transition],
+        *,
+        at_ms: int,
+        now_ms: int,
     ) -> bool:
         """Move the alerts of one step; whether a notification was queued.
 
         Step by step, so that what is notified does not depend on how frames were grouped into requests.
         """
         is_quiet = now_ms - at_ms > QUIET_AFTER_S * 1000 or attempt.id != newest.id
-        alerts.apply_transitions(session, attempt, said.transitions, at_ms=at_ms, is_quiet=is_quiet)
-        for one in said.transitions:
-            log.info("run %s step %d: %s %s: %s", attempt.run, said.step, one.rule, one.state, one.message)
+        terms = live.watch.terms(live.series)
+        alerts.apply_transitions(session, attempt, changes, at_ms=at_ms, is_quiet=is_quiet, terms=terms)
+        for one in changes:
+            log.info("run %s step %d: %s %s: %s", attempt.run, one.step, one.rule, one.state, one.message)
         if attempt.id != newest.id:
             alerts.supersede(session, newest, now_ms=now_ms)
-        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+        return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
     def accept(self, session: Session, attempt: Attempt, alert: Alert, *, now_ms: int) -> bool:
         """Take what an alert tells of for the new normal of its series; whether a notification was queued.
@@ -175,7 +198,8 @@ class Progress:
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
         newest = newest_attempt(session, attempt.run)
-        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id)
+        terms = live.watch.terms(live.series)
+        alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id, terms=terms)
         said = live.judge.summary()
         summary = replace(
             live.stored.summary,
@@ -189,7 +213,7 @@ class Progress:
             summary=summary,
         )  # fmt: skip
         save_state(session, attempt.id, live.stored)
-        return self._notify and notifications.queue_news(session, attempt.run, now_ms=now_ms)
+        return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
     def _refresh(self, session: Session, attempt: Attempt, live: LiveJudge, step: int, window: tuple[int, int]) -> None:
         """Hand the judge the points of a window."""
@@ -214,14 +238,17 @@ class Progress:
         """The attempt's judge, as of the database, with all series of its plans."""
         live = self._judges.pop(attempt.id, None)
         if live is None or live.stored.version != load_version(session, attempt.id):
-            live = _load(session, attempt)
+            live = _load(session, attempt, self._book)
         fresh = _new_series(session, attempt, live.columns.ids)
         if len(fresh):
             added = list_series(session, fresh)
-            live.judge.add_series([_judged(one) for one in added])
+            judged = [_judged(one) for one in added]
+            live.judge.add_series(judged)
+            live.watch.add_series(judged)
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, [one.metric for one in live.series])
+        live.watch.update(session, attempt, self._book)
         while len(self._judges) >= MAX_JUDGES:
             self._judges.pop(next(iter(self._judges)), None)
         self._judges[attempt.id] = live
@@ -303,7 +330,15 @@ def _parent_order(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None
     return stored.order, stored.state
 
 
-def _load(session: Session, attempt: Attempt) -> LiveJudge:
+def _load(session: Session, attempt: Attempt, book: RuleBook) -> LiveJudge:
+    judge, series, stored = _load_judge(session, attempt)
+    columns = columns_for(session, stored.order, [one.metric for one in series])
+    watch = RuleWatch.load(session, attempt, [_judged(one) for one in series], book)
+    return LiveJudge(judge, series, columns, stored, watch)
+
+
+def _load_judge(session: Session, attempt: Attempt) -> tuple[Judge, list[StoredSeries], JudgeState]:
+    """The judge of an attempt as of the database, its series, and what is stored of it."""
     stored = load_state(session, attempt.id)
     inherited: bytes | None = None
     if stored.state is None:
@@ -319,13 +354,12 @@ def _load(session: Session, attempt: Attempt) -> LiveJudge:
         judge = Judge(known, mup=is_mup, every=attempt.every)
     if inherited is not None:
         judge.inherit(inherited)
-    columns = columns_for(session, stored.order, [one.metric for one in series])
-    return LiveJudge(judge, series, columns, stored)
+    return judge, series, stored
 
 
 def load_judge(session: Session, attempt: Attempt) -> Judge:
     """The judge of an attempt as of the database, for reading."""
-    return _load(session, attempt).judge
+    return _load_judge(session, attempt)[0]
 
 
 def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:

@@ -1,19 +1,22 @@
 """The way out of the store: queued notifications to their receivers, what fires to Alertmanagers."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
 from internist_server.alerts.alertmanager import Pusher
 from internist_server.alerts.notify import Notification, Notifier, order_members
+from internist_server.alerts.rules import Receiver
 from internist_server.settings import Settings
 from internist_server.store import alerts, notifications
 from internist_server.store.database import Database
 
 
-def make_notifier(database: Database, settings: Settings, *, clock: Callable[[], int]) -> Notifier | None:
-    """The thread that delivers notifications; None without receivers."""
-    if not has_receivers(settings):
+def make_notifier(
+    database: Database, settings: Settings, receivers: Sequence[Receiver], *, clock: Callable[[], int]
+) -> Notifier | None:
+    """The thread that delivers notifications, to those of the settings and to these; None without receivers."""
+    if not (settings.webhook_url or settings.apprise_urls or receivers):
         return None
 
     def claim() -> list[Notification]:
@@ -33,12 +36,8 @@ def make_notifier(database: Database, settings: Settings, *, clock: Callable[[],
         webhooks=settings.webhook_url,
         apprise_urls=settings.apprise_urls,
         external_url=settings.address,
+        receivers=receivers,
     )
-
-
-def has_receivers(settings: Settings) -> bool:
-    """Whether anyone wants to be told of alerts."""
-    return bool(settings.webhook_url or settings.apprise_urls)
 
 
 def make_pushers(database: Database, settings: Settings, *, clock: Callable[[], int]) -> list[Pusher]:

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from internist.schema.rules import REPEAT_AFTER_S, RESOLVE_AFTER_S
 from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
+from internist_server.alerts.incidents import Policy
 from internist_server.errors import SettingsError
 
 DEFAULT_PORT = 8237
@@ -43,6 +45,23 @@ class Settings(BaseSettings):
         description="Seconds after which Alertmanagers are told again of all that fires; what they are not told of for "
         "four times as long is resolved there.",
     )
+    rules: Path | None = Field(
+        default=None,
+        description="File with rules and receivers of your own; one with a mistake is refused at the start.",
+    )
+    resolve_after_s: float = Field(
+        default=RESOLVE_AFTER_S,
+        ge=0.0,
+        le=86_400.0,
+        description="Seconds without an alert after which receivers are told that it is over; what comes and goes is "
+        "one incident, and this wait doubles with each of its ends within an hour.",
+    )
+    repeat_after_s: float = Field(
+        default=REPEAT_AFTER_S,
+        ge=60.0,
+        le=31_536_000.0,
+        description="Seconds after which receivers are told again of what still fires and nobody has acknowledged.",
+    )
     external_url: str | None = Field(
         default=None, description="Address of this server as people reach it; links in notifications begin with it."
     )
@@ -70,7 +89,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"expected addresses such as http://alertmanager:9093, got {shown!r}")
         return value
 
-    @field_validator("token", "external_url", mode="before")
+    @field_validator("token", "external_url", "rules", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if isinstance(value, str) and not value.strip() else value
@@ -79,6 +98,11 @@ class Settings(BaseSettings):
     @classmethod
     def _to_url(cls, value: str) -> str:
         return database_url(value)
+
+    @property
+    def policy(self) -> Policy:
+        """When receivers are told of an end, and when once more of what goes on."""
+        return Policy(int(self.resolve_after_s * 1000), int(self.repeat_after_s * 1000))
 
     @property
     def address(self) -> str:

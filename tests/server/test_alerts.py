@@ -20,7 +20,7 @@ DEADLINE_S = 30
 def sender(database_url, serve, clock):
     """A run that has been well for 1,000 steps, on a server that has a receiver nobody listens at."""
     clock.now_ms = EPOCH_MS + 1000 * STEP_MS
-    made = Sender(serve(database_url, webhook_url="http://127.0.0.1:9/"))
+    made = Sender(serve(database_url, webhook_url="http://127.0.0.1:9/", resolve_after_s=0))
     made.send(made.declare(small_model()))
     made.send(frames(made, range(0, FIRST, EVERY)))
     return made
@@ -314,7 +314,7 @@ def test_a_webhook_receiver_hears_of_an_alert_and_its_end(sqlite_url, serve, clo
     receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     clock.now_ms = EPOCH_MS + 1000 * STEP_MS
-    api = serve(sqlite_url, webhook_url=f"http://127.0.0.1:{receiver.server_port}/hook")
+    api = serve(sqlite_url, webhook_url=f"http://127.0.0.1:{receiver.server_port}/hook", resolve_after_s=0)
     sender = Sender(api)
     sender.send(sender.declare(small_model()))
     sender.send(frames(sender, range(0, FIRST, EVERY)))

@@ -12,6 +12,7 @@ import pytest
 from internist.schema import views
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import RUN_RULE
+from internist_server.alerts import rules
 from internist_server.alerts.labels import fingerprint
 from internist_server.alerts.notify import (
     Notification,
@@ -174,6 +175,7 @@ class Receiver:
     failures: list[int] = field(default_factory=list)
     calls: list[tuple[dict[str, str], dict[str, object]]] = field(default_factory=list)
     url: str = ""
+    paths: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -184,6 +186,7 @@ def receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.calls.append((dict(self.headers), body))
+            state.paths.append(self.path)
             self.send_response(state.failures.pop(0) if state.failures else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -225,12 +228,19 @@ class Queue:
 def start() -> Iterator[Callable[..., Notifier]]:
     started: list[Notifier] = []
 
-    def start(queue: Queue, *, webhooks: tuple[str, ...] = (), apprise_urls: tuple[str, ...] = ()) -> Notifier:
+    def start(
+        queue: Queue,
+        *,
+        webhooks: tuple[str, ...] = (),
+        apprise_urls: tuple[str, ...] = (),
+        receivers: tuple[rules.Receiver, ...] = (),
+    ) -> Notifier:
         notifier = Notifier(
             claim=queue.claim,
             settle=queue.settle,
             webhooks=webhooks,
             apprise_urls=apprise_urls,
+            receivers=receivers,
             external_url="http://host:8237",
             poll_s=0.01,
         )
@@ -301,6 +311,39 @@ def test_an_address_nobody_knows_is_settled_with_an_error_that_keeps_its_secrets
     assert queue.done.wait(PATIENCE_S)
     error = str(queue.settled[0][1])
     assert "not an address that Apprise knows" in error and "secret" not in error
+
+
+def test_a_receiver_that_a_rule_names_is_told_alone_and_others_of_what_names_nobody(receiver, start):
+    oncall = rules.Receiver(name="oncall", webhook_url=f"{receiver.url}/oncall", default=False)
+    team = rules.Receiver(name="team", webhook_url=f"{receiver.url}/team")
+    named = replace(NEWS, id=2, alerts=(replace(ALERT, receivers=("oncall",)),))
+    queue = Queue([NEWS, named], expected=2)
+
+    start(queue, webhooks=(f"{receiver.url}/all",), receivers=(oncall, team))
+
+    assert queue.done.wait(PATIENCE_S)
+    assert receiver.paths == ["/hook/all", "/hook/team", "/hook/oncall"]
+
+
+def test_labels_and_annotations_of_rules_travel_and_what_the_server_says_stays():
+    dressed = replace(ALERT, labels={"team": "a", "run": "x"}, annotations={"runbook": "http://w/"}, bound="upper")
+
+    (member,) = webhook_body(replace(NEWS, alerts=(dressed,)), external_url="http://h", receiver="r")["alerts"]  # type: ignore[misc]
+
+    assert (member["labels"]["team"], member["labels"]["run"], member["labels"]["bound"]) == ("a", "r1", "upper")
+    assert member["annotations"]["runbook"] == "http://w/"
+
+
+def test_a_repetition_is_another_piece_of_news():
+    assert idempotency_key(NEWS) != idempotency_key(replace(NEWS, id=2))
+
+
+def test_a_rule_of_the_users_own_is_called_by_its_name():
+    loss = replace(ALERT, rule="loss_high", condition="threshold", message="model: loss is 9, over 5, since step 30")
+
+    said = headline(replace(NEWS, condition="loss_high", alerts=(loss,)))
+
+    assert said == "critical: Rule loss_high fires in gpt: model: loss is 9, over 5, since step 30"
 
 
 def test_a_failing_store_does_not_end_the_thread(receiver, start, caplog):

@@ -20,7 +20,7 @@ FIRST = 1000
 def sender(database_url, serve, clock):
     """A live run that has been well for 1,000 steps, on a server that has a receiver nobody listens at."""
     clock.now_ms = EPOCH_MS + FIRST * STEP_MS
-    made = Sender(serve(database_url, webhook_url="http://127.0.0.1:9/"))
+    made = Sender(serve(database_url, webhook_url="http://127.0.0.1:9/", resolve_after_s=0))
     made.send(made.declare(small_model()))
     made.send(frames(made, range(0, FIRST, EVERY)))
     made.beat(FIRST - 10)

@@ -35,7 +35,8 @@ class WatchedModule:
     order: int
     block: str | None
     excluded: bool = False
-    parameters: list["WatchedParameter"] = field(default_factory=list)
+    parameters: dict[str, "WatchedParameter"] = field(default_factory=dict)
+    """By its name in this module: a tied one is called otherwise in its owner."""
 
     @property
     def module(self) -> nn.Module:
@@ -66,13 +67,15 @@ class WatchedParameter:
     """`matrix`, `embedding`, `head`, `vector`; empty: none of these fits, see `unsupported`."""
     view: str = ""
     aliases: list[str] = field(default_factory=list)
+    holders: list[WatchedModule] = field(default_factory=list)
+    """The modules that compute with it: its owner, then those that it is tied to."""
     unsupported: str = ""
     """Why nothing of it can be measured; empty if something can."""
     viewless: str = ""
     """Why it is no matrix, so that it has no spectrum; empty if it may have one."""
     excluded: bool = False
     turn: int = 0
-    """Its place among parameters of more than one dimension: matrices are measured in rotation."""
+    """Which turn is its: matrices are measured in rotation, those of one residual branch at the same time."""
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -129,7 +132,7 @@ class Outline:
                 type(m.module).__name__,
                 m.role,
                 m.block,
-                sum(p.tensor.numel() for p in m.parameters),
+                sum(p.tensor.numel() for p in m.parameters.values()),
                 multiplier(m.module),
             )
             for m in self.modules
@@ -182,10 +185,13 @@ def outline(
                 )
             else:
                 known.aliases.append(full)
-            watched.parameters.append(known)
+            known.holders.append(watched)
+            watched.parameters[attribute] = known
             _classify(known, watched, attribute)
-    for turn, parameter in enumerate(p for p in parameters.values() if "matrix" in p.roles or p.view == "unknown"):
-        parameter.turn = turn
+    turns: dict[str, int] = {}
+    for parameter in parameters.values():
+        if "matrix" in parameter.roles or parameter.view == "unknown":
+            parameter.turn = turns.setdefault(_turn_of(parameter), len(turns))
     head_module = next((m for m in modules if m.role == "head"), None)
     return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root))
 
@@ -205,6 +211,15 @@ def signature_of(root: nn.Module) -> tuple[object, ...]:
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)
+
+
+def _turn_of(parameter: WatchedParameter) -> str:
+    """What has its turn as one: what lies directly in a block, or in one child of it; outside blocks each by itself."""
+    block, owner = parameter.owner.block, parameter.owner.name
+    if block is None or not owner.startswith(block):
+        return parameter.name
+    below = owner[len(block) + 1 :].split(".")
+    return f"{block}.{below[0]}" if len(below) > 1 or parameter.owner.role not in ("linear", "convolution") else block
 
 
 def multiplier(module: nn.Module) -> float:

@@ -21,6 +21,11 @@ QUERY_NAMES = ("q_proj", "query", "wq", "w_q", "to_q", "q_lin", "query_proj", "q
 KEY_NAMES = ("k_proj", "key", "wk", "w_k", "to_k", "k_lin", "key_proj", "k")
 QKV_NAMES = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn", "query_key_value")
 """What attention's projections are called in the modules that own them: apart, or one for all."""
+ROUTER_WORDS = re.compile(r"(router|gate)$", re.IGNORECASE)
+"""What the layer is called that sends tokens to experts."""
+UP_WORDS = re.compile(r"(up|gate|gate_up|w1|w3|fc1|wi|wi_0|wi_1|c_fc)(_proj|_weight)*$", re.IGNORECASE)
+DOWN_WORDS = re.compile(r"(down|w2|fc2|out|output|c_proj|proj_out)(_proj|_weight|_bias)*$", re.IGNORECASE)
+"""What parameters are called that lead from a block's stream, and back to it."""
 _ATTENTION_WORDS = re.compile(r"attn|attention|MHA|MultiHead", re.IGNORECASE)
 _NORM_WORDS = re.compile(r"norm(alization)?(\d+d)?$", re.IGNORECASE)
 _HEAD_WORDS = re.compile(r"(^|\.)(lm_head|head|output|classifier|score|unembed\w*|out_proj_vocab)$", re.IGNORECASE)
@@ -148,6 +153,11 @@ def head_name(
     embeddings = {id(stored_weight(m)) for m in root.modules() if isinstance(m, nn.Embedding)} - {id(None)}
     tied = [name for name, module in tree if name in linears and id(stored_weight(module)) in embeddings]
     return tied[-1] if tied else (linears[-1] if linears else None)
+
+
+def is_router(owner: str, fan_out: int, fan_in: int) -> bool:
+    """Whether a matrix of a block sends tokens to experts, by its module's name and its shape."""
+    return bool(ROUTER_WORDS.search(owner)) and fan_out * 2 <= fan_in
 
 
 def parameter_kind(owner: nn.Module, role: Role, attribute: str, shape: torch.Size) -> tuple[Kind, str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from internist.model.outline import WatchedParameter
+from internist.model.roles import DOWN_WORDS, UP_WORDS
 from internist.schema.wire import Facts
 
 UNORIENTED = "unoriented"
@@ -31,7 +32,8 @@ def resolve_view(parameter: WatchedParameter, input_width: int | None, output_wi
     """Settle the orientation of a parameter of an unknown module from the widths its module was seen with.
 
     Of a stack of matrices (experts) the last two dimensions count. The hidden width of experts is neither the module's
-    input nor its output: one side that fits is enough.
+    input nor its output: one side that fits is enough. Where input and output are equally wide, either way round fits,
+    and the parameter's name says whether it leads from them or back to them.
     """
     if parameter.view != "unknown":
         return
@@ -40,6 +42,9 @@ def resolve_view(parameter: WatchedParameter, input_width: int | None, output_wi
     stack = "experts, " if len(shape) == 3 else ""
     straight = _fits(columns, rows, input_width, output_width)
     turned = _fits(rows, columns, input_width, output_width)
+    if straight and turned and (leads := _leads(parameter.attribute)):
+        straight = (columns == input_width) if leads == "up" else (rows == output_width)
+        turned = not straight
     if rows == columns:  # its norms are the same either way round
         parameter.roles, parameter.view = {"matrix"}, stack + "square"
         return
@@ -48,6 +53,13 @@ def resolve_view(parameter: WatchedParameter, input_width: int | None, output_wi
         parameter.view = stack + ("transposed" if turned else "(fan_out, fan_in)")
         return
     parameter.roles, parameter.view = {"matrix"}, stack + UNORIENTED
+
+
+def _leads(attribute: str) -> str:
+    """Whether a parameter of this name leads `up` from the stream or `down` to it; empty where it does not say."""
+    if UP_WORDS.search(attribute):
+        return "up"
+    return "down" if DOWN_WORDS.search(attribute) else ""
 
 
 def _fits(fan_in: int, fan_out: int, input_width: int | None, output_width: int | None) -> bool:

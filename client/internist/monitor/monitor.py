@@ -125,6 +125,7 @@ class Monitor:
             routing=routing(optimizers, plan),
             modules=plan.describe(),
             client=f"internist {internist.__version__}, torch {torch.__version__}",
+            thresholds=options.thresholds,
         )
         self.run = who.run
         connection = None if options.mode == "offline" else Connection(options.server, options.token)

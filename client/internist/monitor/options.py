@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internist.errors import ConfigurationError
+from internist.monitor.limits import limits
 from internist.schema.metrics import METRICS
-from internist.schema.wire import MAX_NAME_LENGTH, Scalar
+from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -43,6 +44,8 @@ class Options:
     directory: Path
     max_overhead: float
     replay: bool
+    thresholds: tuple[Threshold, ...]
+    """Limits that the run sets for itself."""
     compile: str | None
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
 
@@ -95,6 +98,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         directory=_directory(arguments["directory"] or environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY),
         max_overhead=float(overhead),
         replay=replay,
+        thresholds=limits(arguments["thresholds"]),
         compile=arguments["compile"],
     )
 

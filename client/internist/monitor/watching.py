@@ -43,6 +43,7 @@ def watch(
     distributed: str = "merge",
     max_overhead: float = 0.01,
     replay: bool = True,
+    thresholds: Mapping[str, float | tuple[float | None, float | None]] | None = None,
 ) -> Monitor:
     """Watch a model while it trains. No other call is needed: the optimizer's steps are the clock.
 
@@ -79,6 +80,9 @@ def watch(
             limit.
         replay: whether a few tokens may be run through the model once more on heavy steps, before and after an update,
             to measure how far the update moves what its modules return; False: the model is called by nobody but you.
+        thresholds: limits of this run, by metric of the catalogue: a number that it must not be over, or (lowest,
+            highest) with None for no edge, such as `{"gradient.global_norm": 5.0}`. The server alerts where a series of
+            the metric is beyond.
 
     Returns:
         The monitor. Watching a model again returns the monitor it has, which then follows the optimizer as well. In a

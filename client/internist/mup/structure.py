@@ -13,26 +13,27 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from internist.model.branches import Branch, Matrix, branches_of
 from internist.model.roles import (
+    DOWN_WORDS,
+    ROUTER_WORDS,
     block_names,
     block_of,
     head_name,
     is_linear,
     is_norm,
+    is_router,
     is_transposed_linear,
     module_role,
     parameter_kind,
     plain_name,
     unwrap,
 )
-from internist.mup.branches import Branch, Matrix, branches_of
 from internist.mup.overrides import PARAMETER_ROLES, said_roles
 
 _EMBEDDING_WORDS = re.compile(r"(^|[._])(wpe|wte|\w*emb|\w*embed(ding)?s?|\w*position\w*|\w*_tokens?)$", re.IGNORECASE)
 _EXPERT_WORDS = re.compile(r"experts?|moe", re.IGNORECASE)
-_ROUTER_WORDS = re.compile(r"(router|gate)$", re.IGNORECASE)
 _KEY_WORDS = re.compile(r"(^|[._])(k|v|key|value|wk|wv)(_proj)?\.weight$")
-_DOWN_WORDS = re.compile(r"(down|w2|fc2|out|output|c_proj|proj_out)(_proj|_weight|_bias)*$", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -254,14 +255,14 @@ def _role(part: Part, full: str, owner: nn.Module, attribute: str, kind: str, *,
     inside = part.block is not None or not has_blocks
     if kind == "matrix":
         parents = full.split(".")[:-1]
-        if _ROUTER_WORDS.search(parents[-1] if parents else "") and part.fan_out * 2 <= part.fan_in and part.block:
+        if part.block and is_router(parents[-1] if parents else "", part.fan_out, part.fan_in):
             return "router"
         return "input" if not inside and any(_EMBEDDING_WORDS.search(word) for word in parents) else "hidden"
     if _EMBEDDING_WORDS.search(attribute):
         return "input"
     if dims == 3 and (_EXPERT_WORDS.search(full) or _EXPERT_WORDS.search(type(owner).__name__)):
         return "hidden"
-    if kind == "unknown" and attribute == "weight" and _ROUTER_WORDS.search(type(owner).__name__):
+    if kind == "unknown" and attribute == "weight" and ROUTER_WORDS.search(type(owner).__name__):
         return "router"
     part.choices = PARAMETER_ROLES
     part.note = f"held by a {type(owner).__name__}, whose use of it is not known"
@@ -327,7 +328,7 @@ def _is_stored_in_out(owner: nn.Module, attribute: str, shape: Sequence[int], wi
         return True
     if width is None or shape[1] == shape[2] or width not in shape[1:]:
         return False
-    return (shape[2] if _DOWN_WORDS.search(attribute) else shape[1]) == width
+    return (shape[2] if DOWN_WORDS.search(attribute) else shape[1]) == width
 
 
 def _stream(root: nn.Module, blocks: set[str]) -> int | None:

@@ -62,6 +62,8 @@ class AttentionCapture:
         self._marked: dict[int, int] = {}
         self._subjects: dict[int, WatchedModule] = {}
         self._scales: dict[int, float] = {}
+        self.known: dict[str, tuple[float, int]] = {}
+        """By module: what its products of queries and keys are multiplied by, and how many heads it has."""
         self._listeners: list[_Listener] = []
         self._listening: list[Listening] = []
         self._open = threading.local()
@@ -148,6 +150,8 @@ class AttentionCapture:
             ]
             recorder.add(layout, largest, measured=largest != NOT_MEASURED)
             self.measured_now.update(orders)
+            scaled = (order for order in orders if order in self._scales)
+            self.known.update({self._subjects[order].name: (self._scales[order], count) for order in scaled})
         self._values.clear()
 
     # ---- in a forward ----------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from internist.measures import activations as measure
+from internist.measures import formats
 from internist.measures.activations import Value
 from internist.model.outline import Outline, WatchedModule
 from internist.observe.sampling import HEAVY_EVERY, Sampling
+from internist.observe.seen import DEPENDENCY, RANGES
 from internist.observe.tokens import PROBE_TOKENS
 from internist.record.recorder import Recorder
 from internist.record.series_book import Layout, SeriesBook
@@ -35,6 +37,10 @@ class Call:
     distances: Tensor | None = None
     """(pairs,) between the probe tokens of the output."""
     input_distances: Tensor | None = None
+    ranges: Tensor | None = None
+    """(4, 1) shares of the probe tokens' entries, as `measures.formats.shares` gives them,"""
+    probed: int = 0
+    """and how many entries those are."""
 
 
 Calls = Mapping[int, Sequence[Call]]
@@ -54,6 +60,8 @@ class CallSeries:
         """By module order: whether its input is a normalisation layer's output."""
         self.light_inputs: dict[int, bool] = {}
         """By module order: whether its input is another watched module's output, whose token RMS is known."""
+        self.dtypes: dict[int, torch.dtype] = {}
+        """By module order: the type of its output."""
 
     def record(self, calls: Calls, recorder: Recorder, *, sampled: bool) -> None:
         """Hand a step's values to the recorder.
@@ -68,10 +76,12 @@ class CallSeries:
         self._record_values(calls, entries, recorder, bound)
         self._record_log_z(calls, recorder, bound)
         self._record_spreads(calls, recorder)
+        self._record_ranges(calls, recorder)
 
     def facts(self, watched: WatchedModule, metric: str, *, probe: int | None = None, method: str = "") -> Facts:
         """Facts of a series of this module."""
         width_in, width_out = self.widths.get(watched.order, (None, None))
+        dtype = self.dtypes.get(watched.order) if metric in RANGES else None
         rare = metric == "activation.input_rms_max" and not self.light_inputs.get(watched.order, True)
         return Facts(
             method=method,
@@ -82,6 +92,7 @@ class CallSeries:
             input_normalized=self.normalized.get(watched.order, False),
             fan_in=width_in,
             fan_out=width_out,
+            dtype=None if dtype is None else formats.format_of(dtype).name,
             probe=probe,
             cadence=self._sampling.cadence(metric) * (HEAVY_EVERY if rare else 1),
             placement="data_parallel",
@@ -90,9 +101,10 @@ class CallSeries:
     def of(self, order: int, metric: str, bound: Bound) -> Series | None:
         """The series of a metric of this module; None if it is not wanted."""
         watched = self._outline.modules[order]
-        probe = PROBE_TOKENS if metric.startswith(("activation.spread", "activation.lipschitz")) else None
+        probe = PROBE_TOKENS if metric in (*DEPENDENCY, *RANGES) else None
+        method = formats.pair_of(self.dtypes[order], is_gradient=False) if metric in RANGES else ""
         return self._book.series(
-            metric, "module", watched.name, lambda: self.facts(watched, metric, probe=probe), bound=bound
+            metric, "module", watched.name, lambda: self.facts(watched, metric, probe=probe, method=method), bound=bound
         )
 
     def wanted(self, metrics: Iterable[str]) -> list[str]:
@@ -204,6 +216,13 @@ class CallSeries:
             mean = stacked.masked_fill(~masks, 0.0).sum(0) / masks.sum(0)
             value = torch.stack((largest[0], mean[1], largest[2]))
             recorder.add(self._layout([order], bounds), value, measured=masks.any(0))
+
+    def _record_ranges(self, calls: Calls, recorder: Recorder) -> None:
+        found = [(order, call, call.ranges) for order, own in calls.items() for call in own if call.ranges is not None]
+        if found:
+            layout = [self.of(order, metric, "sampled") for metric in RANGES for order, *_ in found]
+            entries = [call.probed for _, call, _ in found] * len(RANGES)
+            recorder.add(layout, torch.cat([ranges for *_, ranges in found], dim=1), entries, in_parts=True)
 
     def _record_reduced(
         self,

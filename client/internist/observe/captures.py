@@ -2,6 +2,7 @@
 
 from internist.model.outline import Outline
 from internist.observe.attention import AttentionCapture
+from internist.observe.branch_products import BranchProducts
 from internist.observe.coverage import Ledger
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
@@ -37,6 +38,7 @@ class Captures:
         self.optimizers = OptimizerCapture(
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated
         )
+        self.branches = BranchProducts(outline, self.attention.known, book=book, sampling=sampling, speaker=speaker)
         self.probe = ProbeReplay(outline, gate, self.activations, book=book, sampling=sampling)
         self.probe.unsupported = replay_obstacle(outline.root) if sampling.replay else "watch(replay=False)"
 

@@ -152,7 +152,7 @@ def _of_module(
             if not (reason := faults.reason("attention", watched.name)) or order in measured["attention"]
             else ("attention", "unsupported", reason)
         )
-    trained = [p for p in watched.parameters if _wants_gradient(p)]
+    trained = [p for p in watched.parameters.values() if _wants_gradient(p)]
     if watched.parameters and order not in inner and not _is_list(module):
         own_fault = faults.reason("own update", watched.name)
         if order in measured["update.own"]:

@@ -13,8 +13,9 @@ from itertools import chain, repeat
 from torch import Tensor
 
 from internist.measures import activations as measure
+from internist.measures import formats
 from internist.observe.calls import CallSeries
-from internist.observe.seen import BLOCKS, DEPENDENCY, INPUT, LOG_Z, OUTPUTS, WIDE_OUTPUT, Seen, Wanted
+from internist.observe.seen import BLOCKS, DEPENDENCY, INPUT, LOG_Z, OUTPUTS, RANGES, WIDE_OUTPUT, Seen, Wanted
 from internist.observe.sheets import Page, Row, Sheet, Sheets
 from internist.observe.streams import Stream, Streams
 from internist.observe.token_pools import Distances, Pools, gather, picked
@@ -77,7 +78,7 @@ class DeviceCalls:
         metrics = set(series.wanted((*OUTPUTS, INPUT, *BLOCKS, *LOG_Z)))
         self._sheets = Sheets(frozenset(metrics | {"activation.rms_max"} if INPUT in metrics else metrics))
         self._streams = Streams()
-        self._distances = Distances()
+        self._distances = Distances(distances=wanted.dependency, ranges=wanted.ranges)
         self._kept = Pools()
         self._known: dict[tuple[int, int], _Known] = {}
         """By tensor and feature dimension."""
@@ -107,9 +108,10 @@ class DeviceCalls:
                 known.compared.fellows.append((order, out.numel()))
             elif known is not None or seen.heavy:
                 self._extent(source, seen.in_axis, stream, owner=order).takers.append((order, out.numel()))
-        if seen.heavy and wanted.dependency and seen.watched.role != "embedding" and out.numel() > out.shape[seen.axis]:
-            between = self._tokens(out, seen.axis, stream)
-            entered = self._tokens(source, seen.in_axis, stream) if source is not None and seen.is_paired else None
+        if seen.has_probe and (wanted.dependency or wanted.ranges):
+            between, entered = self._tokens(out, seen.axis, stream), None
+            if wanted.dependency and source is not None and seen.is_paired:
+                entered = self._tokens(source, seen.in_axis, stream)
             self._pairs.append((order, between, entered))
 
     def keep(self, tensor: Tensor, axis: int, most: int) -> Tensor:
@@ -181,7 +183,10 @@ class DeviceCalls:
             by_page.setdefault((measured.row.sheet, measured.row.page), []).append(measured)
         for sheet, page in self._sheets.close():
             self._record_page(page, by_page.get((sheet, page.number), ()), calls, recorder, bound)
-        self._record_spreads(recorder)
+        if self.wanted.dependency:
+            self._record_spreads(recorder)
+        if self.wanted.ranges:
+            self._record_ranges(recorder)
 
     # ---- in a forward ----------------------------------------------------------------------------------------------
 
@@ -303,6 +308,13 @@ class DeviceCalls:
                 for metric, bound in zip(DEPENDENCY, bounds, strict=True)
             ]
             recorder.add(layout, values, measured=measured, in_parts=True)
+
+    def _record_ranges(self, recorder: Recorder) -> None:
+        members = [(order, out) for order, out, _ in self._pairs if formats.is_known(out[0].dtype)]
+        if members:
+            layout = [self._series.of(order, metric, "sampled") for metric in RANGES for order, _ in members]
+            entries = [out[0].tokens * out[0].features for _, out in members] * len(RANGES)
+            recorder.add(layout, self._distances.ranges([out for _, out in members]), entries, in_parts=True)
 
 
 def _as_tokens(x: Tensor, axis: int) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from internist.measures import activations as measure
+from internist.measures import formats
 from internist.measures.activations import Value
 from internist.observe.calls import Call, CallSeries
 from internist.observe.seen import WIDE_OUTPUT, Seen, Wanted
@@ -56,7 +57,10 @@ class HostCalls:
                 call.added, call.stream = measure.contribution(out, source, call.input_norms)
         if seen.is_head and wanted.log_z:
             call.log_z = measure.log_z(tokens)
-        if seen.heavy and wanted.dependency and seen.watched.role != "embedding" and norms.numel() > 1:
+        if seen.has_probe and wanted.ranges and formats.is_known(out.dtype):
+            probe = at_positions(out, axis)
+            call.ranges, call.probed = formats.shares(probe.reshape(1, -1)), probe.numel()
+        if seen.has_probe and wanted.dependency:
             call.distances = self._distances(out, axis)
             if source is not None and seen.is_paired:
                 call.input_distances = self._distances(source, in_axis)

@@ -163,7 +163,9 @@ class ActivationCapture:
         return (
             self._wanted.measures(watched, is_head=watched is self._outline.head)
             or (self._wants_own and bool(watched.parameters))
-            or any(p.view == "unknown" for p in watched.parameters)  # its matrix is told by what goes in and out
+            or any(
+                p.view == "unknown" for p in watched.parameters.values()
+            )  # its matrix is told by what goes in and out
         )
 
     @property
@@ -267,6 +269,7 @@ class ActivationCapture:
         order, series = watched.order, self.series
         width_in = source.shape[in_axis] if source is not None and source.dim() else None
         series.widths[order] = (width_in, out.shape[axis])
+        series.dtypes[order] = out.dtype
         entered = source
         if source is None or not source.numel() or not source.dim() or isinstance(module, nn.Embedding):
             entered = None

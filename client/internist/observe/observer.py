@@ -263,7 +263,7 @@ class Observer:
                 self._replay_before()
             owned = captures.parameters.owned_by(optimizer)
             if not closure:
-                captures.parameters.gradients(owned, optimizer, self._recorder)
+                captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
             captures.parameters.snapshot(self._in_turn(owned), self.clock.step, self._due)
             if self._due.heavy:
                 captures.optimizers.request(optimizer)
@@ -275,7 +275,7 @@ class Observer:
         with self._pacing.work, torch.no_grad():
             owned = captures.parameters.owned_by(optimizer)
             if closure:
-                captures.parameters.gradients(owned, optimizer, self._recorder)
+                captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
             captures.parameters.updates(owned, self._recorder, self._due)
             captures.parameters.groups(self._recorder, optimizer)
             captures.optimizers.pull(optimizer, self._recorder, self._due)
@@ -336,7 +336,7 @@ class Observer:
         parameters = self._captures.parameters
         owned: list[WatchedParameter] = parameters.all()
         with self._pacing.work, torch.no_grad():
-            parameters.gradients(owned, None, self._recorder)
+            parameters.gradients(owned, None, self._recorder, self._due)
             parameters.updates(owned, self._recorder, self._due)
 
     # ---- end of a round --------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ class Observer:
         for metric, value in self._pacing.values(step):
             self._add_host(metric, value)
         self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
-        recorder.close_step(step)
+        recorder.close_step(step, captures.branches.derive() if self._due.matrices is not None else None)
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:

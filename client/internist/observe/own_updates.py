@@ -34,15 +34,15 @@ class OwnUpdates:
 
     def take(self, deltas: Mapping[int, Tensor]) -> None:
         """Measure the modules of which these changes, by parameter order, are the last."""
-        owners = {self._outline.parameters[order].owner.order for order in deltas}
+        holders = {holder.order for order in deltas for holder in self._outline.parameters[order].holders}
         ready: list[Moved] = []
-        for order in sorted(owners & self._activations.probes.keys()):
+        for order in sorted(holders & self._activations.probes.keys()):
             probe, watched = self._activations.probes[order], self._outline.modules[order]
             if self._faults.is_given_up("own update", watched.name):
                 continue
             changed = self._changed.setdefault(order, {})
-            changed.update((p.attribute, deltas[p.order]) for p in watched.parameters if p.order in deltas)
-            if len(changed) < sum(p.tensor.requires_grad for p in watched.parameters):
+            changed.update((name, deltas[p.order]) for name, p in watched.parameters.items() if p.order in deltas)
+            if len(changed) < sum(p.tensor.requires_grad for p in watched.parameters.values()):
                 continue  # another optimizer steps the rest, later in this round
             ready.append(Moved(watched, probe, self._changed.pop(order)))
         self._measure(ready)

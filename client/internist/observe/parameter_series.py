@@ -52,8 +52,20 @@ class ParameterSeries:
         """A list of series of parameters, made once for a key that names it."""
         return self._book.layout(("parameters", *key), make)
 
-    def of(self, p: WatchedParameter, metric: str, method: str = "", index: int | None = None) -> Series | None:
-        """The series of a parameter's metric, measured by a method, of an expert or of the whole."""
+    def of(
+        self,
+        p: WatchedParameter,
+        metric: str,
+        method: str = "",
+        index: int | None = None,
+        *,
+        bound: Bound | None = None,
+    ) -> Series | None:
+        """The series of a parameter's metric, measured by a method, of an expert or of the whole.
+
+        Args:
+            bound: None: as the method has it.
+        """
 
         def facts() -> Facts:
             known = METRICS.get(metric)
@@ -69,5 +81,5 @@ class ParameterSeries:
                 update_band=promise[1] if promise else None,
             )
 
-        bound: Bound = "exact" if method in ("", "gram") else "lower"
-        return self._book.series(metric, "parameter", p.name, facts, index=index, bound=bound)
+        known_bound: Bound = "exact" if method in ("", "gram") else "lower"
+        return self._book.series(metric, "parameter", p.name, facts, index=index, bound=bound or known_bound)

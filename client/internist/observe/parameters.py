@@ -14,6 +14,7 @@ from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
 from internist.observe.own_updates import OwnUpdates
+from internist.observe.parameter_ranges import ParameterRanges
 from internist.observe.parameter_series import ParameterSeries
 from internist.observe.sampling import Due, Sampling
 from internist.observe.snapshots import UPDATE_SPECTRA, WEIGHT_SPECTRA, Snapshots
@@ -49,6 +50,7 @@ class ParameterCapture:
             outline, book=book, sampling=sampling, speaker=speaker, turns=lambda: self._snapshots.turns
         )
         self._stored = StoredUpdates(self._series, sampling.wants)
+        self._ranges = ParameterRanges(self._series, sampling.wants)
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
         self._groups = Groups(book=book, sampling=sampling)
         self._by_id: dict[int, WatchedParameter] = {}
@@ -119,8 +121,14 @@ class ParameterCapture:
         """Keep copies of parameters as they are before a step."""
         self._snapshots.take([p for p in parameters if not p.unsupported and not p.excluded], step, due)
 
-    def gradients(self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder) -> None:
-        """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm."""
+    def gradients(self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder, due: Due) -> None:
+        """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm; on
+        model-heavy steps also their range."""
+        if due.heavy:
+            given = [p for p in parameters if not p.unsupported and not p.excluded and p.tensor.grad is not None]
+            self._ranges.record(
+                "gradient", given, [p.tensor.grad for p in given if p.tensor.grad is not None], recorder
+            )
         if not self._sampling.wants("gradient.rms", "gradient.global_norm"):
             return
         found = self._gradients.read([p for p in parameters if self._series.is_reported(p)], optimizer, recorder)
@@ -132,6 +140,9 @@ class ParameterCapture:
         """Record weights and updates of parameters that were snapshot before the step just made."""
         self._stepped_now.update(p.order for p in parameters)
         self.stepped |= self._stepped_now
+        if due.heavy:
+            supported = [p for p in parameters if not p.unsupported and not p.excluded]
+            self._ranges.record("weight", supported, [p.tensor for p in supported], recorder)
         pending, alone = self._snapshots.pending, self._snapshots.uncompared
         chosen = [p for p in parameters if p.order in pending]
         uncompared = [p for p in parameters if p.order in alone]
@@ -225,10 +236,11 @@ class ParameterCapture:
 
     def _can_stream(self, p: WatchedParameter, tensor: Tensor, due: Due) -> bool:
         """Whether nothing needs the difference of this weight but what one pass over it gives."""
-        bias = [other for other in p.owner.parameters if other is not p]
+        bias = [other for other in p.owner.parameters.values() if other is not p]
         return (
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
+            and len(p.holders) == 1
             and not due.owns_matrix(p.turn)
             and updates.can_stream(tensor, self._snapshots.pending[p.order])
             and p.owner.order in self._activations.probes
@@ -246,7 +258,7 @@ class ParameterCapture:
     ) -> None:
         statistics = []
         for p in streamed:
-            bias = next((changes[other.order] for other in p.owner.parameters if other is not p), None)
+            bias = next((changes[other.order] for other in p.owner.parameters.values() if other is not p), None)
             probe = self._activations.probes[p.owner.order]
             column, moved = updates.streamed_linear(
                 tensors[p.order], self._snapshots.pending.pop(p.order), probe.tokens, bias
@@ -258,7 +270,7 @@ class ParameterCapture:
 
     def _is_whole(self, watched: WatchedModule, changed: set[str]) -> bool:
         """Whether the changes of these of its parameters are all that the round made to a module."""
-        others = [p for p in watched.parameters if p.attribute not in changed and p.tensor.requires_grad]
+        others = [p for name, p in watched.parameters.items() if name not in changed and p.tensor.requires_grad]
         return not any(p.order in self._stepped_now and p.order not in self._snapshots.pending for p in others)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from internist.schema.grid import HEAVY_EVERY as HEAVY_EVERY
 from internist.schema.grid import MATRIX_ROTATION as MATRIX_ROTATION
 from internist.schema.grid import is_on_grid, spacing
-from internist.schema.metrics import METRICS, RATIOS_OVER
+from internist.schema.metrics import METRICS, RATIOS_OVER, WORKED_OUT_OF
 
 MOST_POWER = 12
 MOST_TURNS = 3
@@ -31,8 +31,9 @@ class Sampling:
     """Whether a compiled model is measured inside a compiled graph of its own."""
 
     def wants(self, *metrics: str) -> bool:
-        """Whether any of these metrics is measured: wanted itself, or what one that is wanted is divided by."""
-        return self.wanted is None or any(not self.wanted.isdisjoint((m, *RATIOS_OVER.get(m, ()))) for m in metrics)
+        """Whether any of these metrics is measured: wanted itself, or what one that is wanted is divided by or worked
+        out of."""
+        return self.wanted is None or any(not self.wanted.isdisjoint(_serves(metric)) for metric in metrics)
 
     def cadence(self, metric: str) -> int:
         """Steps between two points of a metric, as the catalogue classes it."""
@@ -43,6 +44,11 @@ class Sampling:
             self.every
             * {"light": 1, "model_heavy": HEAVY_EVERY, "matrix_heavy": HEAVY_EVERY * MATRIX_ROTATION}[known.cadence]
         )
+
+
+def _serves(metric: str) -> tuple[str, ...]:
+    """A metric, and those that need it."""
+    return (metric, *RATIOS_OVER.get(metric, ()), *WORKED_OUT_OF.get(metric, ()))
 
 
 class Powers(NamedTuple):

@@ -1,6 +1,6 @@
 """A call that is to be measured, and what of it: the same for calls on the host and on an accelerator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,6 +19,12 @@ OUTPUTS = (
 INPUT = "activation.input_rms_max"
 BLOCKS = ("block.contribution", "block.stream")
 LOG_Z = ("output.log_z", "output.log_z_max")
+RANGES = (
+    "activation.underflow",
+    "activation.narrow_underflow",
+    "activation.saturation",
+    "activation.narrow_saturation",
+)
 DEPENDENCY = ("activation.spread", "activation.spread_mean", "activation.lipschitz")
 
 
@@ -31,25 +37,33 @@ class Wanted:
     blocks: bool
     log_z: bool
     dependency: bool
+    ranges: bool
 
     @classmethod
     def of(cls, sampling: Sampling) -> "Wanted":
         """What a run is asked to measure."""
         wants = sampling.wants
-        return cls(wants(*OUTPUTS), wants(INPUT), wants(*BLOCKS), wants(*LOG_Z), wants(*DEPENDENCY))
+        return cls(
+            outputs=wants(*OUTPUTS),
+            inputs=wants(INPUT),
+            blocks=wants(*BLOCKS),
+            log_z=wants(*LOG_Z),
+            dependency=wants(*DEPENDENCY),
+            ranges=wants(*RANGES),
+        )
 
     def dependency_alone(self) -> "Wanted":
-        """What a replay measures beside a forward that has told the rest."""
-        return Wanted(outputs=False, inputs=False, blocks=False, log_z=False, dependency=self.dependency)
+        """What a replay measures beside a forward that has told the rest: what is known of probe tokens."""
+        return replace(self, outputs=False, inputs=False, blocks=False, log_z=False)
 
     @property
     def any(self) -> bool:
         """Whether anything is."""
-        return self.outputs or self.inputs or self.blocks or self.log_z or self.dependency
+        return self.outputs or self.inputs or self.blocks or self.log_z or self.dependency or self.ranges
 
     def measures(self, watched: WatchedModule, *, is_head: bool) -> bool:
         """Whether any of it is of this module."""
-        if self.outputs or self.inputs or self.dependency:
+        if self.outputs or self.inputs or self.dependency or self.ranges:
             return True
         return (self.blocks and watched.role == "block") or (self.log_z and is_head)
 
@@ -70,6 +84,11 @@ class Seen:
     is_head: bool
     heavy: bool
     """Also the model-heavy class."""
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether its output has several tokens, and is no table's."""
+        return self.heavy and self.watched.role != "embedding" and self.out.numel() > self.out.shape[self.axis]
 
     @property
     def is_paired(self) -> bool:

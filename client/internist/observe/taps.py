@@ -4,18 +4,21 @@ A module calls what stands in its attribute `_compiled_call_impl` (where `nn.Mod
 place of itself. A tap stands there while it is installed, looks at the call's beginning and end, and makes the call.
 So nothing is registered anywhere: a tap can be set and taken away at any moment, also from inside a forward; a module
 without one runs at full speed; a compiler that traces the module does not see it; and torch leaves the attribute out of
-pickles and copies.
+pickles and copies. Classes that say themselves what is pickled of them (torch's own recurrent layers, wrappers for data
+parallel training) do not: while a tap stands, it is taken from what they say.
 """
 
 import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from internist.model import patches
 from internist.model.outline import WatchedModule
 
 PLACE = "_compiled_call_impl"
@@ -51,13 +54,14 @@ class Tap:
         leave: told of its arguments and output after it; must not raise. Told of `RAISED` where the call raised.
     """
 
-    __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "inner", "instead")
+    __slots__ = ("__weakref__", "_enter", "_leave", "_owner", "_state", "inner", "instead")
 
     def __init__(
         self, module: nn.Module, enter: Callable[[Any, Any], None], leave: Callable[[Any, Any, Any], None]
     ) -> None:
         self._owner = weakref.ref(module)
         self._enter, self._leave = enter, leave
+        self._state = _own_state(type(module))
         self.inner: Callable[..., Any] | None = None
         """What comes next; None: the module itself."""
         self.instead: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
@@ -118,6 +122,39 @@ class Tap:
 
     def __deepcopy__(self, memo: Any) -> None:
         return None
+
+
+class _OwnState:
+    """Takes taps from what instances of a class say themselves to be pickled, as long as this object lives."""
+
+    def __init__(self, owner: type[nn.Module]) -> None:
+        self._listening = patches.function(owner, "__getstate__").listen(self._called)
+
+    def _called(self, args: tuple[Any, ...], _: dict[str, Any]) -> Callable[[Any], None]:
+        return partial(_leave_out, args[0])
+
+
+_own_states: "weakref.WeakValueDictionary[type[nn.Module], _OwnState]" = weakref.WeakValueDictionary()
+
+
+def _own_state(kind: type[nn.Module]) -> _OwnState | None:
+    """The one object for a class of modules; None where torch says what is pickled."""
+    owner = next(each for each in kind.__mro__ if "__getstate__" in vars(each))
+    if not issubclass(owner, nn.Module) or owner is nn.Module:
+        return None
+    found = _own_states.get(owner)
+    if found is None:
+        found = _own_states[owner] = _OwnState(owner)
+    return found
+
+
+def _leave_out(module: nn.Module, state: Any) -> None:
+    if isinstance(state, dict) and state is not vars(module) and isinstance(state.get(PLACE), Tap):
+        inner = compiled_call(module)
+        if inner is None:
+            del state[PLACE]
+        else:
+            state[PLACE] = inner
 
 
 class Taps:

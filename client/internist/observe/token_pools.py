@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from internist.measures import formats
 from internist.observe.streams import Stream
 from internist.observe.tokens import at_positions, owned, positions
 
@@ -130,15 +131,26 @@ class Pools:
 
 
 class Distances:
-    """Between the probe tokens of many tensors: each is kept once, and all are compared when the step ends."""
+    """Between the probe tokens of many tensors, and the range of their entries: each is kept once, and all are looked
+    at when the step ends.
 
-    def __init__(self) -> None:
+    Args:
+        distances: whether distances are wanted.
+        ranges: whether ranges are.
+    """
+
+    def __init__(self, *, distances: bool = True, ranges: bool = False) -> None:
+        self._wants_distances, self._wants_ranges = distances, ranges
         self._pools = Pools()
         self._taken: dict[Kind, int] = {}
         self._found: dict[int, list[Tensor]] = {}
         """By number of tokens: (tensors, pairs and mirrored pairs) of each pool that was emptied."""
         self._rows: dict[int, list[tuple[Kind, int]]] = {}
         """By number of tokens: which place of which kind each row is of."""
+        self._shares: list[Tensor] = []
+        """(4, tensors) of each pool that was emptied,"""
+        self._places: list[tuple[Kind, int]] = []
+        """and which place of which kind each column is of."""
 
     def keep(self, x: Tensor, axis: int, most: int, stream: Stream) -> tuple[Kind, int]:
         """Keep a tensor's probe tokens; where, among all of its kind."""
@@ -160,10 +172,21 @@ class Distances:
         pairs = every.index_select(1, _pairs(kind.tokens, kind.stream.device))
         return pairs.index_select(0, index_of(tuple(rows[where] for where in chosen), kind.stream.device))
 
+    def ranges(self, chosen: Sequence[tuple[Kind, int]]) -> Tensor:
+        """(4, chosen) shares of each one's entries, as `measures.formats.shares` gives them; of formats that have a
+        next narrower one."""
+        for pool in self._pools.used():
+            self._empty(pool)
+        columns = {where: column for column, where in enumerate(self._places)}
+        every = self._shares[0] if len(self._shares) == 1 else torch.cat(self._shares, dim=1)
+        return every.index_select(1, index_of(tuple(columns[where] for where in chosen), chosen[0][0].stream.device))
+
     def begin(self) -> None:
         """A step begins: nothing is kept of the last one."""
         self._found.clear()
         self._rows.clear()
+        self._shares.clear()
+        self._places.clear()
         self._pools.begin(self._taken)
         self._taken.clear()
 
@@ -175,12 +198,16 @@ class Distances:
     def _empty(self, pool: Pool) -> None:
         kind, taken = pool.kind, self._taken.get(pool.kind, 0)
         tokens = pool.whole()
-        if tokens.dtype != torch.float32:
-            tokens = tokens.float()
-        # explicit differences, without a tensor of them: the Gram route loses near-equal tokens
-        apart = torch.ops.aten._cdist_forward.default(tokens, tokens, 2.0, 2)
-        self._found.setdefault(kind.tokens, []).append(apart.div_(math.sqrt(kind.features)).view(pool.used, -1))
-        self._rows.setdefault(kind.tokens, []).extend((kind, taken + place) for place in range(pool.used))
+        where = [(kind, taken + place) for place in range(pool.used)]
+        if self._wants_ranges and formats.is_known(kind.dtype):
+            self._shares.append(formats.shares(tokens.view(pool.used, -1)))
+            self._places += where
+        if self._wants_distances:
+            wide = tokens if tokens.dtype == torch.float32 else tokens.float()
+            # explicit differences, without a tensor of them: the Gram route loses near-equal tokens
+            apart = torch.ops.aten._cdist_forward.default(wide, wide, 2.0, 2)
+            self._found.setdefault(kind.tokens, []).append(apart.div_(math.sqrt(kind.features)).view(pool.used, -1))
+            self._rows.setdefault(kind.tokens, []).extend(where)
         self._taken[kind] = taken + pool.used
         pool.begin()
 

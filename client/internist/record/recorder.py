@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,13 +29,16 @@ log = logging.getLogger("internist")
 QUEUE_LENGTH = 8
 """Copies under way at most; beyond, frames are dropped and counted."""
 HOLD_S = 0.5
-"""A closed step waits this long for scalars logged after the optimizer step, unless the next step begins sooner. A
-logged scalar without a frame of its step waits no longer either."""
+"""A closed step waits this long for scalars logged after the optimizer step, unless the next step begins sooner."""
+TRAVEL_S = 1.0
+"""Scalars of steps without a frame travel together, a second's at most: a request takes milliseconds of a processor."""
 
 POLL_S = 0.01
 """Between two looks at a copy that is under way."""
 
 
+Derive = Callable[[Sequence[Series], Sequence[float]], Sequence[tuple[Series, float]]]
+"""What works further values out of those of a frame; called on the sender's thread."""
 Also = tuple[int, Series, int]
 """A value that is a second series' too: its place among the values, that series, entries it stands for."""
 
@@ -58,6 +61,7 @@ class _Closed:
     also: list[Also]
     in_parts: bool
     """Whether a series may have several values, which are parts of one."""
+    derive: Derive | None
 
 
 class Recorder:
@@ -137,8 +141,12 @@ class Recorder:
         """Whether a scalar of that name was logged for that step and is not shipped yet."""
         return self._logs.has(step, self.book.logged(name))
 
-    def close_step(self, step: int) -> None:
-        """The step is over: start its one copy to the host."""
+    def close_step(self, step: int, derive: Derive | None = None) -> None:
+        """The step is over: start its one copy to the host.
+
+        Args:
+            derive: works more values out of the frame's, on the host; they travel with it.
+        """
         tensors = self._flags + self._tensors + self._mask_tensors
         layout, counts, masks = self._layout, self._counts, self._masks
         host_values, flags, also, in_parts = self._host_values, len(self._flags), self._also, self._in_parts
@@ -160,6 +168,7 @@ class Recorder:
                 masks,
                 also,
                 in_parts,
+                derive,
             )
         )
 
@@ -221,6 +230,21 @@ class Recorder:
                 metric, values, "no" if counts is None else counts, len(layout),
             )  # fmt: skip
 
+    def _derived(self, derive: Derive | None, series: Sequence[Series], raw: bytes) -> list[tuple[Series, float]]:
+        """What is worked out of a frame's values. A fault there costs these alone, and is said once."""
+        if derive is None:
+            return []
+        try:
+            return list(derive(series, array("f", raw)))
+        except Exception as error:
+            if "derived" not in self._refused:
+                self._refused.add("derived")
+                log.warning(
+                    "internist: %s: %s; products of norms are left out (training is not affected)",
+                    type(error).__name__, error,
+                )  # fmt: skip
+            return []
+
     def _drain(self, everything: bool) -> float | None:
         now = time.monotonic()
         while self._queue:
@@ -237,12 +261,12 @@ class Recorder:
             self._write(closed, [pair for step, values in logged if step == closed.step for pair in values])
             self._queue.popleft()
         if not self._queue:
-            age = 0.0 if everything else HOLD_S
+            age = 0.0 if everything else TRAVEL_S
             for step, values in self._logs.take(older_than=age) or ():
                 self._write_logs(step, values)
         if self._queue:
             return POLL_S
-        return (POLL_S if everything else HOLD_S) if self._logs.waiting else None
+        return (POLL_S if everything else TRAVEL_S) if self._logs.waiting else None
 
     def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
         raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
@@ -271,8 +295,9 @@ class Recorder:
             layout, counts = layout + [each for _, each, _ in second], counts + [count for *_, count in second]
         if closed.in_parts and len(set(map(id, layout))) < len(layout):
             layout, counts, raw = _merged(layout, counts, raw)
-        extra = closed.host_values + logged
-        series = [each for each in layout if each is not None] + [each for each, _ in extra]
+        series = [each for each in layout if each is not None]
+        extra = closed.host_values + logged + self._derived(closed.derive, series, raw)
+        series += [each for each, _ in extra]
         raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value in extra))
         self._plans.write(
             closed.step, closed.measured_at_ms, series, tuple(counts) + (1,) * len(extra), raw, skipped=skipped

@@ -62,11 +62,13 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("update", "update", "Update stability", "Steps move the output too much or too little", "One step moves the output by the same amount at every width and depth: neither lazy nor explosive.", "its learning rate"),
     Condition("spectral_weight", "spectral", "Spectral condition on weights", "Weights are too large", "The operator norm R(W) of each weight stays of order one.", "its weight decay, then its learning rate"),
     Condition("spectral_update", "spectral", "Spectral condition on updates", "Updates are out of proportion", "The operator norm R(dW) of each update stays of order one times the learning rate.", "its learning rate and the optimizer's shape scaling"),
+    Condition("depth", "spectral", "Spectral condition on branches", "A branch is out of proportion to the depth", "What a residual branch adds, and what its updates change of it, is of order 1 / L in a model of L blocks.", "the multiplier of its residual branch, then the init of its last matrix and its learning rate"),
     Condition("invariance", "spectral", "The frozen pair stays", "A frozen pair has moved", "Muon++ steps around a singular pair (u, v) of each weight: W v stays S u.", "what else writes to this weight (decay, clipping, another optimizer), then float32 weights"),
     Condition("gap", "spectral", "Room in the spectral gap", "The spectral gap is used up", "Where nothing but the gap keeps the operator norm (policies cap and none), one step uses at most half of it.", "a smaller learning rate, the policy decay, or an opened gap at initialisation"),
     Condition("frozen_share", "spectral", "The frozen directions matter little", "Frozen directions take much of the momentum", "Little of the momentum lies in the directions that Muon++ does not train.", "a fresh singular pair (initialize), or Muon for this weight"),
     Condition("routing", "spectral", "Hidden matrices are on the matrix optimizer", "A hidden matrix is not on the matrix optimizer", "Where an optimizer for matrices takes part in a run, it steps every hidden matrix.", "the parameter groups: internist.optim.split_parameters makes them"),
     Condition("attention", "attention", "Attention logits", "Attention logits are too large", "The largest attention logit stays far from where softmax saturates.", "QK-Clip or QK-norm, then the learning rate of the query and key projections"),
+    Condition("logit_scale", "attention", "Scale of queries and keys", "Queries and keys are too large for their scale", "The products of queries and keys, with what they are multiplied by, are of order one at every width.", "attention's scale: 1 / d, not 1 / sqrt(d); then the weights of queries and keys"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
     Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it", is_sign=True),
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
@@ -122,6 +124,9 @@ class Criterion:
 
 
 _SU = "Su 2026, kexue.fm/archives/11647; thresholds derived"
+_DEPTH = "derived from arXiv:2603.00541: a base of 4 blocks, and R(W) of up to 2.5 each"
+_DEPTH_UPDATE = "derived from arXiv:2603.00541: one step over all blocks of a base of 4, as large as the stream in each"
+_HEADS = "derived: s = sqrt(64) / d of heads as of a base of 64 features, and R(W) of up to 2.5 each"
 _INVARIANCE = "derived: a top pair off by this much is no longer the invariant one"
 _GAP = "derived: ||W||_2 stays S while lr <= 1 - sigma_2 / S"
 _SHARE = "derived: no published evidence of what freezing a pair costs"
@@ -144,6 +149,9 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("spectral_update", "update.row_rms_max", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.head_norm", two_sided=True, scheduled=True),
     Criterion("spectral_update", "update.abs_max", two_sided=True, scheduled=True),
+    Criterion("depth", "branch.product", target=Target(25.0, 50.0, "mup", _DEPTH)),
+    Criterion("depth", "branch.first_order", scheduled=True, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE)),
+    Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE)),
     Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE)),
     Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP)),
     Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, "inverse_root_rank")),
@@ -156,5 +164,6 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model"),
     Criterion("learning", "gradient.rms", vanishing=1e-4),
     Criterion("learning", "update.unchanged", vanishing=0.1, complement=True),
+    Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS)),
     Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own"),
 )  # fmt: skip

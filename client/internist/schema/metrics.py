@@ -36,6 +36,8 @@ class Metric:
     """Of a ratio: the metric of the same subject that its merged value is divided by. Both travel, each as its own
     series and merged alike, because no mean of the parts' ratios is the ratio of the whole. A part that comes without
     the other is the ratio itself."""
+    made_of: tuple[str, ...] = ()
+    """Of what a rank works out of other values of its own frame: their metrics. They are measured where it is wanted."""
 
     @property
     def family(self) -> str:
@@ -46,6 +48,9 @@ class Metric:
 _SPECTRAL = "Yang, Simon & Bernstein 2023, arXiv:2310.17813"
 _SU_3 = "Su 2026, kexue.fm/archives/11647"
 _SU_4 = "Su 2026, kexue.fm/archives/11729"
+_DEPTH = "arXiv:2603.00541, as reported in notes on it"
+_BRANCH_OF = ("weight.operator_norm", "activation.rms", "block.contribution", "block.stream")
+_CHANGE_OF = (*_BRANCH_OF, "update.operator_norm")
 _QK_CLIP = "Kimi Team 2025, arXiv:2507.20534"
 
 CATALOGUE: tuple[Metric, ...] = (
@@ -59,6 +64,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("activation.spread", "activation", "Dependency: largest RMS distance between the outputs of two probe tokens.", "max", "model_heavy", "module", _SU_3),
     Metric("activation.spread_mean", "activation", "Mean RMS distance between the outputs of two probe tokens.", "mean", "model_heavy", "module"),
     Metric("activation.lipschitz", "", "Dependency: largest ratio of output distance to input distance over pairs of probe tokens.", "max", "model_heavy", "module", _SU_4),
+    Metric("activation.underflow", "", "Share of the entries of the output's probe tokens that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "module"),
+    Metric("activation.saturation", "", "Share of the entries of the output's probe tokens that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "module"),
+    Metric("activation.narrow_underflow", "", "Share of the entries of the output's probe tokens that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "module"),
+    Metric("activation.narrow_saturation", "", "Share of the entries of the output's probe tokens that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "module"),
     Metric("block.contribution", "", "RMS of (output - input) over RMS of the input of a residual block.", "mean_square", "light", "module", over="block.stream"),
     Metric("block.stream", "activation", "RMS of the input of a residual block.", "mean_square", "light", "module"),
     # Weights.
@@ -69,6 +78,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("weight.row_rms_max", "weight", "Largest row RMS of an embedding.", "max", "light", "parameter", _SU_3),
     Metric("weight.head_norm", "", "fan_in times the largest row RMS of an output head.", "max", "light", "parameter", _SU_3),
     Metric("weight.abs_max", "weight", "Largest absolute entry of a gain or bias.", "max", "light", "parameter", _SU_3),
+    Metric("weight.underflow", "", "Share of a sample of the parameter's entries that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
+    Metric("weight.saturation", "", "Share of a sample of the parameter's entries that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("weight.narrow_underflow", "", "Share of a sample of the parameter's entries that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "parameter"),
+    Metric("weight.narrow_saturation", "", "Share of a sample of the parameter's entries that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     # Updates, as stored: after minus before, in the parameter's own dtype.
     Metric("update.rms", "weight", "RMS of the stored weight change of one step.", "mean_square", "light", "parameter"),
     Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter"),
@@ -83,13 +96,24 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("update.own_mean", "activation", "RMS over probe tokens of the change caused by this module's own parameters.", "mean_square", "light", "module"),
     Metric("update.feature", "activation", "Largest change of a probe token's output in one step, everything having changed.", "max", "model_heavy", "module", _SU_3),
     Metric("update.feature_mean", "activation", "RMS over probe tokens of the output's change in one step, everything having changed.", "mean_square", "model_heavy", "module"),
+    # Residual branches h <- h + alpha W_k ... W_1 h of a model of L blocks.
+    Metric("branch.product", "", "L * alpha * R(W_k) ... R(W_1) of a residual branch of two or more matrices in a row, sqrt(L) * alpha * R(W) of one: of order one at every width and depth. Of matrices side by side the largest counts; attention's are its values and its output.", "max", "matrix_heavy", "module", _DEPTH, made_of=_BRANCH_OF),
+    Metric("branch.first_order", "", "L * alpha * R(dW_i) * the product of R(W_j) of the branch's other matrices: what this matrix's step does to the branch, over all blocks.", "max", "matrix_heavy", "parameter", _DEPTH, made_of=_CHANGE_OF),
+    Metric("branch.second_order", "", "L * alpha * R(dW_i) * R(dW_j) * the product of R(W) of the branch's other matrices, of the two for which it is largest.", "max", "matrix_heavy", "module", _DEPTH, made_of=_CHANGE_OF),
     # Gradients, as the optimizer receives them.
     Metric("gradient.rms", "gradient", "RMS of the gradient that the optimizer receives.", "mean_square", "light", "parameter"),
     Metric("gradient.global_norm", "gradient", "2-norm of all gradients that the optimizer receives.", "sum_square", "light", "model"),
     Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found.", "first", "light", "model"),
+    Metric("gradient.underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.saturation", "", "Share of a sample of the gradient's entries, as stored that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.narrow_underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E5M2), without a scale but that of a gradient scaler.", "mean", "model_heavy", "parameter"),
+    Metric("gradient.narrow_saturation", "", "Share of a sample of the gradient's entries, as stored that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     # Attention and output.
     Metric("attention.max_logit", "", "Largest attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),
     Metric("attention.max_abs_logit", "", "Largest absolute attention logit that enters the softmax, per head.", "max", "model_heavy", "module", _QK_CLIP),
+    Metric("attention.qk_product", "", "s * d * R(W_Q) * R(W_K) of attention that multiplies the products of queries and keys by s, in heads of d features: of order one at every width where s goes with 1 / d.", "max", "matrix_heavy", "module", made_of=_BRANCH_OF),
+    Metric("attention.qk_first_order", "", "The larger of s * d * R(dW_Q) * R(W_K) and s * d * R(W_Q) * R(dW_K).", "max", "matrix_heavy", "module", made_of=_CHANGE_OF),
+    Metric("attention.qk_second_order", "", "s * d * R(dW_Q) * R(dW_K).", "max", "matrix_heavy", "module", made_of=_CHANGE_OF),
     Metric("output.log_z", "nats", "Mean over tokens of logsumexp of the output head's logits.", "mean", "light", "module"),
     Metric("output.log_z_max", "nats", "Largest logsumexp of the output head's logits.", "max", "light", "module"),
     # What an optimizer tells of itself, on sampled steps; a parameter of several matrices (heads, experts) tells the worst.
@@ -128,6 +152,11 @@ RATIOS_OVER: dict[str, tuple[str, ...]] = {
     for under in {metric.over for metric in CATALOGUE if metric.over}
 }
 """By metrics that others are divided by: those others."""
+WORKED_OUT_OF: dict[str, tuple[str, ...]] = {
+    part: tuple(metric.name for metric in CATALOGUE if part in metric.made_of)
+    for part in {part for metric in CATALOGUE for part in metric.made_of}
+}
+"""By metrics that others are worked out of: those others."""
 
 
 def combine_of(metric: str) -> Combine:

@@ -25,6 +25,16 @@ STALLED_AFTER_PAUSES = 2.0
 again,"""
 LONGEST_PAUSE_S = 3_600.0
 """of which longer ones are taken for this long: a run that once hung for a night does so again no sooner noticed."""
+THRESHOLD = "threshold"
+"""What an alert of a threshold of the user's own is of, in place of a condition."""
+ABSENT = "absent"
+"""The same of a series that the user waits for, and that does not come."""
+OF_RUN = "threshold_"
+"""What the rules of thresholds that a run was started with begin with; the metric follows."""
+RESOLVE_AFTER_S = 15.0
+"""Receivers are told that something is over when it has not fired for so long: what comes and goes is one incident."""
+REPEAT_AFTER_S = 14_400.0
+"""Receivers are told again of what still fires, and nobody has acknowledged, after this long."""
 QUIET_AFTER_S = 900.0
 """An alert from frames measured longer than this before their receipt is recorded, not notified."""
 
@@ -51,11 +61,13 @@ RULES: tuple[Rule, ...] = (
     Rule("update_out_of_band", "update", None, "critical"),
     Rule("weight_out_of_band", "spectral_weight", "warning", "critical"),
     Rule("update_norm_out_of_band", "spectral_update", "warning", "critical"),
+    Rule("branch_out_of_band", "depth", "warning", "critical"),
     Rule("frozen_pair_moved", "invariance", "warning", "critical"),
     Rule("gap_used_up", "gap", "warning", "critical"),
     Rule("frozen_share_high", "frozen_share", "warning", "critical"),
     Rule("matrix_misrouted", "routing", "warning", "critical", for_points=1),
     Rule("max_logit_high", "attention", "warning", "critical"),
+    Rule("logit_scale_out_of_band", "logit_scale", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
     Rule("loss_out_of_band", "loss", None, "critical", for_points=3),
     Rule("log_z_out_of_band", "logits", None, "critical"),

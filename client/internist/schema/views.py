@@ -3,7 +3,7 @@
 In JSON, NaN and infinities are the strings "nan", "inf", "-inf"; an absent value is null.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from internist.schema.conditions import Basis, State
@@ -309,6 +309,13 @@ class Alert:
     acknowledged_at_ms: int | None
     notified: bool
     """Whether receivers of this server's own know of it."""
+    bound: Bound | None = None
+    """What the value is of what was measured; null without a series."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Those that rules add to its own."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    receivers: tuple[str, ...] = ()
+    """Who is told, as rules name them; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +325,19 @@ class AlertsPage:
     alerts: tuple[Alert, ...]
     total: int
     open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A promise not to notify about matching alerts until it expires."""
+
+    id: int
+    matchers: dict[str, str]
+    """Globs by label, all of which match; a label that an alert does not have is empty."""
+    author: str
+    reason: str
+    created_at_ms: int
+    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,15 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """A limit that a run sets for itself: an alert fires where a value of the metric is beyond it."""
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Who is speaking: the body of `POST /runs`, and the first record of every spool segment."""
 
@@ -218,6 +227,8 @@ class RunStart:
     reference: str | None = None
     client: str = ""
     """Versions of the client and of torch."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Limits of the run's own."""
 
 
 @dataclass(frozen=True, slots=True)

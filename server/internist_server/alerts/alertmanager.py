@@ -1,6 +1,5 @@
 """The thread that keeps one Alertmanager told of what fires, by its API v2, as Prometheus does."""
 
-import json
 import logging
 import threading
 import time
@@ -12,6 +11,7 @@ import httpx
 from internist.schema import views
 from internist_server.alerts.addresses import receiver_name
 from internist_server.alerts.outbox import REFRESHES, Entry, Outbox, entry_of, to_post
+from internist_server.alerts.poster import Poster, post
 from internist_server.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ LONGEST_RETRY_S: Final = 30.0
 """up to this, or to a refresh where that is less."""
 
 
-class Pusher(threading.Thread):
+class Pusher(Poster):
     """Tells one Alertmanager of what fires: at once when it changes, and all of it again before it would expire there.
 
     What is not taken is told again, later each time. Nobody waits for it: who changes a run calls `changed`, which only
@@ -55,7 +55,7 @@ class Pusher(threading.Thread):
             refresh_s: seconds between two times that all is told; an alert expires there after four times as long.
             clock: ms since 1970.
         """
-        super().__init__(name=f"internist-alertmanager {receiver_name(url)}", daemon=True)
+        super().__init__(f"internist-alertmanager {receiver_name(url)}", timeout_s=TIMEOUT_S)
         self._url, self._shown = url.rstrip("/") + PATH, receiver_name(url)
         self._read_firing, self._read_ended = read_firing, read_ended
         self._external_url, self._clock = external_url, clock
@@ -66,36 +66,26 @@ class Pusher(threading.Thread):
         self._failures = 0
         self._lock = threading.Lock()
         self._changed: set[str] = set()
-        self._due, self._stopping = threading.Event(), threading.Event()
 
     def changed(self, run: str) -> None:
         """Looks at this run at once; callable from any thread."""
         with self._lock:
             self._changed.add(run)
-        self._due.set()
+        self.wake()
 
-    def stop(self) -> None:
-        """Ends the thread after the request in hand. What fires goes on firing there until it expires."""
-        self._stopping.set()
-        self._due.set()
-
-    def run(self) -> None:
-        """Tells until stopped."""
-        with httpx.Client(timeout=TIMEOUT_S) as client:
-            while not self._stopping.is_set():
-                self._due.clear()
-                try:
-                    self._look()
-                    self._tell(client)
-                except (httpx.HTTPError, DeliveryError) as error:
-                    self._fail(str(error) or type(error).__name__)
-                except Exception:
-                    logger.exception("alerts could not be read for %s", self._shown)
-                    self._refresh_at = None  # what has changed is not lost: all is looked at
-                    self._failures += 1
-                else:
-                    self._succeed()
-                self._wait()
+    def go_round(self, client: httpx.Client) -> None:
+        """Looks at what has changed, and tells it."""
+        try:
+            self._look()
+            self._tell(client)
+        except (httpx.HTTPError, DeliveryError) as error:
+            self._fail(str(error) or type(error).__name__)
+        except Exception:
+            logger.exception("alerts could not be read for %s", self._shown)
+            self._refresh_at = None  # what has changed is not lost: all is looked at
+            self._failures += 1
+        else:
+            self._succeed()
 
     def _look(self) -> None:
         """Takes what has changed into the outbox; all of it when a refresh is due."""
@@ -129,11 +119,11 @@ class Pusher(threading.Thread):
                 return
             entries, now_ms = due[first : first + BATCH], self._clock()
             body = [to_post(one, now_ms=now_ms, lifetime_ms=self._lifetime_ms) for one in entries]
-            reply = client.post(self._url, content=json.dumps(body), headers={"Content-Type": "application/json"})
-            if reply.is_success:
+            try:
+                post(client, self._url, body)
                 self._outbox.accept(entries)
-            else:
-                refused = f"answered {reply.status_code}: {reply.text[:200]}"
+            except DeliveryError as error:
+                refused = str(error)
         if refused:
             raise DeliveryError(refused)
 
@@ -147,7 +137,7 @@ class Pusher(threading.Thread):
             logger.warning("%s takes alerts again, after %d times that it did not", self._shown, self._failures)
         self._failures = 0
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Until there is something to tell: after a failure, until it is time to try again."""
         if self._failures:
             longest = min(LONGEST_RETRY_S, self._refresh_s)

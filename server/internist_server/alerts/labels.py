@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from internist.schema import views
 from internist.schema.conditions import CONDITION
-from internist.schema.rules import RUN_RULE
+from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist_server.judge import wording
 
 Level = Literal["run", "model", "block", "module", "parameter", "group"]
@@ -22,6 +22,13 @@ _FNV_OFFSET: Final = 0xCBF29CE484222325
 _FNV_PRIME: Final = 0x100000001B3
 _SEPARATOR: Final = 0xFF
 """Ends each name and each value: no UTF-8 text holds this byte."""
+
+
+LABELS: Final = frozenset({
+    "alertname", "severity", "condition", "cause", "project", "run", "run_name", "attempt", "level", "metric", "block",
+    "module", "parameter", "group", "index", "bound", "note",
+})  # fmt: skip
+"""Those that say which alert it is; a rule may add others."""
 
 
 def labels(alert: views.Alert) -> dict[str, str]:
@@ -46,9 +53,10 @@ def labels(alert: views.Alert) -> dict[str, str]:
         "parameter": alert.subject if level == "parameter" else None,
         "group": alert.subject if level == "group" else None,
         "index": None if alert.index is None else str(alert.index),
+        "bound": None if alert.bound == "exact" else alert.bound,
         "note": alert.message[:LONGEST_NOTE] if alert.condition == "user" else None,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in (alert.labels | found).items() if value}
 
 
 def level_of(alert: views.Alert) -> Level:
@@ -92,18 +100,25 @@ def annotations(alert: views.Alert, link: str) -> dict[str, str]:
         "since_step": "" if alert.pending_step is None else str(alert.pending_step),
         "dashboard": link,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in (found | alert.annotations).items() if value}
 
 
 def summary(alert: views.Alert) -> str:
     """An alert in one line: what is wrong, in which run, and what was seen."""
-    return f"{fault(alert.condition)} in {alert.run_name or alert.run}: {alert.message}"
+    return f"{fault(group_of(alert))} in {alert.run_name or alert.run}: {alert.message}"
+
+
+def group_of(alert: views.Alert) -> str:
+    """What an alert is told together with: all of a condition, or all of a rule of the user's own."""
+    return alert.rule if alert.condition in (THRESHOLD, ABSENT) else alert.condition
 
 
 def fault(condition: str) -> str:
-    """What is wrong where a condition does not hold."""
+    """What is wrong where a condition does not hold, or a rule of the user's own fires."""
     known = CONDITION.get(condition) or RUN_RULE.get(condition)
-    return known.fault if known else _USER
+    if known:
+        return known.fault
+    return _USER if condition == "user" else f"Rule {condition} fires"
 
 
 def time(milliseconds: int | None) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,8 @@ from internist.schema import views
 from internist.schema.rules import Severity
 from internist_server.alerts.addresses import receiver_name, run_url
 from internist_server.alerts.labels import NEVER, annotations, fault, fingerprint, labels, time
+from internist_server.alerts.poster import Poster, post
+from internist_server.alerts.rules import Receiver
 from internist_server.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def group_key(notification: Notification) -> str:
 
 def idempotency_key(notification: Notification) -> str:
     """The same for every delivery of one piece of news, so that a receiver can drop a repetition."""
-    return f"{group_key(notification)}/{notification.status}/{_started(notification)}"
+    return f"{group_key(notification)}/{notification.status}/{notification.id}"
 
 
 def webhook_body(notification: Notification, *, external_url: str, receiver: str) -> dict[str, object]:
@@ -103,7 +104,7 @@ def text(notification: Notification, *, external_url: str) -> str:
     return "\n".join([*lines, run_url(notification.run, external_url=external_url)])
 
 
-class Notifier(threading.Thread):
+class Notifier(Poster):
     """Delivers what `claim` returns, one after the other, and tells `settle` how it went. No receiver can end it."""
 
     def __init__(
@@ -114,6 +115,7 @@ class Notifier(threading.Thread):
         webhooks: Sequence[str],
         apprise_urls: Sequence[str],
         external_url: str,
+        receivers: Sequence[Receiver] = (),
         poll_s: float = 1.0,
     ) -> None:
         """A thread that is not started yet.
@@ -125,44 +127,44 @@ class Notifier(threading.Thread):
             webhooks: addresses that get an Alertmanager body by POST.
             apprise_urls: chat services, in Apprise's notation.
             external_url: this server's address as readers see it.
+            receivers: those with names, that rules may name.
             poll_s: seconds between two looks at what is due, unless woken.
         """
-        super().__init__(name="internist-notifier", daemon=True)
+        super().__init__("internist-notifier", timeout_s=TIMEOUT_S)
         self._claim, self._settle = claim, settle
-        self._webhooks, self._services = tuple(webhooks), tuple(apprise_urls)
+        self._everyone = (*((url, True) for url in webhooks), *((url, False) for url in apprise_urls))
+        self._everyone += tuple(_address(one) for one in receivers if one.default)
+        self._named = {one.name: _address(one) for one in receivers}
         self._external_url, self._poll_s = external_url, poll_s
-        self._due, self._stopping = threading.Event(), threading.Event()
 
-    def wake(self) -> None:
-        """Looks at once: something was queued."""
-        self._due.set()
+    def go_round(self, client: httpx.Client) -> None:
+        """Delivers what is due."""
+        try:
+            for notification in self._claim():
+                if self._stopping.is_set():
+                    break
+                self._settle(notification.id, self._deliver(client, notification))
+        except Exception:
+            logger.exception("notifications could not be read or settled; trying again in %s s", self._poll_s)
 
-    def stop(self) -> None:
-        """Ends the thread after the delivery in hand."""
-        self._stopping.set()
-        self._due.set()
+    def wait(self) -> None:
+        """Until something is queued, or it is time to look."""
+        self._due.wait(self._poll_s)
 
-    def run(self) -> None:
-        """Delivers until stopped."""
-        with httpx.Client(timeout=TIMEOUT_S) as client:
-            while not self._stopping.is_set():
-                self._due.clear()
-                try:
-                    for notification in self._claim():
-                        if self._stopping.is_set():
-                            break
-                        self._settle(notification.id, self._deliver(client, notification))
-                except Exception:
-                    logger.exception("notifications could not be read or settled; trying again in %s s", self._poll_s)
-                self._due.wait(self._poll_s)
+    def _addresses(self, notification: Notification) -> list[tuple[str, bool]]:
+        """Who is told, each once: those that the members' rules name, and everyone where some member names nobody."""
+        names = {name for alert in notification.alerts for name in alert.receivers}
+        is_for_all = any(not alert.receivers for alert in notification.alerts) or not notification.alerts
+        named = [self._named[name] for name in sorted(names) if name in self._named]
+        return list(dict.fromkeys([*(self._everyone if is_for_all or not named else ()), *named]))
 
     def _deliver(self, client: httpx.Client, notification: Notification) -> str | None:
         """What went wrong at each receiver, or None."""
         failures = []
-        for place, url in enumerate((*self._webhooks, *self._services)):
+        for url, is_webhook in self._addresses(notification):
             try:
-                if place < len(self._webhooks):
-                    post(client, url, notification, external_url=self._external_url)
+                if is_webhook:
+                    send(client, url, notification, external_url=self._external_url)
                 else:
                     tell(url, notification, external_url=self._external_url)
             except Exception as error:
@@ -173,7 +175,7 @@ class Notifier(threading.Thread):
         return "; ".join(failures) or None
 
 
-def post(client: httpx.Client, url: str, notification: Notification, *, external_url: str) -> None:
+def send(client: httpx.Client, url: str, notification: Notification, *, external_url: str) -> None:
     """Delivers to a webhook.
 
     Raises:
@@ -181,10 +183,7 @@ def post(client: httpx.Client, url: str, notification: Notification, *, external
         httpx.HTTPError: it did not answer.
     """
     body = webhook_body(notification, external_url=external_url, receiver=receiver_name(url))
-    headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(notification)}
-    reply = client.post(url, content=json.dumps(body, allow_nan=False).encode(), headers=headers)
-    if not reply.is_success:
-        raise DeliveryError(f"answered {reply.status_code}")
+    post(client, url, body, headers={"Idempotency-Key": idempotency_key(notification)})
 
 
 def tell(url: str, notification: Notification, *, external_url: str) -> None:
@@ -238,7 +237,6 @@ def _advice(notification: Notification) -> str:
     return next((alert.advice for alert in notification.alerts if alert.advice), "")
 
 
-def _started(notification: Notification) -> str:
-    """When the first member opened."""
-    opened = [alert.opened_at_ms for alert in notification.alerts if alert.opened_at_ms is not None]
-    return time(min(opened, default=None))
+def _address(receiver: Receiver) -> tuple[str, bool]:
+    """Where a receiver is, and whether that is a webhook."""
+    return receiver.webhook_url or receiver.apprise_url or "", receiver.webhook_url is not None

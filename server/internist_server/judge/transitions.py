@@ -29,7 +29,8 @@ class Transition:
     A pending alert that goes back into its band is `resolved` with `opened_step` None.
     """
 
-    series: int
+    series: int | None
+    """None: a series that is waited for, and that no run has had yet."""
     rule: str
     condition: str
     state: AlertState

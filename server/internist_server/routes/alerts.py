@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
 from internist.schema.conditions import CONDITION
-from internist.schema.rules import RUN_RULE
+from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist.schema.views import Alert, AlertsPage, AlertState
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
@@ -15,11 +15,13 @@ from internist_server.routes.runs import Limit, Offset
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import alerts
 
+Number = Annotated[int, Path(ge=1, le=1 << 62)]
+"""An id that a database can hold."""
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
 
-AlertCondition = Literal[(*CONDITION, *RUN_RULE, "user")]  # type: ignore[valid-type]
-"""What an alert may be of: a condition of the judge, the run's life or end, or the user's own code."""
+AlertCondition = Literal[(*CONDITION, *RUN_RULE, THRESHOLD, ABSENT, "user")]  # type: ignore[valid-type]
+"""What an alert may be of: a condition of the judge, the run's life or end, a rule or the code of the user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,15 @@ def list_alerts(
     return alerts.list_alerts(session, run=run, states=state or (), condition=condition, limit=limit, offset=offset)
 
 
+@router.delete(
+    "/{alert_id}/acknowledge",
+    responses={404: {"description": "There is no such alert."}, 200: examples.of("Alert")},
+)
+def withdraw(alert_id: Number, services: ServicesDep) -> Alert:
+    """Take an acknowledgement back: of what still fires, receivers are told again."""
+    return services.handling.withdraw(alert_id)
+
+
 @router.post(
     "/{alert_id}/acknowledge",
     responses={
@@ -52,7 +63,7 @@ def list_alerts(
         200: examples.of("Alert"),
     },
 )
-def acknowledge(alert_id: int, who: Acknowledgement, services: ServicesDep) -> Alert:
+def acknowledge(alert_id: Number, who: Acknowledgement, services: ServicesDep) -> Alert:
     """Say that a person has seen the alert, and, if so, that what it tells of is the new normal. The first to say that
     they have seen it stays."""
     return services.ingest.acknowledge(alert_id, by=who.by, is_new_normal=who.new_normal)

@@ -8,6 +8,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from internist_server.errors import Invalid
 
@@ -40,7 +41,14 @@ class ViewRoute(APIRoute):
 
 def answer(view: object) -> Response:
     """A JSON response."""
-    return Response(orjson.dumps(view), media_type="application/json")
+    return Response(orjson.dumps(view, default=_of_model), media_type="application/json")
+
+
+def _of_model(view: object) -> object:
+    """What is sent of a model of pydantic's: its fields by the names that requests give them."""
+    if isinstance(view, BaseModel):
+        return view.model_dump(mode="json", by_alias=True)
+    raise TypeError(f"{type(view).__name__} is no view")
 
 
 def _askable(dependant: Dependant) -> set[str]:

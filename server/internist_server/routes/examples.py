@@ -35,6 +35,7 @@ from internist.schema.views import (
     Run,
     SeriesPage,
     SeriesView,
+    Silence,
     Verdict,
     Verdicts,
 )
@@ -55,6 +56,7 @@ from internist.schema.wire import (
     RunStart,
     RunStarted,
     Series,
+    Threshold,
 )
 
 _NOW: Final = 1_790_000_000_000
@@ -156,6 +158,17 @@ _ALERT = Alert(
     acknowledged_at_ms=None,
     notified=True,
 )
+_SILENCE = Silence(1, {"run": _RUN, "condition": "attention"}, "ada", "clipped on purpose", _NOW, _NOW + 7_200_000)
+_RULE: Final = {
+    "name": "gradient_large",
+    "metric": "gradient.*norm*",
+    "above": 5.0,
+    "for": 3,
+    "severity": "critical",
+    "labels": {"team": "pretraining"},
+    "annotations": {"advice": "the batches of these steps"},
+    "receivers": ["oncall"],
+}
 _RUN_VIEW = Run(
     id=_RUN,
     project="gpt-small",
@@ -275,6 +288,11 @@ _EXAMPLES: dict[str, object] = {
     "Scaling": _SCALING,
     "AlertsPage": AlertsPage((_ALERT,), 1, 1),
     "Alert": _ALERT,
+    "Silence": _SILENCE,
+    "Silences": (_SILENCE,),
+    "Rules": {"file": [], "rules": [_RULE], "receivers": ["oncall"]},
+    "RuleSet": {"rules": [_RULE]},
+    "Limits": {"thresholds": [Threshold("gradient.global_norm", above=5.0)]},
     "Catalogue": {
         "metrics": [METRICS["update.own"]],
         "conditions": [CONDITIONS[2]],

@@ -19,6 +19,7 @@ STATUS: Final[dict[type[errors.ServerError], int]] = {
     errors.AttemptNotFound: 404,
     errors.FamilyNotFound: 404,
     errors.AlertNotFound: 404,
+    errors.SilenceNotFound: 404,
     errors.Refused: 400,
     errors.Malformed: 400,
     errors.Invalid: 422,

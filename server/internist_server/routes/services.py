@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.errors import Invalid, TooLarge, UnsupportedContent
+from internist_server.handling import Handling
 from internist_server.ingest import Ingest
+from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings
 from internist_server.store.database import Database
@@ -23,6 +25,8 @@ class Services:
     settings: Settings
     database: Database
     ingest: Ingest
+    handling: Handling
+    book: RuleBook
     changes: Changes
     boards: Boards
     scalings: Scalings

@@ -1,6 +1,6 @@
 """Alerts: opened, moved and closed by the judge's transitions, read by people."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, case, func, select, update
@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from internist.schema.rules import RUN_RULES, RunRule, Severity
 from internist.schema.views import Alert, AlertsPage
 from internist.schema.wire import Note
+from internist_server.alerts.rules import Terms
 from internist_server.errors import AlertNotFound
 from internist_server.judge.verdicts import Transition
 from internist_server.store.attempts import Attempt, touch_run
@@ -22,9 +23,21 @@ _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error":
 
 
 def apply_transitions(
-    session: Session, attempt: Attempt, transitions: Sequence[Transition], *, at_ms: int, is_quiet: bool
+    session: Session,
+    attempt: Attempt,
+    transitions: Sequence[Transition],
+    *,
+    at_ms: int,
+    is_quiet: bool,
+    terms: Callable[[Transition], Terms] = lambda _: Terms(),
 ) -> None:
-    """Move alerts as the judge says. There is one open alert per series and rule."""
+    """Move alerts as the judge and the user's thresholds say. There is one open alert per series and rule.
+
+    Args:
+        at_ms: when the step was measured.
+        is_quiet: record, and tell nobody.
+        terms: what the user's rules say of an alert.
+    """
     query = select(AlertRow).where(AlertRow.attempt_id == attempt.id, AlertRow.state.in_(OPEN))
     rows = {(row.series_id, row.rule): row for row in session.scalars(query)}
     for transition in transitions:
@@ -40,24 +53,32 @@ def apply_transitions(
             row.pending_step, row.quiet, row.notified = transition.pending_step, is_quiet, False
             rows[key] = row
             session.add(row)
-        _move(row, transition, at_ms=at_ms, is_quiet=is_quiet)
+        _move(row, transition, terms(transition), at_ms=at_ms, is_quiet=is_quiet)
     session.flush()
 
 
 def open_run_alert(
-    session: Session, attempt: Attempt, *, rule: RunRule, step: int | None, message: str, now_ms: int
+    session: Session, attempt: Attempt, *, rule: RunRule, step: int | None, message: str, now_ms: int, terms: Terms
 ) -> int | None:
     """Open an alert on the run itself, if it is not open; its id if it is new."""
     if find_run_alert(session, attempt.run, rule=rule.name) is not None:
         return None
     return _add_plain(
         session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="firing",
-        step=step, message=message, advice=rule.advice, at_ms=now_ms, is_quiet=False,
+        step=step, message=message, advice=rule.advice, at_ms=now_ms, is_quiet=False, terms=terms,
     )  # fmt: skip
 
 
 def add_end(
-    session: Session, attempt: Attempt, *, rule: RunRule, step: int, message: str, at_ms: int, is_quiet: bool
+    session: Session,
+    attempt: Attempt,
+    *,
+    rule: RunRule,
+    step: int,
+    message: str,
+    at_ms: int,
+    is_quiet: bool,
+    terms: Terms,
 ) -> int | None:
     """Record how an attempt ended, once; its id if it is new. It has a moment, no duration."""
     query = select(AlertRow.id).where(AlertRow.attempt_id == attempt.id, AlertRow.rule == rule.name)
@@ -65,7 +86,7 @@ def add_end(
         return None
     found = _add_plain(
         session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="resolved",
-        step=step, message=message, advice=rule.advice, at_ms=at_ms, is_quiet=is_quiet,
+        step=step, message=message, advice=rule.advice, at_ms=at_ms, is_quiet=is_quiet, terms=terms,
     )  # fmt: skip
     row = session.get_one(AlertRow, found)
     row.closed_step, row.closed_at_ms = step, at_ms
@@ -101,7 +122,7 @@ def add_note(session: Session, attempt: Attempt, note: Note, *, is_quiet: bool) 
     found = _add_plain(
         session, attempt, rule="user", condition="user", cause="user", severity=_SEVERITY[note.level], state="resolved",
         step=note.step, message=f"{note.title}: {note.text}" if note.text else note.title, advice="",
-        at_ms=note.noted_at_ms, is_quiet=is_quiet,
+        at_ms=note.noted_at_ms, is_quiet=is_quiet, terms=Terms(),
     )  # fmt: skip
     row = session.get_one(AlertRow, found)
     row.closed_step, row.closed_at_ms = note.step, note.noted_at_ms
@@ -126,9 +147,10 @@ def firing(session: Session, run: str, *, condition: str | None = None, quiet: b
     return [_alert(row) for row in session.execute(query)]
 
 
-def fired_since(session: Session, run: str, *, condition: str, first: int, limit: int = 1_000) -> list[int]:
-    """Ids of the alerts of a condition from `first` on that have fired aloud."""
-    query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.condition == condition, AlertRow.id >= first)
+def fired_since(session: Session, run: str, *, group: str, first: int, limit: int = 1_000) -> list[int]:
+    """Ids of the alerts of a condition, or of a rule of the user's own, from `first` on that have fired aloud."""
+    is_of_group = (AlertRow.condition == group) | (AlertRow.rule == group)
+    query = select(AlertRow.id).where(AlertRow.run_id == run, is_of_group, AlertRow.id >= first)
     query = query.where(
         AlertRow.opened_step.is_not(None) | AlertRow.opened_at_ms.is_not(None), AlertRow.quiet.is_(False)
     )
@@ -217,18 +239,48 @@ def acknowledge(session: Session, alert: int, *, by: str, now_ms: int) -> Alert:
     return get_alerts(session, [alert])[0]
 
 
+def withdraw_acknowledgement(session: Session, alert: int) -> Alert:
+    """Say that nobody has seen an alert after all: of what still fires receivers are told again.
+
+    Raises:
+        AlertNotFound: there is no such alert.
+    """
+    row = session.get(AlertRow, alert)
+    if row is None:
+        raise AlertNotFound(alert)
+    if row.acknowledged_at_ms is not None:
+        row.acknowledged_by = row.acknowledged_at_ms = None
+        touch_run(session, row.run_id)
+    session.flush()
+    return get_alerts(session, [alert])[0]
+
+
+def runs_firing(session: Session) -> list[str]:
+    """Runs of which an alert fires aloud."""
+    query = select(AlertRow.run_id).where(AlertRow.state == "firing", AlertRow.quiet.is_(False))
+    return list(session.scalars(query.distinct()))
+
+
 def mark_notified(session: Session, ids: Sequence[int]) -> None:
     """Say of alerts that receivers know of them."""
     session.execute(update(AlertRow).where(AlertRow.id.in_(ids)).values(notified=True))
 
 
-def _move(row: AlertRow, transition: Transition, *, at_ms: int, is_quiet: bool) -> None:
+def _move(row: AlertRow, transition: Transition, terms: Terms, *, at_ms: int, is_quiet: bool) -> None:
     if transition.state == "firing" and row.state != "firing":
-        row.opened_step, row.opened_at_ms, row.quiet = transition.step, at_ms, is_quiet
+        row.opened_step, row.opened_at_ms, row.quiet = transition.step, at_ms, is_quiet or terms.is_quiet
     for name in ("condition", "severity", "state", "cause", "value", "ratio", "basis", "band_low", "band_high"):
         setattr(row, name, getattr(transition, name))
+    _dress(row, terms)
     row.message, row.advice = transition.message, transition.advice
     row.worst_ratio = max(transition.worst_ratio, row.worst_ratio or 0.0)
+
+
+def _dress(row: AlertRow, terms: Terms) -> None:
+    """Give an alert what the user's rules say of it."""
+    row.severity = terms.severity or row.severity
+    row.labels, row.annotations = terms.labels or None, terms.annotations or None
+    row.receivers = list(terms.receivers) or None
 
 
 def _close(
@@ -244,13 +296,14 @@ def _close(
 
 def _add_plain(
     session: Session, attempt: Attempt, *, rule: str, condition: str, cause: str, severity: str, state: str,
-    step: int | None, message: str, advice: str, at_ms: int, is_quiet: bool,
+    step: int | None, message: str, advice: str, at_ms: int, is_quiet: bool, terms: Terms,
 ) -> int:  # fmt: skip
     row = AlertRow(
         run_id=attempt.run, attempt_id=attempt.id, rule=rule, condition=condition, severity=severity, state=state,
         cause=cause, pending_step=step, opened_step=step, opened_at_ms=at_ms, message=message, advice=advice,
-        quiet=is_quiet, notified=False,
+        quiet=is_quiet or terms.is_quiet, notified=False,
     )  # fmt: skip
+    _dress(row, terms)
     session.add(row)
     session.flush()
     return row.id
@@ -260,7 +313,7 @@ def _query() -> Select[Any]:
     return (
         select(
             AlertRow, RunRow.name, RunRow.project, AttemptRow.name, SeriesRow.metric, SeriesRow.kind, SeriesRow.subject,
-            SeriesRow.index, SeriesRow.facts,
+            SeriesRow.index, SeriesRow.facts, SeriesRow.bound,
         )
         .join(RunRow, RunRow.id == AlertRow.run_id)
         .join(AttemptRow, AttemptRow.id == AlertRow.attempt_id)
@@ -269,7 +322,7 @@ def _query() -> Select[Any]:
 
 
 def _alert(found: Row[Any]) -> Alert:
-    row, run_name, project, attempt, metric, kind, subject, index, facts = tuple(found)
+    row, run_name, project, attempt, metric, kind, subject, index, facts, bound = tuple(found)
     return Alert(
         id=row.id,
         run=row.run_id,
@@ -304,4 +357,8 @@ def _alert(found: Row[Any]) -> Alert:
         acknowledged_by=row.acknowledged_by,
         acknowledged_at_ms=row.acknowledged_at_ms,
         notified=row.notified,
+        bound=bound,
+        labels=dict(row.labels or {}),
+        annotations=dict(row.annotations or {}),
+        receivers=tuple(row.receivers or ()),
     )

@@ -116,6 +116,9 @@ def register(session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt
     if row is None:
         session.execute(update(RunRow).where(RunRow.id == start.run).values(**values))
         number = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.run_id == start.run)) or 0
+        if start.thresholds:  # those that were set since an earlier start stay where a later one names none
+            thresholds = [asdict(one) for one in start.thresholds]
+            session.execute(update(RunRow).where(RunRow.id == start.run).values(thresholds=thresholds))
         row = AttemptRow(
             run_id=start.run,
             name=start.attempt,
@@ -199,6 +202,18 @@ def newest_attempt(session: Session, run: str) -> Attempt:
     if row is None:
         raise RunNotFound(run)
     return _attempt(session, row)
+
+
+def list_attempts(session: Session, run: str) -> list[Attempt]:
+    """The attempts of a run, in the order in which they started.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    require_run(session, run)
+    query = select(AttemptRow).where(AttemptRow.run_id == run)
+    rows = session.scalars(query.order_by(AttemptRow.started_at_ms, AttemptRow.number)).all()
+    return [_attempt(session, row) for row in rows]
 
 
 def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:

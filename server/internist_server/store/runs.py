@@ -19,6 +19,11 @@ from internist_server.store.tables import AttemptRow, RankRow, RunRow
 from internist_server.store.vitals import Vitals, vitals_of
 
 
+def project_of(session: Session, run: str) -> str:
+    """The project of a run; empty where there is no such run."""
+    return session.scalar(select(RunRow.project).where(RunRow.id == run)) or ""
+
+
 def list_runs(
     session: Session, *, project: str | None = None, name: str | None = None, limit: int, offset: int = 0, now_ms: int
 ) -> list[Run]:

@@ -75,6 +75,12 @@ def find_known(session: Session, run: str, series: Sequence[Series]) -> list[boo
     return [_key(one) in known for one in series]
 
 
+def orders_of(session: Session, ids: Sequence[int]) -> dict[int, int]:
+    """Place in forward order of each of these series."""
+    query = select(SeriesRow.id, SeriesRow.facts).where(SeriesRow.id.in_(ids))
+    return {row.id: row.facts["order"] for row in session.execute(query)}
+
+
 def declare(
     session: Session, run: str, attempt_id: int, rank: int, sequence: int, series: Sequence[Series]
 ) -> dict[int, int]:

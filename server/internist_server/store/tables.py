@@ -72,6 +72,8 @@ class RunRow(Base):
     reference: Mapped[str | None]
     cursor: Mapped[int] = mapped_column(default=0)
     """Rises with every change of the run."""
+    thresholds: Mapped[list[Any] | None]
+    """Limits that the run sets for itself; None: none."""
 
 
 class AttemptRow(Base):
@@ -269,6 +271,61 @@ class AlertRow(Base):
     acknowledged_by: Mapped[str | None]
     acknowledged_at_ms: Mapped[int | None]
     notified: Mapped[bool] = mapped_column(default=False)
+    labels: Mapped[dict[str, Any] | None]
+    """Those that rules add to its own; None: none, here and in the two that follow."""
+    annotations: Mapped[dict[str, Any] | None]
+    receivers: Mapped[list[Any] | None]
+
+
+class IncidentRow(Base):
+    """What receivers were told of one run and condition, from the message that it began to the one that it is over."""
+
+    __tablename__ = "incidents"
+    __table_args__ = (Index(None, "closed_at_ms"), Index(None, "run_id", "condition"))
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    condition: Mapped[str]
+    """Or the rule, where a rule of the user's own is told of."""
+    first_alert: Mapped[int]
+    opened_at_ms: Mapped[int]
+    told_at_ms: Mapped[int]
+    calm_since_ms: Mapped[int | None]
+    """Since when none of its alerts fires; None while one does."""
+    closed_at_ms: Mapped[int | None]
+
+
+class SilenceRow(Base):
+    """A promise not to notify about matching alerts until it expires."""
+
+    __tablename__ = "silences"
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    matchers: Mapped[dict[str, Any]]
+    """Globs by label; all of them must match."""
+    author: Mapped[str]
+    reason: Mapped[str]
+    created_at_ms: Mapped[int]
+    expires_at_ms: Mapped[int] = mapped_column(index=True)
+
+
+class RuleSetRow(Base):
+    """The rules as they were set through the API at one moment; the newest are in force."""
+
+    __tablename__ = "rule_sets"
+
+    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    rules: Mapped[list[Any]]
+    set_at_ms: Mapped[int]
+
+
+class RuleStateRow(Base):
+    """What is remembered of the user's own thresholds on an attempt."""
+
+    __tablename__ = "rule_states"
+
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[bytes]
 
 
 class NotificationRow(Base):

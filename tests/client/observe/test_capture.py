@@ -309,6 +309,26 @@ def test_tied_weights_are_one_series_with_both_roles():
     assert not [key for key in points if key[1] == "lm_head.weight"]
 
 
+def test_a_tied_weight_moves_each_module_that_computes_with_it():
+    torch.manual_seed(0)
+    embed, head = nn.Embedding(16, 8), nn.Linear(8, 16, bias=False)
+    head.weight = embed.weight
+    model = nn.Sequential(embed, nn.LayerNorm(8), head)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer)
+    ids, before = torch.arange(6).reshape(2, 3), embed.weight.detach().clone()
+    received = model[:2](ids).detach()
+    model(ids).square().mean().backward()
+    optimizer.step()
+    moved = embed.weight.detach() - before
+    assert not problems(monitor)
+    points, _, _ = finish(monitor)
+
+    for name, changes in (("0", moved[ids]), ("2", received @ moved.t())):
+        expected = changes.flatten(0, 1).square().mean(1).sqrt().max().item()
+        assert points["update.own", name, None][0] == pytest.approx(expected, rel=1e-4)
+
+
 def test_frozen_parameters_are_frozen_not_missing():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
@@ -505,7 +525,7 @@ def test_memory_does_not_grow_over_steps():
 def test_an_eager_models_modules_carry_taps_on_sampled_steps_only():
     model = ByteGPT(width=16, depth=2, heads=2, context=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    monitor = internist.watch(model, optimizer)
+    monitor = internist.watch(model, optimizer, max_overhead=0)
     bare = {}
     for step in range(20):
         bare[step] = PLACE not in vars(model.blocks[0])

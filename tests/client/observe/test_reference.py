@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import internist
 from internist.demo.model import ByteGPT, batch, text
+from internist.measures import formats
 from internist.schema.metrics import METRICS
 from tests.client.points import read
 
@@ -103,6 +104,37 @@ def test_every_metric_of_the_catalogue_is_produced(trained):
 
     told_by_optimizers = {metric for metric in METRICS if metric.startswith("optimizer.")}  # see test_optimizers.py
     assert {metric for metric, _, _ in points} - {"extra"} == set(METRICS) - told_by_optimizers
+
+
+def shares(x: torch.Tensor, narrow: torch.dtype) -> dict[str, float]:
+    """What underflows and saturates of float32 numbers, by what a cast to the narrower format makes of them."""
+    cast, wide = x.to(narrow).double(), x.double().abs()
+    about = torch.finfo(torch.float32)
+    return {
+        "underflow": ((wide > 0) & (wide < about.smallest_normal)).double().mean().item(),
+        "saturation": (~(wide < about.max)).double().mean().item(),
+        "narrow_underflow": ((x != 0) & (cast == 0)).double().mean().item(),
+        "narrow_saturation": (~cast.isfinite()).double().mean().item(),
+    }
+
+
+def test_ranges_match_casts_of_the_probe_tokens_of_samples_and_of_gradients(trained):
+    points, series, steps = trained
+    seen = set()
+    for at, step in enumerate(steps):
+        out, _ = outputs(step.before, step.inputs)
+        after = dict(step.after.named_parameters())
+        for kind, name in {(m.partition(".")[0], n) for m, n, _ in points if m.endswith(".narrow_underflow")}:
+            if kind == "activation":
+                x = tokens(out[name]).float()
+                x = x[strided(len(x))]
+            else:
+                x = formats.sample((after if kind == "weight" else step.grads)[name])
+            for statistic, expected in shares(x, torch.float16).items():
+                check(points, f"{kind}.{statistic}", name, at, expected)
+            assert series[f"{kind}.underflow", name, None].facts.method == "float32, then float16"
+            seen.add(kind)
+    assert seen == {"activation", "weight", "gradient"}
 
 
 def test_activations_match_a_plain_forward(trained):

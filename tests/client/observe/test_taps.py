@@ -1,6 +1,7 @@
 """Taps stand in front of calls without a hook, and leave no trace in what is copied, saved, traced or compiled."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -100,6 +101,27 @@ def test_copies_and_pickles_carry_nothing(model):
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert not any(isinstance(vars(module).get(PLACE), Tap) for module in twin.modules())
     assert PLACE not in vars(copy.copy(model))
+
+
+def test_what_a_class_says_itself_to_be_pickled_has_no_tap_and_loads_by_weights_alone(tmp_path):
+    before = nn.LSTM.__getstate__, vars(nn.RNNBase)["__getstate__"]
+    model = nn.Sequential(nn.LSTM(3, 3, 2), nn.GRU(3, 3))
+    bare, tapped = tmp_path / "bare.pt", tmp_path / "tapped.pt"
+    torch.save(model, bare)
+    taps = Taps([Ear().on(module) for module in model.modules()])
+    taps.install()
+    torch.save(model, tapped)
+
+    with torch.serialization.safe_globals([nn.Sequential, nn.LSTM, nn.GRU]):
+        loaded = torch.load(tapped, weights_only=True)
+    assert not any(PLACE in vars(module) for module in loaded.modules())
+    assert [vars(module).keys() for module in loaded] == [
+        vars(module).keys() for module in torch.load(bare, weights_only=False)
+    ]
+    taps.remove()
+    del taps
+    gc.collect()
+    assert (nn.LSTM.__getstate__, vars(nn.RNNBase)["__getstate__"]) == before
 
 
 def test_a_replica_made_of_a_modules_dictionary_computes_with_its_own_parameters(model):

@@ -201,3 +201,24 @@ def test_a_value_may_be_a_second_series_too(recorder, kept):
 
     assert kept.points(1) == {"x": 5.0, "y": 6.0, "z": 1.0}
     assert kept.points(2) == {"x": 5.0}
+
+
+def test_what_is_worked_out_of_a_frame_travels_with_it_and_a_fault_there_costs_that_alone(recorder, kept, caplog):
+    own, more = series(recorder, "x"), series(recorder, "y")
+
+    def doubled(among, values):
+        return [(more, 2 * value) for each, value in zip(among, values, strict=True) if each is own]
+
+    def broken(among, values):
+        raise ZeroDivisionError("no depth")
+
+    for step, derive in ((1, doubled), (2, broken), (3, broken)):
+        recorder.add([None, own], torch.tensor([7.0, 5.0]))
+        recorder.close_step(step, derive)
+    with caplog.at_level(logging.WARNING, "internist"):
+        recorder.drain(everything=True)
+
+    assert kept.points(1) == {"x": 5.0, "y": 10.0}
+    assert kept.points(2) == kept.points(3) == {"x": 5.0}
+    assert [record.message for record in caplog.records if "no depth" in record.message] == [caplog.records[0].message]
+    assert len(caplog.records) == 1

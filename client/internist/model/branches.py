@@ -19,7 +19,7 @@ _ATTENTION_WORDS = re.compile(
     re.IGNORECASE,
 )
 _AFTER_WORDS = re.compile(r"post_?(feed_?forward|ffn?w?|mlp)|(attn|attention|mlp|ffn?w?|feed_?forward)_?post", re.I)
-_QUERY_NORM = re.compile(r"(^|[._])[qkv]_?(layer)?_?norm$|(query|key)_?(layer)?_?norm$", re.IGNORECASE)
+QUERY_NORM = re.compile(r"(^|[._])[qkv]_?(layer)?_?norm$|(query|key)_?(layer)?_?norm$", re.IGNORECASE)
 
 
 class Matrix(NamedTuple):
@@ -30,6 +30,15 @@ class Matrix(NamedTuple):
     fan_in: int
     owner: nn.Module
     is_router: bool
+    is_stack: bool = False
+    """Whether it is as many matrices as there are experts."""
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Features that come out of it, and that go in: of a convolution its channels."""
+        if isinstance(self.owner, nn.modules.conv._ConvNd):
+            return self.owner.out_channels, self.owner.in_channels
+        return self.fan_out, self.fan_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,11 @@ def branches_of(
         raise ValueError(f"roles: {adrift[0]!r} is said to be a branch, and is in no block; blocks are {there}")
     found: list[Branch] = []
     unclear: dict[str, str] = {}
+    by_block: dict[str | None, list[Matrix]] = {}
+    for matrix in matrices:
+        by_block.setdefault(block_of(matrix.name, known), []).append(matrix)
     for block in blocks:
-        inside = [matrix for matrix in matrices if block_of(matrix.name, known) == block]
+        inside = by_block.get(block, [])
         outs = [name for name in named if block_of(name, known) == block]
         own, reason = _named(block, modules, outs, inside) if outs else _found(block, modules, inside)
         if reason:
@@ -104,7 +116,7 @@ def _named(
             held[out] = units.pop(0)[1]
     if units:
         return [], f"{units[0][1][0].name!r} is in none of the branches that roles names"
-    width = _stream(inside)
+    width = stream_width(inside)
     return [
         Branch(block, out, _count(members, width, out, modules), tuple(m.name for m in members), (out,))
         for out, members in held.items()
@@ -114,29 +126,41 @@ def _named(
 def _found(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix]) -> tuple[list[Branch], str]:
     if not inside:
         return [], "it has no matrices"
-    width = _stream(inside)
+    width = stream_width(inside)
     merged: list[tuple[list[str], list[Matrix]]] = []
     is_open = False
     for container, members in _units(block, modules, inside):
         if not is_open:
             merged.append(([], []))
         elif not container and len(members) > 1 and _is_attention(merged[-1][1]):
-            return [], f"which of its layers ends its attention is not clear: {_names(inside)}"
+            return _closed(
+                block, modules, merged[:-1], width
+            ), f"which of its layers ends its attention is not clear: {_names(inside)}"
         merged[-1][0].extend([container] if container else [])
         merged[-1][1].extend(members)
-        is_open = _out(merged[-1][1], width) is None or (not container and _is_attention(members))
+        is_open = last_of(merged[-1][1], width) is None or (not container and _is_attention(members))
     if is_open:
-        return [], f"none of {_names(merged[-1][1])} is known to come back to the stream, {width} wide"
+        return _closed(
+            block, modules, merged[:-1], width
+        ), f"none of {_names(merged[-1][1])} is known to come back to the stream, {width} wide"
+    branches = _closed(block, modules, merged, width)
+    return branches, _norm_after(block, modules, width, len(branches))
+
+
+def _closed(
+    block: str, modules: Mapping[str, nn.Module], merged: Sequence[tuple[list[str], list[Matrix]]], width: int
+) -> list[Branch]:
+    """The branches of matrices that come back to the stream, with the children that hold them."""
     branches = []
     for containers, members in merged:
-        out = _out(members, width)
+        out = last_of(members, width)
         assert out is not None
         name, top = out.name.rpartition(".")[0], containers[0] if containers else ""
         if containers and not (_is_called(name, out, modules) and _is_alone(members, out, top, modules)):
             name = containers[-1]
         count = _count(members, width, top, modules)
         branches.append(Branch(block, name, count, tuple(m.name for m in members), tuple(containers)))
-    return branches, _norm_after(block, modules, width, len(branches))
+    return branches
 
 
 def _units(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix]) -> list[tuple[str, list[Matrix]]]:
@@ -147,11 +171,14 @@ def _units(block: str, modules: Mapping[str, nn.Module], inside: Sequence[Matrix
         return _units(only, modules, inside)
     units: list[tuple[str, list[Matrix]]] = []
     direct: dict[str, list[Matrix]] = {}
+    kind = ""
     for matrix in inside:
         path = matrix.name[len(block) + 1 :].split(".")
         is_layer = is_linear(matrix.owner) or isinstance(matrix.owner, nn.modules.conv._ConvNd)
         if len(path) == 1 or (len(path) == 2 and is_layer):
-            kind = "attention" if _ATTENTION_WORDS.match(path[0]) else "other"
+            # the square layer named like an output that comes right after queries, keys and values is their output
+            ends = kind == "attention" and matrix.fan_in == matrix.fan_out and _OUT_WORDS.search(path[0])
+            kind = "attention" if ends or _ATTENTION_WORDS.match(path[0]) else "other"
             if kind not in direct:
                 direct[kind] = []
                 units.append(("", direct[kind]))
@@ -169,24 +196,28 @@ def _is_attention(members: Sequence[Matrix]) -> bool:
     return all(map(_ATTENTION_WORDS.match, words)) and not any(map(_OUT_WORDS.search, words)) and len(words) > 1
 
 
-def _stream(inside: Sequence[Matrix]) -> int:
-    """The stream's width: the most common fan-in, of equally common ones the smaller."""
-    fans = [matrix.fan_in for matrix in inside if not matrix.is_router] or [matrix.fan_in for matrix in inside]
+def stream_width(inside: Sequence[Matrix]) -> int:
+    """The stream's width: the most common number of features that go in, of equally common ones the smaller; of
+    convolutions what goes into the first, if it comes out again."""
+    convolutions = [m for m in inside if isinstance(m.owner, nn.modules.conv._ConvNd)]
+    if len(convolutions) == len(inside) and any(m.features[0] == inside[0].features[1] for m in inside):
+        return inside[0].features[1]
+    fans = [m.features[1] for m in inside if not m.is_router] or [m.features[1] for m in inside]
     return min(set(fans), key=lambda fan: (-fans.count(fan), fan))
 
 
-def _out(members: Sequence[Matrix], width: int) -> Matrix | None:
+def last_of(members: Sequence[Matrix], width: int) -> Matrix | None:
     """The matrix that comes back to the stream; None where none does."""
-    able = [m for m in members if m.fan_out == width and not m.is_router]
+    able = [m for m in members if m.features[0] == width and not m.is_router]
     named = [m for m in able if _OUT_WORDS.search(m.name.removesuffix(".weight"))]
     return (named or able)[-1] if able else None
 
 
 def _count(members: Sequence[Matrix], width: int, top: str, modules: Mapping[str, nn.Module]) -> int:
     """1 if all its matrices are the last, of which experts have several; else 2."""
-    out = _out(members, width)
-    kinds = {_kind(m, top, modules) for m in members if not m.is_router}
-    return 1 if out is not None and kinds == {_kind(out, top, modules)} else 2
+    out = last_of(members, width)
+    kinds = {kind_of(m, top, modules) for m in members if not m.is_router}
+    return 1 if out is not None and kinds == {kind_of(out, top, modules)} else 2
 
 
 def _is_called(name: str, out: Matrix, modules: Mapping[str, nn.Module]) -> bool:
@@ -198,11 +229,11 @@ def _is_called(name: str, out: Matrix, modules: Mapping[str, nn.Module]) -> bool
 
 def _is_alone(members: Sequence[Matrix], out: Matrix, top: str, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the last matrix is the only one of its kind and adds all there is: experts are several, or shared."""
-    kind = _kind(out, top, modules)
+    kind = kind_of(out, top, modules)
     return "*" not in kind.split(".") and not any(m.is_router for m in members)
 
 
-def _kind(matrix: Matrix, top: str, modules: Mapping[str, nn.Module]) -> str:
+def kind_of(matrix: Matrix, top: str, modules: Mapping[str, nn.Module]) -> str:
     """The name of a matrix, a star for its number in a list of experts within `top`; without a top, as it is."""
     parts = matrix.name.split(".")
     for i in range(top.count(".") + 1 if top else len(parts), len(parts)):
@@ -222,7 +253,7 @@ def _norm_after(block: str, modules: Mapping[str, nn.Module], width: int, branch
         for name, module in modules.items()
         if name.startswith(block + ".")
         and is_norm(module)
-        and not _QUERY_NORM.search(name)
+        and not QUERY_NORM.search(name)
         and any(p.dim() == 1 and p.numel() == width for p in module.parameters(recurse=False))
     ]
     after = [name for name in norms if _AFTER_WORDS.search(name.rpartition(".")[2])]

@@ -1,0 +1,96 @@
+"""`internist rules`: is a file of rules right, and what would it have said of a run?"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from internist_migrations.upgrade import is_current
+from internist_server.alerts.rule_files import read_rules
+from internist_server.alerts.rules import RuleFile
+from internist_server.errors import NotFound, RulesError
+from internist_server.replay import changed_alerts, replay
+from internist_server.settings import Settings, database_url
+from internist_server.store.database import Database
+
+FIRED: Final = 3
+_CODES: Final = """exit status:
+  0  the file is right, or the run was replayed
+  1  the file is wrong (a line for each mistake), or the run cannot be read
+  2  the arguments are wrong
+  3  test --exit-code: something would have fired"""
+
+
+def command(argv: Sequence[str]) -> int:
+    """Check a file of rules, or test it on a stored run."""
+    options = _parser().parse_args(argv)
+    try:
+        rules = read_rules(options.file)
+    except RulesError as error:
+        return _fail(str(error))
+    if options.action == "check":
+        sys.stdout.write(
+            f"{options.file}: {_count(len(rules.rule), 'rule')}, {_count(len(rules.receiver), 'receiver')}\n"
+        )
+        return 0
+    try:
+        fired = _test(rules, run=options.run, database=options.database)
+    except (NotFound, OSError) as error:
+        return _fail(f"internist rules: {error}")
+    return FIRED if fired and options.exit_code else 0
+
+
+def _test(rules: RuleFile, *, run: str, database: str | None) -> int:
+    """Say what would have fired; how often something would have."""
+    url = Settings().database_url if database is None else database_url(database)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise OSError(f"there is no database at {url.removeprefix('sqlite:///')}")
+    store = Database(url)
+    try:
+        if not is_current(store.engine):
+            raise OSError("the database is of another version: `internist serve` brings it up to date")
+        fired = 0
+        with store.read() as session:
+            for found in replay(session, run, rules.rule):
+                change = found.change
+                fired += change.state == "firing"
+                what = f"{change.state:<8}  {change.rule} ({change.severity})"
+                sys.stdout.write(f"{found.attempt}  step {change.step:>8}  {what}: {change.message}\n")
+            for rule in rules.rule:
+                if rule.condition is not None:
+                    changed = changed_alerts(session, run, rule)
+                    sys.stdout.write(f"{rule.name}: on {_count(len(changed), 'recorded alert')} of {rule.condition}\n")
+        sys.stdout.write(f"{_count(fired, 'alert')} would have fired\n")
+        return fired
+    finally:
+        store.close()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"{reason}\n")
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internist rules",
+        description=(command.__doc__ or "").partition("\n")[0],
+        epilog=_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="whether a file is right", description="Whether a file of rules is right.")
+    test = actions.add_parser(
+        "test", help="what a file would have said of a run", description="What rules would have said of a stored run."
+    )
+    for action in (check, test):
+        action.add_argument("file", type=Path, help="file of rules, such as internist.toml")
+    test.add_argument("--run", required=True, help="id of a run that the database holds")
+    test.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
+    test.add_argument("--exit-code", action="store_true", help=f"exit with {FIRED} if something would have fired")
+    return parser
