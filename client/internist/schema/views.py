@@ -290,7 +290,7 @@ class Alert:
     module: str | None
     """The module that owns the subject."""
     block: str | None
-    cause: Literal["own", "weight", "learning_rate", "feature", "run", "user"]
+    cause: Literal["own", "weight", "learning_rate", "feature", "model", "run", "user"]
     value: Number
     ratio: Number
     """How many times its baseline, or the edge of its target (over one, also for values that are too small)."""

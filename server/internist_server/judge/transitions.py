@@ -258,7 +258,7 @@ def first_causes_first(
     """
     if len(changes) < 2:
         return changes
-    column = {one: at for at, one in enumerate(order)}
+    column: dict[int | None, int] = {one: at for at, one in enumerate(order)}
     earliest = min(change.pending_step for change in changes)
 
     def key(change: Transition) -> tuple[bool, bool, int, int]:
