@@ -111,10 +111,10 @@ def test_where_the_loss_leaves_its_band_what_is_pending_in_a_module_fires_with_i
     module = series(1, "activation.rms", "blocks.1", role="block", block="blocks.1")
     steps = np.arange(LAST)
     values = np.stack([falling_loss(6), np.ones(LAST)], axis=1)
-    values[400:] *= (30, 6)
+    values[400:] *= (30, 9)
     present = np.stack([np.ones(LAST, bool), steps % 10 == 0], axis=1)
 
     told = tell_values([LOSS, module], steps, values.astype(np.float32), present)
 
     assert [(change.series, change.step) for change in told.fired()] == [(1, 402), (0, 402)]
-    assert told.judge.summary().sentence.startswith("forward - blocks.1 output is 6.0x its baseline since step 400")
+    assert told.judge.summary().sentence.startswith("forward - blocks.1 output is 9.0x its baseline since step 400")
