@@ -158,7 +158,12 @@ def criteria_section() -> str:
         f"A value more than {conditions.BASELINE_CRITICAL:g} times its baseline is violated; a two-sided one also when "
         "that much smaller, unless most modules have fallen together. The band is wider where its window scatters or "
         "grows, and stays as it is while a check fires: what is wrong does not become what it is measured by, until "
-        "someone acknowledges a new normal. "
+        "someone acknowledges a new normal. It is wider by the square of how much younger a run is than "
+        "512 steps, and above by the root of how far the learning rate has fallen since its window. "
+        f"*Last values*: judged at every step it is known by its last {conditions.RECENT_POINTS} values that were in "
+        f"their band, from {conditions.RECENT_MINIMUM_POINTS} on: more than {conditions.RECENT_RISE:g} standard "
+        f"deviations over their mean or {conditions.RECENT_FALL:g} under it and under half of it; what scatters in "
+        "multiples, more than six robust deviations of its logarithm and eight times over its median. "
         "*Target*: a number from theory, judged only where it applies. "
         f"*Sanity*: a step that moves a module's output by more than {conditions.SANITY_RELATIVE_UPDATE:g} of itself "
         "violates, whatever the baseline. "
@@ -179,7 +184,9 @@ def rules_section() -> str:
         "## Alerts",
         "",
         f"An alert fires when the breach has lasted {rules.FOR_POINTS_LIGHT} points of a light series, "
-        f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says. It resolves when the log-ratio is back under "
+        f"{rules.FOR_POINTS_HEAVY} of a heavy one, or as the table says, wherever they lie; of a light one that is "
+        "half as far out again as its band is wide, two are enough. What is pending in a module fires with what "
+        "leaves its band in the whole model. It resolves when the log-ratio is back under "
         f"{conditions.RECOVERY:.0%} of the band's own log-width. A run is `lost` when its heartbeat is older than "
         f"{rules.LOST_AFTER_S:g} s, and `stalled` when its step has not moved for {rules.STALLED_AFTER_STEPS:g} median "
         f"step times and {rules.STALLED_AFTER_S:g} s, and for {rules.STALLED_AFTER_PAUSES:g} times the longest pause "
@@ -205,25 +212,38 @@ def metric_cells(metric: Metric) -> tuple[str, ...]:
 
 def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     """The cells of one criterion."""
-    of = {"all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input"}
+    of = {
+        "all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input",
+        "stages": "block outputs, modules outside blocks",
+    }  # fmt: skip
+    bases = {None: "yes" if criterion.baseline else "", "sum": "its last values", "product": "its last values"}
     applies = {"always": "always", "mup": "spectral or μP runs", "muon": "orthogonalised updates"}
     target = criterion.target
     bands = ""
     if target:
         critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
-        bands = f"{target.warn_above:g}, {critical} ({applies[target.applies_when]}; {target.source})"
+        times = ", times 1/√rank" if target.times == "inverse_root_rank" else ""
+        bands = f"{target.warn_above:g}, {critical}{times} ({applies[target.applies_when]}; {target.source})"
     if criterion.sanity_relative_to:
         bands += f"sanity, against `{criterion.sanity_relative_to}`"
     return (
         f"`{criterion.condition}`",
         f"`{criterion.metric}`",
         of[criterion.applies_to],
-        "both" if criterion.two_sided else "above",
+        sides(criterion),
         "yes" if criterion.scheduled else "",
-        "yes" if criterion.baseline else "",
+        bases[criterion.recent],
         "yes" if criterion.reference else "",
         bands,
     )
+
+
+def sides(criterion: Criterion) -> str:
+    """On which sides of its band a value is out."""
+    if criterion.vanishing is not None:
+        what = "one less it, " if criterion.complement else ""
+        return f"{what}below {criterion.vanishing:g} of its baseline"
+    return "both" if criterion.two_sided else "above"
 
 
 def table(heads: str) -> list[str]:

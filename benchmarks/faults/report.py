@@ -1,11 +1,13 @@
 """The report: how often healthy runs are alerted of, and how early, rightly and often sick ones are."""
 
+import re
 from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.faults.injections import FOREVER, KINDS
 from benchmarks.faults.running import Found
 
+MODEL = "model"
 TELLS_WITHIN = 200
 """An alert that comes later than this after a fault began is not its doing, unless it is there from the start."""
 
@@ -185,15 +187,25 @@ def _cries(twins: dict[str, Found]) -> list[Found]:
 
 
 def _first_told(one: Found, own: Sequence[Found], opened: int | None) -> str | None:
-    """What the first message about the fault named first: of the first alerts, the one a notification leads with."""
+    """What the first message about the fault named first: of the first alerts, the one a notification leads with. Of a
+    group of parameters it is the block that they are in, as the message says."""
     firsts = [alert for alert in own if alert["opened_step"] == opened]
     if not firsts:
         return None
-    subjects = {alert["subject"] for alert in firsts}
+    told = {(alert["rule"], alert["subject"]) for alert in firsts}
     for note in one["notifications"]:
-        if note["status"] == "firing" and note["labels"].get("module") in subjects:
-            return str(note["labels"]["module"])
-    return str(firsts[0]["subject"])
+        labels = note["labels"]
+        subject = labels.get("parameter") or labels.get("group") or labels.get("module") or MODEL
+        if note["status"] == "firing" and (labels.get("alertname"), subject) in told:
+            first = next(one for one in firsts if (one["rule"], one["subject"]) == (labels["alertname"], subject))
+            return labels.get("module") or _home(first["message"]) or str(subject)
+    return _home(firsts[0]["message"]) or str(firsts[0]["subject"])
+
+
+def _home(message: str) -> str | None:
+    """Where a group's parameters are, by a message on it."""
+    found = re.match(r"(?:learning rate|weight decay) of [^(:]*\(([^)]*)\)", message)
+    return found[1] if found else None
 
 
 def _is_there(named: str | None, place: str) -> bool:

@@ -99,7 +99,7 @@ def judge_again(found: Found, clinic: Clinic, folder: Path, *, polls_from: int =
             clinic.send(start.run, portion, attempt=start.attempt, rank=start.rank)
             if until is not None and until >= polls_from:
                 polls.append((until, clinic.get(f"/runs/{start.run}/verdicts", limit=0)))
-            until, portion = next(portions), b""
+            until, portion = next(portions, None), b""
         if content is None:
             break
         clinic.now_ms = frame.measured_at_ms if frame is not None else clinic.now_ms

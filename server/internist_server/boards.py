@@ -21,7 +21,7 @@ class Boards:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._boards: OrderedDict[tuple[str, str, int, int, int | None], Verdicts] = OrderedDict()
+        self._boards: OrderedDict[tuple[str, str, int, int, int | None, bool], Verdicts] = OrderedDict()
 
     def read(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
         """The board as of the last judged step, weighed by what is known beside; its members cut to `limit`."""
@@ -36,12 +36,14 @@ class Boards:
         )
 
     def _judged(self, session: Session, attempt: Attempt, *, limit: int | None) -> Verdicts:
+        is_over = attempt.finished_at_ms is not None
         # by name, too: SQLite gives the id of a deleted attempt to another
-        key = (attempt.run, attempt.name, attempt.id, load_version(session, attempt.id), limit)
+        key = (attempt.run, attempt.name, attempt.id, load_version(session, attempt.id), limit, is_over)
         with self._lock:
             found = self._boards.get(key)
         if found is None:
-            found = restore(session, attempt).judge.verdicts(attempt.run, attempt.name, limit=limit)
+            judge = restore(session, attempt).judge
+            found = judge.verdicts(attempt.run, attempt.name, limit=limit, is_over=is_over)
             with self._lock:
                 self._boards[key] = found
                 while len(self._boards) > MAX_BOARDS:

@@ -7,10 +7,12 @@ from internist.schema.conditions import CONDITION
 from tests.server.judged_runs import constant, series, tell
 
 WEIGHT = "blocks.0.attn.qkv.weight"
+RANK = 64
 
 
 def told(metric, value, **run):
-    return tell([(series(0, metric, WEIGHT, block="blocks.0"), constant(value))], last=200, **run)
+    one = series(0, metric, WEIGHT, block="blocks.0", fan_in=RANK, fan_out=4 * RANK)
+    return tell([(one, constant(value))], last=200, **run)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,8 @@ def told(metric, value, **run):
         ("optimizer.gap_use", 0.49, None),
         ("optimizer.gap_use", 0.6, "warning"),
         ("optimizer.gap_use", 1.2, "critical"),
-        ("optimizer.removed_share", 0.29, None),
-        ("optimizer.removed_share", 0.31, "warning"),
+        ("optimizer.removed_share", 3.9 / RANK**0.5, None),
+        ("optimizer.removed_share", 4.1 / RANK**0.5, "warning"),
         ("optimizer.removed_share", 0.999, "warning"),
         ("optimizer.misrouted", 0.0, None),
         ("optimizer.misrouted", 1.0, "warning"),

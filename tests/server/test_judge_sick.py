@@ -100,7 +100,7 @@ def test_a_layer_that_stops_learning_is_found(floor):
 
     (fired,) = rising(series(0, "update.own", "blocks.0.mlp"), law, last=700)
 
-    assert (fired.condition, fired.cause, fired.step) == ("update", "own", 620)
+    assert (fired.condition, fired.cause, fired.step) == ("update", "own", 610)
     assert fired.ratio == pytest.approx(1 / floor, rel=1e-3) if floor else np.isinf(fired.ratio)
 
 

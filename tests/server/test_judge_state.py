@@ -168,7 +168,7 @@ def test_a_resumed_attempt_starts_from_its_parents_baselines():
     wrong = with_law(children, constant(30.0), metric="update.own", block="blocks.2")
     values = np.stack([law(steps.astype(float)) for _, law in reversed(wrong)], axis=1).astype(np.float32)
     told = tell_values([one for one, _ in reversed(wrong)], steps, values, np.ones(values.shape, bool), judge=child)
-    assert {change.step for change in told.fired()} == {1030}
+    assert {change.step for change in told.fired()} == {1020}
     assert len(told.fired("update")) == 3
 
 

@@ -67,15 +67,14 @@ NEWS = Notification(
 )
 
 
-def test_causes_are_listed_before_features_and_the_largest_excess_first():
-    feature = replace(ALERT, id=1, cause="feature", worst_ratio=900.0)
-    small, large = replace(ALERT, id=2, worst_ratio=5.0), replace(ALERT, id=3, worst_ratio=50.0)
-    weight = replace(ALERT, id=4, cause="weight", worst_ratio=20.0)
-    nan = replace(ALERT, id=5, worst_ratio="inf")
+def test_what_began_first_is_listed_first_and_what_shows_in_the_whole_model_last():
+    loss = replace(ALERT, id=1, cause="model", pending_step=90, worst_ratio=900.0)
+    later = replace(ALERT, id=2, pending_step=120, worst_ratio="inf")
+    feature, weight = replace(ALERT, id=3, cause="feature", pending_step=100), replace(ALERT, id=4, pending_step=100)
 
-    ordered = order_members([feature, small, large, weight, nan])
+    ordered = order_members([later, loss, weight, feature])
 
-    assert [alert.id for alert in ordered] == [5, 3, 4, 2, 1]
+    assert [alert.id for alert in ordered] == [3, 4, 2, 1]
 
 
 def test_the_webhook_body_is_alertmanagers_version_4():

@@ -10,6 +10,18 @@ STATES: tuple[State, ...] = ("ok", "drifting", "violated", "not measured")
 
 BASELINE_CRITICAL = 4.0
 """A value this many times its own baseline is violated, or more where the baseline's window itself scatters or grows."""
+WEIGHT_JUMP = 10.0
+"""Times what its steps at two samples explain that a weight's RMS may change by between them."""
+WEIGHT_JUMP_SHARE = 0.1
+"""And a change by less than this share of it is none."""
+RECENT_POINTS = 100
+"""Last values that a value of every step is judged by, of those that were in their band."""
+RECENT_MINIMUM_POINTS = 30
+"""Fewer of them than this: not measured (warming up)."""
+RECENT_RISE = 5.0
+"""Standard deviations of the last values over their mean, beyond which one is violated,"""
+RECENT_FALL = 8.0
+"""and under it: learning is a fall; under half of the mean, too."""
 BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
 SANITY_RELATIVE_UPDATE = 0.3
@@ -43,6 +55,8 @@ class Condition:
     summary: str
     advice: str
     """What to try first when it is violated."""
+    is_sign: bool = False
+    """Whether it is only a sign of trouble: where it is well, that does not say that the card's condition holds."""
 
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -60,7 +74,14 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("logit_scale", "attention", "Scale of queries and keys", "Queries and keys are too large for their scale", "The products of queries and keys, with what they are multiplied by, are of order one at every width.", "attention's scale: 1 / d, not 1 / sqrt(d); then the weights of queries and keys"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
     Condition("first_step", "forward", "Facts of the first step", "The first step is out of proportion", "R(W), the logits, the growth of the residual stream over the blocks and what one step moves are of order one from the start.", "how it is initialised: the weight's scale, the head's, the residual branches' multiplier; then the learning rate"),
-    Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored"),
+    Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it", is_sign=True),
+    Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
+    Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
+    Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
+    Condition("weight_jump", "spectral", "Only steps move weights", "Something else than the optimizer has written to a weight", "Between two samples a weight's RMS changes by no more than its steps can have moved it.", "what else writes to it: a checkpoint, an initialisation, a clamp, another optimizer", is_sign=True),
+    Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
+    Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
+    Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
 )  # fmt: skip
 
 CONDITION: dict[str, Condition] = {condition.name: condition for condition in CONDITIONS}
@@ -77,16 +98,19 @@ class Target:
     applies_when: Literal["always", "mup", "muon"]
     """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
     source: str
+    times: Literal["one", "inverse_root_rank"] = "one"
+    """What both numbers are multiplied by: `inverse_root_rank` is 1/sqrt(min(fan_in, fan_out)) of the matrix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What a condition asks of one metric. `cause` orders members of one alert: own causes before features."""
+    """What a condition asks of one metric. `cause` orders members of one alert: own causes before
+    features, and these before what shows in the whole model."""
 
     condition: str
     metric: str
-    applies_to: Literal["all", "blocks", "normalized_input"] = "all"
-    """`blocks`: residual-stream outputs only; `normalized_input`: modules fed by a normalisation layer."""
+    applies_to: Literal["all", "blocks", "stages", "normalized_input"] = "all"
+    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer."""
     two_sided: bool = False
     scheduled: bool = False
     """Divided by the run-wide schedule factor before it is judged."""
@@ -94,7 +118,13 @@ class Criterion:
     target: Target | None = None
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
-    cause: Literal["own", "weight", "feature"] = "weight"
+    recent: Literal["sum", "product"] | None = None
+    """If set: judged at every step by its own last values, whose scatter adds to them or multiplies them."""
+    vanishing: float | None = None
+    """If set: judged by its own baseline for being less than this share of it, and for nothing else."""
+    complement: bool = False
+    """Of a share: what is judged is one less it."""
+    cause: Literal["own", "weight", "feature", "model"] = "weight"
     reference: bool = True
     """Held to the reference run, where one is named, on both sides."""
 
@@ -111,12 +141,12 @@ _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
     Criterion("forward", "activation.rms_max", applies_to="normalized_input", cause="feature"),
-    Criterion("forward", "activation.rms", applies_to="blocks", cause="feature"),
+    Criterion("forward", "activation.rms", applies_to="stages", cause="feature"),
     Criterion("forward", "activation.rms_q99", applies_to="blocks", cause="feature"),
     Criterion("dependency", "activation.spread", two_sided=True, cause="feature"),
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature", reference=False),  # of the two nearest tokens: no batch repeats it
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
-    Criterion("update", "update.feature", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="feature"),
+    Criterion("update", "update.feature", two_sided=True, scheduled=True, cause="feature"),
     Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.row_rms_max", baseline=False, target=Target(3.0, 10.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.head_norm", baseline=False, target=Target(30.0, 100.0, "mup", _SU)),
@@ -130,10 +160,16 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE), reference=False),
     Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE), reference=False),
     Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP), reference=False),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(0.3, None, "always", _SHARE), reference=False),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, "inverse_root_rank"), reference=False),
     Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
+    Criterion("loss", "loss", two_sided=True, baseline=False, recent="sum", cause="model", reference=False),
+    Criterion("logits", "output.log_z_max", cause="model", reference=False),
+    Criterion("gradient_norm", "gradient.norm_before_clip", baseline=False, recent="product", cause="model", reference=False),
+    Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model", reference=False),
+    Criterion("learning", "gradient.rms", vanishing=1e-4, reference=False),
+    Criterion("learning", "update.unchanged", vanishing=0.1, complement=True, reference=False),
     Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS), reference=False),
     Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
     Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own", reference=False),

@@ -116,6 +116,10 @@ class Verdict:
     what is inside its band is ok."""
     crossing_low: int | None = None
     crossing_high: int | None = None
+    source: str = ""
+    """Where the band comes from: a publication, or which of its own values."""
+    advice: str = ""
+    """What to try first, where it is not ok."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +307,7 @@ class Alert:
     module: str | None
     """The module that owns the subject."""
     block: str | None
-    cause: Literal["own", "weight", "learning_rate", "feature", "run", "user"]
+    cause: Literal["own", "weight", "learning_rate", "feature", "model", "run", "user"]
     value: Number
     ratio: Number
     """How many times its baseline, or the edge of its target (over one, also for values that are too small)."""

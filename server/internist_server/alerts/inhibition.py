@@ -33,6 +33,8 @@ def _explains(cause: Alert, effect: Alert, orders: Mapping[int, int]) -> bool:
         return False
     if cause.condition in _STANDING:
         return effect.kind is not None
+    if effect.cause == "model":  # what the whole model shows, some module of it began
+        return cause.kind is not None
     if effect.cause == "feature":  # features move because some layer's own update, or a rate, did
         here = orders.get(effect.series or 0, 0)
         is_before = cause.block == effect.block or orders.get(cause.series or 0, -1) <= here
@@ -45,8 +47,8 @@ def _explains(cause: Alert, effect: Alert, orders: Mapping[int, int]) -> bool:
 def _rank(alert: Alert) -> tuple[int, int, int, int]:
     """Causes before what they explain: by kind, by the step they began at, wider places first."""
     kind = 0 if alert.condition in _STANDING else 1 if alert.cause == "learning_rate" else 2
-    if alert.cause == "feature":
-        kind = 3
+    if alert.cause in ("feature", "model"):
+        kind = 3 if alert.cause == "feature" else 4
     return kind, alert.pending_step or 0, _WIDTH.index(level_of(alert)), alert.id
 
 

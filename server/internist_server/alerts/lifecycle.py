@@ -46,6 +46,16 @@ class Lifecycle:
             fields.append(array)
         return Lifecycle(*fields)
 
+    def fired(self, checks: Flags, *, step: int) -> "Lifecycle":
+        """The same where these checks, which are pending, fire at a step."""
+        return Lifecycle(
+            phase=np.where(checks, FIRING, self.phase).astype(np.uint8),
+            count=np.where(checks, 0, self.count).astype(np.uint16),
+            counted=np.where(checks, step, self.counted),
+            started=self.started,
+            opened=np.where(checks, step, self.opened),
+        )
+
 
 FIELDS = ("phase", "count", "counted", "started", "opened")
 
@@ -60,6 +70,8 @@ def advance(
     cadence: Steps,
     needed: Steps,
     recovery: Steps | None = None,
+    recovery_cadence: Steps | None = None,
+    far: Flags | None = None,
 ) -> Lifecycle:
     """Where each check stands after one more step.
 
@@ -77,7 +89,10 @@ def advance(
         cadence: steps between two points that count.
         needed: `for`, in points, at least 1.
         recovery: points in the recovery band after which it resolves; `needed` without.
+        recovery_cadence: steps between two of these; `cadence` without.
+        far: breaches so far out that a point of them counts as two.
     """
+    slow = cadence if recovery_cadence is None else recovery_cadence
     breach = breach & measured
     if not breach.any() and not now.phase.any():
         return now
@@ -87,9 +102,10 @@ def advance(
     counts = (pending & breach & due) | starts
     recovers = firing & measured & clear & ~breach
     relapses = firing & measured & ~recovers
-    recovery_counts = recovers & (step - now.counted >= cadence)
+    recovery_counts = recovers & (step - now.counted >= slow)
 
-    count = np.where(counts | recovery_counts, now.count + 1, np.where(relapses, 0, now.count))
+    weight = 1 if far is None else np.where(counts & far, 2, 1)
+    count = np.where(counts | recovery_counts, now.count + weight, np.where(relapses, 0, now.count))
     fires = (pending | starts) & breach & (count >= needed)
     ends = (pending & measured & ~breach) | (recovery_counts & (count >= (needed if recovery is None else recovery)))
     phase = np.where(ends, INACTIVE, np.where(fires, FIRING, np.where(starts, PENDING, now.phase)))

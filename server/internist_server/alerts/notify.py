@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +26,7 @@ MAX_MEMBERS = 100
 """Members that a webhook body lists; the rest is counted in `truncatedAlerts`."""
 MAX_LINES = 10
 """Members that a chat message lists."""
-_CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 1}
+_CAUSES: dict[str, int] = {"own": 0, "weight": 0, "learning_rate": 0, "feature": 0, "model": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,11 @@ class Notification:
 
 
 def order_members(alerts: Sequence[views.Alert]) -> tuple[views.Alert, ...]:
-    """Causes (own, weight, learning rate) before what follows from them; then largest excess, earliest, by id."""
+    """What shows in a module before what shows in the whole model; then the earliest, by id: the judge hands on what it
+    sees at one step with the first cause first."""
 
-    def rank(alert: views.Alert) -> tuple[int, float, int, int]:
-        return (_CAUSES.get(alert.cause, 0), -_excess(alert.worst_ratio), alert.pending_step or 0, alert.id)
+    def rank(alert: views.Alert) -> tuple[int, int, int]:
+        return (_CAUSES.get(alert.cause, 0), alert.pending_step or 0, alert.id)
 
     return tuple(sorted(alerts, key=rank))
 
@@ -240,8 +240,3 @@ def _advice(notification: Notification) -> str:
 def _address(receiver: Receiver) -> tuple[str, bool]:
     """Where a receiver is, and whether that is a webhook."""
     return receiver.webhook_url or receiver.apprise_url or "", receiver.webhook_url is not None
-
-
-def _excess(ratio: views.Number) -> float:
-    excess = 0.0 if ratio is None else float(ratio)
-    return math.inf if math.isnan(excess) else excess

@@ -27,6 +27,11 @@ SPREAD_EXTREMES = 1.5
 """Times as far as a window's own extreme is well: heavy tails repeat themselves."""
 SPREAD_LIMIT = 4.0
 """log2 of the widest that a window's own spread may make a band: one mad point must not blind a check for an octave."""
+GROWN_UP = 256
+"""Last step of a window, in steps since the origin, from which a band is as wide as the window makes it. A younger run
+learns its first features, by which values grow and fall many times: its bands are wider"""
+YOUTH = 2.0
+"""by this power of how much younger it is."""
 ROUNDING = 1e-8
 """Updates and their effects below this are lost in the rounding of float32 numbers of order 0.1: a bias in front of a
 normalisation layer has such ones, up and down by any factor. They make no baseline."""
@@ -56,6 +61,11 @@ def baseline_window(step: int, *, origin: int, taken: int) -> tuple[int, int] | 
 def grid_point(age: int) -> int:
     """Number of grid points that a run of this age in steps has crossed; -1 at its start."""
     return math.floor(GRID_PER_OCTAVE * math.log2(age)) if age > 0 else -1
+
+
+def youth(age: int) -> float:
+    """log2 of how much wider bands are, on either side, that a window makes which ends at this age."""
+    return YOUTH * max(0.0, math.log2(GROWN_UP / max(age, 1)))
 
 
 def window_sample(steps: NDArray[np.int64], *, every: int, origin: int) -> NDArray[np.int64]:

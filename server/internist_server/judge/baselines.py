@@ -26,7 +26,7 @@ def refresh(memory: Memory, checks: Checks, *, step: int, values: Logs, steps: I
     if not len(values):
         return
     at = np.flatnonzero(checks.baselined & (memory.violation.phase == INACTIVE))
-    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    points = np.ascontiguousarray(checks.judged(values)[at])
     is_out = (steps >= memory.out_first[at, None]) & (steps <= memory.out_last[at, None])
     points[is_out | (steps < memory.accepted[at, None])] = np.nan
     _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
@@ -38,18 +38,19 @@ def renew(memory: Memory, checks: Checks, check: int, *, values: Logs, steps: In
     memory.out_first[check] = memory.out_last[check] = NEVER
     memory.baseline[check] = np.nan
     at = np.array([check])
-    points = np.ascontiguousarray(values[:, checks.column[at]].T)
+    points = np.ascontiguousarray(checks.judged(values)[at])
     _take(memory, checks, at, points, steps, rates=values[:, checks.rate_columns])
     memory.growth[check] = 0.0  # an excursion has no trend
 
 
 def bands_of(memory: Memory, checks: Checks) -> Bands:
-    """The bands that the baselines and fixed targets make; none of a baseline while the learning rate still rises."""
+    """The bands that the baselines and fixed targets make. What is divided by the learning rate has none while that
+    still rises."""
     with np.errstate(divide="ignore"):
         own = np.log2(memory.baseline)
     own[~np.isfinite(own)] = np.nan
     if memory.schedule.is_warming_up:
-        own[:] = np.nan
+        own[checks.scheduled] = np.nan
     centre = np.where(checks.baselined, own, checks.target_centre)
     narrow = np.float32(np.log2(BASELINE_CRITICAL))  # never narrower than that; targets have no spread
     above = np.maximum(memory.above - narrow, 0) + np.maximum(memory.growth, 0)
@@ -69,8 +70,10 @@ class Ceiling:
     @classmethod
     def of(cls, memory: Memory) -> "Ceiling":
         """By the largest baselines so far."""
+        narrow = np.float32(np.log2(BASELINE_CRITICAL))
+        room = np.maximum(memory.above, narrow)
         with np.errstate(divide="ignore", invalid="ignore"):
-            level = np.log2(memory.ceiling * np.float32(BASELINE_CRITICAL))
+            level = np.log2(memory.ceiling) + room
             return cls(level, np.log2(memory.ceiling_factor))
 
     def at(self, raw: float) -> Logs:
@@ -96,9 +99,12 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
     known = ~np.isnan(taken)
     memory.baseline[at[known]] = taken[known]
-    for name in ("growth", "above", "below"):
-        getattr(memory, name)[at[known]] = getattr(shape, name)[known]
+    memory.growth[at[known]] = shape.growth[known]
+    young, narrow = np.float32(bands.youth(int(ages.max()))), np.float32(np.log2(BASELINE_CRITICAL))
+    memory.above[at[known]] = np.maximum(shape.above[known], narrow) + young
+    memory.below[at[known]] = np.maximum(shape.below[known], narrow) + young
     reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
+    memory.schedule.window = float(reference)
     which = at[scheduled]
     larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
     memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])

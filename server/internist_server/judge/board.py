@@ -13,6 +13,8 @@ from internist_server.judge import wording
 RANKS: tuple[State, ...] = ("not measured", "ok", "drifting", "violated")
 """States by their rank in a roll-up: one member's state outranks those before it."""
 NOT_MEASURED, OK, DRIFTING, VIOLATED = range(4)
+IN_MODEL = 2
+"""Cause of what follows in the whole model."""
 STRENGTH: tuple[Basis, ...] = ("sanity", "baseline", "target", "reference")
 """Bases from weakest to strongest."""
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six")
@@ -40,9 +42,15 @@ class Standing:
     excess: NDArray[np.float64]
     """How far out, larger is worse."""
     cause: NDArray[np.int64]
-    """0 for own causes, 1 for what follows from them."""
+    """0 for own causes, 1 for what follows from them in a module, 2 for what follows in the whole model."""
+    is_sign: NDArray[np.bool_]
+    """Whether its being well says nothing of the card's condition."""
+    is_finite: NDArray[np.bool_]
+    """Whether its last value is a number."""
     since: NDArray[np.int64]
     """First step of the present excursion."""
+    began: NDArray[np.int64]
+    """The first step at which it may have begun: it was not measured between that and `since`."""
     place: NDArray[np.int64]
     """Forward order."""
     block: NDArray[np.int64]
@@ -55,6 +63,22 @@ class Standing:
         excess = np.where(np.isnan(self.excess), -np.inf, self.excess)
         out = self.rank >= DRIFTING
         return np.lexsort((self.place, self.since, -excess, np.where(out, self.cause, 0), -self.rank.astype(np.int64)))
+
+    def first_cause(self) -> int:
+        """Of the worst members the one that broke first: of those that may have been out as early as the first that was
+        seen to be, what shows in a module before what shows in the whole model, then by time, what is not finite, and
+        forward order."""
+        at = np.flatnonzero(self.rank == self.rank.max())
+        is_early = self.began[at] <= self.since[at].min()
+        at = at[is_early] if is_early.any() else at
+        excess = np.where(np.isnan(self.excess[at]), -np.inf, self.excess[at])
+        in_model = self.cause[at] == IN_MODEL
+        return int(at[np.lexsort((-excess, self.place[at], self.is_finite[at], self.since[at], in_model))[0]])
+
+    def says_well(self) -> NDArray[np.bool_]:
+        """Members whose being well says that their card's condition holds."""
+        well: NDArray[np.bool_] = (self.rank == OK) & ~self.is_sign
+        return well
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +93,7 @@ def summary(standing: Standing, verdict_of: Callable[[int], views.Verdict]) -> S
     """The run's verdict, without its members."""
     violated = int(np.count_nonzero(standing.rank == VIOLATED))
     drifting = int(np.count_nonzero(standing.rank == DRIFTING))
-    state, said = _overall(standing, _card_ranks(standing), standing.worst_first()[:1], verdict_of)
+    state, said = _overall(standing, _card_ranks(standing), verdict_of)
     return Summary(state, said, violated, drifting)
 
 
@@ -86,7 +110,7 @@ def verdicts(
     """The whole board."""
     order = standing.worst_first()
     ranks = _card_ranks(standing)
-    state, said = _overall(standing, ranks, order[:1], verdict_of)
+    state, said = _overall(standing, ranks, verdict_of)
     cards = tuple(_card(standing, order, card, ranks[card], sparklines[card], verdict_of) for card in range(len(CARDS)))
     return views.Verdicts(
         run=run,
@@ -104,14 +128,15 @@ def verdicts(
 def _card_ranks(standing: Standing) -> list[int]:
     ranks = [NOT_MEASURED] * len(CARDS)
     for card in range(len(CARDS)):
-        members = standing.rank[standing.card == card]
+        speaks = standing.says_well() | (standing.rank >= DRIFTING)
+        members = standing.rank[(standing.card == card) & speaks]
         if members.size:
             ranks[card] = int(members.max())
     return ranks
 
 
 def _weakest(standing: Standing, card: int) -> Basis | None:
-    well = (standing.card == card) & (standing.rank == OK)
+    well = (standing.card == card) & standing.says_well()
     return STRENGTH[int(standing.strength[well].min())] if well.any() else None
 
 
@@ -167,13 +192,12 @@ def _blocks(
 def _overall(
     standing: Standing,
     ranks: Sequence[int],
-    worst: NDArray[np.int64],
     verdict_of: Callable[[int], views.Verdict],
 ) -> tuple[State, str]:
     """The run's state and the sentence on top of its page."""
     rank = max(ranks)
     if rank >= DRIFTING:
-        return RANKS[rank], _worst_sentence(standing, int(worst[0]), verdict_of)
+        return RANKS[rank], _first_sentence(standing, standing.first_cause(), verdict_of)
     held = [card for card in range(len(CARDS)) if ranks[card] == OK]
     if not held:
         return "not measured", "Nothing is judged yet: warming up."
@@ -194,17 +218,17 @@ def _overall(
     return ("ok", said) if is_enough else ("not measured", f"Too little is judged to call it well. {said}")
 
 
-def _worst_sentence(standing: Standing, worst: int, verdict_of: Callable[[int], views.Verdict]) -> str:
-    verdict = verdict_of(worst)
+def _first_sentence(standing: Standing, first: int, verdict_of: Callable[[int], views.Verdict]) -> str:
+    verdict = verdict_of(first)
     alike = (
-        (standing.block == standing.block[worst])
-        & (standing.card == standing.card[worst])
-        & (standing.rank == standing.rank[worst])
+        (standing.block == standing.block[first])
+        & (standing.card == standing.card[first])
+        & (standing.rank == standing.rank[first])
     )
     whole_block = verdict.block is not None and int(np.count_nonzero(alike)) > 1
     where = wording.place(verdict.block or "", None) if whole_block else wording.place(verdict.subject, verdict.index)
-    if verdict.condition == "learning_rate_jump":
-        where = f"learning rate of {wording.group(verdict.subject)}"
+    if verdict.kind == "group":
+        where = f"{verdict.metric.replace('_', ' ')} of {wording.group(verdict.subject)}"
     said = wording.sentence(verdict.condition, where, verdict.reason, verdict.since_step)
-    others = int(np.count_nonzero(standing.rank == standing.rank[worst])) - 1
-    return said if not others else f"{said} {others} more {RANKS[int(standing.rank[worst])]}."
+    others = int(np.count_nonzero(standing.rank == standing.rank[first])) - 1
+    return said if not others else f"{said} {others} more {RANKS[int(standing.rank[first])]}."

@@ -32,6 +32,8 @@ NUMERIC_CARD = CARDS.index("numeric")
 QUOTIENTS = frozenset({"update.relative_rms", "update.relative", "weight.stable_rank"})
 """Not judged for finiteness: their denominator is rightly zero for a zero-initialised weight, and both of their terms
 are series of their own."""
+RECENT_RECOVERY = 20
+"""Points in its band after which a value of every step is well again: a loss that leaps for a while is one incident."""
 _COUNT_OF_NONFINITE = "activation.nonfinite"
 _OF_BLOCKS = frozenset(("activation.rms_q99", "block.contribution"))
 
@@ -64,6 +66,14 @@ class Checks:
     scheduled: Flags
     baselined: Flags
     """Judged against its own baseline: no target applies to it."""
+    complement: Flags
+    """Judged is one less the value."""
+    follows: Flags
+    """Its lower edge follows where most checks of its criterion fall together."""
+    recent: Indices
+    """Checks that are judged by their own last values,"""
+    recent_multiplies: Flags
+    """and whether their scatter multiplies them; aligned with `recent`."""
     target_centre: Logs
     """log2 of the target's warning edge; NaN without a fixed target."""
     target_edges: tuple[Logs, Logs]
@@ -76,6 +86,8 @@ class Checks:
     alarms_on_warning: Flags
     cadence: Indices
     needed: Indices
+    recovery: Indices
+    """Points in the recovery band after which an alert resolves."""
     sanity: Indices
     """Checks with a sanity band, with the columns of its numerator and denominator."""
     sanity_mean: Indices
@@ -88,11 +100,20 @@ class Checks:
     thinning: Thinning
     rate_columns: Indices
     """Columns of the groups' learning rates, with the number of parameters of each group."""
+    decay_columns: Indices
+    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
     rate_weights: tuple[float, ...]
+    weight_columns: Indices
+    """(parameters, 2): columns of each parameter's RMS and of that of its steps."""
     by_card: Indices
     """Checks sorted by card, and where each card of `cards_present` starts in it."""
     card_starts: Indices
     cards_present: Indices
+
+    def judged(self, values: Logs) -> Logs:
+        """By check, what is judged of the values of all series; of rows (points, series) as (checks, points)."""
+        chosen = values[..., self.column].T
+        return np.where(self.complement if chosen.ndim == 1 else self.complement[:, None], 1 - chosen, chosen)
 
 
 def criterion_of(series: JudgedSeries) -> Criterion | None:
@@ -105,9 +126,16 @@ def criterion_of(series: JudgedSeries) -> Criterion | None:
         return None  # counted with the values that are not finite
     if criterion.applies_to == "blocks" and series.facts.role != "block":
         return None
+    if criterion.applies_to == "stages" and not _is_stage(series):
+        return None
     if criterion.applies_to == "normalized_input" and not series.facts.input_normalized:
         return None
     return criterion
+
+
+def _is_stage(series: JudgedSeries) -> bool:
+    """Whether a module is a block, or outside of all blocks and not the whole model."""
+    return series.facts.role == "block" or (series.facts.block is None and bool(series.subject))
 
 
 def has_fixed_target(series: JudgedSeries, criterion: Criterion, *, mup: bool) -> bool:
@@ -141,23 +169,31 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
     metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
     rates, decays = (np.flatnonzero(metrics == _METRIC_NUMBER[name]) for name in ("learning_rate", "weight_decay"))
     groups = _Groups.of(series, rates, decays)
-    rows: list[tuple[int, int, bool, bool, bool]] = []
+    rows: list[tuple[int, int, bool, bool, bool, bool]] = []
     for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
         one = series[at]
         number_of = CRITERION_OF_METRIC[one.metric]
         criterion = criterion_of(one)
         fixed = criterion is not None and has_fixed_target(one, criterion, mup=mup)
         muon = criterion is not None and _is_muon(one, criterion, groups)
-        own = criterion is not None and criterion.baseline and not fixed and not muon
-        if fixed or muon or own or (is_referenced and is_held_to_reference(one)):
-            rows.append((at, number_of, fixed, muon, own))
+        recent = criterion is not None and criterion.recent is not None
+        own = criterion is not None and criterion.baseline and not (fixed or muon or recent)
+        if fixed or muon or recent or own or (is_referenced and is_held_to_reference(one)):
+            rows.append((at, number_of, fixed, muon, recent, own))
 
-    column, number, fixed_target, is_muon, is_own = (np.array([row[i] for row in rows], np.int64) for i in range(5))
-    has_target, promised, baselined = (each.astype(bool) for each in (fixed_target, is_muon, is_own))
-    warn, critical = np.where(has_target, _TARGET_EDGES[number].T, np.nan)
+    kinds = (np.array([row[i] for row in rows], np.int64) for i in range(6))
+    column, number, fixed_target, is_muon, of_recent, is_own = kinds
+    has_target, promised, is_recent, baselined = (
+        each.astype(bool) for each in (fixed_target, is_muon, of_recent, is_own)
+    )
+    times = np.array([_times(series[at], CRITERIA[of]) for at, of, *_ in rows], np.float64)
+    warn, critical = np.where(has_target, _TARGET_EDGES[number].T * times, np.nan)
     high = np.where(has_target, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
-    lower = _TWO_SIDED[number] & (baselined | promised)
+    lower = np.where(_TWO_SIDED[number] & (baselined | promised | is_recent), higher, np.inf)
+    vanishing = _VANISHING[number]
+    lower = np.where(np.isnan(vanishing), lower, -np.log2(vanishing))
+    higher = np.where(np.isnan(vanishing), higher, np.inf)
     card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
@@ -170,15 +206,20 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         two_sided=_TWO_SIDED[number],
         scheduled=_SCHEDULED[number] & baselined,
         baselined=baselined,
+        complement=_COMPLEMENT[number],
+        follows=baselined & np.isfinite(lower) & ~_COMPLEMENT[number],
+        recent=np.flatnonzero(is_recent),
+        recent_multiplies=_MULTIPLIES[number[is_recent]],
         target_centre=np.log2(warn).astype(np.float32),
         target_edges=(_finite(warn), _finite(critical)),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
         warn_low=np.full(number.size, -np.inf, np.float32),
-        critical_low=np.where(lower, -higher, -np.inf).astype(np.float32),
-        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised),
+        critical_low=(-lower).astype(np.float32),
+        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent),
         cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
+        recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, _POINTS_NEEDED[number]),
         sanity=sanity[:, 0],
         sanity_mean=sanity[:, 1],
         sanity_reference=sanity[:, 2],
@@ -187,6 +228,8 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         counts_nonfinite=metrics == _METRIC_NUMBER[_COUNT_OF_NONFINITE],
         is_gradient=_IS_GRADIENT[metrics],
         thinning=thinning,
+        decay_columns=_decays(series),
+        weight_columns=_weights(series),
         rate_columns=np.array(groups.rates, np.int64),
         rate_weights=tuple(groups.weights),
         by_card=by_card,
@@ -309,6 +352,33 @@ def _muon(
     )
 
 
+def _times(series: JudgedSeries, criterion: Criterion) -> float:
+    """What the edges of a criterion's target are multiplied by for a series."""
+    rank = min(series.facts.fan_in or 1, series.facts.fan_out or 1)
+    is_by_rank = criterion.target is not None and criterion.target.times == "inverse_root_rank"
+    return rank**-0.5 if is_by_rank else 1.0
+
+
+def _decays(series: Sequence[JudgedSeries]) -> NDArray[np.int64]:
+    """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
+    rates = {one.subject: column for column, one in enumerate(series) if one.metric == "learning_rate"}
+    found = [
+        (column, rates.get(one.subject, MISSING)) for column, one in enumerate(series) if one.metric == "weight_decay"
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _weights(series: Sequence[JudgedSeries]) -> Indices:
+    """(parameters, 2): columns of each parameter's RMS and of that of its steps, where both are measured."""
+    steps = {one.subject: column for column, one in enumerate(series) if one.metric == "update.rms"}
+    found = [
+        (column, steps[one.subject])
+        for column, one in enumerate(series)
+        if one.metric == "weight.rms" and one.subject in steps
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
 def _finite(edge: NDArray[np.float64]) -> Logs:
     return np.where(np.isfinite(edge), edge, np.nan).astype(np.float32)
 
@@ -340,6 +410,10 @@ _HAS_CRITERION = np.array([metric in CRITERION_OF_METRIC for metric in METRICS] 
 
 # What is the same for all checks of a criterion, by its number.
 _TWO_SIDED = np.array([criterion.two_sided for criterion in CRITERIA])
+_IS_RECENT = np.array([criterion.recent is not None for criterion in CRITERIA])
+_MULTIPLIES = np.array([criterion.recent == "product" for criterion in CRITERIA])
+_COMPLEMENT = np.array([criterion.complement for criterion in CRITERIA])
+_VANISHING = np.array([np.nan if criterion.vanishing is None else criterion.vanishing for criterion in CRITERIA])
 _SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
 _CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
 _POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])

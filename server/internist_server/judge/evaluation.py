@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from internist.schema.conditions import CRITERIA, RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
+from internist_server.judge.recent import Recent
 from internist_server.judge.reference import ReferenceBands, level_of
 from internist_server.judge.schedule import Schedule
 
@@ -15,6 +16,11 @@ NONE, TARGET, REFERENCE, BASELINE, SANITY = range(5)
 BASES: tuple[Basis | None, ...] = (None, "target", "reference", "baseline", "sanity")
 """What a verdict rests on, by its number."""
 EDGES = ("warn_low", "warn_high", "critical_low", "critical_high")
+FAR = 1.5
+"""Times its log-width that a value must be away from its band's centre to need two points where others need three."""
+SLUGGISH = 0.5
+"""Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise
+makes of weights falls like the root of the rate."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4
@@ -43,6 +49,8 @@ class Evaluation:
     warning_clears: Flags
     """Inside the recovery band; only right where `judged`."""
     violation_clears: Flags
+    far: Flags
+    """Violated by more than FAR times the band's own width: no scatter explains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,11 @@ class Bands:
         lows = tuple(low - by for low in (*self.lows, *self.clear_lows))
         return replace(self, lows=(lows[0], lows[1]), clear_lows=(lows[2], lows[3]))
 
+    def raised(self, by: Logs) -> "Bands":
+        """The same with upper edges that many log2 higher."""
+        highs = tuple(high + by for high in (*self.highs, *self.clear_highs))
+        return replace(self, highs=(highs[0], highs[1]), clear_highs=(highs[2], highs[3]))
+
     def edges(self, checks: Checks) -> tuple[Logs, Logs, Logs, Logs]:
         """The edges as levels, in the order of EDGES; NaN: none."""
         ratios = (self.lows[0], self.highs[0], self.lows[1], self.highs[1])
@@ -122,7 +135,8 @@ class Evaluator:
         self.checks = checks
         self._scheduled = checks.scheduled.astype(np.float32)
         self._basis = np.where(checks.baselined, BASELINE, TARGET).astype(np.uint8)
-        self._has_low = checks.baselined & checks.two_sided
+        self._basis[checks.recent] = BASELINE
+        self._has_low = checks.follows
 
     def evaluate(
         self,
@@ -134,6 +148,7 @@ class Evaluator:
         ceiling: Logs,
         schedule: Schedule,
         last_values: Logs,
+        recent: Recent,
         reference: ReferenceBands | None = None,
     ) -> Evaluation:
         """One step.
@@ -146,17 +161,22 @@ class Evaluator:
             ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
+            recent: the last values of the checks that are judged by them, without this step's.
             reference: where the reference run was at this step.
         """
         checks = self.checks
-        value = values[checks.column]
+        value = checks.judged(values)
         measured = present[checks.column] & finite[checks.column]
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
+            if (fallen := schedule.fallen_since_window) > 0:
+                bands = bands.raised(self._scheduled * np.float32(SLUGGISH * fallen))
             bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
+            if checks.recent.size and measured[checks.recent].any():
+                bands = self._with_recent(bands, recent)
             ratio = levels - bands.centre
             if schedule.is_low:
                 bands = bands.without_lows(self.checks.scheduled)
@@ -168,6 +188,7 @@ class Evaluator:
             warning_clears, violation_clears = (
                 (ratio <= high) & (ratio >= low) for high, low in zip(bands.clear_highs, bands.clear_lows, strict=True)
             )
+            far = violates & checks.baselined & ((ratio > FAR * bands.highs[1]) | (ratio < FAR * bands.lows[1]))
             edges = bands.edges(checks)
             basis = self._basis
             if checks.sanity.size:
@@ -192,7 +213,7 @@ class Evaluator:
                     edge[at] = np.where(worse, sane, edge[at])
         found = Evaluation(
             measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
-            violation_clears,
+            violation_clears, far,
         )  # fmt: skip
         unit = self._scheduled * np.float32(np.log2(schedule.divisor))
         return found if reference is None else _held_to(reference, found, checks, logs, measured=measured, unit=unit)
@@ -210,9 +231,9 @@ class Evaluator:
         criteria = self.checks.criterion
         for criterion in np.unique(criteria[falls]).tolist():
             at = criteria == criterion
-            known = ratio[at & measured & ~np.isnan(ratio)]
+            known = ratio[at & measured & np.isfinite(ratio)]  # what is exactly zero has not fallen with the others
             if known.size >= TOGETHER_CHECKS and (middle := float(np.median(known))) < TOGETHER_LOG:
-                by[at] = max(-middle, 0.0) if np.isfinite(middle) else np.inf
+                by[at] = -middle
         return bands.lowered(by) if by.any() else bands
 
     def muon_band(self, schedule: Schedule, last_values: Logs) -> MuonBand:
@@ -252,6 +273,21 @@ class Evaluator:
                 _set(bands.clear_lows[0], at, nearer - low),
                 _set(bands.clear_lows[1], at, nearer - low - further),
             ),
+        )
+
+    def _with_recent(self, bands: Bands, recent: Recent) -> Bands:
+        """The same with the bands that last values make."""
+        at = self.checks.recent
+        high = np.nan_to_num(np.log2(recent.high / recent.centre), nan=np.inf)
+        low = np.nan_to_num(np.log2(recent.low / recent.centre), nan=-np.inf)
+        none = np.full(at.size, np.inf, np.float32)
+        inside = np.float32(RECOVERY)
+        return Bands(
+            centre=_set(bands.centre, at, np.log2(recent.centre)),
+            highs=(_set(bands.highs[0], at, none), _set(bands.highs[1], at, high)),
+            lows=(_set(bands.lows[0], at, -none), _set(bands.lows[1], at, low)),
+            clear_highs=(_set(bands.clear_highs[0], at, none), _set(bands.clear_highs[1], at, inside * high)),
+            clear_lows=(_set(bands.clear_lows[0], at, -none), _set(bands.clear_lows[1], at, inside * low)),
         )
 
     def _sanity(self, values: Logs, present: Flags, finite: Flags) -> tuple[Logs, Flags]:

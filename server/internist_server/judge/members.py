@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS, CONDITION, CRITERIA, Basis, State
+from internist.schema.conditions import (
+    CARDS,
+    CONDITION,
+    CRITERIA,
+    RECENT_MINIMUM_POINTS,
+    RECENT_POINTS,
+    Basis,
+    State,
+)
 from internist.schema.views import Number
 from internist_server.alerts.lifecycle import FIRING, INACTIVE
 from internist_server.judge import drift, wording
@@ -15,14 +23,16 @@ from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, V
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
 from internist_server.judge.evaluation import BASES, REFERENCE, Bands
+from internist_server.judge.jumps import Jump
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
 
 _STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
-_IS_FEATURE = np.array([int(criterion.cause == "feature") for criterion in CRITERIA])
 _FACT_CARD = CARDS.index(CONDITION["first_step"].card)
-_RATE_CARD = CARDS.index(CONDITION["learning_rate_jump"].card)
+_IS_SIGN = np.array([CONDITION[criterion.condition].is_sign for criterion in CRITERIA])
+CAUSE = np.array([{"feature": 1, "model": 2}.get(criterion.cause, 0) for criterion in CRITERIA])
+"""By criterion: 0 for own causes, 1 for what follows from them in a module, 2 for what follows in the whole model."""
 
 
 def number(value: float) -> Number:
@@ -43,16 +53,25 @@ class Members:
         bands: Bands,
         outline: Outline,
         distances: NDArray[np.float64],
+        *,
+        is_over: bool,
     ) -> None:
+        self._distances = distances
+        self._is_over = is_over
         self._series, self._checks, self._memory, self._bands = series, checks, memory, bands
         self._outline = outline
         self._edges = Edges(checks, memory, bands)
         self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
         high, low = self._edges.ahead()
         self._crossings = drift.crossings(memory.trends, high=high, low=low, start=self._edges.start(high))
-        self._silent = _is_silent(memory, checks.column, distances, checks.needed)
-        self._silent_series = _is_silent(memory, self._finite, distances, 2)
-        self._has_jumped = memory.schedule.jumped
+        self._silent = is_silent(memory, checks.column, distances, checks.needed)
+        self._silent_series = is_silent(memory, self._finite, distances, 2)
+        self._own = set(checks.recent.tolist())
+        self._jumps = [
+            jump
+            for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory))
+            if jump is not None
+        ]
 
     def standing(self) -> Standing:
         """Where all members stand."""
@@ -68,42 +87,29 @@ class Members:
         seen = (memory.seen[self._finite] != NEVER) & ~self._silent_series
         numeric = np.where(bad, VIOLATED, np.where(seen, OK, NOT_MEASURED))
         excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio).astype(np.float64)
-        cause = _IS_FEATURE[checks.criterion]
-        rate = int(self._has_jumped)
-        jump = max(memory.schedule.jump_ratio, 1e-9) if rate else 1.0
-        jumped = checks.rate_columns[[memory.schedule.jump_group] * rate]
-        facts = len(memory.facts)
-        of_facts = np.array([column for column, *_ in memory.facts], np.int64)
-        columns = np.concatenate([checks.column, self._finite, jumped, of_facts])
+        jumps, facts, size = self._jumps, memory.facts, self._finite.size
+        others = len(jumps) + len(facts)
+        rest = size + others
+        of_others = [*(jump.column for jump in jumps), *(column for column, *_ in facts)]
+        columns = np.concatenate([checks.column, self._finite, of_others]).astype(np.int64)
+        cards = [*(CARDS.index(CONDITION[jump.condition].card) for jump in jumps), *([_FACT_CARD] * len(facts))]
+        others_since = [*(jump.step for jump in jumps), *(since for _, since, *_ in facts)]
+        since = np.concatenate([memory.violation.started, memory.numeric.started[self._finite], others_since]).astype(
+            np.int64
+        )
+        others_rank = [*(VIOLATED if jump.rose else DRIFTING for jump in jumps), *([DRIFTING] * len(facts))]
+        away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, _ in facts)]
         outline = self._outline
-        size = self._finite.size
         return Standing(
-            rank=np.concatenate(
-                [ranks, numeric, [VIOLATED if jump > 1 else DRIFTING] * rate, [DRIFTING] * facts]
-            ).astype(np.uint8),
-            card=np.concatenate(
-                [checks.card, np.full(size, NUMERIC_CARD), [_RATE_CARD] * rate, [_FACT_CARD] * facts]
-            ).astype(np.int64),
-            strength=np.concatenate(
-                [_STRENGTH_OF_BASIS[memory.basis], np.full(size + rate + facts, STRENGTH.index("target"))]
-            ),
-            excess=np.concatenate(
-                [
-                    excess,
-                    np.where(bad, np.inf, -np.inf),
-                    [abs(math.log2(jump))] * rate,
-                    [math.log2(value / bound) for _, _, value, bound, _ in memory.facts],
-                ]
-            ),
-            cause=np.concatenate([cause, np.zeros(size + rate + facts, np.int64)]),
-            since=np.concatenate(
-                [
-                    memory.violation.started,
-                    memory.numeric.started[self._finite],
-                    [memory.schedule.jump_step] * rate,
-                    [since for _, since, *_ in memory.facts],
-                ]
-            ).astype(np.int64),
+            rank=np.concatenate([ranks, numeric, others_rank]).astype(np.uint8),
+            card=np.concatenate([checks.card, np.full(size, NUMERIC_CARD), cards]).astype(np.int64),
+            strength=np.concatenate([_STRENGTH_OF_BASIS[memory.basis], np.full(rest, STRENGTH.index("target"))]),
+            excess=np.concatenate([excess, np.where(bad, np.inf, -np.inf), away]),
+            is_sign=np.concatenate([_IS_SIGN[checks.criterion], np.zeros(size, bool), np.ones(others, bool)]),
+            is_finite=np.concatenate([np.ones(checks.column.size, bool), ~bad, np.ones(others, bool)]),
+            cause=np.concatenate([CAUSE[checks.criterion], np.zeros(rest, np.int64)]),
+            since=since,
+            began=since - np.maximum(self._distances[columns], 1).astype(np.int64) + 1,
             place=outline.place[columns],
             block=outline.block[columns],
             blocks=outline.blocks,
@@ -116,13 +122,14 @@ class Members:
             return self._of_check(member)
         if member < self._checks.column.size + self._finite.size:
             return self._of_finite(member - self._checks.column.size)
-        fact = member - self._checks.column.size - self._finite.size - int(self._has_jumped)
-        return self._of_rate() if fact < 0 else self._of_fact(fact)
+        rest = member - self._checks.column.size - self._finite.size
+        return self._of_jump(self._jumps[rest]) if rest < len(self._jumps) else self._of_fact(rest - len(self._jumps))
 
     def _centre_or_promise(self) -> Logs:
         centre = self._bands.centre.copy()
         centre[self._checks.muon.check] = 0.0
         centre[self._memory.basis == REFERENCE] = 0.0
+        centre[self._checks.recent] = 0.0
         return centre
 
     def _of_check(self, check: int) -> views.Verdict:
@@ -143,7 +150,7 @@ class Members:
             reason = self._why_not(check, seen)
         if is_known and self._silent[check]:
             reason = f"no data since step {seen}" if state == "not measured" else f"{reason}; no data since step {seen}"
-        drifts = state in ("ok", "drifting") and bool(self._crossings.drifts[check])
+        drifts = state == "ok" and not self._is_over and bool(self._crossings.drifts[check])
         crossing = self._crossings
         if drifts:
             reason += f", leaves its band near step {memory.origin + crossing.age[check]:.0f} if this goes on"
@@ -155,6 +162,7 @@ class Members:
             reason=reason,
             ratio=None if ratio is None else number(ratio),
             since=int(life.started[check]),
+            source=self._source(check, basis, int(life.started[check])),
             band=(low, high),
             crossing=tuple(memory.origin + int(x[check]) for x in (crossing.age, crossing.low, crossing.high))
             if drifts
@@ -169,11 +177,28 @@ class Members:
             return "not measured"
         return "drifting" if memory.warning.phase[check] == FIRING else "ok"
 
+    def _source(self, check: int, basis: Basis | None, since: int) -> str:
+        """Where the band of a check comes from."""
+        criterion = CRITERIA[int(self._checks.criterion[check])]
+        if check in self._own:
+            return f"its last {RECENT_POINTS} values that were in their band"
+        if basis == "target" and criterion.target is not None:
+            return criterion.target.source
+        if basis == "baseline":
+            where = "from a quarter to half of the run" if since == NEVER else f"before step {since}"
+            return f"its own values {where}"
+        return "derived: the linearisation of a step ends there" if basis == "sanity" else ""
+
     def _why_not(self, check: int, seen: int) -> str:
         if seen == NEVER:
             return "no point yet"
+        if check in self._own:
+            is_young = (
+                self._memory.recent.taken[np.flatnonzero(self._checks.recent == check)[0]] < RECENT_MINIMUM_POINTS
+            )
+            return "warming up: too few points for a band" if is_young else "its values are not all positive"
         if self._checks.baselined[check]:
-            if self._memory.schedule.is_warming_up:
+            if self._checks.scheduled[check] and self._memory.schedule.is_warming_up:
                 return "warming up: the learning rate still rises"
             return (
                 "its baseline is zero"
@@ -222,19 +247,20 @@ class Members:
             since=since,
             crossing=None,
             band=(None, bound),
+            source="derived: what is of order one from the start",
         )
 
-    def _of_rate(self) -> views.Verdict:
-        schedule = self._memory.schedule
+    def _of_jump(self, jump: Jump) -> views.Verdict:
         return self._verdict(
-            int(self._checks.rate_columns[schedule.jump_group]),
-            condition="learning_rate_jump",
-            state="violated" if schedule.jump_ratio > 1 else "drifting",
+            jump.column,
+            condition=jump.condition,
+            state="violated" if jump.rose else "drifting",
             basis="target",
-            reason=wording.jump(schedule.jump_ratio),
-            ratio=number(schedule.jump_ratio),
-            since=schedule.jump_step,
+            reason=wording.jump(jump.ratio),
+            ratio=number(jump.ratio),
+            since=jump.step,
             crossing=None,
+            source="derived: no schedule leaps so far",
         )
 
     def _verdict(
@@ -249,6 +275,7 @@ class Members:
         since: int,
         crossing: tuple[int, ...] | None,
         band: Edge = (None, None),
+        source: str = "",
     ) -> views.Verdict:
         one, seen = self._series[column], int(self._memory.seen[column])
         return views.Verdict(
@@ -267,6 +294,8 @@ class Members:
             value=None if seen == NEVER else number(float(self._memory.last[column])),
             ratio=ratio,
             since_step=since if since != NEVER and state in ("drifting", "violated") else None,
+            source=source,
+            advice=CONDITION[condition].advice if state in ("drifting", "violated") else "",
             band_low=None if band[0] is None else number(band[0]),
             band_high=None if band[1] is None else number(band[1]),
             crossing_step=crossing[0] if crossing else None,
@@ -275,7 +304,7 @@ class Members:
         )
 
 
-def _is_silent(memory: Memory, column: Indices, distances: NDArray[np.float64], needed: Indices | int) -> Flags:
+def is_silent(memory: Memory, column: Indices, distances: NDArray[np.float64], needed: Indices | int) -> Flags:
     """Whether a series has missed more points than an alert waits for, at the distance at which they come now."""
     seen = memory.seen[column]
     missed: Flags = (seen != NEVER) & (memory.step - seen > (np.asarray(needed) + 1) * distances[column])

@@ -1,5 +1,6 @@
 """What the judge remembers between steps: arrays aligned with its checks and its series, packed into bytes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from internist_server.alerts import lifecycle
 from internist_server.alerts.lifecycle import Lifecycle
 from internist_server.judge import drift, packing
+from internist_server.judge import recent as recent_values
 from internist_server.judge.checks import Checks, Indices, Logs
 from internist_server.judge.drift import Trends
 from internist_server.judge.errors import JudgeStateError
+from internist_server.judge.recent import Recent
 from internist_server.judge.schedule import Schedule
 from internist_server.judge.sparklines import Sparklines
 
@@ -39,7 +42,19 @@ _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "
 _REFERENCE = 2
 _LIFECYCLES = ("warning", "violation", "numeric")
 _SCALARS = ("step", "origin", "grid", "regular", "stride")
-_LATER_SCALARS: dict[str, Any] = {"numeric_column": -1, "numeric_step": -1, "facts": ()}
+_LATER_SCALARS: dict[str, Any] = {
+    "numeric_column": NEVER,
+    "numeric_step": NEVER,
+    "silent_column": NEVER,
+    "silent_step": NEVER,
+    "decay_column": NEVER,
+    "decay_step": NEVER,
+    "decay_before": math.nan,
+    "weight_column": NEVER,
+    "weight_step": NEVER,
+    "weight_before": math.nan,
+    "facts": (),
+}
 """Those that states of earlier versions lack, as they are then."""
 _SCHEDULE_SCALARS = (
     "raw",
@@ -121,6 +136,8 @@ class Memory:
     violation: Lifecycle = field(default_factory=lambda: Lifecycle.inactive(0))
     """Of values beyond the critical band."""
     trends: Trends = field(default_factory=lambda: Trends.none(0))
+    recent: Recent = field(default_factory=lambda: Recent.none(0))
+    """Aligned with `Checks.recent`."""
 
     seen: Indices = field(default_factory=_integers)
     """By series: step of the last point."""
@@ -134,6 +151,19 @@ class Memory:
     """Step at which it was opened."""
     facts: Sequence[OpenFact] = ()
     """Facts of the first step that are still beyond their bounds."""
+    silent_column: int = NEVER
+    """Column of the series that the open alert on absence names; NEVER: none is open."""
+    silent_step: int = NEVER
+    """Step at which it was opened."""
+    decay_column: int = NEVER
+    """Column of the weight decay that jumped; NEVER: none has."""
+    decay_step: int = NEVER
+    decay_before: float = math.nan
+    """When it jumped, and what it was before."""
+    weight_column: int = NEVER
+    """Column of the RMS of the weight that something else than its steps has moved; NEVER: none lately."""
+    weight_step: int = NEVER
+    weight_before: float = math.nan
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -148,6 +178,7 @@ class Memory:
         self.is_critical = _extended(self.is_critical, count, False)
         self.warning, self.violation = self.warning.extended(count), self.violation.extended(count)
         self.trends = self.trends.extended(count)
+        self.recent = self.recent.extended(checks.recent.size)
         self.column = checks.column
         self.seen, self.last = _extended(self.seen, size, NEVER), _extended(self.last, size, np.nan)
         self.numeric = self.numeric.extended(size)
@@ -217,10 +248,11 @@ class Memory:
         marked = np.flatnonzero((self.out_first != NEVER) | (self.accepted != NEVER))
         arrays |= {"marked": marked} | {name: getattr(self, name)[marked] for name in _STEPS_OF_CHECK}
         arrays |= {f"trend_{name}": getattr(self.trends, name) for name in drift.FIELDS}
+        arrays |= {f"recent_{name}": getattr(self.recent, name) for name in recent_values.FIELDS}
         for name in _LIFECYCLES:
             arrays |= _sparse(name, getattr(self, name))
         numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
-        numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS}
+        numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS} | {"window": schedule.window}
         return packing.pack(numbers, arrays)
 
     @classmethod
@@ -238,6 +270,7 @@ class Memory:
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
             memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
+            memory.schedule.window = float(numbers.get("window", math.nan))  # type: ignore[arg-type]
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):
                 setattr(memory.schedule, name, arrays[name])
@@ -255,6 +288,8 @@ class Memory:
             memory.column = arrays["column"].astype(np.int64)
             memory.rate_columns = arrays["rate_columns"].astype(np.int64)
             memory.trends = Trends(*(arrays[f"trend_{name}"] for name in drift.FIELDS))  # type: ignore[arg-type]
+            if "recent_taken" in arrays:
+                memory.recent = Recent(*(arrays[f"recent_{name}"] for name in recent_values.FIELDS))  # type: ignore[arg-type]
             sizes = (memory.column.size, memory.column.size, memory.seen.size)
             for name, size in zip(_LIFECYCLES, sizes, strict=True):
                 setattr(memory, name, _dense(name, arrays, size))

@@ -8,7 +8,8 @@ import numpy as np
 from internist_server.judge.checks import MISSING, Indices
 from internist_server.judge.series import JudgedSeries
 
-_STAGES = {"activation": 0, "attention": 0, "block": 0, "output": 0, "gradient": 1}
+_BACKWARD = 1
+_STAGES = {"activation": 0, "attention": 0, "block": 0, "output": 0, "gradient": _BACKWARD}
 """Stage of a step by the subject of the metric; what is not here comes of the update."""
 _UPDATE, _GROUP, _LAST = 2, 3, 4
 
@@ -19,7 +20,8 @@ class Outline:
 
     place: Indices
     """Order in which a step makes them: outputs in forward order, of a module that holds others after theirs; then
-    gradients, then weights and what the update makes of them, then the optimizer's groups, and last the whole model."""
+    gradients, from the last to the first, then weights and what the update makes of them, then the optimizer's groups,
+    and last the whole model."""
     block: Indices
     """Place in `blocks`; MISSING for series of a parameter group or of the whole model."""
     blocks: tuple[str, ...]
@@ -79,4 +81,21 @@ def _places(series: Sequence[JudgedSeries]) -> Indices:
 
     keys = [place(one) for one in series]
     size = max([len(ended), *(at for _, at in keys)], default=0) + 1
-    return np.array([stage * size + at for stage, at in keys], np.int64)
+    ordered = [stage * size + (size - 1 - at if stage == _BACKWARD else at) for stage, at in keys]
+    return np.array(ordered, np.int64)
+
+
+def homes(series: Sequence[JudgedSeries]) -> list[str]:
+    """By series, where the parameters of a group are: in one block, or how many there are; empty for what is of no
+    group or of one whose parameters are not measured."""
+    members: dict[int, dict[str, str]] = {}
+    for one in series:
+        if one.kind == "parameter" and one.facts.group is not None:
+            home = one.facts.block or one.facts.module or one.subject
+            members.setdefault(one.facts.group, {})[one.subject] = home
+    said = []
+    for one in series:
+        own = members.get(-1 if one.facts.group is None else one.facts.group, {}) if one.kind == "group" else {}
+        places = set(own.values())
+        said.append("" if not own else places.pop() if len(places) == 1 else f"{len(own)} parameters")
+    return said

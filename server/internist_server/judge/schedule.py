@@ -16,8 +16,9 @@ WARM_UP_STEPS = 100
 """Warm-up ends when the factor has not risen by more than WARM_UP_RISE over this many steps."""
 ZERO_FROM = 0.05
 """Share of a group's largest rate from which a rate that falls to exactly 0 has been dropped, and not decayed to it."""
-RESTART_ABOVE = 1.1
-"""A rate that rises to at most this many times the largest so far is a restart of its schedule, or the next period."""
+RESTART_ABOVE = 2.0
+"""A rate that rises to at most this many times the largest so far is a restart of its schedule, or the next period: a
+warm-up may have kept it from the peak of the first one."""
 _ANCHOR_STEPS = 10
 """Factors of the last WARM_UP_STEPS are kept no closer than this."""
 
@@ -70,6 +71,13 @@ class Schedule:
     jump_step: int = -1
     jump_group: int = -1
     jump_worst: float = 1.0
+    window: float = math.nan
+    """Median divisor in the window from which baselines were last taken."""
+
+    @property
+    def fallen_since_window(self) -> float:
+        """log2 of how far the rate has fallen since the baselines' window; zero where it has not."""
+        return max(0.0, math.log2(self.window / self.divisor)) if self.window > 0 else 0.0
 
     @property
     def factor(self) -> float:

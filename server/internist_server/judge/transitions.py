@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.conditions import CONDITION, CRITERIA, SCHEDULE_JUMP, Basis
+from internist.schema.conditions import CONDITION, CRITERIA, Basis
 from internist.schema.rules import RULE_OF_CONDITION, Severity
 from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle
@@ -220,61 +220,81 @@ def of_fact(series: Sequence[JudgedSeries], memory: Memory, fact: Fact, *, since
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """A jump of a group's learning rate that is open: the rate before, when, which group, and how far at worst."""
-
-    before: float
-    step: int
-    group: int
-    worst: float
-
-    @classmethod
-    def of(cls, memory: Memory) -> "Jump | None":
-        """The open one, if any."""
-        schedule = memory.schedule
-        if not schedule.jumped:
-            return None
-        return cls(schedule.jump_from, schedule.jump_step, schedule.jump_group, schedule.jump_worst)
-
-
-def of_schedule(
-    series: Sequence[JudgedSeries], checks: Checks, memory: Memory, before: Jump | None, after: Jump | None
+def of_silence(
+    series: Sequence[JudgedSeries], checks: Checks, memory: Memory, silent: Flags, places: Indices
 ) -> list[Transition]:
-    """The transition of the learning rate, if it jumped or came to rest at `memory.step`."""
-    jump = after or before
-    if jump is None or (before is not None and after is not None):
+    """The transition of the one alert on what is no longer measured: opened by the first in forward order of the checks
+    that have stopped, ended when none has.
+
+    Args:
+        series: all of them.
+        checks: the judged ones.
+        memory: what it knows of the open alert is brought up to date.
+        silent: by check, whether it was judged and has not been measured for too long.
+        places: forward order of the series.
+    """
+    gone = checks.column[silent]
+    if bool(gone.size) == (memory.silent_column != NEVER):
         return []
-    rule, condition = RULE_OF_CONDITION["learning_rate_jump"], CONDITION["learning_rate_jump"]
-    column = int(checks.rate_columns[jump.group])
-    one, value = series[column], float(memory.last[column])
-    ratio = value / jump.before
-    rose = value > jump.before
-    where = f"learning rate of {wording.group(one.subject)}"
+    if gone.size:
+        memory.silent_column, memory.silent_step = int(gone[np.lexsort((gone, places[gone]))[0]]), memory.step
+    column, since = memory.silent_column, int(memory.seen[memory.silent_column])
+    one, opened = series[column], memory.silent_step
+    where = wording.place(one.subject, one.index)
+    others = len({series[at].subject for at in gone.tolist()} - {one.subject})
+    if gone.size:
+        more = f"; {others} more modules or parameters with it" if others else ""
+        message = f"{where}: no data of {one.metric} since step {since}{more}"
+    else:
+        message = f"{where}: {one.metric} is measured again at step {memory.step}"
+        memory.silent_column = memory.silent_step = NEVER
+    rule, condition = RULE_OF_CONDITION["no_data"], CONDITION["no_data"]
     return [
         Transition(
             series=one.id,
             rule=rule.name,
             condition=condition.name,
-            state="firing" if after else "resolved",
-            severity=rule.violated if rose else rule.drifting or rule.violated,
-            cause="learning_rate",
+            state="firing" if gone.size else "resolved",
+            severity=rule.violated,
+            cause="own",
             step=memory.step,
-            pending_step=jump.step,
-            opened_step=jump.step,
-            value=value,
-            ratio=_out(ratio, two_sided=True),
-            worst_ratio=jump.worst,
-            basis="target",
-            band_low=jump.before / SCHEDULE_JUMP,
-            band_high=jump.before * SCHEDULE_JUMP,
-            message=f"{where}: {wording.jump(ratio)} at step {jump.step}, from {wording.figure(jump.before)}"
-            f" to {wording.figure(value)}"
-            if after
-            else f"{where}: steady since its jump at step {jump.step}",
+            pending_step=opened,
+            opened_step=opened,
+            value=float(memory.last[column]),
+            ratio=1.0,
+            worst_ratio=1.0,
+            basis=None,
+            band_low=None,
+            band_high=None,
+            message=message,
             advice=condition.advice,
         )
     ]
+
+
+def first_causes_first(
+    changes: list[Transition], order: Sequence[int], place: Indices, distances: NDArray[np.float64]
+) -> list[Transition]:
+    """What a step changed, in the order of causes: what shows in a module before what shows in the whole model, unless
+    that began earlier than the module can have; then by time, and in forward order.
+
+    Args:
+        changes: of one step.
+        order: ids of the series.
+        place: forward order of the series.
+        distances: steps between two points of the series.
+    """
+    if len(changes) < 2:
+        return changes
+    column: dict[int | None, int] = {one: at for at, one in enumerate(order)}
+    earliest = min(change.pending_step for change in changes)
+
+    def key(change: Transition) -> tuple[bool, bool, int, int]:
+        at = column[change.series]
+        is_late = change.pending_step - max(float(distances[at]), 1.0) >= earliest
+        return is_late, change.cause == "model", change.pending_step, int(place[at])
+
+    return sorted(changes, key=key)
 
 
 def _out(ratio: float, *, two_sided: bool) -> float:

@@ -8,24 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import CARDS
+from internist.schema.conditions import BASELINE_MINIMUM_POINTS, CARDS
 from internist.schema.grid import geometric
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
-from internist_server.alerts.lifecycle import FIRING, INACTIVE, advance
-from internist_server.judge import bands, baselines, board, drift, transitions
-from internist_server.judge.board import Summary
-from internist_server.judge.checks import NUMERIC_CARD, Flags, Indices, Logs, build_checks
+from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, advance
+from internist_server.judge import bands, baselines, board, drift, jumps, sparklines, transitions
+from internist_server.judge.board import IN_MODEL, Summary
+from internist_server.judge.checks import Flags, Indices, Logs, build_checks
 from internist_server.judge.declared import Declared
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
-from internist_server.judge.members import Members
+from internist_server.judge.jumps import Jump
+from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
-from internist_server.judge.outline import Outline, blocks_of
+from internist_server.judge.outline import Outline, blocks_of, homes
 from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
-from internist_server.judge.transitions import AlertPhases, Jump, Transition
+from internist_server.judge.transitions import AlertPhases, Transition
+
+SILENCES = 2
+"""Times as many missed points as make a verdict `no data` make an alert of it."""
 
 __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
 
@@ -169,13 +173,19 @@ class Judge:
             What became of its alert; empty where none of a value judged by its own baseline is open.
         """
         memory, checks = self._memory, self._checks
-        found = [c for c in np.flatnonzero(checks.baselined).tolist() if self._series[checks.column[c]].id == series]
+        by_itself = [*np.flatnonzero(checks.baselined).tolist(), *checks.recent.tolist()]
+        found = [check for check in by_itself if self._series[checks.column[check]].id == series]
         if not found or memory.violation.phase[found[0]] == INACTIVE:
             return []
         check = found[0]
         before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        baselines.renew(memory, checks, check, values=values, steps=steps)
-        self._centre_bands()
+        if checks.baselined[check]:
+            baselines.renew(memory, checks, check, values=values, steps=steps)
+            self._centre_bands()
+        else:
+            (place,) = np.flatnonzero(checks.recent == check).tolist()
+            own = checks.judged(values)[check]
+            memory.recent.renew(place, own, multiplies=bool(checks.recent_multiplies[place]))
         memory.violation = memory.violation.ended(check)
         memory.ratio[check] = np.nan
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
@@ -203,11 +213,12 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
-        is_first = present & (memory.seen == NEVER)
+        before, seen = memory.last.copy(), memory.seen.copy()
+        is_first = present & (seen == NEVER)
         np.copyto(memory.seen, step, where=present)
         np.copyto(memory.last, values, where=present)
         finite = np.isfinite(values)
-        changes = self._observe_rates(values, present)
+        changes = self._observe_jumps(values, present, before, seen)
         bad = present & ((checks.finite & ~finite) | (checks.counts_nonfinite & (values > 0)))
         if skipped:
             bad &= ~checks.is_gradient
@@ -221,15 +232,20 @@ class Judge:
             ceiling=self._ceiling.at(memory.schedule.raw),
             schedule=memory.schedule,
             last_values=memory.last,
+            recent=memory.recent,
             reference=None if self._expected is None else self._expected.at(step, memory.schedule),
         )
         shown = found.judged & ~np.isnan(found.ratio)
         np.copyto(memory.ratio, found.ratio, where=shown)
         np.copyto(memory.basis, found.basis, where=shown)
+        self._take_recent(values, present & finite, found.violates)
         changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
         changes += self._advance_checks(found, shown)
         changes += self._advance_facts(values, present, is_first)
+        if step % self._every == 0:
+            changes += self._notice_silence()
+        changes = transitions.first_causes_first(changes, self.order, self._outline().place, self._distances())
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -238,14 +254,17 @@ class Judge:
         basis[checks.column] = np.where(shown, found.basis, np.uint8(NONE))
         basis[bad] = TARGET
         if step % self._every == 0:
-            self._draw(found, shown, bad, present)
+            sparklines.draw(
+                memory.sparklines, checks, step, np.where(shown, found.ratio, np.nan), bad if present.any() else None
+            )
         return StepJudgement(
             step, memory.schedule.factor, memory.schedule.divisor, ratios.astype(np.float16), basis, changed, changes
         )
 
-    def verdicts(self, run: str, attempt: str, *, limit: int | None = None) -> views.Verdicts:
-        """The verdict board, worst first; `limit` cuts its members, not its roll-ups."""
-        members = self._members()
+    def verdicts(self, run: str, attempt: str, *, limit: int | None = None, is_over: bool = False) -> views.Verdicts:
+        """The verdict board, worst first; `limit` cuts its members, not its roll-ups. Nothing is foretold of a run that
+        is over."""
+        members = self._members(is_over=is_over)
         return board.verdicts(
             members.standing(),
             members.verdict,
@@ -287,9 +306,11 @@ class Judge:
         self._declared = Declared(self._series, self._checks)
         self._facts = Facts(self._series, declared=self._mup)
         self._forward: Outline | None = None
+        self._homes = homes(self._series)
         self._memory.grow(self._checks, len(self._series))
         self._everything = np.ones(len(self._series), bool)
         self._one_point = np.ones(len(self._series), np.int64)
+        self._one_point_a_check = np.ones(self._checks.column.size, np.int64)
         is_dense = self._checks.thinning.cadence <= self._every
         self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
         self._centre_bands()
@@ -306,9 +327,12 @@ class Judge:
         self._bands = baselines.bands_of(self._memory, self._checks)
         self._ceiling = baselines.Ceiling.of(self._memory)
 
-    def _observe_rates(self, values: Logs, present: Flags) -> list[Transition]:
-        memory, rates = self._memory, self._checks.rate_columns
-        was_warming, before = memory.schedule.is_warming_up, Jump.of(memory)
+    def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
+        memory, checks = self._memory, self._checks
+        rates, was_warming = checks.rate_columns, memory.schedule.is_warming_up
+        were = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
+        jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
+        jumps.watch_decays(checks, memory, before=last_values, present=present)
         memory.schedule.observe(
             memory.step,
             np.where(present[rates], values[rates], np.nan).astype(np.float64),
@@ -317,7 +341,24 @@ class Judge:
         )
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
-        return transitions.of_schedule(self._series, self._checks, memory, before, Jump.of(memory))
+        now = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
+        pairs = zip(were, now, strict=True)
+        return [one for pair in pairs for one in jumps.moved(self._series, self._homes, memory.step, *pair)]
+
+    def _notice_silence(self) -> list[Transition]:
+        """The alert on what was judged and is no longer measured."""
+        memory, checks = self._memory, self._checks
+        silent = is_silent(memory, checks.column, self._distances(), SILENCES * (checks.needed + 1))
+        return transitions.of_silence(
+            self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
+        )
+
+    def _take_recent(self, values: Logs, measured: Flags, violates: Flags) -> None:
+        """Take in what is judged by its own last values, and forget how far out those were that have no band now."""
+        memory, at = self._memory, self._checks.recent
+        taken = measured[self._checks.column[at]] & ~violates[at]
+        memory.recent.take(self._checks.judged(values)[at], taken, multiplies=self._checks.recent_multiplies)
+        memory.ratio[at[np.isnan(memory.recent.centre)]] = np.nan
 
     def _advance_finite(self, bad: Flags, present: Flags) -> list[Transition]:
         memory = self._memory
@@ -336,15 +377,26 @@ class Judge:
     def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
         memory, checks = self._memory, self._checks
         warning, violation = memory.warning, memory.violation
-        young = np.minimum(
-            checks.cadence, geometric(memory.step)
-        )  # a reference speaks from the first, dense samples on
-        cadence = np.where(found.basis == REFERENCE, young, checks.cadence)
-        move = partial(advance, step=memory.step, measured=found.judged, cadence=cadence, needed=checks.needed)
+        # what stands at a young run's first, dense samples has not stood for long
+        is_young = memory.step - memory.origin < 4 * BASELINE_MINIMUM_POINTS
+        cadence = checks.cadence if is_young else self._one_point_a_check
+        dense = np.minimum(cadence, geometric(memory.step))  # a reference speaks from the first, dense samples on
+        move = partial(
+            advance,
+            step=memory.step,
+            measured=found.judged,
+            cadence=np.where(found.basis == REFERENCE, dense, cadence),
+            needed=checks.needed,
+            recovery=checks.recovery,
+            recovery_cadence=checks.cadence,
+        )
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
-        memory.violation = move(violation, breach=found.violates, clear=found.violation_clears)
+        memory.violation = move(
+            violation, breach=found.violates, clear=found.violation_clears, far=found.far & (checks.needed > 2)
+        )
         if memory.warning is warning and memory.violation is violation:
             return []
+        self._corroborate(violation.phase)
         before = AlertPhases.of(checks, warning, violation, memory.is_critical)
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
         excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio)
@@ -368,6 +420,13 @@ class Judge:
             transitions.of_fact(self._series, memory, one.fact, since=one.since, is_over=one.is_over) for one in changed
         ]
 
+    def _corroborate(self, before: NDArray[np.uint8]) -> None:
+        """Where the whole model has left its band, what is pending in its modules is no chance: it fires with it."""
+        memory = self._memory
+        fires = (memory.violation.phase == FIRING) & (before != FIRING)
+        if (fires & (CAUSE[self._checks.criterion] == IN_MODEL)).any():
+            memory.violation = memory.violation.fired(memory.violation.phase == PENDING, step=memory.step)
+
     def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
         """Remember the band of what was judged; those that differ from the ones before."""
         memory, checks = self._memory, self._checks
@@ -381,24 +440,16 @@ class Judge:
         band = np.stack([edge[at] for edge in edges], axis=1)
         return ChangedBands(checks.column[at], checks.scheduled[at], band)
 
-    def _draw(self, found: Evaluation, shown: Flags, bad: Flags, present: Flags) -> None:
-        """One more point of each card's sparkline."""
-        memory, checks = self._memory, self._checks
-        if checks.column.size:
-            excess = np.where(checks.two_sided, np.abs(found.ratio), np.maximum(found.ratio, 0))
-            by_card = np.where(shown, excess, np.float32(-1))[checks.by_card]
-            worst = np.maximum.reduceat(by_card, checks.card_starts)
-            drawn = worst >= 0
-            memory.sparklines.add(memory.step, checks.cards_present[drawn], worst[drawn])
-        if present.any():
-            numeric = np.array([NUMERIC_CARD])
-            memory.sparklines.add(memory.step, numeric, np.array([np.inf if bad.any() else 0.0], np.float32))
-
     def _outline(self) -> Outline:
         if self._forward is None:
             self._forward = Outline.of(self._series)
         return self._forward
 
-    def _members(self) -> Members:
-        distances = self._checks.thinning.distances(self._memory.last, every=self._every, stride=self._memory.stride)
-        return Members(self._series, self._checks, self._memory, self._bands, self._outline(), distances)
+    def _distances(self) -> NDArray[np.float64]:
+        """Steps between two points of each series as they come now."""
+        return self._checks.thinning.distances(self._memory.last, every=self._every, stride=self._memory.stride)
+
+    def _members(self, *, is_over: bool = False) -> Members:
+        return Members(
+            self._series, self._checks, self._memory, self._bands, self._outline(), self._distances(), is_over=is_over
+        )
