@@ -234,7 +234,7 @@ class Progress:
             live.watch.add_series(judged)
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
-            live.columns = columns_for(session, ids, [one.metric for one in live.series])
+            live.columns = columns_for(session, ids, live.series)
         if attempt.reference is not None and (len(fresh) or live.reference is not None):
             found = references.find(session, attempt, keeps=True)
             live.reference = found.reason
@@ -339,7 +339,7 @@ def _parent_order(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None
 
 def _load(session: Session, attempt: Attempt, book: RuleBook) -> LiveJudge:
     judge, series, stored = _load_judge(session, attempt)
-    columns = columns_for(session, stored.order, [one.metric for one in series])
+    columns = columns_for(session, stored.order, series)
     watch = RuleWatch.load(session, attempt, [_judged(one) for one in series], book)
     looks = None if attempt.reference is None else "its reference was not looked for yet"
     return LiveJudge(judge, series, columns, stored, watch, looks)

@@ -19,6 +19,7 @@ from internist.model.roles import (
     parameter_kind,
     plain_name,
 )
+from internist.model.shards import Shard, is_partial, is_sharded, local, shard_of
 from internist.schema.wire import Module, Role
 
 Rename = Callable[[str], str]
@@ -50,6 +51,15 @@ class WatchedModule:
             raise ReferenceError(f"module {self.name} is gone")
         return module
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether some of its own parameters are laid out over ranks.
+
+        Raises:
+            ReferenceError: one of them is gone.
+        """
+        return any(is_sharded(parameter.tensor) for parameter in self.parameters)
+
 
 @dataclass(slots=True, eq=False)
 class WatchedParameter:
@@ -76,6 +86,10 @@ class WatchedParameter:
     excluded: bool = False
     turn: int = 0
     """Which turn is its: matrices are measured in rotation, those of one residual branch at the same time."""
+    _resting: "weakref.ref[nn.Parameter] | None" = None
+    """The sharded parameter, of which a module shows the whole while it computes,"""
+    _shard: Shard | None = None
+    """and what is known of it."""
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -89,8 +103,33 @@ class WatchedParameter:
             raise ReferenceError(f"parameter {self.name} is gone")
         return found
 
+    @property
+    def local(self) -> Tensor:
+        """What this rank holds of the parameter: of one that is not sharded all. Entries only; its gradient is the
+        parameter's.
+
+        Raises:
+            ReferenceError: as `tensor`.
+        """
+        return local(self.tensor)
+
+    @property
+    def shard(self) -> Shard | None:
+        """How what this rank holds lies in the whole; None for a parameter that is not sharded.
+
+        Raises:
+            ReferenceError: as `tensor`.
+        """
+        tensor = self.tensor
+        if not is_sharded(tensor):
+            return None
+        if self._shard is None:
+            self._shard = shard_of(tensor)
+        return self._shard
+
     def present(self) -> nn.Parameter | None:
-        """The parameter as its module has it now; None where the module has none of this name any more.
+        """The parameter as its module has it now; None where the module has none of this name any more. Of one that is
+        sharded always that, also while the module shows the whole.
 
         Raises:
             ReferenceError: the module is gone.
@@ -98,7 +137,13 @@ class WatchedParameter:
         parameters = self.owner.module._parameters
         if not isinstance(parameters, dict):  # a traced module's can only be listed
             parameters = dict(parameters.items())
-        return parameters.get(self.attribute)
+        found = parameters.get(self.attribute)
+        if found is not None and is_sharded(found):
+            if self._resting is None or self._resting() is not found:
+                self._resting, self._shard = weakref.ref(found), None
+            return found
+        resting = None if self._resting is None else self._resting()
+        return found if resting is None else resting
 
 
 @dataclass(slots=True)
@@ -111,6 +156,17 @@ class Outline:
     head: WatchedModule | None
     signature: tuple[object, ...]
     """`signature_of` the model when it was read."""
+    resting: "dict[tuple[int, str], weakref.ref[nn.Parameter]]" = field(default_factory=dict)
+    """Sharded parameters by the identity of their module and their name in it."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model would be read as it was.
+
+        Raises:
+            ReferenceError: it is gone.
+        """
+        return signature_of(self.root, self.resting) == self.signature
 
     @property
     def root(self) -> nn.Module:
@@ -193,21 +249,37 @@ def outline(
         if "matrix" in parameter.roles or parameter.view == "unknown":
             parameter.turn = turns.setdefault(_turn_of(parameter), len(turns))
     head_module = next((m for m in modules if m.role == "head"), None)
-    return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root))
+    resting = {
+        (id(module), attribute): weakref.ref(tensor)
+        for module in root.modules()
+        for attribute, tensor in module._parameters.items()
+        if tensor is not None and is_sharded(tensor)
+    }
+    return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root), resting)
 
 
-def signature_of(root: nn.Module) -> tuple[object, ...]:
+def signature_of(
+    root: nn.Module, resting: "Mapping[tuple[int, str], weakref.ref[nn.Parameter]] | None" = None
+) -> tuple[object, ...]:
     """What an outline depends on: which modules there are, by identity, and of what kind the parameters in them are.
 
     Two equal signatures mean the same outline. A parameter that is replaced by one of the same kind in its old place
     changes nothing that the outline says.
+
+    Args:
+        root: the model.
+        resting: sharded parameters: a module that shows the whole of one has not changed.
     """
+    known = resting or {}
     parts: list[object] = []
     tied: dict[int, int] = {}
     for module in root.modules():
         parts.append(id(module))
         for name, tensor in module._parameters.items():
             if tensor is not None:
+                if known and not is_sharded(tensor) and (id(module), name) in known:
+                    sharded = known[id(module), name]()
+                    tensor = tensor if sharded is None else sharded
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)
@@ -273,9 +345,12 @@ def obstacle(tensor: Tensor) -> str:
     """Why nothing of a parameter can be measured; empty if it can."""
     if isinstance(tensor, nn.UninitializedParameter):
         return "it is not initialised yet"
+    if is_sharded(tensor):
+        if is_partial(tensor):
+            return "a sum over ranks that has not been taken (a partial DTensor)"
+        held = obstacle(local(tensor)) if local(tensor).numel() else ""
+        return held if tensor.numel() else "it has no entries"
     kind = type(tensor.data)
-    if type(tensor).__name__ == "DTensor" or kind.__name__ == "DTensor":
-        return "a sharded tensor (DTensor): sharded models are not measured yet"
     if kind not in PLAIN:
         return f"a {kind.__name__}: only plain tensors are measured"
     if tensor.layout != torch.strided:

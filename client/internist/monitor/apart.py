@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from internist.model.outline import obstacle
 from internist.model.roles import plain_name
+from internist.model.shards import is_sharded
 from internist.monitor.identity import Identity, Store, default_store
 
 _LOG = logging.getLogger("internist")
@@ -86,7 +87,7 @@ def fingerprints(root: nn.Module) -> dict[str, str]:
     without values, are left out."""
     found: dict[str, str] = {}
     for name, parameter in root.named_parameters():
-        if obstacle(parameter):
+        if is_sharded(parameter) or obstacle(parameter):
             continue
         entries = _some(parameter.detach())
         text = f"{tuple(parameter.shape)} {entries}"

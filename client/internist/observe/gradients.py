@@ -9,6 +9,7 @@ from torch import Tensor
 from internist.measures import weights
 from internist.model.outline import WatchedParameter
 from internist.model.plain import PLAIN
+from internist.model.shards import is_sharded, local
 from internist.record.recorder import Recorder
 
 
@@ -27,7 +28,7 @@ class GradientCapture:
         self._squares: list[Tensor] = []
         self._counted: set[int] = set()
         self._is_incomplete = False
-        """Whether some gradient of the round could not be read (sharded ones)."""
+        """Whether some gradient of the round could not be read."""
         self._sizes: dict[tuple[int, ...], Tensor] = {}
         self.measured_now: set[int] = set()
         """Orders of parameters whose gradient was read in this round."""
@@ -45,7 +46,7 @@ class GradientCapture:
             The parameters that have a gradient and are supported, (n,) float32, and the number of entries of each;
             None if there is none.
         """
-        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := p.tensor.grad) is not None]
+        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := _gradient(p)) is not None]
         given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
         local = [(p, grad) for p, grad in given if type(grad) in PLAIN and _is_number(grad)]
         self._is_incomplete = self._is_incomplete or len(local) < len(given)
@@ -58,7 +59,7 @@ class GradientCapture:
         chosen, squares = [p for p, _ in local], self._mean_squares(local)
         if isinstance(scale, Tensor):
             squares = squares / scale.to(squares.device, torch.float32).square()
-        counts = [p.tensor.numel() for p in chosen]
+        counts = [p.local.numel() for p in chosen]
         if self._wants("gradient.global_norm"):
             self._squares.append((squares * self._entries(chosen, counts, squares.device)).sum())
         self._counted.update(p.order for p in chosen)
@@ -90,7 +91,7 @@ class GradientCapture:
         if all(part is grad for part, (_, grad) in zip(dense, given, strict=True)):
             return weights.mean_squares(dense)
         means = [
-            weights.mean_squares([part])[0] * (part.numel() / p.tensor.numel())
+            weights.mean_squares([part])[0] * (part.numel() / p.local.numel())
             if part.numel()
             else dense[0].new_zeros(())
             for part, (p, _) in zip(dense, given, strict=True)
@@ -104,6 +105,16 @@ class GradientCapture:
         if known is None or known.device != device:
             known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device="cpu").to(device)
         return known
+
+
+def _gradient(p: WatchedParameter) -> Tensor | None:
+    """The gradient of what this rank holds of a parameter. One that is not laid out as the parameter is stays what it
+    is: it is a sum that has not been taken yet, or pieces of another cut."""
+    tensor = p.tensor
+    grad = tensor.grad
+    if grad is None or not is_sharded(grad):
+        return grad
+    return local(grad) if is_sharded(tensor) and grad.placements == tensor.placements else grad  # type: ignore[attr-defined]
 
 
 def _is_number(grad: Tensor) -> bool:

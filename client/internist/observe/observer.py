@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from internist.model.outline import Outline, WatchedParameter, signature_of
+from internist.model.outline import Outline, WatchedParameter
 from internist.observe.attention import METRICS as ATTENTION
 from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
@@ -466,7 +466,7 @@ class Observer:
             return
         self._has_followed = True
         root = self._outline.root
-        if signature_of(root) == self._outline.signature:
+        if self._outline.is_current:
             self._captures.parameters.refresh()
             return
         were_installed = self._captures.activations.installed, self._captures.attention.installed

@@ -149,7 +149,7 @@ class ParameterCapture:
         if chosen:
             self._updates(chosen, recorder, due)
         for part in _by_device(uncompared).values():
-            self._stored.record_at_once(part, [p.tensor for p in part], None, recorder)
+            self._stored.record_at_once(part, [p.local for p in part], None, recorder)
             self._record_spectra(part, {}, recorder, due)
         self._own.record(recorder)
         self.updated_now.update(p.order for p in [*chosen, *uncompared])
@@ -205,11 +205,11 @@ class ParameterCapture:
             if not many.pays(device):
                 on_host = members
                 continue
-            after: list[Tensor] = [p.tensor for p in members]
+            after: list[Tensor] = [p.local for p in members]
             deltas = many.differences_(after, [self._snapshots.pending.pop(p.order) for p in members])
             self._stored.record_at_once(members, after, deltas, recorder)
             self._follow_up(members, deltas, recorder, due)
-        tensors = {p.order: p.tensor.detach() for p in on_host}
+        tensors = {p.order: p.local.detach() for p in on_host}
         streamed = [p for p in on_host if self._can_stream(p, tensors[p.order], due)]
         apart = {p.order for p in streamed}
         changes: dict[int, Tensor] = {}
@@ -228,7 +228,7 @@ class ParameterCapture:
         """What is measured of changes besides their own statistics."""
         by_order = dict(zip((p.order for p in part), deltas, strict=True))
         if self._sampling.wants("update.own", "update.own_mean"):
-            self._own.take(by_order)
+            self._own.take({p.order: by_order[p.order] for p in part if not p.owner.is_sharded})
         self._record_spectra(part, by_order, recorder, due)
 
     def _record_spectra(
@@ -245,6 +245,7 @@ class ParameterCapture:
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
             and len(p.holders) == 1
+            and not p.owner.is_sharded
             and not due.owns_matrix(p.turn)
             and updates.can_stream(tensor, self._snapshots.pending[p.order])
             and p.owner.order in self._activations.probes
@@ -281,7 +282,7 @@ class ParameterCapture:
 def _by_device(parameters: Sequence[WatchedParameter]) -> dict[torch.device, list[WatchedParameter]]:
     found: dict[torch.device, list[WatchedParameter]] = {}
     for p in parameters:
-        found.setdefault(p.tensor.device, []).append(p)
+        found.setdefault(p.local.device, []).append(p)
     return found
 
 

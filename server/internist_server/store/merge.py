@@ -5,12 +5,13 @@ On the wire `mean_square` and `sum_square` metrics carry squares; what leaves th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.metrics import Combine, combine_of
+from internist.schema.metrics import Bound, Combine, combine_of
+from internist.schema.wire import Facts
 
 CODES: Final[tuple[Combine, ...]] = ("mean_square", "sum_square", "mean", "max", "sum", "first")
 """A combination's number is its place here."""
@@ -31,9 +32,29 @@ class Part:
     counts: NDArray[np.float64]
 
 
-def codes_of(metrics: Sequence[str]) -> Codes:
+class Declared(Protocol):
+    """What is known of a series that says how its parts combine."""
+
+    @property
+    def metric(self) -> str:
+        """What is measured."""
+        ...
+
+    @property
+    def bound(self) -> Bound:
+        """What a value is to the true one."""
+        ...
+
+    @property
+    def facts(self) -> Facts:
+        """Its placement among them."""
+        ...
+
+
+def codes_of(series: Iterable[Declared]) -> Codes:
     """How each column's parts combine."""
-    return np.array([CODES.index(combine_of(metric)) for metric in metrics], dtype=np.uint8)
+    combined = (combine_of(one.metric, one.bound, one.facts.placement) for one in series)
+    return np.array([CODES.index(combine) for combine in combined], dtype=np.uint8)
 
 
 def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:

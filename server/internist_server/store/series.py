@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, aliased
 from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
 from internist.schema.wire import Facts, Plan, Series
 from internist_server.store.dialects import upsert
-from internist_server.store.merge import Codes, Ids, codes_of
+from internist_server.store.merge import Codes, Declared, Ids, codes_of
 from internist_server.store.tables import NO_INDEX, DeclarationRow, PlanRow, SeriesRow
 
 NO_SERIES = 0
@@ -218,16 +218,17 @@ def metrics_of_run(session: Session, run: str) -> list[str]:
 
 def columns_of(session: Session, ids: Ids) -> Columns:
     """Columns for these series."""
-    return columns_for(session, ids, [one.metric for one in list_series(session, ids)])
+    return columns_for(session, ids, list_series(session, ids))
 
 
-def columns_for(session: Session, ids: Ids, metrics: Sequence[str]) -> Columns:
-    """Columns for series of these ids and metrics."""
+def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Columns:
+    """Columns for series of these ids, of which this is known."""
     over = np.full(len(ids), NO_SERIES, dtype=np.int64)
-    ratios = {int(ids[place]): place for place, name in enumerate(metrics) if name in METRICS and METRICS[name].over}
+    names = [one.metric for one in series]
+    ratios = {int(ids[place]): place for place, name in enumerate(names) if name in METRICS and METRICS[name].over}
     for numerator, denominator in _denominators(session, sorted(ratios)):
         over[ratios[numerator]] = denominator
-    return Columns(ids, codes_of(metrics), over)
+    return Columns(ids, codes_of(series), over)
 
 
 _COLUMNS: tuple[Any, ...] = (
