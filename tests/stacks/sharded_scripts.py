@@ -15,8 +15,8 @@ from tests.stacks.merging import Parts, parts_of
 from tests.stacks.models import Gpt, cross_entropy, sentences
 
 STEPS = 4
-SENTENCES = 4
-"""Of each step, over all ranks."""
+SENTENCES, CONTEXT = 4, 4
+"""Of each step, over all ranks: so few tokens that a probe has them all, on one rank as on several."""
 
 
 class Odd(nn.Module):
@@ -34,7 +34,7 @@ class Odd(nn.Module):
 
 def language(model: nn.Module, step: int, part: slice) -> Tensor:
     """The loss of some of a step's sentences."""
-    ids, targets = list(sentences(STEPS, batch=SENTENCES))[step]
+    ids, targets = list(sentences(STEPS, batch=SENTENCES, context=CONTEXT))[step]
     return cross_entropy(model(ids[part]), targets[part])
 
 
@@ -49,7 +49,7 @@ Loss = Callable[[nn.Module, int, slice], Tensor]
 
 
 def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[nn.Module], object]) -> dict[str, Any]:
-    """Losses and final weights, and what a monitor recorded: watched `before` or `after` it is sharded, or not at all."""
+    """Losses, final weights, and what a monitor recorded that watched `before` or `after` sharding, or not at all."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     size = SENTENCES // world
     monitor = _watch(model) if watched == "before" else None
@@ -64,8 +64,13 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    weights = [_whole(p).double().sum().item() for p in model.parameters()]
-    found: dict[str, Any] = {"losses": losses, "weights": weights}
+    whole = {name: _whole(p).double() for name, p in model.named_parameters()}
+    found: dict[str, Any] = {
+        "losses": losses,
+        "weights": [weight.sum().item() for weight in whole.values()],
+        "names": list(whole),
+        "squares": [weight.square().mean().item() for weight in whole.values()],
+    }
     if monitor is not None:
         coverage = [(e.kind, e.subject, e.family, e.state, e.reason) for e in monitor.coverage()]
         monitor.finish()
@@ -93,7 +98,11 @@ def fsdp(
 ) -> dict[str, Any]:
     """A model whose blocks and root are sharded."""
     world = distributed.get_world_size()
-    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("dp", "fs")) if hybrid else init_device_mesh("cpu", (world,))
+    mesh = (
+        init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("dp", "fs"))
+        if hybrid
+        else init_device_mesh("cpu", (world,))
+    )
     more: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": reshards}
     if offloads:
         more["offload_policy"] = CPUOffloadPolicy(pin_memory=False)
@@ -126,3 +135,8 @@ def _watch(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
     return internist.watch(
         model, optimizer, every=1, max_overhead=0, mode="offline", directory=Path(tempfile.mkdtemp())
     )
+
+
+def fsdp_of(kind: str, watched: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`fsdp` by positional arguments alone, as a group's ranks are given them."""
+    return fsdp(kind, watched, **options)

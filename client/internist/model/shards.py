@@ -1,4 +1,4 @@
-"""Sharded parameters (DTensors): what of one this rank holds, where that lies in the whole, and which rank tells of it."""
+"""Sharded parameters (DTensors): what of one this rank holds, where that lies in it, and which rank tells of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

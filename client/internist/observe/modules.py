@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internist.measures.precision import full_precision
 from internist.model.axes import Axes, told_axis
 from internist.model.outline import Outline, WatchedModule, multiplier
 from internist.model.plain import PLAIN
@@ -18,7 +19,7 @@ from internist.observe.device_calls import DeviceCalls
 from internist.observe.faults import Faults
 from internist.observe.host_calls import HostCalls
 from internist.observe.inline_calls import InlineCalls
-from internist.observe.own import BATCH_NORMS, CONVOLUTIONS, Probe, has_rule, probe_of
+from internist.observe.own import BATCH_NORMS, CONVOLUTIONS, Probe, has_rule, output_of, probe_of, shows_whole
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
@@ -31,6 +32,7 @@ from internist.record.series_book import SeriesBook
 
 HOST = "cpu"
 NOTHING_AROUND = nullcontext()
+NEVER_WHOLE = "it is sharded by itself, and shows its whole weight to nobody outside of its own forward"
 AXES_KEPT = 4096
 """Shapes of modules' inputs and outputs whose feature dimension is remembered."""
 
@@ -80,6 +82,8 @@ class ActivationCapture:
         """Orders of modules that were measured in the step that is being closed."""
         self.probes: dict[int, Probe] = {}
         """By module order: what the module received at the probe tokens of the step's first micro-batch."""
+        self.outputs: dict[int, Tensor] = {}
+        """By module order, of sharded modules: (tokens, features) what their rule makes of their probe."""
         self._proofs = Proofs(faults)
         self.kept: dict[int, Tensor] = {}
         """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
@@ -115,6 +119,7 @@ class ActivationCapture:
         self._input_versions.clear()
         self._gate.stack.clear()
         self.probes.clear()
+        self.outputs.clear()
         for calls in self._ways:
             calls.reset()
 
@@ -139,6 +144,7 @@ class ActivationCapture:
         """The forward raised: its calls are none of the step's."""
         for order in self._calls.keys() - self._marked.keys():
             self.probes.pop(order, None)
+            self.outputs.pop(order, None)
         self._calls = dict(self._marked)
         for calls in self._ways:
             calls.roll_back()
@@ -334,6 +340,10 @@ class ActivationCapture:
     ) -> None:
         if not has_rule(module) or self._faults.is_given_up("own update", watched.name):
             return
+        is_sharded = watched.is_sharded
+        if is_sharded and not shows_whole(module):
+            self._faults.note("own update", watched.name, NEVER_WHOLE, final=True)
+            return
         if isinstance(module, nn.Embedding):
             ids = next((a for a in args if isinstance(a, Tensor)), None)
             if ids is None or ids.is_floating_point() or not ids.numel():
@@ -353,6 +363,9 @@ class ActivationCapture:
         if factor is not None:
             # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
             self.probes[watched.order] = probe if factor == probe.factor else Probe(tokens, factor)
+            if is_sharded:
+                with full_precision(tokens):
+                    self.outputs[watched.order] = output_of(module, tokens)
 
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the step's values to the recorder.

@@ -77,10 +77,7 @@ class OwnUpdates:
         for tokens, parts in joined.items():
             members = [order for orders, _ in parts for order in orders]
             values = updates.moved(parts[0][1] if len(parts) == 1 else torch.cat([changes for _, changes in parts]))
-            counts: list[int] = []
-            for order in members:
-                counts += [1, tokens * (self._activations.series.widths[order][1] or 1)]
-            recorder.add(self._layout(members), values, counts)
+            recorder.add(self.layout(members), values, self.counts(members, tokens))
             self.measured_now.update(members)
         self._alone.clear()
         self._batches.clear()
@@ -91,6 +88,18 @@ class OwnUpdates:
         self._alone.clear()
         self._batches.clear()
         self.measured_now = set()
+
+    def layout(self, orders: Sequence[int]) -> Layout:
+        """The series of modules' own updates: the largest and the mean of each."""
+        names = "update.own", "update.own_mean"
+        return self._book.layout(
+            ("own", tuple(orders)), lambda: [self._series(order, name) for order in orders for name in names]
+        )
+
+    def counts(self, orders: Sequence[int], tokens: int) -> list[int]:
+        """Entries that each of those values stands for."""
+        widths = self._activations.series.widths
+        return [count for order in orders for count in (1, tokens * (widths[order][1] or 1))]
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
@@ -118,12 +127,6 @@ class OwnUpdates:
             return
         if change is not None:
             self.put(moved.watched.order, change)
-
-    def _layout(self, orders: Sequence[int]) -> Layout:
-        names = "update.own", "update.own_mean"
-        return self._book.layout(
-            ("own", tuple(orders)), lambda: [self._series(order, name) for order in orders for name in names]
-        )
 
     def _series(self, order: int, metric: str) -> Series | None:
         watched = self._outline.modules[order]

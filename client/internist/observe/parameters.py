@@ -13,6 +13,7 @@ from internist.observe.gradients import GradientCapture
 from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
+from internist.observe.own_sharded import ShardedOwn
 from internist.observe.own_updates import OwnUpdates
 from internist.observe.parameter_ranges import ParameterRanges
 from internist.observe.parameter_series import ParameterSeries
@@ -52,6 +53,8 @@ class ParameterCapture:
         self._stored = StoredUpdates(self._series, sampling.wants)
         self._ranges = ParameterRanges(self._series, sampling.wants)
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
+        self.later = ShardedOwn(outline, activations, faults, self._own.layout, self._own.counts)
+        """Own updates that are known in the next forward."""
         self._groups = Groups(book=book, sampling=sampling)
         self._by_id: dict[int, WatchedParameter] = {}
         self._stepped_now: set[int] = set()
@@ -72,7 +75,7 @@ class ParameterCapture:
     @property
     def moved_now(self) -> set[int]:
         """Orders of modules whose own update was measured in the step that is being closed."""
-        return self._own.measured_now
+        return self._own.measured_now | self.later.measured_last
 
     @property
     def with_gradient_now(self) -> set[int]:
@@ -165,10 +168,11 @@ class ParameterCapture:
         """Learning rates of an optimizer in a step that is not sampled, as far as they are numbers."""
         return self._groups.rates(optimizer)
 
-    def finish(self, recorder: Recorder) -> None:
-        """Record what belongs to the whole round: the global gradient norm."""
+    def finish(self, recorder: Recorder, step: int) -> None:
+        """Record what belongs to the whole round that made a step: the global gradient norm."""
         self._own.take_rest(self._is_whole)
         self._own.record(recorder)
+        self.later.begin(step, self._stepped_now, recorder)
         total = self._gradients.global_norm_squared()
         if total is not None:
             facts = Facts(cadence=self._sampling.cadence("gradient.global_norm"))

@@ -181,4 +181,3 @@ def _share_of_width(p: WatchedParameter) -> float:
     """The share of a row that this rank holds."""
     column = 0 if p.view == "transposed" else 1
     return p.local.shape[column] / p.tensor.shape[column]
-

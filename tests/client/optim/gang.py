@@ -22,6 +22,7 @@ class Gang:
 
     def __init__(self, world: int) -> None:
         self._world = world
+        self._patience = ANSWER_SECONDS * max(1.0, world / 2)  # more ranks than cores take turns
         self._start()
 
     def _start(self) -> None:
@@ -44,9 +45,9 @@ class Gang:
         """
         for pipe in self._pipes:
             pipe.send((module, function, args))
-        until = monotonic() + ANSWER_SECONDS
+        until = monotonic() + self._patience
         answers = [
-            pipe.recv() if pipe.poll(max(0.0, until - monotonic())) else (True, f"no answer in {ANSWER_SECONDS} s")
+            pipe.recv() if pipe.poll(max(0.0, until - monotonic())) else (True, f"no answer in {self._patience} s")
             for pipe in self._pipes
         ]
         failures = [f"rank {rank}: {answer}" for rank, (failed, answer) in enumerate(answers) if failed]
