@@ -12,11 +12,19 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 
 import internist
 from tests.stacks.merging import Parts, parts_of
-from tests.stacks.models import Gpt, cross_entropy, sentences
+from tests.stacks.models import Attention, Block, Gpt, Mlp, cross_entropy, sentences
 
 STEPS = 4
 SENTENCES, CONTEXT = 4, 4
 """Of each step, over all ranks: so few tokens that a probe has them all, on one rank as on several."""
+
+
+class Deep(Gpt):
+    """A model of four blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.extend([Block(Attention(), Mlp()), Block(Attention(), Mlp())])
 
 
 class Odd(nn.Module):
@@ -52,11 +60,11 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
     """Losses, final weights, and what a monitor recorded that watched `before` or `after` sharding, or not at all."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     size = SENTENCES // world
-    monitor = _watch(model) if watched == "before" else None
+    monitor = watched_as(model) if watched == "before" else None
     shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     if watched == "after":
-        monitor = _watch(model, optimizer)
+        monitor = watched_as(model, optimizer)
     losses = []
     for step in range(STEPS):
         loss = loss_of(model, step, slice(rank * size, (rank + 1) * size))
@@ -124,14 +132,21 @@ def fsdp(
 
 def _model(kind: str) -> tuple[nn.Module, Loss]:
     torch.manual_seed(0)
-    return {"language": (Gpt, language), "odd": (Odd, odd)}[kind][0](), {"language": language, "odd": odd}[kind]
+    kinds: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
+        "language": (Gpt, language),
+        "deep": (Deep, language),
+        "odd": (Odd, odd),
+    }
+    make, loss_of = kinds[kind]
+    return make(), loss_of
 
 
 def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
 
 
-def _watch(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
+def watched_as(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
+    """Watch every step of a model, offline."""
     return internist.watch(
         model, optimizer, every=1, max_overhead=0, mode="offline", directory=Path(tempfile.mkdtemp())
     )

@@ -34,10 +34,13 @@ class WatchedModule:
     reference: "weakref.ref[nn.Module]"
     role: Role
     order: int
+    """Its place in the outline."""
     block: str | None
     excluded: bool = False
     parameters: dict[str, "WatchedParameter"] = field(default_factory=dict)
     """By its name in this module: a tied one is called otherwise in its owner."""
+    place: int = 0
+    """Its place in the whole model, of which the outline may be one stage."""
 
     @property
     def module(self) -> nn.Module:
@@ -58,7 +61,7 @@ class WatchedModule:
         Raises:
             ReferenceError: one of them is gone.
         """
-        return any(is_sharded(parameter.tensor) for parameter in self.parameters)
+        return any(is_sharded(parameter.tensor) for parameter in self.parameters.values())
 
 
 @dataclass(slots=True, eq=False)
@@ -202,8 +205,17 @@ def outline(
     exclude: Sequence[str] = (),
     output: str | None = None,
     rename: Rename | Mapping[str, str] | None = None,
+    first_place: int = 0,
 ) -> Outline:
     """Read a model's module tree.
+
+    Args:
+        root: the model.
+        include: regular expressions of names, of which one must be found in a module's; none: all are watched.
+        exclude: such of which none may be found.
+        output: the name of the module that gives the model's output, where it is not seen from the tree.
+        rename: what modules are called.
+        first_place: the modules of earlier stages of a pipeline.
 
     Raises:
         ValueError: an expression is no valid regular expression, or `output` names no module.
@@ -231,6 +243,7 @@ def outline(
         watched = WatchedModule(
             shown, weakref.ref(module), role, len(modules), translate(block) if block is not None else None, excluded
         )
+        watched.place = first_place + watched.order
         modules.append(watched)
         for attribute, tensor in own:
             full = f"{shown}.{attribute}" if name else attribute

@@ -76,6 +76,11 @@ def shard_of(tensor: Tensor) -> Shard:
     )
 
 
+def is_of_pipeline(dimension: str) -> bool:
+    """Whether a mesh dimension of this name counts stages of a pipeline: ranks along it hold other layers."""
+    return dimension.lower().startswith(("pp", "pipe", "stage"))
+
+
 def _is_first_outside(mesh: Any) -> bool:
     """Whether this rank has the first coordinate of every dimension that a mesh was sliced out of."""
     root = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
@@ -87,5 +92,5 @@ def _is_first_outside(mesh: Any) -> bool:
         return bool(mesh.get_rank() == int(mesh.mesh.min())) if mesh.size() == root.size() else True
     place = root.get_coordinate()
     return place is not None and not any(
-        place[dim] for dim, name in enumerate(root.mesh_dim_names) if name not in inside
+        place[dim] for dim, name in enumerate(root.mesh_dim_names) if name not in inside and not is_of_pipeline(name)
     )

@@ -267,7 +267,7 @@ class AttentionCapture:
                 role="attention",
                 block=watched.block,
                 module=watched.name,
-                order=watched.order,
+                order=watched.place,
                 cadence=self._sampling.cadence(metric),
                 placement="data_parallel",
                 scale=self._scales.get(order),

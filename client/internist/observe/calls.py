@@ -88,7 +88,7 @@ class CallSeries:
             role=watched.role,
             block=watched.block,
             module=watched.name,
-            order=watched.order,
+            order=watched.place,
             input_normalized=self.normalized.get(watched.order, False),
             fan_in=width_in,
             fan_out=width_out,

@@ -41,6 +41,8 @@ class Captures:
         self.branches = BranchProducts(outline, self.attention.known, book=book, sampling=sampling, speaker=speaker)
         self.probe = ProbeReplay(outline, gate, self.activations, book=book, sampling=sampling)
         self.probe.unsupported = replay_obstacle(outline.root) if sampling.replay else "watch(replay=False)"
+        if speaker.stage and not self.probe.unsupported:
+            self.probe.unsupported = "it is a later stage of a pipeline: what enters it has changed too"
 
     def reset(self) -> None:
         """Forget the step's measurements."""

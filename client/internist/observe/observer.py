@@ -23,7 +23,7 @@ from internist.observe.pacing import Pacing
 from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
 from internist.observe.reporting import CoverageReport, Seen
-from internist.observe.root import RootCalls, under_transform
+from internist.observe.root import RootCalls, is_rehearsal, under_transform
 from internist.observe.sampling import NOTHING, Due, Sampling
 from internist.observe.speaker import Speaker
 from internist.observe.taps import RAISED, Gate
@@ -189,7 +189,8 @@ class Observer:
             return
         root = self._outline.root
         gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        answer = self._mode.begins(in_training_mode=root.training, gradients=gradients)
+        trains = gradients and not is_rehearsal()
+        answer = self._mode.begins(in_training_mode=root.training, gradients=trains)
         self._is_tentative = answer == "perhaps"
         if answer == "no":
             self.gate.on = False

@@ -80,7 +80,7 @@ class ShardedOwn:
         kept, probes = self._activations.outputs, self._activations.probes
         self._step = step
         for order, before in kept.items():
-            if order in probes and any(p.order in stepped for p in self._outline.modules[order].parameters):
+            if order in probes and any(p.order in stepped for p in self._outline.modules[order].parameters.values()):
                 self._waiting[order] = _Waiting(probes[order], before)
         kept.clear()
 

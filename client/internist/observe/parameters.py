@@ -55,7 +55,7 @@ class ParameterCapture:
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
         self.later = ShardedOwn(outline, activations, faults, self._own.layout, self._own.counts)
         """Own updates that are known in the next forward."""
-        self._groups = Groups(book=book, sampling=sampling)
+        self._groups = Groups(book=book, sampling=sampling, stage=speaker.stage)
         self._by_id: dict[int, WatchedParameter] = {}
         self._stepped_now: set[int] = set()
         self.spectra = SpectraCapture(

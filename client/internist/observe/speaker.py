@@ -13,3 +13,5 @@ class Speaker:
     """Whether it reports what every rank has alike: weights, gradients, updates."""
     apart: frozenset[str] = frozenset()
     """Modules whose parameters are this rank's alone: it reports them whatever the others do."""
+    stage: int = 0
+    """Of a pipeline: which stage it trains."""

@@ -29,7 +29,8 @@ class Gang:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
         self._pipes, self._processes = [], []
         for rank in range(self._world):
             ours, theirs = context.Pipe()
