@@ -12,11 +12,27 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 
 import internist
 from tests.stacks.merging import Parts, parts_of
-from tests.stacks.models import Attention, Block, Gpt, Mlp, cross_entropy, sentences
+from tests.stacks.models import HEADS, WIDTH, Attention, Block, Core, Gpt, Mlp, cross_entropy, fused, sentences
 
 STEPS = 4
 SENTENCES, CONTEXT = 4, 4
 """Of each step, over all ranks: so few tokens that a probe has them all, on one rank as on several."""
+
+
+class LocalAttention(nn.Module):
+    """Attention that works with as many heads as its projections give."""
+
+    def __init__(self, core: Core = fused) -> None:
+        super().__init__()
+        self.core = core
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, context = x.shape[:2]
+        q, k, v = (f(x).view(batch, context, -1, WIDTH // HEADS).transpose(1, 2) for f in (self.q, self.k, self.v))
+        out: Tensor = self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 class Deep(Gpt):
@@ -135,6 +151,7 @@ def _model(kind: str) -> tuple[nn.Module, Loss]:
     kinds: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
         "language": (Gpt, language),
         "deep": (Deep, language),
+        "heads": (lambda: Gpt(LocalAttention), language),
         "odd": (Odd, odd),
     }
     make, loss_of = kinds[kind]

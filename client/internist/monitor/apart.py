@@ -144,9 +144,9 @@ def _compared(mine: _Kind, earlier: Sequence[_Kind], *, is_first: bool) -> Apart
     shown = found.renamed(None)
     if other and is_first:
         _LOG.warning(
-            "internist: %d of %d parameters of this rank are not those that a lower rank has under the same name, such as "
-            "%s of %s: they are reported apart; watch(rename=...) gives other names. Replicas that become equal later are "
-            "one if they are watched then (DistributedDataParallel: after it)",
+            "internist: %d of %d parameters of this rank are not those that a lower rank has under the same name, such "
+            "as %s, which is reported of %s; watch(rename=...) gives other names. Replicas that become equal later "
+            "are one if they are watched then (DistributedDataParallel: after it)",
             len(other), len(mine.parameters), min(other), shown(_owner(min(other))),
         )  # fmt: skip
     return Apart(

@@ -9,7 +9,7 @@ from torch import Tensor
 from internist.measures import weights
 from internist.model.outline import WatchedParameter
 from internist.model.plain import PLAIN
-from internist.model.shards import is_sharded, local
+from internist.model.shards import is_partial, is_sharded, local, shard_of
 from internist.record.recorder import Recorder
 
 
@@ -32,6 +32,8 @@ class GradientCapture:
         self._sizes: dict[tuple[int, ...], Tensor] = {}
         self.measured_now: set[int] = set()
         """Orders of parameters whose gradient was read in this round."""
+        self.unread: dict[int, str] = {}
+        """By parameter order: why a gradient could not be read."""
 
     def read(
         self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder
@@ -50,6 +52,10 @@ class GradientCapture:
         given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
         local = [(p, grad) for p, grad in given if type(grad) in PLAIN and _is_number(grad)]
         self._is_incomplete = self._is_incomplete or len(local) < len(given)
+        if len(local) < len(given):
+            self.unread |= {
+                p.order: _obstacle(grad) for p, grad in given if not (type(grad) in PLAIN and _is_number(grad))
+            }
         if not local:
             return None
         found_inf = getattr(optimizer, "found_inf", None)
@@ -114,7 +120,23 @@ def _gradient(p: WatchedParameter) -> Tensor | None:
     grad = tensor.grad
     if grad is None or not is_sharded(grad):
         return grad
-    return local(grad) if is_sharded(tensor) and grad.placements == tensor.placements else grad  # type: ignore[attr-defined]
+    if not is_sharded(tensor) or is_partial(grad):
+        return grad
+    if grad.placements == tensor.placements:  # type: ignore[attr-defined]
+        return local(grad)
+    if all(placement.is_replicate() for placement in grad.placements):  # type: ignore[attr-defined]
+        piece = shard_of(tensor)
+        return local(grad)[tuple(slice(at, at + size) for at, size in zip(piece.offset, piece.shape, strict=True))]
+    return grad
+
+
+def _obstacle(grad: Tensor) -> str:
+    """Why a gradient cannot be read."""
+    if not is_sharded(grad):
+        return f"its gradient is a {type(grad).__name__} of {grad.dtype}"
+    if is_partial(grad):
+        return "its gradient is a sum over ranks that is not taken before the optimizer does"
+    return "its gradient is cut over ranks in another way than it is itself"
 
 
 def _is_number(grad: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from internist.measures import updates
 from internist.model.roles import is_linear, is_transposed_linear, stored_weight
-from internist.model.shards import is_sharded
+from internist.model.shards import is_sharded, local
 from internist.observe.tokens import OWN_TOKENS, at_positions, owned
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -106,6 +106,12 @@ def shows_whole(module: nn.Module) -> bool:
     return not any(p is not None and is_sharded(p) for p in module._parameters.values())
 
 
+def shows_replicas(module: nn.Module) -> bool:
+    """Whether every rank has all of a module's own parameters, laid out over a mesh as they may be."""
+    shown = [p for p in module._parameters.values() if p is not None and is_sharded(p)]
+    return not any(getattr(placement, "dim", None) is not None for p in shown for placement in p.placements)  # type: ignore[attr-defined]
+
+
 def output_of(module: nn.Module, tokens: Tensor) -> Tensor:
     """(tokens, features) float32: what a module's rule makes of its probe with the weights that it shows now.
 
@@ -168,7 +174,7 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
             stored = stored_weight(module)
             if stored is None:
                 return None
-            weight = torch.zeros_like(stored)
+            weight = torch.zeros_like(local(stored))
         return updates.own_linear(tokens, weight.t() if is_transposed_linear(module) else weight, bias)
     if isinstance(module, CONVOLUTIONS):
         if weight is None:
@@ -187,15 +193,17 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
 
 
 def _forward(module: nn.Module, tokens: Tensor) -> Tensor:
-    weight, bias = stored_weight(module), module._parameters.get("bias")
+    stored, stored_bias = stored_weight(module), module._parameters.get("bias")
+    weight = None if stored is None else local(stored)
+    bias = None if stored_bias is None else local(stored_bias)
     offset = 0.0 if bias is None else bias.detach().float()
     if isinstance(module, nn.Embedding):
         assert weight is not None
         return weight.detach()[tokens].float()
     if is_linear(module):
         assert weight is not None
-        stored = weight.detach()
-        return _product(tokens, stored if is_transposed_linear(module) else stored.t()) + offset
+        matrix = weight.detach()
+        return _product(tokens, matrix if is_transposed_linear(module) else matrix.t()) + offset
     normalized = _normalized(module, tokens)
     assert normalized is not None
     return normalized * (1.0 if weight is None else weight.detach().float()) + offset
@@ -206,7 +214,7 @@ def _product(tokens: Tensor, matrix: Tensor) -> Tensor:
     if torch.get_float32_matmul_precision() == "highest":
         return tokens.float() @ matrix.float()
     wide = tokens.double()
-    pieces = matrix.split(max(1, PRODUCT_ENTRIES // matrix.shape[0]), dim=1)
+    pieces = torch.split(matrix, max(1, PRODUCT_ENTRIES // matrix.shape[0]), dim=1)
     return torch.cat([(wide @ piece.double()).float() for piece in pieces], dim=1)
 
 

@@ -15,6 +15,7 @@ from internist.observe.own_batches import own_updates as own_updates_of
 from internist.observe.tokens import OWN_TOKENS
 from internist.record.recorder import Recorder
 from internist.record.series_book import Layout, SeriesBook
+from internist.schema.metrics import Bound
 from internist.schema.wire import Series
 
 
@@ -36,7 +37,7 @@ class OwnUpdates:
         """Measure the modules of which these changes, by parameter order, are the last."""
         holders = {holder.order for order in deltas for holder in self._outline.parameters[order].holders}
         ready: list[Moved] = []
-        for order in sorted(holders & self._activations.probes.keys()):
+        for order in sorted((holders & self._activations.probes.keys()) - self._activations.outputs.keys()):
             probe, watched = self._activations.probes[order], self._outline.modules[order]
             if self._faults.is_given_up("own update", watched.name):
                 continue
@@ -77,7 +78,7 @@ class OwnUpdates:
         for tokens, parts in joined.items():
             members = [order for orders, _ in parts for order in orders]
             values = updates.moved(parts[0][1] if len(parts) == 1 else torch.cat([changes for _, changes in parts]))
-            recorder.add(self.layout(members), values, self.counts(members, tokens))
+            self._record(members, values, tokens, recorder)
             self.measured_now.update(members)
         self._alone.clear()
         self._batches.clear()
@@ -101,7 +102,29 @@ class OwnUpdates:
         widths = self._activations.series.widths
         return [count for order in orders for count in (1, tokens * (widths[order][1] or 1))]
 
-    # ---- private ---------------------------------------------------------------------------------------------------
+    # ---- private -----------------------------------------------------------------------------------------------------
+
+    def _record(self, orders: Sequence[int], values: Tensor, tokens: int, recorder: Recorder) -> None:
+        pieces = self._activations.series.pieces
+        cut = [i for i, order in enumerate(orders) if order in pieces]
+        if not cut:
+            recorder.add(self.layout(orders), values, self.counts(orders, tokens))
+            return
+        rest = [i for i in range(len(orders)) if i not in set(cut)]
+        if rest:
+            whole = [orders[i] for i in rest]
+            recorder.add(self.layout(whole), values[rest], self.counts(whole, tokens))
+        for i in cut:  # a token's change is spread over the ranks: between that of a piece and the root of all squares
+            order, share = orders[i], pieces[orders[i]].share
+            largest, mean = values[i].unbind()
+            series = [self._series(order, "update.own", bound) for bound in ("lower", "upper")]
+            squares = largest.square() * share
+            entries = self.counts([order], tokens)[1]
+            recorder.add(
+                [*series, self._series(order, "update.own_mean")],
+                torch.stack((squares.sqrt(), squares, mean)),
+                [1, 1, max(1, round(entries * share))],
+            )
 
     def _measure(self, ready: Sequence[Moved]) -> None:
         apart = [moved for moved in ready if not many.pays(moved.probe.tokens.device)]
@@ -128,11 +151,12 @@ class OwnUpdates:
         if change is not None:
             self.put(moved.watched.order, change)
 
-    def _series(self, order: int, metric: str) -> Series | None:
+    def _series(self, order: int, metric: str, bound: Bound = "exact") -> Series | None:
         watched = self._outline.modules[order]
         return self._book.series(
             metric,
             "module",
             watched.name,
             lambda: self._activations.series.facts(watched, metric, probe=OWN_TOKENS),
+            bound=bound,
         )

@@ -82,6 +82,11 @@ class ParameterCapture:
         """Orders of parameters whose gradient was read in the step that is being closed."""
         return self._gradients.measured_now
 
+    @property
+    def unread_gradients(self) -> dict[int, str]:
+        """By parameter order: why a gradient could not be read."""
+        return self._gradients.unread
+
     # ---- which parameters ------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
@@ -232,7 +237,7 @@ class ParameterCapture:
         """What is measured of changes besides their own statistics."""
         by_order = dict(zip((p.order for p in part), deltas, strict=True))
         if self._sampling.wants("update.own", "update.own_mean"):
-            self._own.take({p.order: by_order[p.order] for p in part if not p.owner.is_sharded})
+            self._own.take(by_order)
         self._record_spectra(part, by_order, recorder, due)
 
     def _record_spectra(
@@ -249,7 +254,7 @@ class ParameterCapture:
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
             and len(p.holders) == 1
-            and not p.owner.is_sharded
+            and p.owner.order not in self._activations.outputs
             and not due.owns_matrix(p.turn)
             and updates.can_stream(tensor, self._snapshots.pending[p.order])
             and p.owner.order in self._activations.probes

@@ -62,7 +62,7 @@ class SpectraCapture:
                 continue
             if "groups" in p.view and p.shard is not None and p.shard.cut:
                 reason = "the groups of its convolution are cut over ranks: no piece is a piece of one matrix"
-                self._faults.note("parameter", p.name, reason, final=True)
+                self._faults.give_up("parameter", p.name, reason)
                 continue
             try:
                 found = self._matrices(p, deltas.get(p.order))

@@ -172,9 +172,12 @@ def combine_of(metric: str, bound: Bound = "exact", placement: Placement = "repl
     """How parts of a metric merge; a metric outside the catalogue (a logged scalar) is a mean over ranks.
 
     Of a norm of which every rank knows that of its piece, the largest is a lower bound, and the root of the sum of
-    their squares an upper one: for that bound, squares travel.
+    their squares an upper one: for that bound, squares travel. What a rank's piece of the vocabulary says of log Z from
+    above holds for the largest of the ranks.
     """
     known = METRICS.get(metric)
-    if bound == "upper" and placement in PIECEWISE:
+    if bound == "upper" and placement in PIECEWISE and not metric.startswith("output.log_z"):
         return "sum_square"
+    if bound == "upper" and metric == "output.log_z":
+        return "max"
     return known.combine if known else "mean"
