@@ -19,7 +19,7 @@ from internist.model.roles import (
     parameter_kind,
     plain_name,
 )
-from internist.model.shards import Shard, is_partial, is_sharded, local, shard_of
+from internist.model.shards import Shard, is_gathered, is_partial, is_sharded, local, shard_of
 from internist.schema.wire import Module, Role
 
 Rename = Callable[[str], str]
@@ -62,6 +62,17 @@ class WatchedModule:
             ReferenceError: one of them is gone.
         """
         return any(is_sharded(parameter.tensor) for parameter in self.parameters.values())
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the module shows its sharded parameters as they are stored: where they are gathered for a forward,
+        it does not while it computes.
+
+        Raises:
+            ReferenceError: one of them is gone.
+        """
+        shown = self.module._parameters
+        return any(shown.get(name) is p.tensor for name, p in self.parameters.items() if is_sharded(p.tensor))
 
 
 @dataclass(slots=True, eq=False)
@@ -141,12 +152,14 @@ class WatchedParameter:
         if not isinstance(parameters, dict):  # a traced module's can only be listed
             parameters = dict(parameters.items())
         found = parameters.get(self.attribute)
-        if found is not None and is_sharded(found):
-            if self._resting is None or self._resting() is not found:
-                self._resting, self._shard = weakref.ref(found), None
-            return found
         resting = None if self._resting is None else self._resting()
-        return found if resting is None else resting
+        if found is resting or found is None:
+            return found if self._resting is None else resting
+        if resting is not None and is_gathered(found, resting):
+            return resting
+        if is_sharded(found):
+            self._resting, self._shard = weakref.ref(found), None
+        return found
 
 
 @dataclass(slots=True)
@@ -290,9 +303,10 @@ def signature_of(
         parts.append(id(module))
         for name, tensor in module._parameters.items():
             if tensor is not None:
-                if known and not is_sharded(tensor) and (id(module), name) in known:
-                    sharded = known[id(module), name]()
-                    tensor = tensor if sharded is None else sharded
+                if known and (id(module), name) in known:
+                    resting = known[id(module), name]()
+                    if resting is not None and is_gathered(tensor, resting):
+                        tensor = resting
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)

@@ -36,6 +36,14 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "_local_tensor")
 
 
+def is_gathered(shown: Tensor, resting: Tensor) -> bool:
+    """Whether what a module shows is gathered, for as long as it computes, from what is stored: over all ranks, or over
+    those of some dimensions of its mesh."""
+    if not is_sharded(shown):
+        return True
+    return bool(shown.device_mesh.ndim < resting.device_mesh.ndim)  # type: ignore[attr-defined]
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: of a plain one all."""
     held: Tensor = tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
@@ -45,6 +53,11 @@ def local(tensor: Tensor) -> Tensor:
 def is_partial(tensor: Tensor) -> bool:
     """Whether a sharded tensor is a sum over ranks that has not been taken yet."""
     return any(placement.is_partial() for placement in tensor.placements)  # type: ignore[attr-defined]
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether a sharded tensor is in pieces, and no rank of its mesh has all of it."""
+    return any(getattr(placement, "dim", None) is not None for placement in tensor.placements)  # type: ignore[attr-defined]
 
 
 def shard_of(tensor: Tensor) -> Shard:

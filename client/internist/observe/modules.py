@@ -26,8 +26,7 @@ from internist.observe.own import (
     has_rule,
     output_of,
     probe_of,
-    shows_replicas,
-    shows_whole,
+    shows_all,
 )
 from internist.observe.pieces import Piece, held, piece_of_input, piece_of_output
 from internist.observe.proofs import Proofs
@@ -43,6 +42,7 @@ from internist.record.series_book import SeriesBook
 HOST = "cpu"
 NOTHING_AROUND = nullcontext()
 PARTS_OF_SUMS = "its input is cut over ranks: what leaves it is a sum over ranks of which this one knows its own part"
+GATHERS = "it gives other tokens than it receives: what enters it is gathered, or chosen, before it computes"
 NEVER_WHOLE = "its weight is cut over ranks, and no rank shows more of it outside of its own forward"
 AXES_KEPT = 4096
 """Shapes of modules' inputs and outputs whose feature dimension is remembered."""
@@ -322,7 +322,7 @@ class ActivationCapture:
             self._norm_outputs[id(out)] = weakref.ref(out)
         if order not in self._calls and watched.parameters and self._wants_own:
             try:
-                self._keep_probe(watched, module, source, args, in_axis, out, in_piece)
+                self._keep_probe(watched, module, source, args, in_axis, out, axis, in_piece)
             except Exception as error:
                 self._faults.note("own update", watched.name, error)
         if self._gate.replay:
@@ -371,15 +371,16 @@ class ActivationCapture:
         args: Any,
         in_axis: int,
         out: Tensor,
+        axis: int,
         in_piece: Piece | None,
     ) -> None:
         if not has_rule(module) or self._faults.is_given_up("own update", watched.name):
             return
-        is_sharded, is_whole = watched.is_sharded, shows_whole(module)
+        is_gathered = watched.is_sharded and not watched.is_at_rest
         if in_piece is not None:
             self._faults.give_up("own update", watched.name, PARTS_OF_SUMS)
             return
-        if not is_whole and watched.order not in self.series.pieces and not shows_replicas(module):
+        if watched.order not in self.series.pieces and not shows_all(module):
             self._faults.give_up("own update", watched.name, NEVER_WHOLE)
             return
         if isinstance(module, nn.Embedding):
@@ -392,6 +393,9 @@ class ActivationCapture:
             if kept is None:
                 return
             tokens = kept
+        elif source is not None and source.numel() * out.shape[axis] != out.numel() * source.shape[in_axis]:
+            self._faults.give_up("own update", watched.name, GATHERS)
+            return
         elif source is not None:
             tokens = self._way_of(source).keep(source, in_axis, OWN_TOKENS)
         else:
@@ -401,7 +405,7 @@ class ActivationCapture:
         if factor is not None:
             # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
             self.probes[watched.order] = probe if factor == probe.factor else Probe(tokens, factor)
-            if is_sharded and is_whole:
+            if is_gathered:
                 with full_precision(tokens):
                     self.outputs[watched.order] = output_of(module, tokens)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from internist.measures import updates
 from internist.model.roles import is_linear, is_transposed_linear, stored_weight
-from internist.model.shards import is_sharded, local
+from internist.model.shards import is_cut, is_sharded, local
 from internist.observe.tokens import OWN_TOKENS, at_positions, owned
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -101,19 +101,14 @@ def normalized_by(kind: Normalization, tokens: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps)
 
 
-def shows_whole(module: nn.Module) -> bool:
-    """Whether a module's own parameters are there as a whole: those of a sharded one are while it computes."""
-    return not any(p is not None and is_sharded(p) for p in module._parameters.values())
-
-
-def shows_replicas(module: nn.Module) -> bool:
-    """Whether every rank has all of a module's own parameters, laid out over a mesh as they may be."""
-    shown = [p for p in module._parameters.values() if p is not None and is_sharded(p)]
-    return not any(getattr(placement, "dim", None) is not None for p in shown for placement in p.placements)  # type: ignore[attr-defined]
+def shows_all(module: nn.Module) -> bool:
+    """Whether every rank has all of a module's own parameters, as the module shows them now."""
+    return not any(p is not None and is_sharded(p) and is_cut(p) for p in module._parameters.values())
 
 
 def output_of(module: nn.Module, tokens: Tensor) -> Tensor:
-    """(tokens, features) float32: what a module's rule makes of its probe with the weights that it shows now.
+    """(tokens, features) float32: what a module's rule makes of its probe with the weights that it shows now, or with
+    this rank's piece of them.
 
     Args:
         module: one that `has_rule`.

@@ -2,7 +2,7 @@
 the next. In both it shows its whole weight, so that nothing has to be gathered."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from internist.measures.precision import full_precision
 from internist.model.outline import Outline, WatchedModule
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
-from internist.observe.own import Probe, output_of, shows_whole
+from internist.observe.own import Probe, output_of
 from internist.observe.taps import RAISED, Tap, Taps, can_tap
 from internist.observe.tokens import outside_modes
 from internist.record.recorder import Recorder
@@ -39,8 +39,7 @@ class ShardedOwn:
         outline: the model as it is watched.
         activations: knows the probes.
         faults: told of a module that cannot be measured.
-        layout: the series of modules, by their orders, as `OwnUpdates` records them.
-        counts: the entries that the values of modules stand for, of their orders and the tokens of a probe.
+        parts: series, values and entries of modules' own updates, as `OwnUpdates` makes them.
     """
 
     def __init__(
@@ -48,11 +47,10 @@ class ShardedOwn:
         outline: Outline,
         activations: ActivationCapture,
         faults: Faults,
-        layout: Callable[[list[int]], Layout],
-        counts: Callable[[list[int], int], list[int]],
+        parts: Callable[[Sequence[int], Tensor, int], Iterable[tuple[Layout, Tensor, list[int]]]],
     ) -> None:
         self._outline, self._activations, self._faults = outline, activations, faults
-        self._layout, self._counts = layout, counts
+        self._parts = parts
         self._waiting: dict[int, _Waiting] = {}
         self._step = -1
         self._measured: set[int] | None = None
@@ -113,9 +111,8 @@ class ShardedOwn:
                 by_size.setdefault(waiting.change.numel(), []).append(order)
         for tokens, orders in by_size.items():
             changes = [change for order in orders if (change := self._waiting[order].change) is not None]
-            recorder.add_late(
-                self._step, self._layout(orders), updates.moved(torch.stack(changes)), self._counts(orders, tokens)
-            )
+            for layout, values, entries in self._parts(orders, updates.moved(torch.stack(changes)), tokens):
+                recorder.add_late(self._step, layout, values, entries)
         self.forget(recorder)
 
     def stop(self) -> None:
@@ -142,7 +139,7 @@ class ShardedOwn:
         began = time.perf_counter()
         try:
             module = watched.module
-            if not shows_whole(module):
+            if watched.is_at_rest:
                 return
             with torch.no_grad(), outside_modes(), full_precision(waiting.probe.tokens):
                 change = output_of(module, waiting.probe.tokens).sub_(waiting.before)

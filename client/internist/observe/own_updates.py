@@ -1,12 +1,13 @@
 """What each module's own update did to its probe: found as soon as the last of its parameters has been stepped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule
+from internist.observe.calls import PAIR
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
 from internist.observe.own import own_update
@@ -78,7 +79,8 @@ class OwnUpdates:
         for tokens, parts in joined.items():
             members = [order for orders, _ in parts for order in orders]
             values = updates.moved(parts[0][1] if len(parts) == 1 else torch.cat([changes for _, changes in parts]))
-            self._record(members, values, tokens, recorder)
+            for layout, numbers, counts in self.parts(members, values, tokens):
+                recorder.add(layout, numbers, counts)
             self.measured_now.update(members)
         self._alone.clear()
         self._batches.clear()
@@ -90,41 +92,39 @@ class OwnUpdates:
         self._batches.clear()
         self.measured_now = set()
 
-    def layout(self, orders: Sequence[int]) -> Layout:
-        """The series of modules' own updates: the largest and the mean of each."""
+    def parts(self, orders: Sequence[int], values: Tensor, tokens: int) -> Iterator[tuple[Layout, Tensor, list[int]]]:
+        """Series, values and entries of modules' own updates.
+
+        Of modules of whose features this rank has a piece a token's change lies between that of the piece and the root
+        of the sum of all pieces' squares.
+
+        Args:
+            orders: of the modules.
+            values: (modules, 2) float32, of the features that this rank has: the largest change, the mean square.
+            tokens: of each probe.
+        """
+        pieces, widths = self._activations.series.pieces, self._activations.series.widths
+        whole = [i for i, order in enumerate(orders) if order not in pieces]
+        if whole:
+            members = [orders[i] for i in whole]
+            counts = [count for order in members for count in (1, tokens * (widths[order][1] or 1))]
+            yield self._layout(members), values if len(whole) == len(orders) else values[whole], counts
+        for order, (largest, mean) in zip(orders, values, strict=True):
+            if order in pieces:
+                share = pieces[order].share
+                squares = largest.square() * share
+                series = [self._series(order, "update.own", bound) for bound in PAIR]
+                entries = max(1, round(tokens * (widths[order][1] or 1) * share))
+                parts = torch.stack((squares.sqrt(), squares, mean))
+                yield [*series, self._series(order, "update.own_mean")], parts, [1, 1, entries]
+
+    # ---- private -----------------------------------------------------------------------------------------------------
+
+    def _layout(self, orders: Sequence[int]) -> Layout:
         names = "update.own", "update.own_mean"
         return self._book.layout(
             ("own", tuple(orders)), lambda: [self._series(order, name) for order in orders for name in names]
         )
-
-    def counts(self, orders: Sequence[int], tokens: int) -> list[int]:
-        """Entries that each of those values stands for."""
-        widths = self._activations.series.widths
-        return [count for order in orders for count in (1, tokens * (widths[order][1] or 1))]
-
-    # ---- private -----------------------------------------------------------------------------------------------------
-
-    def _record(self, orders: Sequence[int], values: Tensor, tokens: int, recorder: Recorder) -> None:
-        pieces = self._activations.series.pieces
-        cut = [i for i, order in enumerate(orders) if order in pieces]
-        if not cut:
-            recorder.add(self.layout(orders), values, self.counts(orders, tokens))
-            return
-        rest = [i for i in range(len(orders)) if i not in set(cut)]
-        if rest:
-            whole = [orders[i] for i in rest]
-            recorder.add(self.layout(whole), values[rest], self.counts(whole, tokens))
-        for i in cut:  # a token's change is spread over the ranks: between that of a piece and the root of all squares
-            order, share = orders[i], pieces[orders[i]].share
-            largest, mean = values[i].unbind()
-            series = [self._series(order, "update.own", bound) for bound in ("lower", "upper")]
-            squares = largest.square() * share
-            entries = self.counts([order], tokens)[1]
-            recorder.add(
-                [*series, self._series(order, "update.own_mean")],
-                torch.stack((squares.sqrt(), squares, mean)),
-                [1, 1, max(1, round(entries * share))],
-            )
 
     def _measure(self, ready: Sequence[Moved]) -> None:
         apart = [moved for moved in ready if not many.pays(moved.probe.tokens.device)]

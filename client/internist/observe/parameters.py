@@ -53,7 +53,7 @@ class ParameterCapture:
         self._stored = StoredUpdates(self._series, sampling.wants)
         self._ranges = ParameterRanges(self._series, sampling.wants)
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
-        self.later = ShardedOwn(outline, activations, faults, self._own.layout, self._own.counts)
+        self.later = ShardedOwn(outline, activations, faults, self._own.parts)
         """Own updates that are known in the next forward."""
         self._groups = Groups(book=book, sampling=sampling, stage=speaker.stage)
         self._by_id: dict[int, WatchedParameter] = {}
