@@ -304,9 +304,9 @@ def signature_of(
         for name, tensor in module._parameters.items():
             if tensor is not None:
                 if known and (id(module), name) in known:
-                    resting = known[id(module), name]()
-                    if resting is not None and is_gathered(tensor, resting):
-                        tensor = resting
+                    stored = known[id(module), name]()
+                    if stored is not None and is_gathered(tensor, stored):
+                        tensor = stored
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)

@@ -118,7 +118,7 @@ def output_of(module: nn.Module, tokens: Tensor) -> Tensor:
     if isinstance(module, CONVOLUTIONS):
         assert weight is not None
         offset = None if bias is None else bias.detach().float()
-        given: Tensor = module._conv_forward(tokens.float(), weight.detach().float(), offset)  # type: ignore[operator]
+        given: Tensor = module._conv_forward(tokens.float(), weight.detach().float(), offset)
         return given.movedim(1, -1).flatten(0, -2)
     if isinstance(module, BATCH_NORMS):
         return tokens.float() * (1.0 if weight is None else weight.detach().float()) + (
