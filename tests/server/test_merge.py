@@ -35,6 +35,7 @@ def slow_merge(combine, values, counts):
         "max": lambda: max(values),
         "sum": lambda: sum(values),
         "first": lambda: values[0],
+        "differs": lambda: float(len(set(values)) > 1),
     }[combine]()
 
 
@@ -47,6 +48,7 @@ def slow_merge(combine, values, counts):
         ("max", 16.0),
         ("sum", 20.0),
         ("first", 4.0),
+        ("differs", 1.0),
     ],
 )
 def test_two_parts_merge_as_the_metric_says(combine, expected):

@@ -169,6 +169,24 @@ def watched_as(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
     )
 
 
+def replicated(corrupted_at: int) -> dict[str, Any]:
+    """Replicas in a wrapper; after one step the last rank's weights lose a bit."""
+    model, loss_of = _model("language")
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    with watched_as(wrapped, optimizer) as monitor:
+        for step in range(STEPS):
+            loss_of(wrapped, step, slice(rank, rank + 1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == corrupted_at and rank == world - 1:
+                weight = next(model.parameters()).detach().view(torch.int32)
+                weight.view(-1)[3].bitwise_xor_(1)
+    assert monitor.directory is not None
+    return {"parts": parts_of(monitor.directory)}
+
+
 def fsdp_of(kind: str, watched: str, options: dict[str, Any]) -> dict[str, Any]:
     """`fsdp` by positional arguments alone, as a group's ranks are given them."""
     return fsdp(kind, watched, **options)

@@ -114,6 +114,13 @@ def test_whole_rows_are_exact_and_cut_ones_a_pair(ranks, alone):
     assert {key[3] for key in rows if key[0] in SPECTRA} == {"lower", "upper"}
 
 
+def test_one_bit_that_a_replica_loses_is_seen(ranks):
+    watched = ranks(2).run(scripts.__name__, "replicated", 1)
+
+    found = merged([rank["parts"] for rank in watched])["weight.replicas_differ", "model", None, "exact"]
+    assert found == {0: 0.0, 1: 0.0, 2: 1.0, 3: 1.0}
+
+
 def test_weights_in_narrow_precision_are_measured_as_they_are_stored(ranks):
     bare, watched = (trained(ranks(2), "language", how, narrow=True) for how in ("no", "after"))
 

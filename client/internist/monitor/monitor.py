@@ -162,6 +162,7 @@ class Monitor:
                 who.world_size,
                 reports_replicated=own.is_first,
                 apart=own.modules,
+                are_replicas=who.world_size > 1 and isinstance(model, nn.parallel.DistributedDataParallel),
                 stage=own.stage,
             ),
             on_coverage=self._send_coverage,

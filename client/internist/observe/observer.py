@@ -397,6 +397,8 @@ class Observer:
         if self._due.heavy and not captures.probe.unsupported:
             captures.probe.after(recorder)
         captures.parameters.finish(recorder, step)
+        if self._due.heavy:
+            captures.replicas.record(captures.parameters.all, recorder)
         captures.optimizers.finish(recorder, self._due)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)

@@ -8,13 +8,14 @@ Bound = Literal["exact", "lower", "upper", "sampled"]
 Cadence = Literal["light", "model_heavy", "matrix_heavy", "logged"]
 Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
 """How what a subject is lies over the ranks."""
-Combine = Literal["mean_square", "sum_square", "mean", "max", "sum", "first"]
+Combine = Literal["mean_square", "sum_square", "mean", "max", "sum", "first", "differs"]
 """How parts merge, over micro-batches and then over ranks, and what travels on the wire.
 
 `mean_square`  the mean of squares travels, with its count; merged value sqrt(sum(n * ms) / sum(n)).
 `sum_square`   the sum of squares travels; merged value sqrt(sum of parts).
 `mean`         the mean travels, with its count; merged value sum(n * v) / sum(n).
 `max`, `sum`   as the words say.
+`differs`      a checksum travels; merged value 1 where two ranks sent different ones, else 0.
 `first`        replicated or as given: the lowest rank that sent it.
 
 A NaN in any part makes the merged value NaN.
@@ -84,6 +85,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("weight.saturation", "", "Share of a sample of the parameter's entries that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     Metric("weight.narrow_underflow", "", "Share of a sample of the parameter's entries that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "parameter"),
     Metric("weight.narrow_saturation", "", "Share of a sample of the parameter's entries that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("weight.replicas_differ", "", "1 where replicas of the weights (DistributedDataParallel) are not the same bits on all ranks, else 0.", "differs", "model_heavy", "model"),
     # Updates, as stored: after minus before, in the parameter's own dtype.
     Metric("update.rms", "weight", "RMS of the stored weight change of one step.", "mean_square", "light", "parameter"),
     Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter", over="update.base"),
