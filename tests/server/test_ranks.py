@@ -38,6 +38,10 @@ def test_parts_of_two_ranks_become_one_value(api):
     assert first.points("loss") == {0: 3.0}
 
 
+def alerts(sender):
+    return sender.api.get("/api/v1/alerts", params={"run": sender.run}).json()["alerts"]
+
+
 def test_a_replica_that_goes_its_own_way_alarms_at_once(sqlite_api):
     checksum = [Series(0, "weight.replicas_differ", "model", "model", facts=Facts(cadence=10))]
     senders = [Sender(sqlite_api, start_of(rank=rank, world_size=2)) for rank in (0, 1)]
@@ -45,15 +49,13 @@ def test_a_replica_that_goes_its_own_way_alarms_at_once(sqlite_api):
         sender.send(sender.declare(checksum))
         sender.send([sender.frame(step, [float(step)]) for step in (0, 10)])
     assert senders[0].points("weight.replicas_differ") == {0: 0.0, 10: 0.0}
-    assert senders[0].get("/alerts") == []
+    assert alerts(senders[0]) == []
 
     for rank, sender in enumerate(senders):
         sender.send([sender.frame(20, [20.0 + rank])])
 
     assert senders[0].points("weight.replicas_differ")[20] == 1.0
-    assert [(alert["rule"], alert["severity"]) for alert in senders[0].get("/alerts")] == [
-        ("replicas_differ", "critical")
-    ]
+    assert [(alert["rule"], alert["severity"]) for alert in alerts(senders[0])] == [("replicas_differ", "critical")]
 
 
 PARAMETER = "weight.rms", "parameter", "head.weight"

@@ -61,7 +61,7 @@ class WatchedModule:
         Raises:
             ReferenceError: one of them is gone.
         """
-        return any(is_sharded(parameter.tensor) for parameter in self.parameters.values())
+        return any(parameter.shard is not None for parameter in self.parameters.values())
 
     @property
     def is_at_rest(self) -> bool:
@@ -72,7 +72,7 @@ class WatchedModule:
             ReferenceError: one of them is gone.
         """
         shown = self.module._parameters
-        return any(shown.get(name) is p.tensor for name, p in self.parameters.items() if is_sharded(p.tensor))
+        return any(shown.get(name) is p.tensor for name, p in self.parameters.items() if p.shard is not None)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +125,8 @@ class WatchedParameter:
         Raises:
             ReferenceError: as `tensor`.
         """
-        return local(self.tensor)
+        tensor = self.tensor
+        return tensor if self._resting is None else local(tensor)
 
     @property
     def shard(self) -> Shard | None:
@@ -134,8 +135,7 @@ class WatchedParameter:
         Raises:
             ReferenceError: as `tensor`.
         """
-        tensor = self.tensor
-        if not is_sharded(tensor):
+        if self._resting is None or not is_sharded(tensor := self.tensor):
             return None
         if self._shard is None:
             self._shard = shard_of(tensor)
@@ -153,11 +153,11 @@ class WatchedParameter:
             parameters = dict(parameters.items())
         found = parameters.get(self.attribute)
         resting = None if self._resting is None else self._resting()
-        if found is resting or found is None:
-            return found if self._resting is None else resting
+        if found is None or found is resting:
+            return found
         if resting is not None and is_gathered(found, resting):
             return resting
-        if is_sharded(found):
+        if type(found) not in PLAIN and is_sharded(found):
             self._resting, self._shard = weakref.ref(found), None
         return found
 

@@ -294,7 +294,7 @@ class ActivationCapture:
         in_axis = self._axis_of(watched.order, module, source) if source is not None else -1
         order, series = watched.order, self.series
         piece = in_piece = None
-        if given is not out or watched.is_sharded:
+        if given is not out or (self._outline.resting and watched.is_sharded):
             piece = piece_of_output(module, given, out, axis)
             if entering is not None and source is not None and source.dim():
                 in_piece = piece_of_input(module, entering, source, in_axis)
@@ -376,7 +376,7 @@ class ActivationCapture:
     ) -> None:
         if not has_rule(module) or self._faults.is_given_up("own update", watched.name):
             return
-        is_gathered = watched.is_sharded and not watched.is_at_rest
+        is_gathered = bool(self._outline.resting) and watched.is_sharded and not watched.is_at_rest
         if in_piece is not None:
             self._faults.give_up("own update", watched.name, PARTS_OF_SUMS)
             return
