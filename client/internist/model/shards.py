@@ -94,16 +94,17 @@ def is_of_pipeline(dimension: str) -> bool:
     return dimension.lower().startswith(("pp", "pipe", "stage"))
 
 
+def ranks_of_model(mesh: Any) -> list[int]:
+    """The ranks that hold one model together: all of the mesh that a mesh is a slice of, without the other stages of a
+    pipeline."""
+    whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
+    place, names = whole.get_coordinate(), whole.mesh_dim_names
+    if place is None or names is None:
+        return [int(rank) for rank in mesh.mesh.flatten().tolist()]
+    stage = tuple(at if is_of_pipeline(name) else slice(None) for name, at in zip(names, place, strict=True))
+    return [int(rank) for rank in whole.mesh[stage].flatten().tolist()]
+
+
 def _is_first_outside(mesh: Any) -> bool:
-    """Whether this rank has the first coordinate of every dimension that a mesh was sliced out of."""
-    root = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
-    if root is mesh or root.mesh_dim_names is None or mesh.mesh_dim_names is None:
-        return True
-    inside = set(mesh.mesh_dim_names)
-    flattened = [name for name in inside if name not in root.mesh_dim_names]
-    if flattened:  # several dimensions under one name: which ones is not told
-        return bool(mesh.get_rank() == int(mesh.mesh.min())) if mesh.size() == root.size() else True
-    place = root.get_coordinate()
-    return place is not None and not any(
-        place[dim] for dim, name in enumerate(root.mesh_dim_names) if name not in inside and not is_of_pipeline(name)
-    )
+    """Whether a mesh is the first of those that the ranks of one model are divided into."""
+    return min(ranks_of_model(mesh)) in mesh.mesh.flatten().tolist()

@@ -3,14 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from internist.model.outline import obstacle
 from internist.model.roles import plain_name
-from internist.model.shards import is_of_pipeline, is_sharded
+from internist.model.shards import is_sharded, ranks_of_model
 
 _SAMPLED = 16
 """Entries of each parameter that are compared."""
@@ -25,7 +24,7 @@ def fingerprints(root: nn.Module) -> Fingerprints:
     found: Fingerprints = {}
     for name, parameter in root.named_parameters():
         if is_sharded(parameter):
-            found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {_mesh(parameter)}"), True
+            found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {ranks_of_model(parameter.device_mesh)}"), True
         elif not obstacle(parameter):
             entries = _some(parameter.detach())
             found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {entries}"), len(set(entries)) > 1
@@ -35,20 +34,6 @@ def fingerprints(root: nn.Module) -> Fingerprints:
 def digest_of(prints: Mapping[str, tuple[str, bool]]) -> str:
     """One digest of all."""
     return _digest(json.dumps(sorted((name, print_) for name, (print_, _) in prints.items())))
-
-
-def _mesh(parameter: Any) -> list[Any]:
-    """The ranks that a sharded parameter is laid out over: all of the mesh that its own is a slice of, without the
-    other stages of a pipeline."""
-    mesh = parameter.device_mesh
-    whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
-    place, names = whole.get_coordinate(), whole.mesh_dim_names
-    if place is None or names is None:
-        ranks: list[Any] = mesh.mesh.tolist()
-        return ranks
-    stage = tuple(at if is_of_pipeline(name) else slice(None) for name, at in zip(names, place, strict=True))
-    ranks = whole.mesh[stage].tolist()
-    return ranks if isinstance(ranks, list) else [ranks]
 
 
 def _some(tensor: Tensor) -> list[float]:

@@ -34,8 +34,8 @@ HOLD_S = 0.5
 TRAVEL_S = 1.0
 """Scalars of steps without a frame travel together, a second's at most: a request takes milliseconds of a processor."""
 
-LATE_S = 30.0
-"""A closed step waits this long for values that the next forward gives: the server waits as long for a rank."""
+LATE_S = 120.0
+"""A closed step waits this long for values that the next forward gives. All ranks of a step wait alike."""
 POLL_S = 0.01
 """Between two looks at a copy that is under way."""
 
