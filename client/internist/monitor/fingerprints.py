@@ -24,7 +24,8 @@ def fingerprints(root: nn.Module) -> Fingerprints:
     found: Fingerprints = {}
     for name, parameter in root.named_parameters():
         if is_sharded(parameter):
-            found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {ranks_of_model(parameter.device_mesh)}"), True
+            ranks = ranks_of_model(parameter.device_mesh)  # type: ignore[attr-defined]
+            found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {ranks}"), True
         elif not obstacle(parameter):
             entries = _some(parameter.detach())
             found[plain_name(name)] = _digest(f"{tuple(parameter.shape)} {entries}"), len(set(entries)) > 1
