@@ -94,9 +94,9 @@ class Members:
         columns = np.concatenate([checks.column, self._finite, of_others]).astype(np.int64)
         cards = [*(CARDS.index(CONDITION[jump.condition].card) for jump in jumps), *([_FACT_CARD] * len(facts))]
         others_since = [*(jump.step for jump in jumps), *(since for _, since, *_ in facts)]
-        since = np.concatenate(
-            [memory.violation.started, memory.numeric.started[self._finite], others_since]
-        ).astype(np.int64)
+        since = np.concatenate([memory.violation.started, memory.numeric.started[self._finite], others_since]).astype(
+            np.int64
+        )
         others_rank = [*(VIOLATED if jump.rose else DRIFTING for jump in jumps), *([DRIFTING] * len(facts))]
         away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, _ in facts)]
         outline = self._outline
