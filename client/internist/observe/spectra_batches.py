@@ -218,7 +218,7 @@ def record_pieces(
 
     def listed() -> list[Series | None]:
         return [
-            series.of(p, f"{kind}.{norm}", methods[kind], index, bound)
+            series.of(p, f"{kind}.{norm}", methods[kind], index, bound=bound)
             if norm == "spectral_norm" or UNORIENTED not in p.view
             else None
             for bound in bounds
