@@ -48,7 +48,7 @@ class GradientCapture:
             The parameters that have a gradient and are supported, (n,) float32, and the number of entries of each;
             None if there is none.
         """
-        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := _gradient(p)) is not None]
+        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := gradient_of(p)) is not None]
         given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
         local = [(p, grad) for p, grad in given if type(grad) in PLAIN and _is_number(grad)]
         self._is_incomplete = self._is_incomplete or len(local) < len(given)
@@ -113,7 +113,7 @@ class GradientCapture:
         return known
 
 
-def _gradient(p: WatchedParameter) -> Tensor | None:
+def gradient_of(p: WatchedParameter) -> Tensor | None:
     """The gradient of what this rank holds of a parameter. One that is not laid out as the parameter is stays what it
     is: it is a sum that has not been taken yet, or pieces of another cut."""
     tensor = p.tensor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule, WatchedParameter
 from internist.observe.faults import Faults
-from internist.observe.gradients import GradientCapture
+from internist.observe.gradients import GradientCapture, gradient_of
 from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
@@ -133,10 +133,9 @@ class ParameterCapture:
         """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm; on
         model-heavy steps also their range."""
         if due.heavy:
-            given = [p for p in parameters if not p.unsupported and not p.excluded and p.tensor.grad is not None]
-            self._ranges.record(
-                "gradient", given, [p.tensor.grad for p in given if p.tensor.grad is not None], recorder
-            )
+            held = ((p, gradient_of(p)) for p in parameters if not p.unsupported and not p.excluded)
+            given = [(p, grad) for p, grad in held if grad is not None]
+            self._ranges.record("gradient", [p for p, _ in given], [grad for _, grad in given], recorder)
         if not self._sampling.wants("gradient.rms", "gradient.global_norm"):
             return
         found = self._gradients.read([p for p in parameters if self._series.is_reported(p)], optimizer, recorder)
@@ -150,7 +149,7 @@ class ParameterCapture:
         self.stepped |= self._stepped_now
         if due.heavy:
             supported = [p for p in parameters if not p.unsupported and not p.excluded]
-            self._ranges.record("weight", supported, [p.tensor for p in supported], recorder)
+            self._ranges.record("weight", supported, [p.local for p in supported], recorder)
         pending, alone = self._snapshots.pending, self._snapshots.uncompared
         chosen = [p for p in parameters if p.order in pending]
         uncompared = [p for p in parameters if p.order in alone]
