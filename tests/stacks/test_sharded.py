@@ -58,7 +58,7 @@ def assert_merged(found: Points, expected: Points, *, apart: tuple[str, ...] = (
     last = max(step for own in expected.values() for step in own)
     for (metric, subject, index, _), points in expected.items():
         if (
-            metric.startswith(("monitor.", *BY_SAMPLE, *OF_WHOLE_MATRICES))
+            metric.startswith(("monitor.", *OF_WHOLE_MATRICES))
             or metric.endswith(BY_SAMPLE)
             or metric in (*OF_ONE_PROBE, *BY_REPLAY, *apart)
         ):
