@@ -28,6 +28,7 @@ MERGES = {
     "max": "largest",
     "sum": "sum",
     "first": "as given by the lowest rank that sent it",
+    "differs": "whether the ranks' checksums are not all the same",
 }
 
 CADENCES = {

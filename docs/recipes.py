@@ -14,6 +14,8 @@ SECTIONS = (
     ("Lightning", "lightning_module"),
     ("Accelerate", "accelerate_loop"),
     ("FSDP2", "fsdp2"),
+    ("Tensor parallel", "tensor_parallel"),
+    ("Pipeline", "pipeline"),
     ("peft", "lora"),
     ("A notebook", "notebook"),
 )

@@ -1,4 +1,5 @@
-"""FSDP2: `torchrun --nproc-per-node 2 examples/recipes/fsdp2.py`. Shard first, then watch; every rank calls it."""
+"""FSDP2: `torchrun --nproc-per-node 2 examples/recipes/fsdp2.py`. Shard blocks and the root, then watch; every rank
+calls it. Each tells what its pieces say, and the server merges them."""
 
 import os
 
@@ -13,9 +14,10 @@ if "RANK" not in os.environ:  # started without torchrun: a group of one
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
-model = nn.Sequential(nn.Embedding(32, 16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32))
-for layer in (model[1], model[3]):
-    fully_shard(layer)
+blocks = [nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2)]
+model = nn.Sequential(nn.Embedding(32, 16), *blocks, nn.Linear(16, 32))
+for block in blocks:
+    fully_shard(block)
 fully_shard(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 

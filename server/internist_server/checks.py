@@ -81,7 +81,7 @@ def _series(session: Session, attempt: Attempt) -> tuple[list[JudgedSeries], Col
         JudgedSeries(one.id, one.metric, one.kind, one.subject, one.index, one.bound, one.facts)
         for one in list_series(session, ids)
     ]
-    return series, columns_for(session, ids, [one.metric for one in series])
+    return series, columns_for(session, ids, series)
 
 
 def _replayed(session: Session, attempt: Attempt, judge: Judge, columns: Columns) -> Iterator[list[Transition]]:

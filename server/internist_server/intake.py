@@ -186,6 +186,8 @@ class Intake:
 
     def _take_series(self, sequence: int, series: tuple[Series, ...]) -> tuple[str | None, bool]:
         taken, reasons = admission.sift_series(series)
+        taken, strangers = self._of_one_tensor(taken)
+        reasons = [*reasons, *strangers]
         taken, too_many = self._within_limit(taken)
         if taken:
             ids = series_store.declare(
@@ -195,6 +197,19 @@ class Intake:
                 self._numbers.update(ids)
             self.has_new_facts = True
         return admission.one_reason([*reasons, *too_many]), bool(taken)
+
+    def _of_one_tensor(self, series: tuple[Series, ...]) -> tuple[tuple[Series, ...], list[str]]:
+        """The series that may be merged with what other ranks have under their names, and why the others may not."""
+        others = series_store.find_other_tensors(
+            self._session, self.attempt.run, self.attempt.id, self.rank.rank, series
+        )
+        reasons = [
+            f"{one.metric} of {one.subject!r}: another rank has another tensor of that name ({others[one.number]}); "
+            "give them different names with watch(rename=...)"
+            for one in series
+            if one.number in others
+        ]
+        return tuple(one for one in series if one.number not in others), reasons
 
     def _within_limit(self, series: tuple[Series, ...]) -> tuple[tuple[Series, ...], list[str]]:
         """The series that a run may have, and why the others are refused."""

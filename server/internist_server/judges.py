@@ -95,7 +95,7 @@ class Judges:
             live.watch.add_series(judged)
             live.series += added
             ids = np.concatenate([live.columns.ids, fresh])
-            live.columns = columns_for(session, ids, [one.metric for one in live.series])
+            live.columns = columns_for(session, ids, live.series)
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
         if attempt.reference is not None and (len(fresh) or live.reference is not None):
             found = references.find(session, attempt, keeps=True)
@@ -151,7 +151,7 @@ def restore(session: Session, attempt: Attempt) -> Restored:
         judge.inherit(inherited)
     if attempt.reference is not None and series:
         judge.hold_to(references.find(session, attempt, keeps=False).yardstick)
-    columns = columns_for(session, order, [one.metric for one in series])
+    columns = columns_for(session, order, series)
     size = _size_of(checkpoint.state or b"", series)
     live = Restored(judge, series, columns, stored, since, size)
     if not since:

@@ -42,7 +42,7 @@ def replay(session: Session, run: str, rules: Sequence[Rule]) -> Iterator[Replay
         known = list_series(session, ids)
         every = [JudgedSeries(s.id, s.metric, s.kind, s.subject, s.index, s.bound, s.facts) for s in known]
         series = [every[column] for column in Thresholds(rules, every).columns]
-        columns = columns_for(session, np.array([one.id for one in series], np.int64), [one.metric for one in series])
+        columns = columns_for(session, np.array([one.id for one in series], np.int64), series)
         thresholds = Thresholds(rules, series)
         rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(series))))
         measured = steps_between(session, Segment(attempt.id, 0, LAST_STEP), first=0, last=LAST_STEP)

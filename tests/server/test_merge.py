@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internist.schema.metrics import CATALOGUE, METRICS
+from internist.schema.wire import Facts, Series
 from internist_server.store.merge import CODES, Part, codes_of, divide, merge
 from tests.server.sending import Sender, module_series, start_of
 
@@ -34,6 +35,7 @@ def slow_merge(combine, values, counts):
         "max": lambda: max(values),
         "sum": lambda: sum(values),
         "first": lambda: values[0],
+        "differs": lambda: float(len(set(values)) > 1),
     }[combine]()
 
 
@@ -46,6 +48,7 @@ def slow_merge(combine, values, counts):
         ("max", 16.0),
         ("sum", 20.0),
         ("first", 4.0),
+        ("differs", 1.0),
     ],
 )
 def test_two_parts_merge_as_the_metric_says(combine, expected):
@@ -80,9 +83,16 @@ def test_infinities_stay_infinite():
 
 
 def test_every_metric_of_the_catalogue_has_a_combination():
-    assert [CODES[code] for code in codes_of([metric.name for metric in CATALOGUE])] == [
-        metric.combine for metric in CATALOGUE
-    ]
+    declared = [Series(0, metric.name, metric.kind, "a") for metric in CATALOGUE]
+
+    assert [CODES[code] for code in codes_of(declared)] == [metric.combine for metric in CATALOGUE]
+
+
+def test_an_upper_bound_from_pieces_is_the_root_of_the_sum_of_their_squares():
+    upper = Series(0, "weight.spectral_norm", "parameter", "w", None, "upper", Facts(placement="sharded_matrix"))
+    of_tokens = Series(1, "activation.rms_q99", "module", "m", None, "upper", Facts(placement="data_parallel"))
+
+    assert [CODES[code] for code in codes_of([upper, of_tokens])] == ["sum_square", "max"]
 
 
 values = st.floats(min_value=0, max_value=1e6, width=32)

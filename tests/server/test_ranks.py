@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from internist.schema.wire import Series
+from internist.schema.wire import Facts, Series
 from internist_server.progress import complete_bound
 from internist_server.store.attempts import Attempt, Rank
 from tests.server.sending import Sender, module_series, start_of
@@ -36,6 +36,73 @@ def test_parts_of_two_ranks_become_one_value(api):
     assert first.points("activation.rms")[0] == pytest.approx(7**0.5)
     assert first.points("activation.rms_max") == {0: 5.0}
     assert first.points("loss") == {0: 3.0}
+
+
+def alerts(sender):
+    return sender.api.get("/api/v1/alerts", params={"run": sender.run}).json()["alerts"]
+
+
+def test_a_replica_that_goes_its_own_way_alarms_at_once(sqlite_api):
+    checksum = [Series(0, "weight.replicas_differ", "model", "model", facts=Facts(cadence=10))]
+    senders = [Sender(sqlite_api, start_of(rank=rank, world_size=2)) for rank in (0, 1)]
+    for sender in senders:
+        sender.send(sender.declare(checksum))
+        sender.send([sender.frame(step, [float(step)]) for step in (0, 10)])
+    assert senders[0].points("weight.replicas_differ") == {0: 0.0, 10: 0.0}
+    assert alerts(senders[0]) == []
+
+    for rank, sender in enumerate(senders):
+        sender.send([sender.frame(20, [20.0 + rank])])
+
+    assert senders[0].points("weight.replicas_differ")[20] == 1.0
+    assert [(alert["rule"], alert["severity"]) for alert in alerts(senders[0])] == [("replicas_differ", "critical")]
+
+
+PARAMETER = "weight.rms", "parameter", "head.weight"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "why"),
+    [
+        (Facts(placement="disjoint"), Facts(placement="disjoint"), "its own alone"),
+        (Facts(placement="replicated"), Facts(placement="sharded_matrix"), "replicated there and sharded_matrix here"),
+        (Facts(parameters=4), Facts(parameters=6), "4 entries there and 6 here"),
+    ],
+)
+def test_two_tensors_of_one_name_are_not_merged(sqlite_api, here, there, why):
+    first, second = (Sender(sqlite_api, start_of(rank=rank, world_size=2)) for rank in (0, 1))
+    first.send(first.declare([Series(0, *PARAMETER, facts=here)]))
+    first.send([first.frame(0, [4.0])])
+    answer = second.post([*second.declare([Series(0, *PARAMETER, facts=there)]), second.frame(0, [16.0])]).json()
+
+    assert why in answer["refused"][0]["reason"]
+    assert "rename" in answer["refused"][0]["reason"]
+    assert first.points("weight.rms") == {0: 2.0}
+
+
+def test_replicas_and_pieces_of_one_tensor_are_merged(sqlite_api):
+    facts = Facts(placement="sharded_matrix", parameters=4)
+    upper = Series(1, "weight.spectral_norm", "parameter", "head.weight", bound="upper", facts=facts)
+    for rank, value in enumerate((3.0, 4.0)):
+        sender = Sender(sqlite_api, start_of(rank=rank, world_size=2))
+        sender.send(sender.declare([Series(0, *PARAMETER, facts=facts), upper], counts=(1, 1)))
+        sender.send([sender.frame(0, [value, value**2])])
+
+    assert sender.points("weight.rms")[0] == pytest.approx(3.5**0.5)
+    assert sender.points("weight.spectral_norm")[0] == pytest.approx(5.0)
+
+
+def test_a_run_that_goes_on_in_pieces_keeps_its_series(sqlite_api):
+    first = Sender(sqlite_api, start_of(rank=0, world_size=2))
+    first.send(first.declare([Series(0, *PARAMETER, facts=Facts())]))
+    first.send([first.frame(0, [4.0])])
+    pieces = Facts(placement="sharded_matrix")
+    for rank in (0, 1):
+        later = Sender(sqlite_api, start_of(rank=rank, world_size=2, attempt="run1-b", parent="run1-a", start_step=1))
+        later.send(later.declare([Series(0, *PARAMETER, facts=pieces)], counts=(1,)))
+        later.send([later.frame(1, [9.0])])
+
+    assert later.points("weight.rms") == {0: 2.0, 1: 3.0}
 
 
 def test_a_nan_of_one_rank_shows(api):

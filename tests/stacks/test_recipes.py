@@ -9,13 +9,15 @@ import pytest
 
 from docs import recipes
 from tests.client.points import read
+from tests.stacks.merging import merged, parts_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for _, name in recipes.SECTIONS]
 SCRIPTS = [recipes.SCRIPTS / f"{name}.py" for name in NAMES]
 MEASURED = {"activation.rms", "gradient.rms", "update.rms", "loss"}
-"""What every recipe measures; a sharded one at least what needs no whole parameter."""
-OF_SHARDS = {"activation.rms", "loss"}
+"""What every recipe measures."""
+OF_RANKS = ("fsdp2", "tensor_parallel", "pipeline")
+"""Recipes of many ranks; without torchrun each is a group of one."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,37 @@ def test_a_recipe_runs_offline_and_measures(left_behind, name):
     spools = {path.parent for path in own.rglob("*.spool")}
     assert len(spools) == 1
     points, _, _ = read(spools.pop())
-    assert {metric for metric, _, _ in points} >= (OF_SHARDS if name == "fsdp2" else MEASURED)
+    assert {metric for metric, _, _ in points} >= MEASURED
     assert {0, 1, 2, 5, 10} <= set().union(*points.values())
+
+
+@pytest.mark.parametrize("name", OF_RANKS)
+def test_torchrun_starts_a_recipe_on_two_ranks_that_make_one_run(tmp_path, name):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "INTERNIST_MODE": "offline", "INTERNIST_DIR": str(tmp_path)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, recipes.SCRIPTS / f"{name}.py"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    spools = sorted({path.parent for path in tmp_path.rglob("*.spool")})
+    assert [spool.name for spool in spools] == ["rank-00000", "rank-00001"]
+    assert len({spool.parent for spool in spools}) == 1
+    found = merged([parts_of(spool) for spool in spools])
+    assert {metric for metric, *_ in found} >= MEASURED
+    weights = {subject for metric, subject, *_ in found if metric == "weight.rms"}
+    assert weights == EXPECTED[name]
+
+
+LAYERS = {f"{layer}.weight" for layer in ("1.0", "1.2", "2.0", "2.2")}
+EXPECTED = {
+    "fsdp2": {"0.weight", *LAYERS, *(name.replace("weight", "bias") for name in LAYERS), "3.weight", "3.bias"},
+    "tensor_parallel": {"0.weight", *(f"{layer}.{part}" for layer in (1, 3, 4) for part in ("weight", "bias"))},
+    "pipeline": {
+        "embed.weight", "head.weight", "head.bias",
+        *(f"blocks.{block}.{layer}.{part}" for block in range(4) for layer in (0, 1) for part in ("weight", "bias")),
+    },
+}  # fmt: skip
 
 
 def test_a_kernel_of_ones_own_has_its_logits_measured_in_the_recipe(left_behind):

@@ -248,12 +248,37 @@ def log_z(logits: Tensor) -> Tensor:
     Raises:
         ValueError: logits is empty, has no dimension, or is not floating.
     """
+    log_zs = _log_zs(logits)
+    return torch.stack((log_zs.mean(), log_zs.amax()))
+
+
+def log_z_of_piece(logits: Tensor) -> Tensor:
+    """The same of a rank's piece of the vocabulary, and what bounds the mean of the whole from above.
+
+    With n pieces, `mean + log n`, averaged over the pieces, is never above the mean of the whole, since logsumexp is
+    convex; `log_mean + log n`, the largest over the pieces, is never below it, since the logarithm is concave. The
+    largest of the whole lies between `maximum` and `maximum + log n`.
+
+    Args:
+        logits: (..., piece of the vocabulary).
+
+    Returns:
+        (3,) float32 in nats: mean, maximum, and the logarithm of the mean of the exponentials. NaN in, NaN out.
+
+    Raises:
+        ValueError: as `log_z`.
+    """
+    log_zs = _log_zs(logits)
+    return torch.stack((log_zs.mean(), log_zs.amax(), log_zs.logsumexp(0) - math.log(len(log_zs))))
+
+
+def _log_zs(logits: Tensor) -> Tensor:
+    """(tokens,) float32."""
     _require_activation(logits)
     rows = logits.reshape(-1, logits.shape[-1])
     entries = CHUNK_CPU if rows.device.type == "cpu" else CHUNK_ACCELERATOR
     pieces = torch.split(rows, max(1, entries // rows.shape[-1]))
-    log_zs = torch.cat([piece.float().logsumexp(dim=-1) for piece in pieces])
-    return torch.stack((log_zs.mean(), log_zs.amax()))
+    return torch.cat([piece.float().logsumexp(dim=-1) for piece in pieces])
 
 
 def _distance_squared(a: Tensor, b: Tensor) -> float:

@@ -8,6 +8,8 @@ from torch import Tensor, linalg
 
 from internist.measures import host, many
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size: what an entry is read as."""
 LARGE = 2**15
 """Above this many entries a tensor in a CPU's memory is summed by itself."""
 
@@ -95,6 +97,26 @@ def head_norm(weight: Tensor) -> Tensor:
     Source: Su 2026, kexue.fm/archives/11647.
     """
     return row_rms_max(weight) * weight.shape[-1]
+
+
+def bit_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """A checksum of the bits of tensors: the same on every device, whatever order it adds in.
+
+    Args:
+        tensors: not empty, of any types and devices.
+
+    Returns:
+        () float32, a whole number below 2**24: the low bits of the sum of all entries, read as integers.
+
+    Raises:
+        ValueError: there is no tensor.
+    """
+    if not tensors:
+        raise ValueError("expected at least one tensor, got none")
+    home = tensors[0].device
+    sums = [tensor.reshape(-1).view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
+    total = torch.stack([each.to(home, non_blocking=True) for each in sums]).sum()
+    return total.bitwise_and((1 << 24) - 1).float()
 
 
 def _narrow(tensors: Sequence[Tensor]) -> list[Tensor]:

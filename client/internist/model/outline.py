@@ -19,6 +19,7 @@ from internist.model.roles import (
     parameter_kind,
     plain_name,
 )
+from internist.model.shards import Shard, is_gathered, is_partial, is_sharded, local, shard_of
 from internist.schema.wire import Module, Role
 
 Rename = Callable[[str], str]
@@ -33,10 +34,13 @@ class WatchedModule:
     reference: "weakref.ref[nn.Module]"
     role: Role
     order: int
+    """Its place in the outline."""
     block: str | None
     excluded: bool = False
     parameters: dict[str, "WatchedParameter"] = field(default_factory=dict)
     """By its name in this module: a tied one is called otherwise in its owner."""
+    place: int = 0
+    """Its place in the whole model, of which the outline may be one stage."""
 
     @property
     def module(self) -> nn.Module:
@@ -49,6 +53,26 @@ class WatchedModule:
         if module is None:
             raise ReferenceError(f"module {self.name} is gone")
         return module
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether some of its own parameters are laid out over ranks.
+
+        Raises:
+            ReferenceError: one of them is gone.
+        """
+        return any(parameter.shard is not None for parameter in self.parameters.values())
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the module shows its sharded parameters as they are stored: where they are gathered for a forward,
+        it does not while it computes.
+
+        Raises:
+            ReferenceError: one of them is gone.
+        """
+        shown = self.module._parameters
+        return any(shown.get(name) is p.tensor for name, p in self.parameters.items() if p.shard is not None)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +100,10 @@ class WatchedParameter:
     excluded: bool = False
     turn: int = 0
     """Which turn is its: matrices are measured in rotation, those of one residual branch at the same time."""
+    _resting: "weakref.ref[nn.Parameter] | None" = None
+    """The sharded parameter, of which a module shows the whole while it computes,"""
+    _shard: Shard | None = None
+    """and what is known of it."""
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -89,8 +117,33 @@ class WatchedParameter:
             raise ReferenceError(f"parameter {self.name} is gone")
         return found
 
+    @property
+    def local(self) -> Tensor:
+        """What this rank holds of the parameter: of one that is not sharded all. Entries only; its gradient is the
+        parameter's.
+
+        Raises:
+            ReferenceError: as `tensor`.
+        """
+        tensor = self.tensor
+        return tensor if self._resting is None else local(tensor)
+
+    @property
+    def shard(self) -> Shard | None:
+        """How what this rank holds lies in the whole; None for a parameter that is not sharded.
+
+        Raises:
+            ReferenceError: as `tensor`.
+        """
+        if self._resting is None or not is_sharded(tensor := self.tensor):
+            return None
+        if self._shard is None:
+            self._shard = shard_of(tensor)
+        return self._shard
+
     def present(self) -> nn.Parameter | None:
-        """The parameter as its module has it now; None where the module has none of this name any more.
+        """The parameter as its module has it now; None where the module has none of this name any more. Of one that is
+        sharded always that, also while the module shows the whole.
 
         Raises:
             ReferenceError: the module is gone.
@@ -98,7 +151,15 @@ class WatchedParameter:
         parameters = self.owner.module._parameters
         if not isinstance(parameters, dict):  # a traced module's can only be listed
             parameters = dict(parameters.items())
-        return parameters.get(self.attribute)
+        found = parameters.get(self.attribute)
+        resting = None if self._resting is None else self._resting()
+        if found is None or found is resting:
+            return found
+        if resting is not None and is_gathered(found, resting):
+            return resting
+        if type(found) not in PLAIN and is_sharded(found):
+            self._resting, self._shard = weakref.ref(found), None
+        return found
 
 
 @dataclass(slots=True)
@@ -111,6 +172,17 @@ class Outline:
     head: WatchedModule | None
     signature: tuple[object, ...]
     """`signature_of` the model when it was read."""
+    resting: "dict[tuple[int, str], weakref.ref[nn.Parameter]]" = field(default_factory=dict)
+    """Sharded parameters by the identity of their module and their name in it."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model would be read as it was.
+
+        Raises:
+            ReferenceError: it is gone.
+        """
+        return signature_of(self.root, self.resting) == self.signature
 
     @property
     def root(self) -> nn.Module:
@@ -146,8 +218,17 @@ def outline(
     exclude: Sequence[str] = (),
     output: str | None = None,
     rename: Rename | Mapping[str, str] | None = None,
+    first_place: int = 0,
 ) -> Outline:
     """Read a model's module tree.
+
+    Args:
+        root: the model.
+        include: regular expressions of names, of which one must be found in a module's; none: all are watched.
+        exclude: such of which none may be found.
+        output: the name of the module that gives the model's output, where it is not seen from the tree.
+        rename: what modules are called.
+        first_place: the modules of earlier stages of a pipeline.
 
     Raises:
         ValueError: an expression is no valid regular expression, or `output` names no module.
@@ -175,6 +256,7 @@ def outline(
         watched = WatchedModule(
             shown, weakref.ref(module), role, len(modules), translate(block) if block is not None else None, excluded
         )
+        watched.place = first_place + watched.order
         modules.append(watched)
         for attribute, tensor in own:
             full = f"{shown}.{attribute}" if name else attribute
@@ -193,21 +275,38 @@ def outline(
         if "matrix" in parameter.roles or parameter.view == "unknown":
             parameter.turn = turns.setdefault(_turn_of(parameter), len(turns))
     head_module = next((m for m in modules if m.role == "head"), None)
-    return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root))
+    resting = {
+        (id(module), attribute): weakref.ref(tensor)
+        for module in root.modules()
+        for attribute, tensor in module._parameters.items()
+        if tensor is not None and is_sharded(tensor)
+    }
+    return Outline(weakref.ref(root), modules, list(parameters.values()), head_module, signature_of(root), resting)
 
 
-def signature_of(root: nn.Module) -> tuple[object, ...]:
+def signature_of(
+    root: nn.Module, resting: "Mapping[tuple[int, str], weakref.ref[nn.Parameter]] | None" = None
+) -> tuple[object, ...]:
     """What an outline depends on: which modules there are, by identity, and of what kind the parameters in them are.
 
     Two equal signatures mean the same outline. A parameter that is replaced by one of the same kind in its old place
     changes nothing that the outline says.
+
+    Args:
+        root: the model.
+        resting: sharded parameters: a module that shows the whole of one has not changed.
     """
+    known = resting or {}
     parts: list[object] = []
     tied: dict[int, int] = {}
     for module in root.modules():
         parts.append(id(module))
         for name, tensor in module._parameters.items():
             if tensor is not None:
+                if known and (id(module), name) in known:
+                    stored = known[id(module), name]()
+                    if stored is not None and is_gathered(tensor, stored):
+                        tensor = stored
                 place = tied.setdefault(id(tensor), len(tied))
                 parts += (name, tensor.shape, tensor.dtype, tensor.is_meta, type(tensor), place)
     return tuple(parts)
@@ -273,9 +372,12 @@ def obstacle(tensor: Tensor) -> str:
     """Why nothing of a parameter can be measured; empty if it can."""
     if isinstance(tensor, nn.UninitializedParameter):
         return "it is not initialised yet"
+    if is_sharded(tensor):
+        if is_partial(tensor):
+            return "a sum over ranks that has not been taken (a partial DTensor)"
+        held = obstacle(local(tensor)) if local(tensor).numel() else ""
+        return held if tensor.numel() else "it has no entries"
     kind = type(tensor.data)
-    if type(tensor).__name__ == "DTensor" or kind.__name__ == "DTensor":
-        return "a sharded tensor (DTensor): sharded models are not measured yet"
     if kind not in PLAIN:
         return f"a {kind.__name__}: only plain tensors are measured"
     if tensor.layout != torch.strided:

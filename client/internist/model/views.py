@@ -95,7 +95,7 @@ def facts_of(parameter: WatchedParameter, **more: Any) -> Facts:
         role=parameter.owner.role,
         block=parameter.owner.block,
         module=parameter.owner.name,
-        order=parameter.owner.order,
+        order=parameter.owner.place,
         fan_in=fan_in,
         fan_out=fan_out,
         dtype=str(parameter.tensor.dtype).removeprefix("torch."),

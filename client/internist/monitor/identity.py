@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from internist.errors import ConfigurationError
+from internist.monitor.launchers import Place, job_of, local_rank_of, place_of
 from internist.ship.segments import rank_directories, read_start
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ def identify(*, id: str | None, resume: str, directory: Path, environ: Mapping[s
 
     The run is `id`, else `INTERNIST_RUN_ID`, else torchelastic's run id; the attempt is `INTERNIST_ATTEMPT`, else
     torchelastic's restart. What is still open, rank 0 draws and the other ranks read from the default c10d store if
-    `torch.distributed` is initialised. Rank 0 never waits; another rank waits 30 s at most.
+    `torch.distributed` is initialised; else it follows from the job and step of SLURM, or from the namespace of
+    mpirun. Rank 0 never waits; another rank waits 30 s at most.
 
     Args:
         id: the run, where the user names it.
@@ -86,14 +88,15 @@ def identify(*, id: str | None, resume: str, directory: Path, environ: Mapping[s
     """
     if resume not in ("auto", "never", "must"):
         raise ConfigurationError(f'resume={resume!r}: expected "auto", "never" or "must"')
-    rank, world_size = _place(environ)
+    place = _place(environ)
+    rank, world_size = place.rank, place.world_size
     named = checked_id(id, "id") if id is not None else _from(environ, "INTERNIST_RUN_ID") or _elastic_run(environ)
     if named is None and resume == "must":
         raise ConfigurationError('resume="must" needs the run to resume: give id= or INTERNIST_RUN_ID')
     attempt = _from(environ, "INTERNIST_ATTEMPT") or _elastic_attempt(environ)
     run = named
     if run is None or attempt is None:
-        drawn_run, drawn_attempt = _agree(rank, world_size)
+        drawn_run, drawn_attempt = _agree(place, environ)
         run, attempt = run or drawn_run, attempt or drawn_attempt
     parent = None if named is None or resume == "never" else _newest_attempt_before(directory / run, attempt)
     if resume == "must" and parent is None and rank == 0:  # other machines may not see the directory
@@ -104,7 +107,7 @@ def identify(*, id: str | None, resume: str, directory: Path, environ: Mapping[s
         parent=parent,
         rank=rank,
         world_size=world_size,
-        local_rank=_number(environ, "LOCAL_RANK", default=0),
+        local_rank=place.local_rank,
         mesh={"dp": rank} if world_size > 1 else {},
     )
 
@@ -145,22 +148,25 @@ def _elastic_attempt(environ: Mapping[str, str]) -> str | None:
     return f"{count}-{_digest(environ.get('MASTER_ADDR', ''), environ.get('MASTER_PORT', ''))[:8]}"
 
 
-def _place(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Rank and world size."""
+def _place(environ: Mapping[str, str]) -> Place:
+    """Where this process stands: as `torch.distributed` says where it is initialised, else as its launcher does."""
     distributed = _distributed()
-    if distributed is not None:
-        return distributed.get_rank(), distributed.get_world_size()
-    rank, world_size = _number(environ, "RANK", default=0), _number(environ, "WORLD_SIZE", default=1)
-    if not rank < max(1, world_size):
-        raise ConfigurationError(f"RANK={rank} is not below WORLD_SIZE={world_size}")
-    return rank, max(1, world_size)
+    if distributed is None:
+        return place_of(environ)
+    return Place(distributed.get_rank(), distributed.get_world_size(), local_rank_of(environ))
 
 
-def _agree(rank: int, world_size: int) -> tuple[str, str]:
-    """A run and an attempt id that all ranks share if they can talk to each other, and random ones if not."""
+def _agree(place: Place, environ: Mapping[str, str]) -> tuple[str, str]:
+    """A run and an attempt id that all ranks share if they can talk to each other, or if their launcher names the job;
+    random ones if not."""
+    rank, world_size = place.rank, place.world_size
     run, attempt = secrets.token_hex(16), secrets.token_hex(16)
     store = default_store() if world_size > 1 else None
     if store is None:
+        job = job_of(environ) if world_size > 1 else None
+        if job is not None:
+            turn = str(next(_CALLS))
+            return _digest("run", job[0], turn), _digest("attempt", job[1], turn)
         if world_size > 1:
             _LOG.warning(
                 "rank %d of %d cannot ask the others which run this is, and reports a run of its own: call"
@@ -207,15 +213,6 @@ def _newest_attempt_before(run_directory: Path, attempt: str) -> str | None:
         return own[0].parent
     earlier = max(starts, key=lambda start: start.started_at_ms, default=None)
     return earlier.attempt if earlier else None
-
-
-def _number(environ: Mapping[str, str], name: str, *, default: int) -> int:
-    value = environ.get(name)
-    if not value:
-        return default
-    if not value.isdecimal():
-        raise ConfigurationError(f"{name}={value!r}: expected a whole number from 0")
-    return int(value)
 
 
 def _digest(*values: str) -> str:

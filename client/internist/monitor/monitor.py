@@ -18,7 +18,7 @@ import internist
 from internist.errors import ConfigurationError
 from internist.model.outline import outline
 from internist.model.roles import unwrap
-from internist.monitor.apart import Apart, apart
+from internist.monitor.apart import apart
 from internist.monitor.axes import whole_number
 from internist.monitor.ending import outcome_of
 from internist.monitor.finishing import Finishing, Stage
@@ -95,9 +95,14 @@ class Monitor:
             return
 
         who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
-        own = apart(model, root, who, next(_WATCHED)) if rename is None else Apart()
+        own = apart(model, root, who, next(_WATCHED), rename)
         read = partial(
-            outline, include=options.include, exclude=options.exclude, output=output, rename=own.renamed(rename)
+            outline,
+            include=options.include,
+            exclude=options.exclude,
+            output=output,
+            rename=own.renamed(rename),
+            first_place=own.place,
         )
         start_step = options.step if options.step is not None else (step_of_state(optimizers) or 0)
         try:
@@ -155,13 +160,15 @@ class Monitor:
             speaker=Speaker(
                 who.rank,
                 who.world_size,
-                reports_replicated=who.rank == 0 or own.whole or rename is not None,
-                apart=frozenset(map(own.renamed(rename), own.modules)),
+                reports_replicated=own.is_first,
+                apart=own.modules,
+                are_replicas=who.world_size > 1 and isinstance(model, nn.parallel.DistributedDataParallel),
+                stage=own.stage,
             ),
             on_coverage=self._send_coverage,
             on_start=self._restart,
         )
-        self._tells_coverage = who.rank == 0 or bool(own.modules)
+        self._tells_coverage = own.is_first or bool(own.modules)
         self._sender = Sender(
             self._spool,
             start,

@@ -24,6 +24,7 @@ from internist.observe.attention_calls import AttentionCall
 from internist.observe.attention_softmax import logits_of
 from internist.observe.attention_sources import Source, sources
 from internist.observe.faults import Faults
+from internist.observe.pieces import heads_before
 from internist.observe.sampling import Sampling
 from internist.observe.taps import Gate
 from internist.observe.tokens import outside_modes
@@ -59,6 +60,8 @@ class AttentionCapture:
     ) -> None:
         self._gate, self._book, self._faults, self._sampling = gate, book, faults, sampling
         self._values: dict[int, list[Tensor]] = {}
+        self._first_head: dict[int, int] = {}
+        """By module order, where its heads lie on several ranks: the number of the first that this one has."""
         self._marked: dict[int, int] = {}
         self._subjects: dict[int, WatchedModule] = {}
         self._scales: dict[int, float] = {}
@@ -143,7 +146,7 @@ class AttentionCapture:
             ]
             largest = every[0] if len(every) == 1 else torch.stack(every)
             layout = [
-                self._series(order, head, metric, bound)
+                self._series(order, self._first_head.get(order, 0) + head, metric, bound)
                 for order in orders
                 for metric in METRICS
                 for head in range(count)
@@ -225,6 +228,8 @@ class AttentionCapture:
                 if found is None or not all(_is_plain(each) for each in _tensors(found)):
                     return
                 self._values.setdefault(watched.order, []).append(_largest(found))
+            if watched.order not in self._subjects and (before := heads_before(watched.module)):
+                self._first_head[watched.order] = round(before * self._values[watched.order][-1].shape[1])
             self._subjects[watched.order] = watched
             if isinstance(found, AttentionCall) and math.isfinite(found.factor):
                 self._scales.setdefault(watched.order, found.factor)
@@ -267,7 +272,7 @@ class AttentionCapture:
                 role="attention",
                 block=watched.block,
                 module=watched.name,
-                order=watched.order,
+                order=watched.place,
                 cadence=self._sampling.cadence(metric),
                 placement="data_parallel",
                 scale=self._scales.get(order),

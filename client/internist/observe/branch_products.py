@@ -16,7 +16,7 @@ from internist.model.views import UNORIENTED, facts_of, fans
 from internist.observe.sampling import Sampling
 from internist.observe.speaker import Speaker
 from internist.record.series_book import SeriesBook
-from internist.schema.metrics import METRICS, Bound
+from internist.schema.metrics import METRICS, PIECEWISE, Bound
 from internist.schema.wire import Facts, Series
 
 PRODUCTS = tuple(metric for metric, known in METRICS.items() if known.made_of)
@@ -90,7 +90,7 @@ class BranchProducts:
         names = {chain.branch.module for chain in read.chains}
         factors = {name: multiplier(read.modules[name].module) for name in names if name in read.modules}
         scales = dict(self._scales)
-        return lambda series, values: list(self._products(read, factors, scales, _Values(series, values)))
+        return lambda series, values: list(self._products(read, factors, scales, _Values(*_whole(series, values))))
 
     # ---- private ---------------------------------------------------------------------------------------------------
 
@@ -293,3 +293,9 @@ def _added(block: str, read: _Read, values: _Values) -> float | None:
 def _attending(owner: WatchedModule, scales: Mapping[str, _Scale]) -> str | None:
     """The attention module whose logits are made of a matrix, among those whose scale is known."""
     return next((name for name in (owner.name, *_names_up(owner.name)) if name in scales), None)
+
+
+def _whole(series: Sequence[Series], values: Sequence[float]) -> tuple[list[Series], list[float]]:
+    """What is known of whole matrices: no product of pieces' norms bounds that of the whole."""
+    kept = [i for i, one in enumerate(series) if one.facts.placement not in PIECEWISE]
+    return [series[i] for i in kept], [values[i] for i in kept]

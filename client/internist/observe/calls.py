@@ -1,7 +1,8 @@
 """A step's module calls become series: a few batched reductions over all modules."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from internist.measures import activations as measure
 from internist.measures import formats
 from internist.measures.activations import Value
 from internist.model.outline import Outline, WatchedModule
+from internist.observe.pieces import Piece
 from internist.observe.sampling import HEAVY_EVERY, Sampling
 from internist.observe.seen import DEPENDENCY, RANGES
 from internist.observe.tokens import PROBE_TOKENS
@@ -17,6 +19,9 @@ from internist.record.recorder import Recorder
 from internist.record.series_book import Layout, SeriesBook
 from internist.schema.metrics import Bound
 from internist.schema.wire import Facts, Series
+
+PAIR: tuple[Bound, Bound] = "lower", "upper"
+"""Between which pieces put the whole."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class Call:
     abs_max: Value
     nonfinite: Value
     input_norms: Tensor | None = None
+    in_piece: Piece | None = None
+    """Which part of the input's features they are of; None: of all."""
     added: Value | None = None
     """Of a residual block: sum of squares of what it adds to its input,"""
     stream: Value | None = None
@@ -56,6 +63,8 @@ class CallSeries:
         self._outline, self._book, self._sampling, self._world = outline, book, sampling, world_size
         self.widths: dict[int, tuple[int | None, int | None]] = {}
         """By module order: features of input and output, once seen."""
+        self.pieces: dict[int, Piece] = {}
+        """By module order: which part of its output's features this rank has, where that is not all."""
         self.normalized: dict[int, bool] = {}
         """By module order: whether its input is a normalisation layer's output."""
         self.light_inputs: dict[int, bool] = {}
@@ -88,14 +97,14 @@ class CallSeries:
             role=watched.role,
             block=watched.block,
             module=watched.name,
-            order=watched.order,
+            order=watched.place,
             input_normalized=self.normalized.get(watched.order, False),
             fan_in=width_in,
             fan_out=width_out,
             dtype=None if dtype is None else formats.format_of(dtype).name,
             probe=probe,
             cadence=self._sampling.cadence(metric) * (HEAVY_EVERY if rare else 1),
-            placement="data_parallel",
+            placement="feature_sharded" if watched.order in self.pieces else "data_parallel",
         )
 
     def of(self, order: int, metric: str, bound: Bound) -> Series | None:
@@ -112,6 +121,8 @@ class CallSeries:
         return [metric for metric in metrics if self._sampling.wants(metric)]
 
     def _record_outputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
+        self._record_pieces({order: own for order, own in calls.items() if order in self.pieces}, entries, recorder)
+        calls = {order: own for order, own in calls.items() if order not in self.pieces}
         for shape, members in _grouped(calls, lambda call: call.norms.numel()).items():
             parts = [
                 measure.rms_summary(torch.stack([calls[order][j].norms for order in members]))
@@ -141,9 +152,29 @@ class CallSeries:
             counts = [count for order in members for count in (entries[order], 1, 1)]
             recorder.add(self._layout(members, bounds), summary, counts)
 
+    def _record_pieces(self, calls: Calls, entries: Entries, recorder: Recorder) -> None:
+        """Outputs of which this rank has a part of each token: the RMS merges; the largest token lies between that of a
+        piece and the root of the sum of all pieces' squares."""
+        for order, own in calls.items():
+            share, tokens = self.pieces[order].share, sum(call.norms.numel() for call in own)
+            squares = torch.stack([call.norms.square().sum() for call in own]).sum() / tokens
+            largest = torch.stack([call.norms.amax() for call in own]).amax().square() * share
+            recorder.add(
+                [
+                    self.of(order, "activation.rms", "exact"),
+                    self.of(order, "activation.rms_max", "lower"),
+                    self.of(order, "activation.rms_max", "upper"),
+                ],
+                torch.stack((squares, largest.sqrt(), largest)),
+                [entries[order], 1, 1],
+            )
+
     def _record_inputs(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         rows: dict[int, list[tuple[int, Tensor]]] = {}
         for order, own in calls.items():
+            if any(call.in_piece is not None for call in own):
+                self._record_input_pieces(order, own, recorder)
+                continue
             for call in own:
                 if call.input_norms is not None:
                     rows.setdefault(call.input_norms.numel(), []).append((order, call.input_norms))
@@ -153,6 +184,27 @@ class CallSeries:
             for (order, _), value in zip(members, top, strict=True):
                 largest.setdefault(order, []).append(value)
         self._record_reduced(entries, recorder, "activation.input_rms_max", bound, largest, torch.amax)
+
+    def _record_input_pieces(self, order: int, own: Sequence[Call], recorder: Recorder) -> None:
+        squares = [
+            call.input_norms.amax().square() * call.in_piece.share
+            for call in own
+            if call.input_norms is not None and call.in_piece is not None
+        ]
+        if squares:
+            watched, metric = self._outline.modules[order], "activation.input_rms_max"
+            series = [
+                self._book.series(
+                    metric,
+                    "module",
+                    watched.name,
+                    lambda: replace(self.facts(watched, metric), placement="feature_sharded"),
+                    bound=bound,
+                )
+                for bound in PAIR
+            ]
+            largest = torch.stack(squares).amax()
+            recorder.add(series, torch.stack((largest.sqrt(), largest)))
 
     def _record_values(self, calls: Calls, entries: Entries, recorder: Recorder, bound: Bound) -> None:
         abs_max = {order: [call.abs_max for call in own] for order, own in calls.items()}
@@ -176,6 +228,9 @@ class CallSeries:
 
     def _record_log_z(self, calls: Calls, recorder: Recorder, bound: Bound) -> None:
         for order, own in calls.items():
+            if order in self.pieces:
+                self._record_log_z_of_piece(order, own, recorder)
+                continue
             logs = [(call.log_z, call.norms.numel()) for call in own if call.log_z is not None]
             if logs:
                 tokens = sum(number for _, number in logs)
@@ -186,6 +241,20 @@ class CallSeries:
                     torch.stack((mean, torch.stack([found[1] for found, _ in logs]).amax())),
                     [tokens, 1],
                 )
+
+    def _record_log_z_of_piece(self, order: int, own: Sequence[Call], recorder: Recorder) -> None:
+        """What a piece of the vocabulary says of log Z from below and from above."""
+        logs = [(call.log_z, call.norms.numel()) for call in own if call.log_z is not None]
+        if not logs:
+            return
+        tokens, ranks = sum(number for _, number in logs), math.log(self.pieces[order].ranks)
+        mean = torch.stack([found[0] * (number / tokens) for found, number in logs]).sum()
+        largest, above = torch.stack([found for found, _ in logs])[:, 1:].amax(0).unbind()
+        recorder.add(
+            [self.of(order, metric, bound) for metric in ("output.log_z", "output.log_z_max") for bound in PAIR],
+            torch.stack((mean + ranks, above + ranks, largest, largest + ranks)),
+            [tokens, 1, 1, 1],
+        )
 
     def _record_spreads(self, calls: Calls, recorder: Recorder) -> None:
         rows: dict[tuple[int, bool], list[tuple[int, Call]]] = {}

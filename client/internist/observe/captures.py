@@ -9,6 +9,7 @@ from internist.observe.modules import ActivationCapture
 from internist.observe.optimizers import OptimizerCapture
 from internist.observe.parameters import ParameterCapture
 from internist.observe.probe import ProbeReplay, replay_obstacle
+from internist.observe.replicas import Replicas
 from internist.observe.sampling import MATRIX_ROTATION, Due, Sampling
 from internist.observe.speaker import Speaker
 from internist.observe.taps import Gate
@@ -39,8 +40,11 @@ class Captures:
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated
         )
         self.branches = BranchProducts(outline, self.attention.known, book=book, sampling=sampling, speaker=speaker)
+        self.replicas = Replicas(book=book, sampling=sampling, speaker=speaker)
         self.probe = ProbeReplay(outline, gate, self.activations, book=book, sampling=sampling)
         self.probe.unsupported = replay_obstacle(outline.root) if sampling.replay else "watch(replay=False)"
+        if speaker.stage and not self.probe.unsupported:
+            self.probe.unsupported = "it is a later stage of a pipeline: what enters it has changed too"
 
     def reset(self) -> None:
         """Forget the step's measurements."""

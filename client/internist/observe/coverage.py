@@ -4,8 +4,8 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -73,6 +73,8 @@ class Circumstances:
     """Why no step is counted; empty if some are."""
     sampling: str = ""
     """How often the run is sampled, and why, once steps are counted."""
+    gradients: Mapping[int, str] = field(default_factory=dict)
+    """By order of a parameter: why its gradient is not read."""
     own_rule: Callable[[nn.Module], bool] = bool
     """Whether it is known how a module's output depends on its own parameters."""
 
@@ -191,6 +193,8 @@ def _of_parameter(
             yield family, "measured", ""
         elif reason:
             yield family, "unsupported", reason
+        elif family == "gradient" and order in known.gradients:
+            yield family, "unsupported", known.gradients[order]
         elif ledger.sampled(family) and order not in known.stepped:
             yield family, "frozen", "in no optimizer that steps"
         elif ledger.was_measured(family, order):

@@ -39,6 +39,10 @@ class Faults:
             text = "internist: %s %s is not measured from here on: %s (training is not affected)"
             log.warning(text, kind, name, reason)
 
+    def give_up(self, kind: str, name: str, reason: str) -> None:
+        """The subject cannot be measured where it lies: coverage says why, and nothing went wrong."""
+        self._reasons[kind, name], self._in_a_row[kind, name] = reason, TOLERATED
+
     def well(self, kind: str, name: str) -> None:
         """The subject was measured after all."""
         if self._reasons and self._in_a_row.pop((kind, name), None) is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from internist.measures import weights
 from internist.model.outline import WatchedParameter
 from internist.model.plain import PLAIN
+from internist.model.shards import is_partial, is_sharded, local, shard_of
 from internist.record.recorder import Recorder
 
 
@@ -27,10 +28,12 @@ class GradientCapture:
         self._squares: list[Tensor] = []
         self._counted: set[int] = set()
         self._is_incomplete = False
-        """Whether some gradient of the round could not be read (sharded ones)."""
+        """Whether some gradient of the round could not be read."""
         self._sizes: dict[tuple[int, ...], Tensor] = {}
         self.measured_now: set[int] = set()
         """Orders of parameters whose gradient was read in this round."""
+        self.unread: dict[int, str] = {}
+        """By parameter order: why a gradient could not be read."""
 
     def read(
         self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder
@@ -45,10 +48,14 @@ class GradientCapture:
             The parameters that have a gradient and are supported, (n,) float32, and the number of entries of each;
             None if there is none.
         """
-        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := p.tensor.grad) is not None]
+        given = [(p, grad) for p in parameters if p.order not in self._counted and (grad := gradient_of(p)) is not None]
         given = [(p, grad) for p, grad in given if grad.numel() and not grad.is_meta]
         local = [(p, grad) for p, grad in given if type(grad) in PLAIN and _is_number(grad)]
         self._is_incomplete = self._is_incomplete or len(local) < len(given)
+        if len(local) < len(given):
+            self.unread |= {
+                p.order: _obstacle(grad) for p, grad in given if not (type(grad) in PLAIN and _is_number(grad))
+            }
         if not local:
             return None
         found_inf = getattr(optimizer, "found_inf", None)
@@ -58,7 +65,7 @@ class GradientCapture:
         chosen, squares = [p for p, _ in local], self._mean_squares(local)
         if isinstance(scale, Tensor):
             squares = squares / scale.to(squares.device, torch.float32).square()
-        counts = [p.tensor.numel() for p in chosen]
+        counts = [p.local.numel() for p in chosen]
         if self._wants("gradient.global_norm"):
             self._squares.append((squares * self._entries(chosen, counts, squares.device)).sum())
         self._counted.update(p.order for p in chosen)
@@ -90,7 +97,7 @@ class GradientCapture:
         if all(part is grad for part, (_, grad) in zip(dense, given, strict=True)):
             return weights.mean_squares(dense)
         means = [
-            weights.mean_squares([part])[0] * (part.numel() / p.tensor.numel())
+            weights.mean_squares([part])[0] * (part.numel() / p.local.numel())
             if part.numel()
             else dense[0].new_zeros(())
             for part, (p, _) in zip(dense, given, strict=True)
@@ -104,6 +111,32 @@ class GradientCapture:
         if known is None or known.device != device:
             known = self._sizes[key] = torch.tensor(counts, dtype=torch.float32, device="cpu").to(device)
         return known
+
+
+def gradient_of(p: WatchedParameter) -> Tensor | None:
+    """The gradient of what this rank holds of a parameter. One that is not laid out as the parameter is stays what it
+    is: it is a sum that has not been taken yet, or pieces of another cut."""
+    tensor = p.tensor
+    grad = tensor.grad
+    if grad is None or not is_sharded(grad):
+        return grad
+    if not is_sharded(tensor) or is_partial(grad):
+        return grad
+    if grad.placements == tensor.placements:  # type: ignore[attr-defined]
+        return local(grad)
+    if all(placement.is_replicate() for placement in grad.placements):  # type: ignore[attr-defined]
+        piece = shard_of(tensor)
+        return local(grad)[tuple(slice(at, at + size) for at, size in zip(piece.offset, piece.shape, strict=True))]
+    return grad
+
+
+def _obstacle(grad: Tensor) -> str:
+    """Why a gradient cannot be read."""
+    if not is_sharded(grad):
+        return f"its gradient is a {type(grad).__name__} of {grad.dtype}"
+    if is_partial(grad):
+        return "its gradient is a sum over ranks that is not taken before the optimizer does"
+    return "its gradient is cut over ranks in another way than it is itself"
 
 
 def _is_number(grad: Tensor) -> bool:

@@ -15,20 +15,29 @@ from internist.schema.wire import Facts, Series
 
 GROUPS_A_PLACE = 1_000
 """Numbers of groups that each optimizer may use."""
+PLACES_A_STAGE = 1_000
+"""Numbers of optimizers that each stage of a pipeline may use."""
 
 
 class Groups:
-    """Gives every optimizer a place. One that takes over from another that is gone takes over its place."""
+    """Gives every optimizer a place. One that takes over from another that is gone takes over its place.
 
-    def __init__(self, *, book: SeriesBook, sampling: Sampling) -> None:
+    Args:
+        book: makes series.
+        sampling: what is measured, and how often.
+        stage: of a pipeline: its groups are told apart from those of other stages.
+    """
+
+    def __init__(self, *, book: SeriesBook, sampling: Sampling, stage: int = 0) -> None:
         self._book, self._sampling = book, sampling
+        self._stage = stage
         self._places: list[Callable[[], Any]] = []
         self._rates: dict[int, list[tuple[int, Series]]] = {}
         """By place: the groups whose rate is a number, and its series."""
 
     def number(self, optimizer: Any, index: int) -> int:
         """The number of a group, different for all groups of the run."""
-        return self._place(optimizer) * GROUPS_A_PLACE + index
+        return (self._stage * PLACES_A_STAGE + self._place(optimizer)) * GROUPS_A_PLACE + index
 
     def record(self, optimizer: Any, recorder: Recorder) -> None:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them."""
@@ -45,6 +54,7 @@ class Groups:
             names.add(name)
             place = self._place(optimizer)
             subject = f"{place}.{name}" if place else name
+            subject = f"pp{self._stage}.{subject}" if self._stage else subject
             if declared is not None:
                 series = self._series("schedule.multiplier", subject, self.number(optimizer, index), group)
                 recorder.add_host(series, declared[index])

@@ -48,7 +48,7 @@ class HostCalls:
         out, axis, source, in_axis, wanted = seen.out, seen.axis, seen.source, seen.in_axis, self.wanted
         tokens = at_positions(out, axis) if out.shape[axis] > WIDE_OUTPUT else out
         norms, abs_max, nonfinite = self._extent(out, axis) if tokens is out else measure.extent(tokens)
-        call = Call(norms, tokens.numel(), abs_max, nonfinite)
+        call = Call(norms, tokens.numel(), abs_max, nonfinite, in_piece=seen.in_piece)
         if source is not None and (seen.heavy or self.knows(source, in_axis)) and wanted.inputs:
             call.input_norms = self._token_rms(source, in_axis)  # on light steps only where it costs nothing
         if source is not None and seen.is_residual:
@@ -56,13 +56,13 @@ class HostCalls:
             if wanted.blocks:
                 call.added, call.stream = measure.contribution(out, source, call.input_norms)
         if seen.is_head and wanted.log_z:
-            call.log_z = measure.log_z(tokens)
+            call.log_z = measure.log_z(tokens) if seen.piece is None else measure.log_z_of_piece(tokens)
         if seen.has_probe and wanted.ranges and formats.is_known(out.dtype):
             probe = at_positions(out, axis)
             call.ranges, call.probed = formats.shares(probe.reshape(1, -1)), probe.numel()
-        if seen.has_probe and wanted.dependency:
+        if seen.piece is None and seen.has_probe and wanted.dependency:
             call.distances = self._distances(out, axis)
-            if source is not None and seen.is_paired:
+            if source is not None and seen.is_paired and seen.in_piece is None:
                 call.input_distances = self._distances(source, in_axis)
         self._calls.setdefault(seen.watched.order, []).append(call)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internist.measures.precision import full_precision
 from internist.model.axes import Axes, told_axis
 from internist.model.outline import Outline, WatchedModule, multiplier
 from internist.model.plain import PLAIN
@@ -18,7 +19,16 @@ from internist.observe.device_calls import DeviceCalls
 from internist.observe.faults import Faults
 from internist.observe.host_calls import HostCalls
 from internist.observe.inline_calls import InlineCalls
-from internist.observe.own import BATCH_NORMS, CONVOLUTIONS, Probe, has_rule, probe_of
+from internist.observe.own import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    Probe,
+    has_rule,
+    output_of,
+    probe_of,
+    shows_all,
+)
+from internist.observe.pieces import Piece, held, piece_of_input, piece_of_output
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
 from internist.observe.sampling import Sampling
@@ -31,6 +41,9 @@ from internist.record.series_book import SeriesBook
 
 HOST = "cpu"
 NOTHING_AROUND = nullcontext()
+PARTS_OF_SUMS = "its input is cut over ranks: what leaves it is a sum over ranks of which this one knows its own part"
+GATHERS = "it gives other tokens than it receives: what enters it is gathered, or chosen, before it computes"
+NEVER_WHOLE = "its weight is cut over ranks, and no rank shows more of it outside of its own forward"
 AXES_KEPT = 4096
 """Shapes of modules' inputs and outputs whose feature dimension is remembered."""
 
@@ -80,6 +93,8 @@ class ActivationCapture:
         """Orders of modules that were measured in the step that is being closed."""
         self.probes: dict[int, Probe] = {}
         """By module order: what the module received at the probe tokens of the step's first micro-batch."""
+        self.outputs: dict[int, Tensor] = {}
+        """By module order, of sharded modules: (tokens, features) what their rule makes of their probe."""
         self._proofs = Proofs(faults)
         self.kept: dict[int, Tensor] = {}
         """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
@@ -115,6 +130,7 @@ class ActivationCapture:
         self._input_versions.clear()
         self._gate.stack.clear()
         self.probes.clear()
+        self.outputs.clear()
         for calls in self._ways:
             calls.reset()
 
@@ -139,6 +155,7 @@ class ActivationCapture:
         """The forward raised: its calls are none of the step's."""
         for order in self._calls.keys() - self._marked.keys():
             self.probes.pop(order, None)
+            self.outputs.pop(order, None)
         self._calls = dict(self._marked)
         for calls in self._ways:
             calls.roll_back()
@@ -258,37 +275,54 @@ class ActivationCapture:
         self._faults.well("module", watched.name)
 
     def _measure(self, watched: WatchedModule, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        out = first_tensor((output,), {})
-        if out is None or out.numel() == 0 or out.dim() == 0 or out.is_meta or out.layout != torch.strided:
+        given = first_tensor((output,), {})
+        out = None if given is None else held(given)
+        if (
+            given is None
+            or out is None
+            or out.numel() == 0
+            or out.dim() == 0
+            or out.is_meta
+            or out.layout != torch.strided
+        ):
             return
         if is_recorded(out.device):
             return
-        source = first_tensor(args, kwargs)
+        entering = first_tensor(args, kwargs)
+        source = None if entering is None else held(entering)
         axis = self._axis_of(watched.order, module, out)
         in_axis = self._axis_of(watched.order, module, source) if source is not None else -1
         order, series = watched.order, self.series
-        width_in = source.shape[in_axis] if source is not None and source.dim() else None
-        series.widths[order] = (width_in, out.shape[axis])
+        piece = in_piece = None
+        if given is not out or (self._outline.resting and watched.is_sharded):
+            piece = piece_of_output(module, given, out, axis)
+            if entering is not None and source is not None and source.dim():
+                in_piece = piece_of_input(module, entering, source, in_axis)
+        if piece is not None:
+            series.pieces[order] = piece
+        width_in = _whole_width(source.shape[in_axis], in_piece) if source is not None and source.dim() else None
+        series.widths[order] = (width_in, _whole_width(out.shape[axis], piece))
         series.dtypes[order] = out.dtype
         entered = source
         if source is None or not source.numel() or not source.dim() or isinstance(module, nn.Embedding):
             entered = None
         is_head = watched is self._outline.head
         if self._wanted.measures(watched, is_head=is_head):
-            way = self._way_of(out, entered)
+            way = self._way_of(out, entered) if piece is in_piece is None else self._on_host
             if entered is not None:
                 if order not in series.light_inputs:
                     series.light_inputs[order] = watched.role == "block" or way.knows(entered, in_axis)
                 self._note_normalized(order, entered)
             residual = watched.role == "block" and entered is not None and self._is_residual(watched, entered, out)
-            way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, self._gate.heavy))
+            heavy = self._gate.heavy
+            way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, heavy, piece, in_piece))
         elif entered is not None:
             self._note_normalized(order, entered)
         if watched.role == "norm":
             self._norm_outputs[id(out)] = weakref.ref(out)
         if order not in self._calls and watched.parameters and self._wants_own:
             try:
-                self._keep_probe(watched, module, source, args, in_axis, out)
+                self._keep_probe(watched, module, source, args, in_axis, out, axis, in_piece)
             except Exception as error:
                 self._faults.note("own update", watched.name, error)
         if self._gate.replay:
@@ -330,9 +364,24 @@ class ActivationCapture:
         )
 
     def _keep_probe(
-        self, watched: WatchedModule, module: nn.Module, source: Tensor | None, args: Any, in_axis: int, out: Tensor
+        self,
+        watched: WatchedModule,
+        module: nn.Module,
+        source: Tensor | None,
+        args: Any,
+        in_axis: int,
+        out: Tensor,
+        axis: int,
+        in_piece: Piece | None,
     ) -> None:
         if not has_rule(module) or self._faults.is_given_up("own update", watched.name):
+            return
+        is_gathered = bool(self._outline.resting) and watched.is_sharded and not watched.is_at_rest
+        if in_piece is not None:
+            self._faults.give_up("own update", watched.name, PARTS_OF_SUMS)
+            return
+        if watched.order not in self.series.pieces and not shows_all(module):
+            self._faults.give_up("own update", watched.name, NEVER_WHOLE)
             return
         if isinstance(module, nn.Embedding):
             ids = next((a for a in args if isinstance(a, Tensor)), None)
@@ -344,6 +393,9 @@ class ActivationCapture:
             if kept is None:
                 return
             tokens = kept
+        elif source is not None and source.numel() * out.shape[axis] != out.numel() * source.shape[in_axis]:
+            self._faults.give_up("own update", watched.name, GATHERS)
+            return
         elif source is not None:
             tokens = self._way_of(source).keep(source, in_axis, OWN_TOKENS)
         else:
@@ -353,6 +405,9 @@ class ActivationCapture:
         if factor is not None:
             # without what hooks say they multiply by: the rules of width and depth reckon with the layer itself
             self.probes[watched.order] = probe if factor == probe.factor else Probe(tokens, factor)
+            if is_gathered:
+                with full_precision(tokens):
+                    self.outputs[watched.order] = output_of(module, tokens)
 
     def collect(self, recorder: Recorder, *, sampled: bool) -> None:
         """Hand the step's values to the recorder.
@@ -363,3 +418,8 @@ class ActivationCapture:
         for calls in self._ways:
             calls.collect(recorder, sampled=sampled)
         self.measured_now = set(self._calls)
+
+
+def _whole_width(width: int, piece: Piece | None) -> int:
+    """Features of which this rank has so many."""
+    return width if piece is None else round(width / piece.share)

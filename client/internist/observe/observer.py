@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from internist.model.outline import Outline, WatchedParameter, signature_of
+from internist.model.outline import Outline, WatchedParameter
 from internist.observe.attention import METRICS as ATTENTION
 from internist.observe.captures import Captures
 from internist.observe.clipping import ClippingCapture
@@ -23,7 +23,7 @@ from internist.observe.pacing import Pacing
 from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
 from internist.observe.reporting import CoverageReport, Seen
-from internist.observe.root import RootCalls, under_transform
+from internist.observe.root import RootCalls, is_rehearsal, under_transform
 from internist.observe.sampling import NOTHING, Due, Sampling
 from internist.observe.speaker import Speaker
 from internist.observe.taps import RAISED, Gate
@@ -172,6 +172,7 @@ class Observer:
         self._clipping.remove()
         self._loss.remove()
         self._captures.remove()
+        self._captures.parameters.later.forget(self._recorder)
         self._captures.reset()
         self._captures.forget()
         self._clipping.take()
@@ -188,7 +189,8 @@ class Observer:
             return
         root = self._outline.root
         gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        answer = self._mode.begins(in_training_mode=root.training, gradients=gradients)
+        trains = gradients and not is_rehearsal()
+        answer = self._mode.begins(in_training_mode=root.training, gradients=trains)
         self._is_tentative = answer == "perhaps"
         if answer == "no":
             self.gate.on = False
@@ -204,6 +206,7 @@ class Observer:
         self._has_forward = True
         if self._recorder.holds_step:
             self.on_step()
+        self._captures.parameters.later.forward_begins(self.clock.step)
         if not self._due.light:
             return
         with self._pacing.work:
@@ -227,6 +230,11 @@ class Observer:
             entered.attention.leave()
         if self._captures.probe.running or self._is_closed or under_transform():
             return
+        later = self._captures.parameters.later
+        if later.is_looking:
+            with self._pacing.work:
+                later.forward_ends(self._recorder, is_whole=output is not RAISED)
+            self.on_step()
         was_training = self.gate.in_root or (not self._due.light and torch.is_grad_enabled() and self._has_forward)
         self.gate.in_root = False
         self.gate.stack.clear()
@@ -388,7 +396,9 @@ class Observer:
         captures, recorder = self._captures, self._recorder
         if self._due.heavy and not captures.probe.unsupported:
             captures.probe.after(recorder)
-        captures.parameters.finish(recorder)
+        captures.parameters.finish(recorder, step)
+        if self._due.heavy:
+            captures.replicas.record(captures.parameters.all, recorder)
         captures.optimizers.finish(recorder, self._due)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)
@@ -399,7 +409,11 @@ class Observer:
         for metric, value in self._pacing.values(step):
             self._add_host(metric, value)
         self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
-        recorder.close_step(step, captures.branches.derive() if self._due.matrices is not None else None)
+        recorder.close_step(
+            step,
+            captures.branches.derive() if self._due.matrices is not None else None,
+            more=captures.parameters.later.is_waiting,
+        )
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
@@ -466,10 +480,11 @@ class Observer:
             return
         self._has_followed = True
         root = self._outline.root
-        if signature_of(root) == self._outline.signature:
+        if self._outline.is_current:
             self._captures.parameters.refresh()
             return
         were_installed = self._captures.activations.installed, self._captures.attention.installed
+        self._captures.parameters.later.forget(self._recorder)
         self._captures.remove()
         self._outline = self._read(root)
         self._turns = Turns(self._outline)

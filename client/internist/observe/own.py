@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from internist.measures import updates
 from internist.model.roles import is_linear, is_transposed_linear, stored_weight
+from internist.model.shards import is_cut, is_sharded, local
 from internist.observe.tokens import OWN_TOKENS, at_positions, owned
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CORNER = 16
 """Pixels of each side of the corner of an image that is a convolution's probe."""
+PRODUCT_ENTRIES = 1 << 22
+"""Entries of a weight that are widened to float64 at a time."""
 TOLERANCE = 0.02
 """Of the largest entry: how far a module's real output may be from its rule's. bfloat16 products of a few thousand
 terms stay below half of it, and a layer that computes something else is off by far more."""
@@ -98,6 +101,32 @@ def normalized_by(kind: Normalization, tokens: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps)
 
 
+def shows_all(module: nn.Module) -> bool:
+    """Whether every rank has all of a module's own parameters, as the module shows them now."""
+    return not any(p is not None and is_sharded(p) and is_cut(p) for p in module._parameters.values())
+
+
+def output_of(module: nn.Module, tokens: Tensor) -> Tensor:
+    """(tokens, features) float32: what a module's rule makes of its probe with the weights that it shows now, or with
+    this rank's piece of them.
+
+    Args:
+        module: one that `has_rule`.
+        tokens: what it received.
+    """
+    weight, bias = stored_weight(module), module._parameters.get("bias")
+    if isinstance(module, CONVOLUTIONS):
+        assert weight is not None
+        offset = None if bias is None else bias.detach().float()
+        given: Tensor = module._conv_forward(tokens.float(), weight.detach().float(), offset)
+        return given.movedim(1, -1).flatten(0, -2)
+    if isinstance(module, BATCH_NORMS):
+        return tokens.float() * (1.0 if weight is None else weight.detach().float()) + (
+            0.0 if bias is None else bias.detach().float()
+        )
+    return _forward(module, tokens)
+
+
 def deviation(module: nn.Module, probe: Probe, output: Tensor) -> Tensor:
     """(2,) float32: how far a module's real output is from a multiple of what its rule makes of the probe, as a share
     of the largest entry; and that multiple.
@@ -140,7 +169,7 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
             stored = stored_weight(module)
             if stored is None:
                 return None
-            weight = torch.zeros_like(stored)
+            weight = torch.zeros_like(local(stored))
         return updates.own_linear(tokens, weight.t() if is_transposed_linear(module) else weight, bias)
     if isinstance(module, CONVOLUTIONS):
         if weight is None:
@@ -159,18 +188,29 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
 
 
 def _forward(module: nn.Module, tokens: Tensor) -> Tensor:
-    weight, bias = stored_weight(module), module._parameters.get("bias")
+    stored, stored_bias = stored_weight(module), module._parameters.get("bias")
+    weight = None if stored is None else local(stored)
+    bias = None if stored_bias is None else local(stored_bias)
     offset = 0.0 if bias is None else bias.detach().float()
     if isinstance(module, nn.Embedding):
         assert weight is not None
         return weight.detach()[tokens].float()
     if is_linear(module):
         assert weight is not None
-        turned = weight.detach().float()
-        return tokens.float() @ (turned if is_transposed_linear(module) else turned.t()) + offset
+        matrix = weight.detach()
+        return _product(tokens, matrix if is_transposed_linear(module) else matrix.t()) + offset
     normalized = _normalized(module, tokens)
     assert normalized is not None
     return normalized * (1.0 if weight is None else weight.detach().float()) + offset
+
+
+def _product(tokens: Tensor, matrix: Tensor) -> Tensor:
+    """(tokens, fan_out) float32 product, also where the run lets products be rounded: two of them are subtracted."""
+    if torch.get_float32_matmul_precision() == "highest":
+        return tokens.float() @ matrix.float()
+    wide = tokens.double()
+    pieces = torch.split(matrix, max(1, PRODUCT_ENTRIES // matrix.shape[0]), dim=1)
+    return torch.cat([(wide @ piece.double()).float() for piece in pieces], dim=1)
 
 
 def _is_known_norm(module: nn.Module) -> bool:

@@ -1,12 +1,13 @@
 """What each module's own update did to its probe: found as soon as the last of its parameters has been stepped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule
+from internist.observe.calls import PAIR
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
 from internist.observe.own import own_update
@@ -15,6 +16,7 @@ from internist.observe.own_batches import own_updates as own_updates_of
 from internist.observe.tokens import OWN_TOKENS
 from internist.record.recorder import Recorder
 from internist.record.series_book import Layout, SeriesBook
+from internist.schema.metrics import Bound
 from internist.schema.wire import Series
 
 
@@ -36,7 +38,7 @@ class OwnUpdates:
         """Measure the modules of which these changes, by parameter order, are the last."""
         holders = {holder.order for order in deltas for holder in self._outline.parameters[order].holders}
         ready: list[Moved] = []
-        for order in sorted(holders & self._activations.probes.keys()):
+        for order in sorted((holders & self._activations.probes.keys()) - self._activations.outputs.keys()):
             probe, watched = self._activations.probes[order], self._outline.modules[order]
             if self._faults.is_given_up("own update", watched.name):
                 continue
@@ -77,10 +79,8 @@ class OwnUpdates:
         for tokens, parts in joined.items():
             members = [order for orders, _ in parts for order in orders]
             values = updates.moved(parts[0][1] if len(parts) == 1 else torch.cat([changes for _, changes in parts]))
-            counts: list[int] = []
-            for order in members:
-                counts += [1, tokens * (self._activations.series.widths[order][1] or 1)]
-            recorder.add(self._layout(members), values, counts)
+            for layout, numbers, counts in self.parts(members, values, tokens):
+                recorder.add(layout, numbers, counts)
             self.measured_now.update(members)
         self._alone.clear()
         self._batches.clear()
@@ -92,7 +92,39 @@ class OwnUpdates:
         self._batches.clear()
         self.measured_now = set()
 
-    # ---- private ---------------------------------------------------------------------------------------------------
+    def parts(self, orders: Sequence[int], values: Tensor, tokens: int) -> Iterator[tuple[Layout, Tensor, list[int]]]:
+        """Series, values and entries of modules' own updates.
+
+        Of modules of whose features this rank has a piece a token's change lies between that of the piece and the root
+        of the sum of all pieces' squares.
+
+        Args:
+            orders: of the modules.
+            values: (modules, 2) float32, of the features that this rank has: the largest change, the mean square.
+            tokens: of each probe.
+        """
+        pieces, widths = self._activations.series.pieces, self._activations.series.widths
+        whole = [i for i, order in enumerate(orders) if order not in pieces]
+        if whole:
+            members = [orders[i] for i in whole]
+            counts = [count for order in members for count in (1, tokens * (widths[order][1] or 1))]
+            yield self._layout(members), values if len(whole) == len(orders) else values[whole], counts
+        for order, (largest, mean) in zip(orders, values, strict=True):
+            if order in pieces:
+                share = pieces[order].share
+                squares = largest.square() * share
+                series = [self._series(order, "update.own", bound) for bound in PAIR]
+                entries = max(1, round(tokens * (widths[order][1] or 1) * share))
+                parts = torch.stack((squares.sqrt(), squares, mean))
+                yield [*series, self._series(order, "update.own_mean")], parts, [1, 1, entries]
+
+    # ---- private -----------------------------------------------------------------------------------------------------
+
+    def _layout(self, orders: Sequence[int]) -> Layout:
+        names = "update.own", "update.own_mean"
+        return self._book.layout(
+            ("own", tuple(orders)), lambda: [self._series(order, name) for order in orders for name in names]
+        )
 
     def _measure(self, ready: Sequence[Moved]) -> None:
         apart = [moved for moved in ready if not many.pays(moved.probe.tokens.device)]
@@ -119,17 +151,12 @@ class OwnUpdates:
         if change is not None:
             self.put(moved.watched.order, change)
 
-    def _layout(self, orders: Sequence[int]) -> Layout:
-        names = "update.own", "update.own_mean"
-        return self._book.layout(
-            ("own", tuple(orders)), lambda: [self._series(order, name) for order in orders for name in names]
-        )
-
-    def _series(self, order: int, metric: str) -> Series | None:
+    def _series(self, order: int, metric: str, bound: Bound = "exact") -> Series | None:
         watched = self._outline.modules[order]
         return self._book.series(
             metric,
             "module",
             watched.name,
             lambda: self._activations.series.facts(watched, metric, probe=OWN_TOKENS),
+            bound=bound,
         )

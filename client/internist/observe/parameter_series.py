@@ -9,7 +9,7 @@ from internist.observe.routing import Promise, promises
 from internist.observe.sampling import Sampling
 from internist.observe.speaker import Speaker
 from internist.record.series_book import Layout, SeriesBook
-from internist.schema.metrics import METRICS, Bound
+from internist.schema.metrics import METRICS, Bound, Placement
 from internist.schema.wire import Facts, Series
 
 
@@ -40,8 +40,11 @@ class ParameterSeries:
         self._promised = promises(optimizers, self._outline)
 
     def is_reported(self, parameter: WatchedParameter) -> bool:
-        """Whether this rank reports it: one that all ranks have alike is reported by one of them."""
-        return self._speaker.reports_replicated or parameter.owner.name in self._speaker.apart
+        """Whether this rank reports it: what several ranks have alike is reported by one of them."""
+        shard = parameter.shard
+        if shard is None:
+            return self._speaker.reports_replicated or parameter.owner.name in self._speaker.apart
+        return not shard.is_empty and (shard.is_first if self._speaker.reports_replicated else shard.is_first_of_all)
 
     def layout(self, chosen: Sequence[WatchedParameter], *metrics: str) -> Layout:
         """The series of metrics of several parameters, metric by metric."""
@@ -64,7 +67,7 @@ class ParameterSeries:
         """The series of a parameter's metric, measured by a method, of an expert or of the whole.
 
         Args:
-            bound: None: as the method has it.
+            bound: what a piece says of the whole; None: what the method does.
         """
 
         def facts() -> Facts:
@@ -75,11 +78,20 @@ class ParameterSeries:
                 p,
                 method=method,
                 group=self.group_of.get(p.order),
-                placement="disjoint" if p.owner.name in self._speaker.apart else "replicated",
+                placement=self._placement(p),
                 cadence=self._sampling.cadence(metric) * turns,
                 update_scale=promise[0] if promise else None,
                 update_band=promise[1] if promise else None,
             )
 
-        known_bound: Bound = "exact" if method in ("", "gram") else "lower"
-        return self._book.series(metric, "parameter", p.name, facts, index=index, bound=bound or known_bound)
+        told: Bound = bound or ("exact" if method in ("", "gram") else "lower")
+        return self._book.series(metric, "parameter", p.name, facts, index=index, bound=told)
+
+    def pair(self, p: WatchedParameter, metric: str, method: str = "") -> list[Series | None]:
+        """The series of the lower and of the upper bound of a norm that the ranks' pieces give together."""
+        return [self.of(p, metric, method, bound="lower"), self.of(p, metric, method, bound="upper")]
+
+    def _placement(self, p: WatchedParameter) -> Placement:
+        if p.shard is not None:
+            return "sharded_matrix"
+        return "disjoint" if p.owner.name in self._speaker.apart else "replicated"

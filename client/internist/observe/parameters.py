@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule, WatchedParameter
 from internist.observe.faults import Faults
-from internist.observe.gradients import GradientCapture
+from internist.observe.gradients import GradientCapture, gradient_of
 from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
+from internist.observe.own_sharded import ShardedOwn
 from internist.observe.own_updates import OwnUpdates
 from internist.observe.parameter_ranges import ParameterRanges
 from internist.observe.parameter_series import ParameterSeries
@@ -52,7 +53,9 @@ class ParameterCapture:
         self._stored = StoredUpdates(self._series, sampling.wants)
         self._ranges = ParameterRanges(self._series, sampling.wants)
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
-        self._groups = Groups(book=book, sampling=sampling)
+        self.later = ShardedOwn(outline, activations, faults, self._own.parts)
+        """Own updates that are known in the next forward."""
+        self._groups = Groups(book=book, sampling=sampling, stage=speaker.stage)
         self._by_id: dict[int, WatchedParameter] = {}
         self._stepped_now: set[int] = set()
         self.spectra = SpectraCapture(
@@ -72,12 +75,17 @@ class ParameterCapture:
     @property
     def moved_now(self) -> set[int]:
         """Orders of modules whose own update was measured in the step that is being closed."""
-        return self._own.measured_now
+        return self._own.measured_now | self.later.measured_last
 
     @property
     def with_gradient_now(self) -> set[int]:
         """Orders of parameters whose gradient was read in the step that is being closed."""
         return self._gradients.measured_now
+
+    @property
+    def unread_gradients(self) -> dict[int, str]:
+        """By parameter order: why a gradient could not be read."""
+        return self._gradients.unread
 
     # ---- which parameters ------------------------------------------------------------------------------------------
 
@@ -125,10 +133,9 @@ class ParameterCapture:
         """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm; on
         model-heavy steps also their range."""
         if due.heavy:
-            given = [p for p in parameters if not p.unsupported and not p.excluded and p.tensor.grad is not None]
-            self._ranges.record(
-                "gradient", given, [p.tensor.grad for p in given if p.tensor.grad is not None], recorder
-            )
+            held = ((p, gradient_of(p)) for p in parameters if not p.unsupported and not p.excluded)
+            given = [(p, grad) for p, grad in held if grad is not None]
+            self._ranges.record("gradient", [p for p, _ in given], [grad for _, grad in given], recorder)
         if not self._sampling.wants("gradient.rms", "gradient.global_norm"):
             return
         found = self._gradients.read([p for p in parameters if self._series.is_reported(p)], optimizer, recorder)
@@ -142,14 +149,14 @@ class ParameterCapture:
         self.stepped |= self._stepped_now
         if due.heavy:
             supported = [p for p in parameters if not p.unsupported and not p.excluded]
-            self._ranges.record("weight", supported, [p.tensor for p in supported], recorder)
+            self._ranges.record("weight", supported, [p.local for p in supported], recorder)
         pending, alone = self._snapshots.pending, self._snapshots.uncompared
         chosen = [p for p in parameters if p.order in pending]
         uncompared = [p for p in parameters if p.order in alone]
         if chosen:
             self._updates(chosen, recorder, due)
         for part in _by_device(uncompared).values():
-            self._stored.record_at_once(part, [p.tensor for p in part], None, recorder)
+            self._stored.record_at_once(part, [p.local for p in part], None, recorder)
             self._record_spectra(part, {}, recorder, due)
         self._own.record(recorder)
         self.updated_now.update(p.order for p in [*chosen, *uncompared])
@@ -165,10 +172,11 @@ class ParameterCapture:
         """Learning rates of an optimizer in a step that is not sampled, as far as they are numbers."""
         return self._groups.rates(optimizer)
 
-    def finish(self, recorder: Recorder) -> None:
-        """Record what belongs to the whole round: the global gradient norm."""
+    def finish(self, recorder: Recorder, step: int) -> None:
+        """Record what belongs to the whole round that made a step: the global gradient norm."""
         self._own.take_rest(self._is_whole)
         self._own.record(recorder)
+        self.later.begin(step, self._stepped_now, recorder)
         total = self._gradients.global_norm_squared()
         if total is not None:
             facts = Facts(cadence=self._sampling.cadence("gradient.global_norm"))
@@ -205,11 +213,11 @@ class ParameterCapture:
             if not many.pays(device):
                 on_host = members
                 continue
-            after: list[Tensor] = [p.tensor for p in members]
+            after: list[Tensor] = [p.local for p in members]
             deltas = many.differences_(after, [self._snapshots.pending.pop(p.order) for p in members])
             self._stored.record_at_once(members, after, deltas, recorder)
             self._follow_up(members, deltas, recorder, due)
-        tensors = {p.order: p.tensor.detach() for p in on_host}
+        tensors = {p.order: p.local.detach() for p in on_host}
         streamed = [p for p in on_host if self._can_stream(p, tensors[p.order], due)]
         apart = {p.order for p in streamed}
         changes: dict[int, Tensor] = {}
@@ -245,6 +253,7 @@ class ParameterCapture:
             isinstance(p.owner.module, nn.Linear)
             and p.roles == {"matrix"}
             and len(p.holders) == 1
+            and p.owner.order not in self._activations.outputs
             and not due.owns_matrix(p.turn)
             and updates.can_stream(tensor, self._snapshots.pending[p.order])
             and p.owner.order in self._activations.probes
@@ -281,7 +290,7 @@ class ParameterCapture:
 def _by_device(parameters: Sequence[WatchedParameter]) -> dict[torch.device, list[WatchedParameter]]:
     found: dict[torch.device, list[WatchedParameter]] = {}
     for p in parameters:
-        found.setdefault(p.tensor.device, []).append(p)
+        found.setdefault(p.local.device, []).append(p)
     return found
 
 

@@ -87,6 +87,7 @@ class CoverageReport:
             loss="" if seen.has_loss else "no single loss was seen in a round: call internist.log(loss=loss)",
             clock="" if seen.rounds else "no optimizer step was seen",
             sampling=seen.sampling,
+            gradients=captures.parameters.unread_gradients,
             own_rule=has_rule,
         )
         return coverage(outline, self._ledger, self._faults, known, wanted=self._wants)

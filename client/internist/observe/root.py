@@ -1,6 +1,7 @@
 """The root of the model: where a forward begins and ends, eager or compiled."""
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,9 @@ from torch import nn
 from internist.model.roles import unwrap
 from internist.observe.taps import Tap, can_tap, compiled_call, stands
 
+STAGES, REHEARSAL, REHEARSAL_DEPTH = "torch.distributed.pipelining.stage", "_forward_metadata_inference", 24
+"""The module and the function in which torch's pipelines run a stage to learn its shapes, and how many callers up it is
+looked for."""
 SEARCHES = 4
 """Times that a compiled wrapper of an unseen root is looked for: it walks all objects of the process."""
 
@@ -121,6 +125,21 @@ def chain(model: nn.Module) -> Iterator[nn.Module]:
 def _innermost(wrapper: Any) -> nn.Module | None:
     module = vars(wrapper).get("_orig_mod") or vars(wrapper).get("_modules", {}).get("_orig_mod")
     return unwrap(module) if isinstance(module, nn.Module) else None
+
+
+def is_rehearsal() -> bool:
+    """Whether a pipeline's schedule is finding out the shapes of its stages: it runs each once on memory that nobody
+    has written to."""
+    if STAGES not in sys.modules:
+        return False
+    frame = sys._getframe(1)
+    for _ in range(REHEARSAL_DEPTH):
+        if frame.f_code.co_name == REHEARSAL and frame.f_globals.get("__name__") == STAGES:
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def under_transform() -> bool:

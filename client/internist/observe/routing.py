@@ -140,7 +140,7 @@ def _initial_rms(outline: Outline) -> dict[int, float]:
     weights, and one wait for each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for p in outline.parameters:
-        if not p.unsupported and not p.excluded:
+        if not p.unsupported and not p.excluded and p.shard is None:
             by_device.setdefault(p.tensor.device, []).append(p.tensor)
     found: dict[int, float] = {}
     for tensors in by_device.values():

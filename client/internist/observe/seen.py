@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from internist.model.outline import WatchedModule
+from internist.observe.pieces import Piece
 from internist.observe.sampling import Sampling
 
 WIDE_OUTPUT = 16_384
@@ -84,6 +85,10 @@ class Seen:
     is_head: bool
     heavy: bool
     """Also the model-heavy class."""
+    piece: Piece | None = None
+    """Which part of the output's features this rank has; None: all."""
+    in_piece: Piece | None = None
+    """The same of the input."""
 
     @property
     def has_probe(self) -> bool:

@@ -48,7 +48,7 @@ class Snapshots:
         chosen = []
         for p in parameters:
             wants = self._wanted_of(p, step, due)
-            if p.order in self.pending or not wants or not (tensor := p.tensor).requires_grad:
+            if p.order in self.pending or not wants or not p.tensor.requires_grad or not (tensor := p.local).numel():
                 continue
             if self._wants(*wants):
                 chosen.append((p, tensor))
@@ -127,7 +127,7 @@ def _room(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _rotation(outline: Outline) -> list[set[int]] | None:
     """None: everything is copied each time. Else sets of parameter orders, whole blocks, near 5 % of the bytes each."""
-    sizes = {p.order: p.tensor.numel() * _type_of_copy(p.tensor).itemsize for p in _supported(outline)}
+    sizes = {p.order: p.local.numel() * _type_of_copy(p.local).itemsize for p in _supported(outline)}
     total = sum(sizes.values())
     if total <= SNAPSHOT_BYTES:
         return None

@@ -13,3 +13,7 @@ class Speaker:
     """Whether it reports what every rank has alike: weights, gradients, updates."""
     apart: frozenset[str] = frozenset()
     """Modules whose parameters are this rank's alone: it reports them whatever the others do."""
+    are_replicas: bool = False
+    """Whether a wrapper keeps the weights of all ranks alike (DistributedDataParallel)."""
+    stage: int = 0
+    """Of a pipeline: which stage it trains."""

@@ -11,7 +11,7 @@ from internist.model.views import UNORIENTED, fans, matrix_view, resolve_view
 from internist.observe.faults import Faults
 from internist.observe.parameter_series import ParameterSeries
 from internist.observe.snapshots import UPDATE_SPECTRA, WEIGHT_SPECTRA
-from internist.observe.spectra_batches import Matrices, SpectraBatches
+from internist.observe.spectra_batches import Matrices, SpectraBatches, record_pieces
 from internist.observe.stored_updates import Wants
 from internist.record.recorder import Recorder
 from internist.record.series_book import Layout
@@ -60,6 +60,10 @@ class SpectraCapture:
                 resolve_view(p, *self._widths.get(p.owner.order, (None, None)))
             if "matrix" not in p.roles or p.unsupported or self._faults.is_given_up("parameter", p.name):
                 continue
+            if "groups" in p.view and p.shard is not None and p.shard.cut:
+                reason = "the groups of its convolution are cut over ranks: no piece is a piece of one matrix"
+                self._faults.give_up("parameter", p.name, reason)
+                continue
             try:
                 found = self._matrices(p, deltas.get(p.order))
                 if many.pays(found.weight.device):
@@ -71,7 +75,7 @@ class SpectraCapture:
                 self._faults.note("parameter", p.name, error)
         alike: dict[Hashable, list[Matrices]] = {}
         for each in together:
-            alike.setdefault((each.weight.device, each.kinds), []).append(each)
+            alike.setdefault((each.weight.device, each.kinds, each.is_piece), []).append(each)
         for members in alike.values():
             self._record_together(members, recorder)
 
@@ -79,7 +83,7 @@ class SpectraCapture:
 
     def _matrices(self, p: WatchedParameter, delta: Tensor | None) -> Matrices:
         change = matrix_view(p, delta) if delta is not None and self._wants_updates else None
-        return Matrices(p, matrix_view(p, p.tensor), change, with_weight=self._wants_weights or change is None)
+        return Matrices(p, matrix_view(p, p.local), change, with_weight=self._wants_weights or change is None)
 
     def _is_measured(self, p: WatchedParameter) -> None:
         self.measured_now.add(p.order)
@@ -99,24 +103,36 @@ class SpectraCapture:
             self._is_measured(each.parameter)
 
     def _record_alone(self, found: Matrices, recorder: Recorder) -> None:
-        if found.is_stack_of_experts:
-            for expert, each in enumerate(found.weight):
-                change = None if found.change is None else found.change[expert]
-                self._spectrum(found.parameter, each, change, recorder, expert=expert)
-        else:
-            self._spectrum(found.parameter, found.weight, found.change, recorder)
+        if not found.is_stack_of_experts:
+            self._spectrum(found, found.weight, found.change, recorder)
+            return
+        for place, expert in enumerate(found.indices):
+            change = None if found.change is None else found.change[place]
+            self._spectrum(found, found.weight[place], change, recorder, expert=expert)
 
     def _spectrum(
         self,
-        p: WatchedParameter,
+        found: Matrices,
         weight: Tensor,
         delta: Tensor | None,
         recorder: Recorder,
         *,
         expert: int | None = None,
     ) -> None:
+        p = found.parameter
         shape, is_oriented = torch.Size(fans(p)), UNORIENTED not in p.view
         sigma, method = self._weight_norm(p, weight, expert)
+        if found.is_piece:
+            change, change_method = (None, "") if delta is None else _largest(delta)
+            record_pieces(
+                self._series,
+                [(p, expert, {"weight": method, "update": change_method})],
+                ("weight",) if change is None else ("weight", "update"),
+                torch.stack([norm.float() for norm in (sigma, change) if norm is not None]).unsqueeze(1),
+                sigma.new_full((1,), spectral.operator_scale((shape[0], shape[1])), dtype=torch.float32),
+                recorder,
+            )
+            return
         groups = weight.shape[0] if weight.dim() == 3 else 1
         frobenius = (weights.mean_squares([weight])[0] * (weight.numel() / groups)).sqrt()
         operator, rank = spectral.operator_norm(sigma, shape), spectral.stable_rank(frobenius, sigma)

@@ -1,6 +1,6 @@
 """Spectra of many matrices together: stacks of one shape under a byte budget, and one record for all."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,16 @@ from internist.model.outline import WatchedParameter
 from internist.model.views import UNORIENTED, fans
 from internist.observe.parameter_series import ParameterSeries
 from internist.record.recorder import Recorder
+from internist.schema.metrics import Bound
 from internist.schema.wire import Series
 
 STACK_BYTES = 256 << 20
 """Matrices that are copied into one stack at once."""
 SMALL_BYTES = 64 << 20
 """Gram matrices whose spectra wait for more of them. While they are squared, three of each are held."""
+ESTIMATE = 1.01
+"""What an iterated norm, which is never above the true one, is multiplied by before it may stand in an upper bound: no
+reading of a few hundred was short by a percent."""
 LISTS_KEPT = 64
 """Lists of matrices whose scales are kept on their device."""
 
@@ -38,9 +42,19 @@ class Matrices:
         return "experts" in self.parameter.view
 
     @property
+    def is_piece(self) -> bool:
+        """Whether this rank holds a piece of each matrix, and others the rest."""
+        shard = self.parameter.shard
+        return shard is not None and bool(shard.cut - ({0} if self.is_stack_of_experts else set()))
+
+    @property
     def indices(self) -> list[int | None]:
-        """The index of each of its series."""
-        return list(range(self.weight.shape[0])) if self.is_stack_of_experts else [None]
+        """The index of each of its series, counted over all ranks."""
+        if not self.is_stack_of_experts:
+            return [None]
+        shard = self.parameter.shard
+        first = 0 if shard is None else shard.offset[0]
+        return [first + expert for expert in range(self.weight.shape[0])]
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -141,6 +155,9 @@ class SpectraBatches:
         norms = torch.cat([part.norms[kind] for kind in kinds for part in parts]).view(len(kinds), -1)
         scales = self._scales_of([each for part in parts for each in part.members], norms.device)
         operators = norms * scales
+        if parts[0].members[0].is_piece:
+            record_pieces(self._series, subjects, kinds, norms, scales, recorder)
+            return
         key = tuple((p.order, index, *methods.values()) for p, index, methods in subjects)
 
         def series(*names: str) -> list[Series | None]:
@@ -175,6 +192,45 @@ class SpectraBatches:
             scales = [spectral.operator_scale(fans(each.parameter)) for each in members for _ in each.indices]
             known = self._scales[key] = torch.tensor(scales, dtype=torch.float32, device="cpu").to(device)
         return known
+
+
+def record_pieces(
+    series: ParameterSeries,
+    subjects: Sequence[tuple[WatchedParameter, int | None, Mapping[str, str]]],
+    kinds: Sequence[str],
+    norms: Tensor,
+    scales: Tensor,
+    recorder: Recorder,
+) -> None:
+    """Record what this rank's pieces of matrices say of the spectral norms of the whole: the largest norm of a piece is
+    never above it, the root of the sum of all squares never below.
+
+    Args:
+        series: makes series.
+        subjects: parameters, with the index of a series and by kind how the norm was computed.
+        kinds: what there are norms of: weights, updates.
+        norms: (kinds, subjects) float32.
+        scales: (subjects,) what turns spectral norms to operator norms.
+        recorder: takes them.
+    """
+    key = "pieces", tuple(kinds), tuple((p.order, index, *methods.values()) for p, index, methods in subjects)
+    bounds: tuple[Bound, ...] = "lower", "upper"
+
+    def listed() -> list[Series | None]:
+        return [
+            series.of(p, f"{kind}.{norm}", methods[kind], index, bound=bound)
+            if norm == "spectral_norm" or UNORIENTED not in p.view
+            else None
+            for bound in bounds
+            for norm in ("spectral_norm", "operator_norm")
+            for kind in kinds
+            for p, index, methods in subjects
+        ]
+
+    exact = all(methods[kind] == "gram" for _, _, methods in subjects for kind in kinds)
+    lower = torch.stack((norms, norms * scales))
+    upper = (lower if exact else lower * ESTIMATE).square()
+    recorder.add(series.listed(key, listed), torch.stack((lower, upper)))
 
 
 def _stacks(members: Sequence[Matrices]) -> Iterator[list[Matrices]]:

@@ -1,6 +1,6 @@
 """What an optimizer step did to parameters as they are stored becomes series."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class StoredUpdates:
             return
         if len(kept) < len(chosen):
             chosen, statistics = [chosen[i] for i in kept], statistics[:, kept]
-        counts = [p.tensor.numel() for p in chosen]
+        counts = [p.local.numel() for p in chosen]
         weight, update, unchanged = statistics.unbind()
         for metric, values in (("weight.rms", weight), ("update.rms", update), ("update.unchanged", unchanged)):
             recorder.add(self._series.layout(chosen, metric), values, counts)
@@ -46,15 +46,8 @@ class StoredUpdates:
                 values = weights.vector_abs_max([tensors[i] for i in vectors])
                 recorder.add(self._series.layout([chosen[i] for i in vectors], metric), values)
         for p, tensor, delta in zip(chosen, after, deltas, strict=True):
-            if not self._series.is_reported(p):
-                continue
-            for role, statistic, name in (
-                ("embedding", weights.row_rms_max, "row_rms_max"),
-                ("head", weights.head_norm, "head_norm"),
-            ):
-                if role in p.roles:
-                    for kind, value in (("weight", tensor), ("update", delta)):
-                        recorder.add([self._series.of(p, f"{kind}.{name}")], statistic(_rows(p, value)))
+            if self._series.is_reported(p):
+                self._record_rows(p, {"weight": tensor, "update": delta}, recorder)
 
     def record_at_once(
         self,
@@ -82,6 +75,9 @@ class StoredUpdates:
             found.append((("update.unchanged",), chosen, many.unchanged(sides["update"]), counts))
         found += self._vectors(chosen, sides)
         found += self._row_norms(chosen, sides)
+        for i, p in enumerate(chosen):
+            if not _has_whole_rows(p):
+                self._record_rows(p, {kind: tensors[i] for kind, tensors in sides.items()}, recorder)
         if found:
             key = tuple((metrics, *(p.order for p in subjects)) for metrics, subjects, _, _ in found)
             layout = self._series.listed(
@@ -106,8 +102,36 @@ class StoredUpdates:
         recorder: Recorder,
     ) -> None:
         # a weight of zero has no relative update; an update from it is reported by update.rms
-        layout = self._series.layout(chosen, "update.relative_rms")
-        recorder.add(layout, update / weight, counts, measured=weight != 0)
+        pieces = [i for i, p in enumerate(chosen) if p.shard is not None]
+        if not pieces:
+            layout = self._series.layout(chosen, "update.relative_rms")
+            recorder.add(layout, update / weight, counts, measured=weight != 0)
+            return
+        # no mean of the ratios of pieces is the ratio of the whole: both sides travel
+        parts, entries = [chosen[i] for i in pieces], [counts[i] for i in pieces]
+        layout = self._series.layout(parts, "update.relative_rms", "update.base")
+        recorder.add(layout, torch.cat((update[pieces], weight[pieces])), entries * 2)
+        whole = [i for i in range(len(chosen)) if i not in set(pieces)]
+        if whole:
+            rest = [chosen[i] for i in whole]
+            self._relative(rest, weight[whole], update[whole], [counts[i] for i in whole], recorder)
+
+    def _record_rows(self, p: WatchedParameter, sides: Mapping[str, Tensor], recorder: Recorder) -> None:
+        """Record the largest row norms of an embedding or a head, and of its change. Of rows that are cut, what pieces
+        say of the whole from below and from above."""
+        for role, statistic, name, power in (
+            ("embedding", weights.row_rms_max, "row_rms_max", 0.5),
+            ("head", weights.head_norm, "head_norm", -0.5),
+        ):
+            if role not in p.roles:
+                continue
+            for kind, tensor in sides.items():
+                metric, value = f"{kind}.{name}", statistic(_rows(p, tensor))
+                if _has_whole_rows(p):
+                    recorder.add([self._series.of(p, metric)], value)
+                else:
+                    value = value * _share_of_width(p) ** power
+                    recorder.add(self._series.pair(p, metric), torch.stack((value, value.square())))
 
     def _squares(self, sides: dict[str, list[Tensor]]) -> tuple[tuple[str, ...], Tensor | None]:
         """The metrics of the sides that are wanted, and mean squares of their tensors, side by side."""
@@ -130,7 +154,7 @@ class StoredUpdates:
         rows: list[tuple[str, int, float]] = []
         for i, p in enumerate(chosen):
             for role, name, power in (("embedding", "row_rms_max", -0.5), ("head", "head_norm", 0.5)):
-                if role in p.roles:
+                if role in p.roles and _has_whole_rows(p):
                     rows.append((name, i, _rows(p, sides["weight"][i]).shape[1] ** power))
         wanted = [(kind, *row) for kind in sides for row in rows if self._wants(f"{kind}.{row[0]}")]
         if not wanted:
@@ -145,3 +169,15 @@ class StoredUpdates:
 
 def _rows(p: WatchedParameter, value: Tensor) -> Tensor:
     return value.t() if p.view == "transposed" else value
+
+
+def _has_whole_rows(p: WatchedParameter) -> bool:
+    """Whether each row that this rank holds of a matrix is whole."""
+    shard = p.shard
+    return shard is None or (0 if p.view == "transposed" else 1) not in shard.cut
+
+
+def _share_of_width(p: WatchedParameter) -> float:
+    """The share of a row that this rank holds."""
+    column = 0 if p.view == "transposed" else 1
+    return p.local.shape[column] / p.tensor.shape[column]

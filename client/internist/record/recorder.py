@@ -13,7 +13,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ HOLD_S = 0.5
 TRAVEL_S = 1.0
 """Scalars of steps without a frame travel together, a second's at most: a request takes milliseconds of a processor."""
 
+LATE_S = 120.0
+"""A closed step waits this long for values that the next forward gives. All ranks of a step wait alike."""
 POLL_S = 0.01
 """Between two looks at a copy that is under way."""
 
@@ -42,6 +44,15 @@ Derive = Callable[[Sequence[Series], Sequence[float]], Sequence[tuple[Series, fl
 """What works further values out of those of a frame; called on the sender's thread."""
 Also = tuple[int, Series, int]
 """A value that is a second series' too: its place among the values, that series, entries it stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """Values of a step that became known after it was closed."""
+
+    layout: Layout
+    counts: Sequence[int]
+    transfer: Transfer
 
 
 @dataclass(slots=True)
@@ -62,7 +73,18 @@ class _Closed:
     also: list[Also]
     in_parts: bool
     """Whether a series may have several values, which are parts of one."""
-    derive: Derive | None
+    derive: Derive | None = None
+    more: bool = False
+    """Whether values of it are still to come,"""
+    late: list[_Late] = field(default_factory=list)
+    """and those that came."""
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all its copies have."""
+        return all(
+            transfer is None or transfer.arrived() for transfer in (self.transfer, *(e.transfer for e in self.late))
+        )
 
 
 class Recorder:
@@ -144,11 +166,14 @@ class Recorder:
         """Whether a scalar of that name was logged for that step and is not shipped yet."""
         return self._logs.has(step, self.book.logged(name))
 
-    def close_step(self, step: int, derive: Derive | None = None) -> None:
+    def close_step(self, step: int, derive: Derive | None = None, *, more: bool = False) -> None:
         """The step is over: start its one copy to the host.
 
         Args:
+            step: its number.
             derive: works more values out of the frame's, on the host; they travel with it.
+            more: values of it become known in the next forward: it is not written before `settle`, for `LATE_S` at
+                most.
         """
         tensors = self._flags + self._tensors + self._mask_tensors
         layout, counts, masks = self._layout, self._counts, self._masks
@@ -172,6 +197,7 @@ class Recorder:
                 also,
                 in_parts,
                 derive,
+                more,
             )
         )
 
@@ -179,6 +205,24 @@ class Recorder:
         """Have what is known of the last steps written down. Any thread may call."""
         for step, series, value in self.trail.take():
             self._logs.put(step, series, value)
+
+    def add_late(self, step: int, layout: Layout, values: Tensor, counts: Sequence[int]) -> None:
+        """Record values of a step that was closed with more to come; they go alone if that could not wait for them."""
+        late = _Late(layout, counts, self._transfers.begin([values]))
+        closed = next((each for each in self._queue.copy() if each.step == step and each.more), None)
+        if closed is not None:
+            closed.late.append(late)
+        elif len(self._queue) < QUEUE_LENGTH:
+            now, at_ms = time.monotonic(), time.time_ns() // 1_000_000
+            self._queue.append(_Closed(step, at_ms, now, [], [], None, [], 0, [], [], in_parts=False, late=[late]))
+        else:
+            self._dropped += 1
+
+    def settle(self, step: int) -> None:
+        """Nothing of a closed step is still to come."""
+        for closed in self._queue.copy():
+            if closed.step == step:
+                closed.more = False
 
     def discard_step(self) -> None:
         """Forget what was added since the last step was closed."""
@@ -257,9 +301,11 @@ class Recorder:
         now = time.monotonic()
         while self._queue:
             closed = self._queue[0]
-            held = closed.step >= self.step_under_way and now - closed.closed_s < HOLD_S and not everything
-            if held or (closed.transfer is not None and not closed.transfer.arrived()):
+            age = now - closed.closed_s
+            held = (closed.step >= self.step_under_way and age < HOLD_S) or (closed.more and age < LATE_S)
+            if (held and not everything) or not closed.has_arrived:
                 break
+            closed.more = False
             logged = self._logs.take(upto=closed.step)
             if logged is None:
                 break  # a scalar of this step is still on its way
@@ -313,6 +359,7 @@ class Recorder:
             layout, counts = layout + [each for _, each, _ in second], counts + [count for *_, count in second]
         if closed.in_parts and len(set(map(id, layout))) < len(layout):
             layout, counts, raw = _merged(layout, counts, raw)
+        layout, counts, raw = _with_late(layout, counts, raw, () if skipped else closed.late)
         self._watch_loss(logged)
         series = [each for each in layout if each is not None]
         extra = closed.host_values + logged + self._derived(closed.derive, series, raw)
@@ -321,6 +368,20 @@ class Recorder:
         self._plans.write(
             closed.step, closed.measured_at_ms, series, tuple(counts) + (1,) * len(extra), raw, skipped=skipped
         )
+
+
+def _with_late(
+    layout: Sequence[Series | None], counts: Sequence[int], raw: bytes, late: Sequence[_Late]
+) -> tuple[list[Series | None], list[int], bytes]:
+    """Values of a step, followed by those that became known later."""
+    layout, counts = list(layout), list(counts)
+    for each in late:
+        values = array("f", each.transfer.take())
+        keep = [i for i, series in enumerate(each.layout) if series is not None]
+        layout += [each.layout[i] for i in keep]
+        counts += [each.counts[i] for i in keep]
+        raw += array("f", [values[i] for i in keep]).tobytes()
+    return layout, counts, raw
 
 
 def _unmeasured(masks: bytes, ranges: Sequence[tuple[int, int]]) -> set[int]:

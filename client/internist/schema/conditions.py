@@ -74,6 +74,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("logit_scale", "attention", "Scale of queries and keys", "Queries and keys are too large for their scale", "The products of queries and keys, with what they are multiplied by, are of order one at every width.", "attention's scale: 1 / d, not 1 / sqrt(d); then the weights of queries and keys"),
     Condition("numeric", "numeric", "Numbers are finite", "There are NaN or infinite numbers", "No NaN and no infinity anywhere.", "the first module listed: overflow there, then the batch of that step"),
     Condition("first_step", "forward", "Facts of the first step", "The first step is out of proportion", "R(W), the logits, the growth of the residual stream over the blocks and what one step moves are of order one from the start.", "how it is initialised: the weight's scale, the head's, the residual branches' multiplier; then the learning rate"),
+    Condition("replicas", "numeric", "Replicas are alike", "Replicas of the weights differ", "Ranks that train replicas of one model have the same weights, bit by bit.", "a rank's memory, its links, a step that some ranks skipped"),
     Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it", is_sign=True),
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
     Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
@@ -172,5 +173,6 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("learning", "update.unchanged", vanishing=0.1, complement=True, reference=False),
     Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS), reference=False),
     Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
+    Criterion("replicas", "weight.replicas_differ", baseline=False, target=Target(0.25, 0.5, "always", _ROUTING), cause="own", reference=False),
     Criterion("numeric", "activation.nonfinite", baseline=False, target=Target(0.0, 0.0, "always", "a count"), cause="own", reference=False),
 )  # fmt: skip

@@ -6,13 +6,16 @@ from typing import Literal
 Kind = Literal["module", "parameter", "group", "model"]
 Bound = Literal["exact", "lower", "upper", "sampled"]
 Cadence = Literal["light", "model_heavy", "matrix_heavy", "logged"]
-Combine = Literal["mean_square", "sum_square", "mean", "max", "sum", "first"]
+Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
+"""How what a subject is lies over the ranks."""
+Combine = Literal["mean_square", "sum_square", "mean", "max", "sum", "first", "differs"]
 """How parts merge, over micro-batches and then over ranks, and what travels on the wire.
 
 `mean_square`  the mean of squares travels, with its count; merged value sqrt(sum(n * ms) / sum(n)).
 `sum_square`   the sum of squares travels; merged value sqrt(sum of parts).
 `mean`         the mean travels, with its count; merged value sum(n * v) / sum(n).
 `max`, `sum`   as the words say.
+`differs`      a checksum travels; merged value 1 where two ranks sent different ones, else 0.
 `first`        replicated or as given: the lowest rank that sent it.
 
 A NaN in any part makes the merged value NaN.
@@ -82,9 +85,11 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("weight.saturation", "", "Share of a sample of the parameter's entries that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     Metric("weight.narrow_underflow", "", "Share of a sample of the parameter's entries that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E4M3), without a scale.", "mean", "model_heavy", "parameter"),
     Metric("weight.narrow_saturation", "", "Share of a sample of the parameter's entries that would round past the largest number of the next narrower format, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
+    Metric("weight.replicas_differ", "", "1 where replicas of the weights (DistributedDataParallel) are not the same bits on all ranks, else 0.", "differs", "model_heavy", "model"),
     # Updates, as stored: after minus before, in the parameter's own dtype.
     Metric("update.rms", "weight", "RMS of the stored weight change of one step.", "mean_square", "light", "parameter"),
-    Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter"),
+    Metric("update.relative_rms", "", "RMS of the weight change over RMS of the weight.", "mean_square", "light", "parameter", over="update.base"),
+    Metric("update.base", "weight", "RMS of a sharded parameter: what its update.relative_rms is divided by once the shards are merged.", "mean_square", "light", "parameter"),
     Metric("update.unchanged", "", "Share of entries that one step did not move.", "mean", "light", "parameter"),
     Metric("update.spectral_norm", "weight", "Largest singular value of the weight change.", "max", "matrix_heavy", "parameter", _SPECTRAL),
     Metric("update.operator_norm", "", "RMS-to-RMS operator norm R(dW) of the weight change.", "max", "matrix_heavy", "parameter", _SPECTRAL),
@@ -161,7 +166,20 @@ WORKED_OUT_OF: dict[str, tuple[str, ...]] = {
 """By metrics that others are worked out of: those others."""
 
 
-def combine_of(metric: str) -> Combine:
-    """How parts of a metric merge; a metric outside the catalogue (a logged scalar) is a mean over ranks."""
+PIECEWISE: frozenset[Placement] = frozenset(("feature_sharded", "sharded_matrix"))
+"""Placements that leave a rank a piece of what is measured."""
+
+
+def combine_of(metric: str, bound: Bound = "exact", placement: Placement = "replicated") -> Combine:
+    """How parts of a metric merge; a metric outside the catalogue (a logged scalar) is a mean over ranks.
+
+    Of a norm of which every rank knows that of its piece, the largest is a lower bound, and the root of the sum of
+    their squares an upper one: for that bound, squares travel. What a rank's piece of the vocabulary says of log Z from
+    above holds for the largest of the ranks.
+    """
     known = METRICS.get(metric)
+    if bound == "upper" and placement in PIECEWISE and not metric.startswith("output.log_z"):
+        return "sum_square"
+    if bound == "upper" and metric == "output.log_z":
+        return "max"
     return known.combine if known else "mean"

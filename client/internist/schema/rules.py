@@ -70,6 +70,7 @@ RULES: tuple[Rule, ...] = (
     Rule("logit_scale_out_of_band", "logit_scale", "warning", "critical"),
     Rule("not_finite", "numeric", "critical", "critical", for_points=1),
     Rule("first_step_out_of_band", "first_step", "warning", "warning", for_points=1),
+    Rule("replicas_differ", "replicas", "critical", "critical", for_points=1),
     Rule("loss_out_of_band", "loss", None, "critical", for_points=3),
     Rule("log_z_out_of_band", "logits", None, "critical"),
     Rule("gradient_norm_out_of_band", "gradient_norm", None, "critical", for_points=3),

@@ -9,7 +9,7 @@ The same records travel as one `FramesRequest` with content type `application/ms
 from dataclasses import dataclass, field
 from typing import Literal
 
-from internist.schema.metrics import Bound, Kind
+from internist.schema.metrics import Bound, Kind, Placement
 from internist.schema.reference import TrajectoryPiece
 
 VERSION = 1
@@ -30,7 +30,6 @@ MAX_TEXT_LENGTH = 8_192
 MAX_WORLD_SIZE = 1 << 20
 
 Role = Literal["root", "block", "embedding", "head", "norm", "linear", "convolution", "attention", "container", "other"]
-Placement = Literal["replicated", "data_parallel", "feature_sharded", "sharded_matrix", "disjoint"]
 CoverageState = Literal["measured", "silent", "frozen", "idle", "not captured", "unsupported", "excluded"]
 Outcome = Literal["finished", "failed", "killed"]
 """How a run ended: by itself, by an error, or by a signal."""

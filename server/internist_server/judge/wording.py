@@ -17,9 +17,13 @@ _SUBJECT_OF_CONDITION = {
     "gap": "one step's share of the gap is",
     "frozen_share": "removed share of the momentum is",
     "routing": "is",
+    "replicas": "is",
 }
 """What stands between a module's name and how far it is out."""
-_CLAIMS = {"optimizer.misrouted": ("on the matrix optimizer", "a hidden matrix that another algorithm steps")}
+_CLAIMS = {
+    "optimizer.misrouted": ("on the matrix optimizer", "a hidden matrix that another algorithm steps"),
+    "weight.replicas_differ": ("the same on all ranks", "on some rank another model than on the others"),
+}
 """Metrics that are 0 or 1, in words."""
 
 

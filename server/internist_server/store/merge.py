@@ -5,16 +5,17 @@ On the wire `mean_square` and `sum_square` metrics carry squares; what leaves th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.metrics import Combine, combine_of
+from internist.schema.metrics import Bound, Combine, combine_of
+from internist.schema.wire import Facts
 
-CODES: Final[tuple[Combine, ...]] = ("mean_square", "sum_square", "mean", "max", "sum", "first")
+CODES: Final[tuple[Combine, ...]] = ("mean_square", "sum_square", "mean", "max", "sum", "first", "differs")
 """A combination's number is its place here."""
-_MEAN_SQUARE, _SUM_SQUARE, _MEAN, _MAX, _SUM, _FIRST = range(6)
+_MEAN_SQUARE, _SUM_SQUARE, _MEAN, _MAX, _SUM, _FIRST, _DIFFERS = range(7)
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -31,9 +32,29 @@ class Part:
     counts: NDArray[np.float64]
 
 
-def codes_of(metrics: Sequence[str]) -> Codes:
+class Declared(Protocol):
+    """What is known of a series that says how its parts combine."""
+
+    @property
+    def metric(self) -> str:
+        """What is measured."""
+        ...
+
+    @property
+    def bound(self) -> Bound:
+        """What a value is to the true one."""
+        ...
+
+    @property
+    def facts(self) -> Facts:
+        """Its placement among them."""
+        ...
+
+
+def codes_of(series: Iterable[Declared]) -> Codes:
     """How each column's parts combine."""
-    return np.array([CODES.index(combine_of(metric)) for metric in metrics], dtype=np.uint8)
+    combined = (combine_of(one.metric, one.bound, one.facts.placement) for one in series)
+    return np.array([CODES.index(combine) for combine in combined], dtype=np.uint8)
 
 
 def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:
@@ -59,6 +80,7 @@ def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:
             (added, _add),
             (codes == _MAX, _keep_largest),
             (codes == _FIRST, _keep_first),
+            (codes == _DIFFERS, _compare),
         ):
             if columns.any():
                 merged[:, columns], weights[:, columns] = combine(parts, columns)
@@ -93,6 +115,8 @@ def _single(part: Part, codes: Codes) -> tuple[Floats, Mask]:
     values = np.where(part.present, part.values, np.float32(np.nan))
     with np.errstate(invalid="ignore"):
         values[:, squared] = np.sqrt(values[:, squared].astype(np.float64))
+    alone = codes == _DIFFERS
+    values[:, alone] *= np.float32(0)  # nobody to differ from; NaN stays what it is
     return values, part.present
 
 
@@ -134,3 +158,16 @@ def _keep_first(parts: Sequence[Part], columns: Mask) -> _Pair:
         is_bad |= here & np.isnan(part.values[:, columns])
     first[is_bad] = np.nan
     return first, np.ones_like(first)
+
+
+def _compare(parts: Sequence[Part], columns: Mask) -> _Pair:
+    """1 where two ranks sent different values, 0 where all are the same."""
+    shape = parts[0].values[:, columns].shape
+    least, most = np.full(shape, np.inf), np.full(shape, -np.inf)
+    for part in parts:
+        here, values = part.present[:, columns], part.values[:, columns].astype(np.float64)
+        least = np.minimum(least, np.where(here, values, np.inf))
+        most = np.maximum(most, np.where(here, values, -np.inf))
+    found = (least < most).astype(np.float64)
+    found[np.isnan(least) | np.isnan(most)] = np.nan
+    return found, np.ones(shape)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from internist.scaling.description import Description, describe
 from internist.scaling.members import METRICS_USED, Member
 from internist.scaling.summary import LATE_SHARE, needed_steps, summarise
+from internist.schema.metrics import PIECEWISE, Bound
 from internist.schema.wire import Facts, Module, Route, Scalar
 from internist_server.errors import Invalid, RunNotFound
 from internist_server.store.attempts import LAST_STEP, Segment, history
@@ -60,6 +61,7 @@ class SeriesOfRun:
     subject: str
     index: int | None
     facts: Facts
+    bound: Bound = "exact"
 
 
 def is_seed(key: str) -> bool:
@@ -109,7 +111,7 @@ def read_member(session: Session, candidate: Candidate) -> Member | None:
         return None
     described = _describe(session, candidate, series)
     ids = np.array([series[place].id for place in described.places], dtype=np.int64)
-    columns = columns_for(session, ids, described.columns.metric)
+    columns = columns_for(session, ids, [series[place] for place in described.places])
     start, steps, values = _read_windows(session, candidate, columns)
     return Member(
         name=candidate.name,
@@ -136,14 +138,16 @@ def _series(session: Session, run: str, metrics: Sequence[str]) -> Iterator[Seri
     """Series of these metrics, in the order in which they were declared. Facts are decoded from the stored text:
     ten thousand of them are read for every run."""
     stored = SeriesRow.__table__.c
-    query = select(stored.id, stored.metric, stored.subject, stored.index, cast(stored.facts, Text))
+    query = select(stored.id, stored.metric, stored.subject, stored.index, cast(stored.facts, Text), stored.bound)
     chosen = query.where(stored.run_id == run, stored.metric.in_(metrics)).order_by(stored.id)
     known: dict[str, Facts] = {}  # heads of one attention have the same
-    for key, metric, subject, index, text in session.connection().execute(chosen).all():
+    for key, metric, subject, index, text, bound in session.connection().execute(chosen).all():
         facts = known.get(text)
         if facts is None:
             facts = known[text] = _FACTS.decode(text)
-        yield SeriesOfRun(key, metric, subject, None if index == NO_INDEX else index, facts)
+        if bound == "upper" and facts.placement in PIECEWISE:
+            continue  # of a pair of bounds the lower one, which is the closer, speaks
+        yield SeriesOfRun(key, metric, subject, None if index == NO_INDEX else index, facts, bound)
 
 
 def _read_windows(session: Session, candidate: Candidate, columns: Columns) -> tuple[int, Ids, Floats]:

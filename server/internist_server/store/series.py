@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, aliased
 from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
 from internist.schema.wire import Facts, Plan, Series
 from internist_server.store.dialects import upsert
-from internist_server.store.merge import Codes, Ids, codes_of
+from internist_server.store.merge import Codes, Declared, Ids, codes_of
 from internist_server.store.tables import NO_INDEX, DeclarationRow, PlanRow, SeriesRow
 
 NO_SERIES = 0
@@ -78,6 +78,31 @@ def orders_of(session: Session, ids: Sequence[int]) -> dict[int, int]:
     """Place in forward order of each of these series."""
     query = select(SeriesRow.id, SeriesRow.facts).where(SeriesRow.id.in_(ids))
     return {row.id: row.facts["order"] for row in session.execute(query)}
+
+
+def find_other_tensors(
+    session: Session, run: str, attempt_id: int, rank: int, series: Sequence[Series]
+) -> dict[int, str]:
+    """Which of these series of parameters another rank of the attempt has declared of another tensor, by their numbers,
+    and why it is another.
+
+    Two ranks have one tensor where both declare it replicated, or both a piece of one, and of one size. What one of
+    them says is its own alone is not the other's.
+    """
+    of_parameters = [one for one in series if one.kind == "parameter"]
+    known = _facts_by_key(session, run, of_parameters)
+    suspects: dict[int, tuple[int, str]] = {}
+    for one in of_parameters:
+        stored, facts = known.get(_key(one), (NO_SERIES, None))
+        if facts is not None and (why := _is_another(facts, one.facts)):
+            suspects[one.number] = stored, why
+    if not suspects:
+        return {}
+    query = select(DeclarationRow.series).where(DeclarationRow.attempt_id == attempt_id, DeclarationRow.rank != rank)
+    declared_by_others: set[int] = set()
+    for blob in session.scalars(query):
+        declared_by_others.update(_ids(blob).tolist())
+    return {number: why for number, (stored, why) in suspects.items() if stored in declared_by_others}
 
 
 def declare(
@@ -205,16 +230,17 @@ def metrics_of_run(session: Session, run: str) -> list[str]:
 
 def columns_of(session: Session, ids: Ids) -> Columns:
     """Columns for these series."""
-    return columns_for(session, ids, [one.metric for one in list_series(session, ids)])
+    return columns_for(session, ids, list_series(session, ids))
 
 
-def columns_for(session: Session, ids: Ids, metrics: Sequence[str]) -> Columns:
-    """Columns for series of these ids and metrics."""
+def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Columns:
+    """Columns for series of these ids, of which this is known."""
     over = np.full(len(ids), NO_SERIES, dtype=np.int64)
-    ratios = {int(ids[place]): place for place, name in enumerate(metrics) if name in METRICS and METRICS[name].over}
+    names = [one.metric for one in series]
+    ratios = {int(ids[place]): place for place, name in enumerate(names) if name in METRICS and METRICS[name].over}
     for numerator, denominator in _denominators(session, sorted(ratios)):
         over[ratios[numerator]] = denominator
-    return Columns(ids, codes_of(metrics), over)
+    return Columns(ids, codes_of(series), over)
 
 
 _COLUMNS: tuple[Any, ...] = (
@@ -275,6 +301,25 @@ def _ids_by_key(session: Session, run: str, series: Sequence[Series]) -> dict[Ke
         )
         found.update({(row[0], row[1], row[2], row[3], row[4]): row[5] for row in session.execute(query)})
     return found
+
+
+def _facts_by_key(session: Session, run: str, series: Sequence[Series]) -> dict[Key, tuple[int, Facts]]:
+    """Ids and facts of those of these series that the run has."""
+    ids = _ids_by_key(session, run, series)
+    known = {one.id: one.facts for one in list_series(session, np.array(list(ids.values()), dtype=np.int64))}
+    return {key: (one, known[one]) for key, one in ids.items()}
+
+
+def _is_another(known: Facts, told: Facts) -> str:
+    """Why two declarations are of two tensors; empty where they may be of one."""
+    placements = {known.placement, told.placement}
+    if "disjoint" in placements:
+        return "one of them says that it is its own alone"
+    if len(placements) > 1:
+        return f"it is {known.placement} there and {told.placement} here"
+    if None not in (known.parameters, told.parameters) and known.parameters != told.parameters:
+        return f"it has {known.parameters} entries there and {told.parameters} here"
+    return ""
 
 
 def _series(row: Any) -> StoredSeries:

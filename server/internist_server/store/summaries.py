@@ -106,7 +106,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The row of some series of one metric; none where they have no point at these steps."""
     ids = np.array([one.id for one in series], np.int64)
-    matrix = read_matrix(session, attempt_id, steps, columns_for(session, ids, [metric] * len(ids)))
+    matrix = read_matrix(session, attempt_id, steps, columns_for(session, ids, series))
     ratios = np.full(matrix.values.shape, np.nan, np.float16)
     ratios[np.searchsorted(steps, judged.steps)] = judged.ratios[:, columns]
     here = matrix.present.any(axis=1) | ~np.isnan(ratios).all(axis=1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from internist.measures.activations import token_rms
-from internist.measures.weights import head_norm, mean_squares, row_rms_max, vector_abs_max
+from internist.measures.weights import bit_sum, head_norm, mean_squares, row_rms_max, vector_abs_max
 
 ROUNDING = 1e-5
 """Float32 sums over a few thousand entries."""
@@ -129,3 +129,19 @@ def test_one_nan_row_makes_the_norm_nan():
 def test_what_is_no_matrix_is_refused(measure, bad):
     with pytest.raises(ValueError, match="expected"):
         measure(bad)
+
+
+def test_a_checksum_of_bits_is_worked_by_hand_and_shows_one_bit():
+    tensors = [torch.tensor([1.0, 2.0]), torch.zeros(2, 3, dtype=torch.bfloat16), torch.ones(1, dtype=torch.float64)]
+    sums = 0x3F800000 + 0x40000000 + 0x3FF0000000000000
+
+    assert bit_sum(tensors).item() == sums % 2**24
+    before = bit_sum(tensors).item()
+    tensors[0].view(torch.int32)[1] ^= 1
+    assert bit_sum(tensors).item() != before
+    assert not math.isnan(bit_sum([torch.tensor([math.nan])]).item())
+
+
+def test_a_checksum_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="none"):
+        bit_sum([])

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -53,6 +54,42 @@ def test_ranks_that_cannot_agree_are_told_how_to(tmp_path, caplog):
 
     assert "init_process_group" in caplog.text
     assert "INTERNIST_RUN_ID and INTERNIST_ATTEMPT" in caplog.text
+
+
+LAUNCHED = {
+    "srun": (
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0"},
+        "SLURM_PROCID",
+        {"SLURM_RESTART_COUNT": "1"},
+    ),
+    "mpirun": (
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMIX_NAMESPACE": "prterun-n0-88@1"},
+        "OMPI_COMM_WORLD_RANK",
+        {"PMIX_NAMESPACE": "prterun-n0-99@1"},
+    ),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_ranks_that_a_launcher_starts_agree_before_they_meet(tmp_path, caplog, monkeypatch, launcher):
+    environ, rank, another = LAUNCHED[launcher]
+
+    def said(number, **more):
+        monkeypatch.setattr(identity, "_CALLS", itertools.count())  # as in a process of its own
+        return who(tmp_path, **{**environ, rank: str(number), **more})
+
+    ranks = [said(number) for number in range(4)]
+
+    assert [(each.rank, each.world_size, each.local_rank) for each in ranks] == [(n, 4, 1) for n in range(4)]
+    assert len({(each.run, each.attempt) for each in ranks}) == 1
+    assert said(0, **another).attempt != ranks[0].attempt
+    assert caplog.records == []
+
+
+def test_a_batch_script_that_starts_one_process_is_no_job_of_many(tmp_path):
+    found = who(tmp_path, SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_STEP_NUM_TASKS="1", SLURM_JOB_ID="77")
+
+    assert (found.rank, found.world_size) == (0, 1)
 
 
 def test_torchelastic_gives_every_rank_the_same_run_and_attempt(tmp_path):

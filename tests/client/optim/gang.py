@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-COLLECTIVE_SECONDS = 40
+COLLECTIVE_SECONDS = 120
 """A collective that some rank does not join fails after this long instead of hanging."""
-ANSWER_SECONDS = 55
+ANSWER_SECONDS = 150
 
 
 class Gang:
@@ -22,13 +22,15 @@ class Gang:
 
     def __init__(self, world: int) -> None:
         self._world = world
+        self._patience = ANSWER_SECONDS * max(1.0, world / 2)  # more ranks than cores take turns
         self._start()
 
     def _start(self) -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
         self._pipes, self._processes = [], []
         for rank in range(self._world):
             ours, theirs = context.Pipe()
@@ -44,9 +46,9 @@ class Gang:
         """
         for pipe in self._pipes:
             pipe.send((module, function, args))
-        until = monotonic() + ANSWER_SECONDS
+        until = monotonic() + self._patience
         answers = [
-            pipe.recv() if pipe.poll(max(0.0, until - monotonic())) else (True, f"no answer in {ANSWER_SECONDS} s")
+            pipe.recv() if pipe.poll(max(0.0, until - monotonic())) else (True, f"no answer in {self._patience} s")
             for pipe in self._pipes
         ]
         failures = [f"rank {rank}: {answer}" for rank, (failed, answer) in enumerate(answers) if failed]

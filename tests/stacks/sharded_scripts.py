@@ -1,0 +1,192 @@
+"""What the ranks of a small group do with sharded models, and what one process does with the same model and batches."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+import internist
+from tests.stacks.merging import Parts, parts_of
+from tests.stacks.models import HEADS, WIDTH, Attention, Block, Core, Gpt, Mlp, cross_entropy, fused, sentences
+
+STEPS = 4
+SENTENCES, CONTEXT = 4, 4
+"""Of each step, over all ranks: so few tokens that a probe has them all, on one rank as on several."""
+
+
+class LocalAttention(nn.Module):
+    """Attention that works with as many heads as its projections give."""
+
+    def __init__(self, core: Core = fused) -> None:
+        super().__init__()
+        self.core = core
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, context = x.shape[:2]
+        q, k, v = (f(x).view(batch, context, -1, WIDTH // HEADS).transpose(1, 2) for f in (self.q, self.k, self.v))
+        out: Tensor = self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class Deep(Gpt):
+    """A model of four blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.extend([Block(Attention(), Mlp()), Block(Attention(), Mlp())])
+
+
+class Odd(nn.Module):
+    """A model of which no dimension is a multiple of the number of ranks, and one parameter has a single entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 3, bias=False))
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x) * self.gain
+        return out
+
+
+def language(model: nn.Module, step: int, part: slice) -> Tensor:
+    """The loss of some of a step's sentences."""
+    ids, targets = list(sentences(STEPS, batch=SENTENCES, context=CONTEXT))[step]
+    return cross_entropy(model(ids[part]), targets[part])
+
+
+def odd(model: nn.Module, step: int, part: slice) -> Tensor:
+    """The loss of some of a step's vectors."""
+    x = torch.randn(SENTENCES, 7, generator=torch.Generator().manual_seed(step))
+    loss: Tensor = model(x[part]).square().mean()
+    return loss
+
+
+Loss = Callable[[nn.Module, int, slice], Tensor]
+
+
+def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[nn.Module], object]) -> dict[str, Any]:
+    """Losses, final weights, and what a monitor recorded that watched `before` or `after` sharding, or not at all."""
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    size = SENTENCES // world
+    monitor = watched_as(model) if watched == "before" else None
+    shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if watched == "after":
+        monitor = watched_as(model, optimizer)
+    losses = []
+    for step in range(STEPS):
+        loss = loss_of(model, step, slice(rank * size, (rank + 1) * size))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    whole = {name: _whole(p).double() for name, p in model.named_parameters()}
+    found: dict[str, Any] = {
+        "losses": losses,
+        "weights": [weight.sum().item() for weight in whole.values()],
+        "names": list(whole),
+        "squares": [weight.square().mean().item() for weight in whole.values()],
+    }
+    if monitor is not None:
+        coverage = [(e.kind, e.subject, e.family, e.state, e.reason) for e in monitor.coverage()]
+        monitor.finish()
+        assert monitor.directory is not None
+        found |= {"parts": parts_of(monitor.directory), "coverage": coverage}
+    return found
+
+
+def alone(kind: str) -> Parts:
+    """One process on the whole batch."""
+    model, loss_of = _model(kind)
+    parts: Parts = trained(model, loss_of, watched="after", shard=lambda _: None)["parts"]
+    return parts
+
+
+def fsdp(
+    kind: str = "language",
+    watched: str = "after",
+    *,
+    hybrid: bool = False,
+    reshards: bool | None = None,
+    offloads: bool = False,
+    narrow: bool = False,
+    columns: bool = False,
+) -> dict[str, Any]:
+    """A model whose blocks and root are sharded."""
+    world = distributed.get_world_size()
+    mesh = (
+        init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("dp", "fs"))
+        if hybrid
+        else init_device_mesh("cpu", (world,))
+    )
+    more: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": reshards}
+    if offloads:
+        more["offload_policy"] = CPUOffloadPolicy(pin_memory=False)
+    if narrow:
+        more["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if columns:
+        from torch.distributed.tensor import Shard
+
+        more["shard_placement_fn"] = lambda p: Shard(p.dim() - 1)
+
+    def shard(model: nn.Module) -> None:
+        for block in getattr(model, "blocks", ()):
+            fully_shard(block, **more)
+        fully_shard(model, **more)
+
+    model, loss_of = _model(kind)
+    return trained(model, loss_of, watched=watched, shard=shard)
+
+
+def _model(kind: str) -> tuple[nn.Module, Loss]:
+    torch.manual_seed(0)
+    kinds: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
+        "language": (Gpt, language),
+        "deep": (Deep, language),
+        "heads": (lambda: Gpt(LocalAttention), language),
+        "odd": (Odd, odd),
+    }
+    make, loss_of = kinds[kind]
+    return make(), loss_of
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+
+
+def watched_as(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
+    """Watch every step of a model, offline."""
+    return internist.watch(
+        model, optimizer, every=1, max_overhead=0, mode="offline", directory=Path(tempfile.mkdtemp())
+    )
+
+
+def replicated(corrupted_at: int) -> dict[str, Any]:
+    """Replicas in a wrapper; after one step the last rank's weights lose a bit."""
+    model, loss_of = _model("language")
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    with watched_as(wrapped, optimizer) as monitor:
+        for step in range(STEPS):
+            loss_of(wrapped, step, slice(rank, rank + 1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == corrupted_at and rank == world - 1:
+                weight = next(model.parameters()).detach().view(torch.int32)
+                weight.view(-1)[3].bitwise_xor_(1)
+    assert monitor.directory is not None
+    return {"parts": parts_of(monitor.directory)}
+
+
+def fsdp_of(kind: str, watched: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`fsdp` by positional arguments alone, as a group's ranks are given them."""
+    return fsdp(kind, watched, **options)
