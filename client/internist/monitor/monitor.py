@@ -24,7 +24,7 @@ from internist.monitor.ending import outcome_of
 from internist.monitor.finishing import Finishing, Stage
 from internist.monitor.identity import identify
 from internist.monitor.logs import Logs
-from internist.monitor.options import Options
+from internist.monitor.options import Options, flatten
 from internist.monitor.pauses import Pause, Pauses
 from internist.monitor.refusals import check_choice
 from internist.observe.coverage import departed
@@ -44,6 +44,7 @@ from internist.schema.wire import (
     Finish,
     Note,
     Outcome,
+    Outline,
     RunStart,
 )
 from internist.ship.connection import Connection
@@ -218,6 +219,11 @@ class Monitor:
         if self._spool is not None and not self.is_finished:
             self._quietly("alert", lambda spool: self._note(spool, title, text, level), self._spool)
 
+    def configure(self, values: Any) -> None:
+        """Add to the run's configuration, or change values of it: a mapping, a namespace or a dataclass instance."""
+        if self._spool is not None and not self.is_finished:
+            self._quietly("config", lambda spool: spool.append(outline=Outline(config=flatten(values))), self._spool)
+
     def pause(self, reason: str = "") -> Pause:
         """Say that no step is made for a while: a long checkpoint, a rollout, a wait for data. Until the `with` block
         that it is used in ends, or the next step is made, the run is not called stalled. Evaluation of the watched
@@ -389,6 +395,7 @@ class Monitor:
         observer.manual_step(number)
 
     def _note(self, spool: Spool, title: str, text: str, level: str) -> None:
+        level = str(level).lower()
         if level not in _LEVELS:
             self._complain(
                 "level", f"level={level!r}: expected info, warning or error; the alert is taken for a warning"
