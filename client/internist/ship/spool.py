@@ -125,9 +125,8 @@ class Spool:
     ) -> bool:
         """Write what is given; whether all of it is in the file now. Never raises; any thread may call.
 
-        Series, plans and outlines are never lost for want of room: what cannot be written now is written before the next
-        record.
-        Anything else that cannot be written is counted in `dropped`.
+        Series, plans and outlines are never lost for want of room: what cannot be written now is written before the
+        next record. Anything else that cannot be written is counted in `dropped`.
         """
         with self._mutex:
             if self._file < 0 or os.getpid() != self._process:
