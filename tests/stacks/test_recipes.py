@@ -71,6 +71,22 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "block", "attention"),
+    [
+        ("trainer", "model.layers.1", "model.layers.1.self_attn"),
+        ("vision", "blocks.1", "blocks.1"),
+        ("experts", "1", None),
+    ],
+)
+def test_blocks_and_attention_are_recognised_in_recipes_of_libraries(left_behind, name, block, attention):
+    points, _, _ = read(next((left_behind / name).rglob("*.spool")).parent)
+
+    assert ("block.contribution", block, None) in points
+    logits = {subject for metric, subject, _ in points if metric == "attention.max_logit"}
+    assert attention in logits if attention else not logits
+
+
 def test_a_kernel_of_ones_own_has_its_logits_measured_in_the_recipe(left_behind):
     points, _, _ = read(next((left_behind / "attention").rglob("*.spool")).parent)
 
