@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.errors import InternistError
+    from internist.history.reading import read
     from internist.monitor.beginning import AlertLevel
     from internist.monitor.monitor import Monitor
     from internist.monitor.watching import alert, finish, init, log, unwatch, watch
@@ -35,6 +36,7 @@ __all__ = [
     "finish",
     "init",
     "log",
+    "read",
     "split_parameters",
     "unwatch",
     "watch",
@@ -53,6 +55,7 @@ _HOMES = {
     "finish": "internist.monitor.watching",
     "init": "internist.monitor.watching",
     "log": "internist.monitor.watching",
+    "read": "internist.history.reading",
     "split_parameters": "internist.optim.groups",
     "unwatch": "internist.monitor.watching",
     "watch": "internist.monitor.watching",
