@@ -279,6 +279,12 @@ class Monitor:
         known = self._sender.url if self._sender is not None else None
         return known or f"{self._options.server}/runs/{self.run}"
 
+    def reader(self) -> Connection | None:
+        """A connection of its own to the run's server, for another thread; None if offline or disabled."""
+        if self._options.mode in ("offline", "disabled"):
+            return None
+        return Connection(self._options.server, self._options.token)
+
     @property
     def directory(self) -> Path | None:
         """Where this rank's frames are kept; None if disabled."""
