@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 from internist.errors import ConfigurationError, RequestRefused
@@ -19,6 +19,7 @@ _PIXELS: Final = 10_000
 _WINDOWS: Final = 16
 _PAGE: Final = 1_000
 _NOT_FOUND: Final = 404
+_T = TypeVar("_T")
 
 
 class Server:
@@ -196,7 +197,7 @@ class StoredRun:
             yield from self._pieces(thinned, first, middle)
             yield from self._pieces(thinned, middle + 1, last)
 
-    def _read(self, what: str, reply: type[Any], **asked: object) -> Any:
+    def _read(self, what: str, reply: type[_T], **asked: object) -> _T:
         return self._connection.read(f"runs/{quote(self.id, safe='')}/{what}", reply, **asked)
 
 

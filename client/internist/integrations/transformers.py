@@ -41,11 +41,10 @@ class InternistCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  
         args: TrainingArguments,
         state: TrainerState,  # noqa: ARG002
         control: TrainerControl,  # noqa: ARG002
-        *,
-        model: nn.Module,
-        **_: Any,
+        **kwargs: Any,
     ) -> None:
         """Watch the model; the Trainer's optimizer is found when it first steps."""
+        model: nn.Module = kwargs["model"]
         if self.monitor is None or self.monitor.is_finished:
             settings = {"name": getattr(args, "run_name", None), "config": args.to_sanitized_dict(), **self._options}
             self.monitor = watch(model, **settings)

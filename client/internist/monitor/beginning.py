@@ -63,7 +63,7 @@ class Config(dict[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         self.update({name: value})
 
-    def update(self, values: Any = (), /, allow_val_change: bool = True, **named: Any) -> None:  # type: ignore[override]  # noqa: ARG002
+    def update(self, values: Any = (), /, allow_val_change: bool = True, **named: Any) -> None:  # noqa: ARG002
         """Add values, or change them: a mapping, a namespace or a dataclass instance."""
         new = {**attributes(values or {}), **named}
         super().update(new)

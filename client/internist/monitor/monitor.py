@@ -222,7 +222,7 @@ class Monitor:
     def configure(self, values: Any) -> None:
         """Add to the run's configuration, or change values of it: a mapping, a namespace or a dataclass instance."""
         if self._spool is not None and not self.is_finished:
-            self._quietly("config", lambda spool: spool.append(outline=Outline(config=flatten(values))), self._spool)
+            self._quietly("config", lambda spool: self._configure(spool, values), self._spool)
 
     def pause(self, reason: str = "") -> Pause:
         """Say that no step is made for a while: a long checkpoint, a rollout, a wait for data. Until the `with` block
@@ -399,6 +399,9 @@ class Monitor:
         if n is not None and number is None:
             self._complain("step", f"step({n!r}): expected a whole number, 0 or more; the step was counted without it")
         observer.manual_step(number)
+
+    def _configure(self, spool: Spool, values: Any) -> None:
+        spool.append(outline=Outline(config=flatten(values)))
 
     def _note(self, spool: Spool, title: str, text: str, level: str) -> None:
         level = str(level).lower()

@@ -178,7 +178,8 @@ def attributes(config: Any) -> Mapping[str, Any]:
         raise ConfigurationError(
             f"config={config!r}: expected a mapping or an object with attributes (argparse.Namespace, a dataclass)"
         )
-    return vars(config)
+    found: dict[str, Any] = vars(config)
+    return found
 
 
 def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:
