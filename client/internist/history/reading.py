@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
-from internist.errors import ConfigurationError, RequestRefused
+from internist.errors import ConfigurationError, NotInternist, RequestRefused
 from internist.history.curves import Curve, History, number
 from internist.history.frames import Frame, Library, frame
 from internist.schema.views import AlertsPage, Coverage, Points, PointsPage, Run, SeriesPage, SeriesView, Verdicts
@@ -18,7 +18,7 @@ _PIXELS: Final = 10_000
 """Points of a series in one answer; more come in several."""
 _WINDOWS: Final = 16
 _PAGE: Final = 1_000
-_NOT_FOUND: Final = 404
+_NOT_FOUND, _NOT_ALLOWED = 404, 405
 _T = TypeVar("_T")
 
 
@@ -184,8 +184,18 @@ class StoredRun:
         return self._read("points", PointsPage, series=list(series), pixels=pixels)
 
     def delete(self) -> None:
-        """Delete it with all that the server holds of it."""
-        self._connection.delete(f"runs/{quote(self.id, safe='')}")
+        """Delete it with all that the server holds of it.
+
+        Raises:
+            RequestRefused: the server will not, for example because the run is under way.
+            ConfigurationError: the server is of a version that cannot delete runs.
+        """
+        try:
+            self._connection.delete(f"runs/{quote(self.id, safe='')}")
+        except NotInternist as error:
+            if error.status != _NOT_ALLOWED:
+                raise
+            raise ConfigurationError(f"{self._connection.server} is of a version that cannot delete runs") from error
 
     def _pieces(self, ids: list[int], first: int, last: int) -> Iterable[Points]:
         """Windows of series, each of consecutive steps and none of them thinned, in order."""

@@ -141,6 +141,12 @@ def test_no_such_run_is_code_2_and_no_server_code_1(capsys):
     assert "test_server_commands.py:1 is no JSON" in capsys.readouterr().err
 
 
+def test_a_run_is_deleted_only_when_that_was_said(capsys):
+    assert runs_command(["rm", "tiny"]) == console.USAGE
+    assert "nobody can be asked here: say --yes" in capsys.readouterr().err
+    assert runs_command(["show", "tiny"]) == 0
+
+
 def test_help_documents_the_exit_codes(capsys):
     for command in (["runs", "list"], ["export"], ["import"], ["report"], ["top"], ["completion"]):
         assert cli.main([*command, "--help"]) == 0
