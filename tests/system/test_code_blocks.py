@@ -14,6 +14,7 @@ import torch
 import internist
 from internist import optim
 from tests.client.history.conftest import server  # noqa: F401  # a fixture
+from tests.client.mup.mup_models import Llama
 from tests.stacks.models import Gpt, cross_entropy, sentences
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +44,15 @@ def names(monkeypatch, tmp_path, server):  # noqa: F811
         "QKClip": optim.QKClip, "save": lambda _: None, "width": 16, "seed": 0, "lr": 1e-3,
     }  # fmt: skip
     yield found
+    if "forwarding" in found:
+        found["forwarding"].close()
     internist.finish()
 
 
 @pytest.mark.parametrize(("page", "line", "code"), RUN, ids=[f"{page}:{line}" for page, line, _ in RUN])
 def test_a_block_runs_as_it_is_written(names, page, line, code):
+    if "plan(" in code:
+        names["model"] = Llama(256, 4)  # the pages speak of a base of this size
     if "monitor" in code or "demo" in code:
         names["monitor"] = demo(names, ends="monitor" not in code)
 
@@ -57,7 +62,7 @@ def test_a_block_runs_as_it_is_written(names, page, line, code):
 def demo(names, *, ends):
     """A run called demo: under way, or over and on the server."""
     model, optimizer = names["model"], names["optimizer"]
-    monitor = internist.watch(model, optimizer, name="demo", server=names["server"], every=1)
+    monitor = internist.watch(model, optimizer, name="demo" if ends else "under way", server=names["server"], every=1)
     for ids, targets in sentences(2):
         cross_entropy(model(ids), targets).backward()
         optimizer.step()

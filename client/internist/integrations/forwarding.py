@@ -10,7 +10,8 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -33,6 +34,9 @@ class Target(Protocol):
     def write(self, values: Mapping[str, float], sentence: str, step: int) -> None:
         """Keep numbers by name, and the verdict in words, at an optimizer step."""
 
+    def close(self) -> None:
+        """Nothing follows."""
+
 
 class ToWandb:
     """A run of wandb's: the numbers join what the user logs next, so that its own step does not move.
@@ -51,6 +55,9 @@ class ToWandb:
         self._run.log({**values, f"{PREFIX}step": step}, commit=False)
         self._run.summary[f"{PREFIX}sentence"] = sentence
 
+    def close(self) -> None:
+        """The run is its user's, and stays as it is."""
+
 
 class ToTensorBoard:
     """A directory of TensorBoard's.
@@ -62,7 +69,7 @@ class ToTensorBoard:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(os.fspath(directory), filename_suffix=".internist")  # type: ignore[no-untyped-call, unused-ignore]
+        self._writer: Any = SummaryWriter(str(Path(directory).absolute()), filename_suffix=".internist")  # type: ignore[no-untyped-call, unused-ignore]
         self._sentence = ""
 
     def write(self, values: Mapping[str, float], sentence: str, step: int) -> None:
@@ -73,6 +80,10 @@ class ToTensorBoard:
             self._writer.add_text(f"{PREFIX}sentence", sentence, step)
             self._sentence = sentence
         self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
 
 
 class ToMlflow:
@@ -97,6 +108,9 @@ class ToMlflow:
             self._client.log_metric(self._run, name, value, step=step)
         self._client.set_tag(self._run, "internist.sentence", sentence[:5_000])
 
+    def close(self) -> None:
+        """The run is its user's, and stays as it is."""
+
 
 class Forwarding:
     """What is under way for one monitor. Made by `forward`."""
@@ -119,6 +133,8 @@ class Forwarding:
             self._ended.set()
             self._thread.join()
             self._tell()
+            for target in self._targets:
+                self._quietly(target.close)
             self._connection.close()
             atexit.unregister(self.close)
 
@@ -129,12 +145,18 @@ class Forwarding:
                 return
 
     def _tell(self) -> None:
+        self._quietly(self._ask)
+
+    def _ask(self) -> None:
+        run = self._connection.read(f"runs/{quote(self._monitor.run, safe='')}", Run)
+        if run.cursor != self._told and run.last_step is not None:
+            for target in self._targets:
+                target.write(scalars(run), run.sentence, run.last_step)
+            self._told = run.cursor
+
+    def _quietly(self, act: Callable[[], None]) -> None:
         try:
-            run = self._connection.read(f"runs/{quote(self._monitor.run, safe='')}", Run)
-            if run.cursor != self._told and run.last_step is not None:
-                for target in self._targets:
-                    target.write(scalars(run), run.sentence, run.last_step)
-                self._told = run.cursor
+            act()
         except InternistError as error:  # the server may be away for a while
             self._complain(str(error))
         except Exception as error:  # whatever another tool raises must not end up in training

@@ -69,6 +69,9 @@ class Config(dict[str, Any]):
         super().update(new)
         self.__dict__["_changed"](new)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detached, (dict(self),)  # copies and pickles take the values, and belong to no run
+
     def setdefaults(self, values: Any) -> None:
         """Add the values of names that there are not yet."""
         self.update({name: value for name, value in attributes(values).items() if name not in self})
@@ -256,6 +259,11 @@ def settings(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[d
         raise ConfigurationError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
     facts = {name: others[name] for name in _FACTS if others.get(name) is not None}
     return {**arguments, "resume": resume, "mode": mode}, facts
+
+
+def _detached(values: Mapping[str, Any]) -> Config:
+    """A configuration that belongs to no run."""
+    return Config(values, lambda _: None)
 
 
 def _kept(value: Any) -> Any:

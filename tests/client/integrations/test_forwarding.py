@@ -35,6 +35,9 @@ class Kept:
             raise self.error
         self.told.append((values, sentence, step))
 
+    def close(self):
+        self.told.append("closed")
+
 
 class WandbRun:
     """What is used of wandb's run: its two attributes."""
@@ -70,7 +73,8 @@ def test_targets_are_told_the_verdict_and_the_headlines_of_the_last_step(address
     forwarding.close()
     forwarding.close()
 
-    ((values, sentence, step),) = kept.told
+    (values, sentence, step), closed = kept.told
+    assert closed == "closed"
     assert step == STEPS - 1
     assert values["internist/verdict"] in (0.0, 3.0)
     assert values["internist/loss"] == pytest.approx(0.69, abs=0.2)

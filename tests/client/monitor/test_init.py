@@ -1,6 +1,7 @@
 """Scripts written for wandb run as they are, with `import internist as wandb`."""
 
 import argparse
+import copy
 import logging
 
 import pytest
@@ -108,5 +109,8 @@ def test_wrong_arguments_of_init_are_named():
     with pytest.raises(AttributeError, match="init"):
         _ = internist.config
     wandb.init(config={"a": 1})
+    copied = copy.deepcopy(wandb.config)
+    copied.a = 2
+    assert (wandb.config.a, type(copied)) == (1, type(wandb.config))
     with pytest.raises(AttributeError, match="no 'b'; it has a"):
         _ = wandb.config.b
