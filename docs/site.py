@@ -140,8 +140,8 @@ def navigation() -> list[Any]:
         {"Start": ["index.md", "recipes.md", "commands.md"]},
         {"What is judged": ["metrics.md", {"Conditions": _listed("conditions", [c.name for c in CONDITIONS])},
                             {"Metrics": _listed("metrics", list(METRICS))}]},
-        {"Optimizers and μP": ["optimizers.md", "quality.md", "mup.md", "scaling.md"]},
-        {"Operation": ["settings.md", "alertmanager.md", "api.md", "security.md"]},
+        {"Optimizers and μP": ["optimizers.md", "quality.md", "mup.md", "scaling.md", "reference.md"]},
+        {"Operation": ["settings.md", "alerts.md", "alertmanager.md", "api.md", "security.md"]},
         {"Design": ["architecture.md", "client.md", "faults.md", "results.md", "glossary.md"]},
         {"Project": ["changelog.md", "contributing.md", "license.md"]},
     ]  # fmt: skip

@@ -45,7 +45,7 @@ class AlertLevel(StrEnum):
 
 
 class Config(dict[str, Any]):
-    """A run's hyper-parameters: items and attributes are the same; what changes later is told as well."""
+    """A run's hyper-parameters: items and attributes are the same; what is added later is told as well."""
 
     def __init__(self, values: Any, changed: Callable[[Mapping[str, Any]], None]) -> None:
         super().__init__(attributes(values))
@@ -135,6 +135,7 @@ class Run:
         self._held: list[tuple[dict[str, Any], Any, str | None]] = []
         self._left_out = 0
         self._alerted: dict[str, float] = {}
+        self._told: dict[str, Any] = {}
         self.config = Config(config, self._configure)
         self.summary = Summary(self.log)
         self.project: str | None = self._settings.get("project")
@@ -167,6 +168,7 @@ class Run:
     def attach(self, monitor: Monitor) -> None:
         """Its model is watched: what was logged until now goes to the monitor."""
         self._monitor = monitor
+        self._told = dict(self.config)
         held, self._held = self._held, []
         for values, step, axis in held:
             monitor.log(values, step=step, axis=axis)
@@ -234,8 +236,18 @@ class Run:
         self.end(outcome_of(error))
 
     def _configure(self, values: Mapping[str, Any]) -> None:
-        if self._monitor is not None:
-            self._monitor.configure(values)
+        if self._monitor is None:
+            return
+        changed = [name for name, value in values.items() if name in self._told and self._told[name] is not value]
+        if changed:
+            _LOG.warning(
+                "internist: the run keeps %s as it was when its model was first watched: what is known of a run's"
+                " configuration stays",
+                ", ".join(f"{name}={self._told[name]!r}" for name in changed),
+            )
+        new = {name: value for name, value in values.items() if name not in self._told}
+        self._told |= new
+        self._monitor.configure(new)
 
 
 def settings(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

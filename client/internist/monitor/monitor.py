@@ -220,7 +220,7 @@ class Monitor:
             self._quietly("alert", lambda spool: self._note(spool, title, text, level), self._spool)
 
     def configure(self, values: Any) -> None:
-        """Add to the run's configuration, or change values of it: a mapping, a namespace or a dataclass instance."""
+        """Add to the run's configuration: a mapping, a namespace or a dataclass instance. What is known of it stays."""
         if self._spool is not None and not self.is_finished:
             self._quietly("config", lambda spool: self._configure(spool, values), self._spool)
 

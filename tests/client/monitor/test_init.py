@@ -45,7 +45,7 @@ def config_of(directory):
     return found
 
 
-def test_what_is_told_before_and_after_the_model_is_watched_belongs_to_the_run():
+def test_what_is_told_before_and_after_the_model_is_watched_belongs_to_the_run(caplog):
     arguments = argparse.Namespace(lr=0.1, layers=2)
     with wandb.init(project="shop", name="first", config=arguments, tags=["a"], mode="offline") as run:
         wandb.log({"early": 1.0})
@@ -59,9 +59,10 @@ def test_what_is_told_before_and_after_the_model_is_watched_belongs_to_the_run()
         wandb.alert(title="Low accuracy", text="0.5", level="WARN", wait_duration=300)
 
     assert monitor.is_finished
+    assert "the run keeps lr=0.1 as it was" in caplog.text
     found = records(monitor.directory)
     assert (found[0].start.project, found[0].start.name) == ("shop", "first")
-    assert config_of(monitor.directory) == {"lr": 0.2, "layers": 2, "batch": 8, "tags": "['a']", "nested.depth": 3}
+    assert config_of(monitor.directory) == {"lr": 0.1, "layers": 2, "batch": 8, "tags": "['a']", "nested.depth": 3}
     assert [(r.note.title, r.note.level) for r in found if r.note] == [("Low accuracy", "warning")]
     points = read(monitor.directory)[0]
     assert sorted(points["train/loss", "model", None]) == [0, 1, 2]
