@@ -42,6 +42,7 @@ def names(monkeypatch, tmp_path, server):  # noqa: F811
     found: dict[str, Any] = {
         "internist": internist, "torch": torch, "model": model, "optimizer": optimizer, "server": server,
         "QKClip": optim.QKClip, "save": lambda _: None, "width": 16, "seed": 0, "lr": 1e-3,
+        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
     }  # fmt: skip
     yield found
     if "forwarding" in found:

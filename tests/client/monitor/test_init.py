@@ -14,6 +14,10 @@ from internist.errors import ConfigurationError
 from tests.client.points import read, records
 
 
+MODELS = []
+"""Models of the test under way: a run ends with its model, and these outlive the function that trains them."""
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERNIST_MODE", "offline")
@@ -21,12 +25,14 @@ def offline(monkeypatch, tmp_path):
     yield
     wandb.finish()
     wandb.unwatch()
+    MODELS.clear()
 
 
 def train(steps=3, *, criterion=None, **options):
     """What a script for wandb does between init and finish."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    MODELS.append(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monitor = wandb.watch(model, criterion, log="all", log_freq=10, **options)
     for step in range(steps):
