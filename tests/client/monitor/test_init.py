@@ -13,7 +13,6 @@ import internist as wandb
 from internist.errors import ConfigurationError
 from tests.client.points import read, records
 
-
 MODELS = []
 """Models of the test under way: a run ends with its model, and these outlive the function that trains them."""
 
