@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from docs.catalogue import CADENCES, MERGES
-from internist.schema import conditions, rules
+from docs.catalogue import CADENCES, CRITERION_HEADS, MERGES, criterion_cells, row, table
+from internist.schema import rules
 from internist.schema.conditions import CONDITIONS, CRITERIA, Condition, Criterion
 from internist.schema.metrics import CATALOGUE, METRICS, Metric
 
@@ -29,11 +29,6 @@ OF_THE_ROOT: Final = {
 }
 """Pages that lie outside docs/, and where the site has them."""
 _LINK: Final = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
-_APPLIES: Final = {
-    "all": "every series of it",
-    "blocks": "outputs of residual blocks",
-    "normalized_input": "modules that are fed by a normalisation layer",
-}
 _COSTS: Final = {
     "light": "Little: a reduction over what the step has in memory anyway, on every `every`-th step.",
     "model_heavy": "A replay of a few tokens through the model, or of attention's scores, ten times rarer.",
@@ -185,26 +180,12 @@ def _index(title: str, entries: list[tuple[str, str]]) -> str:
 
 
 def _criteria(criteria: list[Criterion]) -> str:
-    rows = [
-        f"| [{c.metric}](../metrics/{c.metric}.md) | [{c.condition}](../conditions/{c.condition}.md)"
-        f" | {_APPLIES[c.applies_to]} | {_band(c)} |"
-        for c in criteria
-    ]
-    return "| metric | condition | of | band |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
-
-
-def _band(criterion: Criterion) -> str:
-    parts = []
-    if criterion.target is not None:
-        target = criterion.target
-        critical = "" if target.critical_above is None else f", violated above {target.critical_above:g}"
-        where = "" if target.applies_when == "always" else f" where the run is {target.applies_when}"
-        parts.append(f"warns above {target.warn_above:g}{critical}{where} ({target.source})")
-    if criterion.baseline:
-        sides = "times or a part" if criterion.two_sided else "times"
-        parts.append(f"violated at {conditions.BASELINE_CRITICAL:g} {sides} of its own past")
-    if criterion.sanity_relative_to:
-        parts.append(f"violated over {conditions.SANITY_RELATIVE_UPDATE:g} of {criterion.sanity_relative_to}")
-    if criterion.scheduled:
-        parts.append("divided by the schedule of the learning rate")
-    return "; ".join(parts) or "any NaN or infinity"
+    """The rows of the page of metrics; names lead to their own pages."""
+    rows = []
+    for criterion in criteria:
+        _, _, *cells = criterion_cells(criterion)
+        condition = f"[{criterion.condition}](../conditions/{criterion.condition}.md)"
+        metric = f"[{criterion.metric}](../metrics/{criterion.metric}.md)"
+        rows.append(row(condition, metric, *cells))
+    words = "What the columns mean is told [with the bands](../metrics.md#bands)."
+    return "\n".join([*table(CRITERION_HEADS), *rows, "", words])

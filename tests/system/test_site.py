@@ -22,7 +22,7 @@ def test_every_metric_and_condition_has_a_page_that_says_what_judges_it():
     assert {f"conditions/{condition.name}.md" for condition in CONDITIONS} <= set(pages)
     for criterion in CRITERIA:
         assert f"../conditions/{criterion.condition}.md" in pages[f"metrics/{criterion.metric}.md"]
-    assert "warns above 100" in pages["metrics/attention.max_logit.md"]
+    assert "tau = 100" in pages["metrics/attention.max_logit.md"]
     assert "## GET /api/v1/runs/{run_id}/points" in pages["api.md"]
 
 
