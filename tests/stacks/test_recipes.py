@@ -12,6 +12,7 @@ from tests.client.points import read
 from tests.stacks.merging import merged, parts_of
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # all scripts run for the first test: minutes on a busy machine
 NAMES = [name for _, name in recipes.SECTIONS]
 SCRIPTS = [recipes.SCRIPTS / f"{name}.py" for name in NAMES]
 MEASURED = {"activation.rms", "gradient.rms", "update.rms", "loss"}
