@@ -17,9 +17,9 @@ from internist.schema.metrics import METRICS
 from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.segments import DEFAULT_DIRECTORY
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-DEFAULT_DIRECTORY = "internist-runs"
 MODES: tuple[str, ...] = ("auto", "online", "offline", "disabled")
 RESUME: tuple[str, ...] = ("auto", "never", "must")
 MOST_OVERHEAD = 0.5
