@@ -31,6 +31,8 @@ MERGES = {
     "differs": "whether the ranks' checksums are not all the same",
 }
 
+CRITERION_HEADS = "condition | metric | of | sides | schedule | baseline | reference | target: warns, violates"
+
 CADENCES = {
     "light": "light",
     "model_heavy": "model-heavy",
@@ -173,7 +175,7 @@ def criteria_section() -> str:
         "either side, its own scatter and what muP says of the sizes allowed for ([how](reference.md)). "
         "*Schedule*: the value is divided by the run-wide factor of the learning rate's schedule before it is judged.",
         "",
-        *table("condition | metric | of | sides | schedule | baseline | reference | target: warns, violates"),
+        *table(CRITERION_HEADS),
     ]
     lines += [row(*criterion_cells(criterion)) for criterion in CRITERIA]
     return "\n".join([*lines, ""])

@@ -17,6 +17,10 @@ SECTIONS = (
     ("Tensor parallel", "tensor_parallel"),
     ("Pipeline", "pipeline"),
     ("peft", "lora"),
+    ("A recurrent network", "recurrent"),
+    ("A mixture of experts", "experts"),
+    ("A vision transformer", "vision"),
+    ("A script written for wandb", "wandb_script"),
     ("A notebook", "notebook"),
 )
 """Heading and script of each recipe, in the order of the page."""

@@ -16,6 +16,7 @@ SLOW_MARKERS = {
     "alertmanager": "starts a real Alertmanager",
     "browser": "starts a real browser",
     "postgres": "starts a PostgreSQL server",
+    "slow": "builds the distribution and installs it",
 }
 
 SLOW_FIXTURES = {
@@ -30,6 +31,9 @@ SLOW_FIXTURES = {
 SLOW_PATHS = {
     "tests/stacks": "libraries that take long to import, and compilers",
     "tests/system": "whole programs, trained and served",
+    "tests/client/commands/test_server_commands.py": "a server with runs",
+    "tests/client/history": "files that other tools write, and a server",
+    "tests/client/integrations": "runs that are trained and served",
     "tests/client/exponents/test_confusion.py": "a family of models for every mistake",
     "tests/client/monitor/test_identity.py": "several processes",
     "tests/client/measures/kernels": "an interpreter's kernels",

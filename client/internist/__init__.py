@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.errors import InternistError
+    from internist.history.reading import read
+    from internist.monitor.beginning import AlertLevel
     from internist.monitor.monitor import Monitor
-    from internist.monitor.watching import alert, finish, log, unwatch, watch
+    from internist.monitor.watching import alert, finish, init, log, unwatch, watch
     from internist.observe.attention import attention_logits
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AlertLevel",
     "InternistError",
     "Monitor",
     "Muon",
@@ -31,13 +34,16 @@ __all__ = [
     "alert",
     "attention_logits",
     "finish",
+    "init",
     "log",
+    "read",
     "split_parameters",
     "unwatch",
     "watch",
 ]
 
 _HOMES = {
+    "AlertLevel": "internist.monitor.beginning",
     "InternistError": "internist.errors",
     "Monitor": "internist.monitor.monitor",
     "Muon": "internist.optim.muon",
@@ -47,20 +53,20 @@ _HOMES = {
     "alert": "internist.monitor.watching",
     "attention_logits": "internist.observe.attention",
     "finish": "internist.monitor.watching",
+    "init": "internist.monitor.watching",
     "log": "internist.monitor.watching",
+    "read": "internist.history.reading",
     "split_parameters": "internist.optim.groups",
     "unwatch": "internist.monitor.watching",
     "watch": "internist.monitor.watching",
 }
 _ROOMS = ("mup", "optim")
 """Packages with public names of their own."""
+_OF_A_RUN = ("config", "run", "summary")
+"""What there is of a run that `init` began: it belongs to the run, so it is looked up anew each time."""
 _OTHERS = {
-    "init": "(): call internist.watch(model, optimizer)",
     "start_run": "(): call internist.watch(model, optimizer)",
     "autolog": "(): call internist.watch(model, optimizer)",
-    "config": ": pass config= to internist.watch",
-    "run": ": internist.watch returns the monitor of the run",
-    "summary": ": internist.log(name=value) keeps every value of a scalar",
     "define_metric": "(): internist.log(values, step=n, axis='tokens') names the axis of a scalar",
     "add_scalar": "(): call internist.log({name: value})",
     "log_metric": "(): call internist.log({name: value})",
@@ -78,8 +84,22 @@ _OTHERS = {
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"internist.{name}")
+    if name in _OF_A_RUN:
+        return _of_the_run(name)
     if name in _OTHERS:
         raise AttributeError(f"internist has no {name}{_OTHERS[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'internist' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _of_the_run(name: str) -> Any:
+    run = import_module("internist.monitor.watching").current_run()
+    if name == "run":
+        return run
+    if run is None:
+        raise AttributeError(
+            f"internist.{name} is that of a run that internist.init() began, and there is none; without init(), pass"
+            " config= to internist.watch and internist.log(name=value) a number"
+        )
+    return getattr(run, name)

@@ -1,18 +1,20 @@
-"""Accelerate: watch what `prepare` returns; accumulated batches are one step."""
+"""Accelerate: a tracker watches the model and records what is logged; accumulated batches are one step.
+
+`internist.watch(model, optimizer)` with what `prepare` returns does without it.
+"""
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
 
-import internist
+from internist.integrations.accelerate import InternistTracker
 
-accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 model = nn.Sequential(nn.Embedding(32, 16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, log_with=InternistTracker(model, optimizer))
+accelerator.init_trackers("shop", {"lr": 1e-3})
 model, optimizer = accelerator.prepare(model, optimizer)
-
-internist.watch(model, optimizer)
 
 for _ in range(24):
     tokens = torch.randint(0, 32, (4, 9))
@@ -23,4 +25,5 @@ for _ in range(24):
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    internist.log(loss=loss)
+    accelerator.log({"loss": loss})
+accelerator.end_training()

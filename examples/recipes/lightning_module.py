@@ -1,4 +1,7 @@
-"""Lightning: watch the module, or the model inside it, before `fit`."""
+"""Lightning: a callback watches the module, or the model inside it; a logger records what the module logs.
+
+Each does without the other, and `internist.watch(module.model)` before `fit` does without both.
+"""
 
 import lightning
 import torch
@@ -6,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-import internist
+from internist.integrations.lightning import InternistCallback, InternistLogger
 
 
 class Language(lightning.LightningModule):
@@ -19,7 +22,7 @@ class Language(lightning.LightningModule):
     def training_step(self, tokens: Tensor) -> Tensor:
         """The loss of one batch."""
         loss = functional.cross_entropy(self.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        internist.log(loss=loss)
+        self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -27,9 +30,8 @@ class Language(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-module = Language()
-
-internist.watch(module.model)
-
-trainer = lightning.Trainer(max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False)
-trainer.fit(module, DataLoader(torch.randint(0, 32, (64, 9)), batch_size=4))
+trainer = lightning.Trainer(
+    max_steps=12, accelerator="cpu", enable_checkpointing=False, log_every_n_steps=1,
+    callbacks=[InternistCallback("model")], logger=InternistLogger(),
+)  # fmt: skip
+trainer.fit(Language(), DataLoader(torch.randint(0, 32, (64, 9)), batch_size=4))

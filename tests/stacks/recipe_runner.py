@@ -19,6 +19,10 @@ def main(directory: Path, scripts: list[Path]) -> None:
     import peft  # noqa: F401
     from transformers import LlamaForCausalLM, Trainer  # noqa: F401
 
+    import internist.integrations.accelerate
+    import internist.integrations.lightning
+    import internist.integrations.transformers  # noqa: F401
+
     context = multiprocessing.get_context("fork")
     for script in scripts:
         own = directory / script.stem

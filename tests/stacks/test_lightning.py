@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.client.points import records
 from tests.stacks.models import ATTENTIONS, BLOCKS, Attention, Gpt, cross_entropy, sentences
 from tests.stacks.twin import (
     Run,
@@ -176,3 +177,51 @@ def test_manual_optimization_with_two_optimizers_is_one_round(tmp_path):
     assert_measured(run, steps=STEPS, features=(*BLOCKS, "head"))
     assert_right(run)
     assert {s for m, s, _ in run.points if m == "learning_rate"} == {"0", "1.0"}
+
+
+def test_the_callback_and_the_logger_watch_and_record_with_the_same_bits(tmp_path):
+    from internist.integrations.lightning import InternistCallback, InternistLogger
+
+    class Logging(Language):
+        def training_step(self, batch: Any, number: int) -> Tensor:
+            loss = super().training_step(batch, number)
+            self.log("mean", loss)
+            return loss
+
+    def script(run: Run) -> None:
+        module = Logging(run)
+        module.save_hyperparameters({"width": 16})
+        if not run.is_watched:
+            run.watch(module.model)
+            fit(module, tmp_path)
+            return
+        run.keep(module.model)
+        callback, logger = InternistCallback("model", **run.options), InternistLogger(project="shop", name="tiny")
+        fit(module, tmp_path, callbacks=[callback], logger=logger, log_every_n_steps=1)
+        run.adopt(callback.monitor)
+        assert (logger.name, logger.version) == ("shop", callback.monitor.run)
+        logger.experiment.finish()
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, attention=ATTENTIONS, features=(*BLOCKS, "head"))
+    assert_right(run)
+    assert len(run.steps("mean")) == STEPS
+    start = records(run.directory)[0].start
+    assert (start.project, start.name, start.config["width"]) == ("shop", "tiny", 16)
+
+
+def test_a_fit_that_fails_is_a_run_that_failed(tmp_path):
+    from internist.integrations.lightning import InternistCallback
+
+    class Failing(Language):
+        def training_step(self, batch: Any, number: int) -> Tensor:
+            if number == 1:
+                raise RuntimeError("the user's own")
+            return super().training_step(batch, number)
+
+    callback = InternistCallback(mode="offline", directory=tmp_path / "spool")
+    with pytest.raises(RuntimeError, match="the user's own"):
+        fit(Failing(Run(None, reference=False)), tmp_path, callbacks=[callback])
+
+    assert [r.finish.outcome for r in records(callback.monitor.directory) if r.finish] == ["failed"]

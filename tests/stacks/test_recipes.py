@@ -12,6 +12,7 @@ from tests.client.points import read
 from tests.stacks.merging import merged, parts_of
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # all scripts run for the first test: minutes on a busy machine
 NAMES = [name for _, name in recipes.SECTIONS]
 SCRIPTS = [recipes.SCRIPTS / f"{name}.py" for name in NAMES]
 MEASURED = {"activation.rms", "gradient.rms", "update.rms", "loss"}
@@ -69,6 +70,22 @@ EXPECTED = {
         *(f"blocks.{block}.{layer}.{part}" for block in range(4) for layer in (0, 1) for part in ("weight", "bias")),
     },
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "attention"),
+    [
+        ("trainer", "model.layers.1", "model.layers.1.self_attn"),
+        ("vision", "blocks.1", "blocks.1"),
+        ("experts", "1", None),
+    ],
+)
+def test_blocks_and_attention_are_recognised_in_recipes_of_libraries(left_behind, name, block, attention):
+    points, _, _ = read(next((left_behind / name).rglob("*.spool")).parent)
+
+    assert ("block.contribution", block, None) in points
+    logits = {subject for metric, subject, _ in points if metric == "attention.max_logit"}
+    assert attention in logits if attention else not logits
 
 
 def test_a_kernel_of_ones_own_has_its_logits_measured_in_the_recipe(left_behind):

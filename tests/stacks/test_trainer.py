@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.client.points import records
 from tests.stacks.twin import Run, Watched, assert_coverage_is_honest, assert_measured, assert_right, train
 
 transformers = pytest.importorskip("transformers", reason="pip install 'internist[stacks]'")
@@ -213,3 +214,33 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_at_its_step(tmp_path):
     assert run.steps("update.rms", "transformer.ln_f.weight") == [2]
     assert run.steps("activation.rms", "transformer.h.1") == [2]
     assert run.steps("loss") == [2]
+
+
+@pytest.mark.parametrize("how", ["callback", "report_to"])
+def test_the_trainers_callback_watches_its_model_with_the_same_bits(tmp_path, how):
+    from internist.integrations.transformers import InternistCallback
+
+    def script(run: Run) -> None:
+        model = gpt2()
+        if not run.is_watched:
+            run.watch(model)
+        run.keep(model)
+        options = {"report_to": "internist"} if run.is_watched and how == "report_to" else {}
+        trained = trainer(model, tmp_path / "out", eval_strategy="steps", eval_steps=2, **options)
+        if run.is_watched:
+            if how == "report_to":
+                trained.pop_callback(InternistCallback)  # made as users make it; the test needs one that is offline
+            trained.add_callback(callback := InternistCallback(**run.options))
+        trained.train()
+        losses_of(run, trained)
+        if run.is_watched:
+            run.adopt(callback.monitor)
+            assert trained.pop_callback(InternistCallback) is callback
+
+    run = train(script, tmp_path)
+
+    assert_measured(run, steps=STEPS, attention=attentions(gpt2), features=blocks(gpt2), spectra=False, loss=True)
+    assert_right(run)
+    assert len(run.steps("train/loss")) == STEPS
+    assert run.steps("eval/loss")
+    assert records(run.directory)[0].start.config["max_steps"] == STEPS

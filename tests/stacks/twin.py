@@ -66,8 +66,16 @@ class Run:
             if self._wants_reference:
                 self.references.append(Reference(model))
             return
-        options = {"every": 1, "max_overhead": 0, **options}
-        monitor = internist.watch(model, optimizer, mode="offline", directory=self._directory, **options)
+        self.adopt(internist.watch(model, optimizer, **{**self.options, **options}))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the watched run is watched with, where a library's callback does it."""
+        return {"every": 1, "max_overhead": 0, "mode": "offline", "directory": self._directory}
+
+    def adopt(self, monitor: Monitor | None) -> None:
+        """Take the monitor that a library's callback made."""
+        assert monitor is not None, "the model was not watched"
         if monitor not in self.monitors:
             self.monitors.append(monitor)
 
@@ -101,6 +109,7 @@ class Watched:
         self.points: dict[Key, dict[int, float]]
         self.series: dict[Key, Series]
         assert monitor.directory is not None
+        self.directory = monitor.directory
         self.points, self.series, self.frames = read(monitor.directory)
 
     def measured(self, metric: str) -> set[str]:

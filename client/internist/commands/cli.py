@@ -1,6 +1,7 @@
 """The `internist` command. Its subcommands are entry points of the group `internist.commands`, loaded when called."""
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from internist.errors import InternistError
 
 GROUP = "internist.commands"
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+COMPLETING = "_INTERNIST_COMPLETE"
+"""Set by a shell that completes a line: see `internist completion`."""
 
 _OPTIONAL = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([^'\"]+)['\"]")
 _NOT_OFFERED = ("dev", "all")
@@ -24,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it did its work, 1 when it failed, 2 when the arguments are wrong.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if COMPLETING in os.environ:
+        return _complete()
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     if arguments and arguments[0] in ("--version", "-V"):
         print(f"internist {__version__}")
@@ -57,6 +62,15 @@ def extra_of(module: str) -> str | None:
         return None
     extras = [extra for name, extra in optional if name.lower() == wanted and extra not in _NOT_OFFERED]
     return extras[0] if extras else None
+
+
+def _complete() -> int:
+    """Answer a shell that asks how a line goes on; it is told nothing where the extra is missing."""
+    try:
+        from internist.commands.completion import answer
+    except ModuleNotFoundError:
+        return FAILURE
+    return answer()
 
 
 def _load(entry: EntryPoint) -> Callable[[list[str]], int]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from internist.commands.surroundings import Finding, patches, surroundings
 from internist.commands.trial import Trial, Watched, run_script
-from internist.monitor.options import DEFAULT_DIRECTORY
 from internist.schema.coverage import FAMILIES
 from internist.schema.wire import CoverageEntry
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.segments import DEFAULT_DIRECTORY
 
 _SHOWN = 3
 _EPILOG = """exit codes:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from internist.errors import InternistError
-from internist.monitor.options import DEFAULT_DIRECTORY
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.segments import DEFAULT_DIRECTORY
 from internist.ship.sync import SyncReport, sync
 
 

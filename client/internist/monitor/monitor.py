@@ -24,7 +24,7 @@ from internist.monitor.ending import outcome_of
 from internist.monitor.finishing import Finishing, Stage
 from internist.monitor.identity import identify
 from internist.monitor.logs import Logs
-from internist.monitor.options import Options
+from internist.monitor.options import Options, flatten
 from internist.monitor.pauses import Pause, Pauses
 from internist.monitor.refusals import check_choice
 from internist.observe.coverage import departed
@@ -44,6 +44,7 @@ from internist.schema.wire import (
     Finish,
     Note,
     Outcome,
+    Outline,
     RunStart,
 )
 from internist.ship.connection import Connection
@@ -218,6 +219,11 @@ class Monitor:
         if self._spool is not None and not self.is_finished:
             self._quietly("alert", lambda spool: self._note(spool, title, text, level), self._spool)
 
+    def configure(self, values: Any) -> None:
+        """Add to the run's configuration: a mapping, a namespace or a dataclass instance. What is known of it stays."""
+        if self._spool is not None and not self.is_finished:
+            self._quietly("config", lambda spool: self._configure(spool, values), self._spool)
+
     def pause(self, reason: str = "") -> Pause:
         """Say that no step is made for a while: a long checkpoint, a rollout, a wait for data. Until the `with` block
         that it is used in ends, or the next step is made, the run is not called stalled. Evaluation of the watched
@@ -272,6 +278,12 @@ class Monitor:
             return None
         known = self._sender.url if self._sender is not None else None
         return known or f"{self._options.server}/runs/{self.run}"
+
+    def reader(self) -> Connection | None:
+        """A connection of its own to the run's server, for another thread; None if offline or disabled."""
+        if self._options.mode in ("offline", "disabled"):
+            return None
+        return Connection(self._options.server, self._options.token)
 
     @property
     def directory(self) -> Path | None:
@@ -388,7 +400,11 @@ class Monitor:
             self._complain("step", f"step({n!r}): expected a whole number, 0 or more; the step was counted without it")
         observer.manual_step(number)
 
+    def _configure(self, spool: Spool, values: Any) -> None:
+        spool.append(outline=Outline(config=flatten(values)))
+
     def _note(self, spool: Spool, title: str, text: str, level: str) -> None:
+        level = str(level).lower()
         if level not in _LEVELS:
             self._complain(
                 "level", f"level={level!r}: expected info, warning or error; the alert is taken for a warning"

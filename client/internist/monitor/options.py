@@ -17,9 +17,9 @@ from internist.schema.metrics import METRICS
 from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.segments import DEFAULT_DIRECTORY
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-DEFAULT_DIRECTORY = "internist-runs"
 MODES: tuple[str, ...] = ("auto", "online", "offline", "disabled")
 RESUME: tuple[str, ...] = ("auto", "never", "must")
 MOST_OVERHEAD = 0.5
@@ -147,14 +147,6 @@ def choose_metrics(metrics: Any) -> frozenset[str] | None:
 
 def flatten(config: Any) -> dict[str, Scalar]:
     """A run's configuration as flat scalars: nested mappings get dotted names, anything else its text."""
-    if config is None:
-        return {}
-    if not isinstance(config, Mapping):
-        if not hasattr(config, "__dict__"):
-            raise ConfigurationError(
-                f"config={config!r}: expected a mapping or an object with attributes (argparse.Namespace, a dataclass)"
-            )
-        config = vars(config)
     flat: dict[str, Scalar] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -168,8 +160,26 @@ def flatten(config: Any) -> dict[str, Scalar]:
         else:
             flat[prefix] = str(value)[:MAX_NAME_LENGTH]
 
-    walk("", config)
+    walk("", attributes(config))
     return {key[:MAX_NAME_LENGTH]: (value[:4096] if isinstance(value, str) else value) for key, value in flat.items()}
+
+
+def attributes(config: Any) -> Mapping[str, Any]:
+    """A configuration as a mapping: itself, or the attributes of a namespace or a dataclass instance.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if config is None:
+        return {}
+    if isinstance(config, Mapping):
+        return config
+    if not hasattr(config, "__dict__"):
+        raise ConfigurationError(
+            f"config={config!r}: expected a mapping or an object with attributes (argparse.Namespace, a dataclass)"
+        )
+    found: dict[str, Any] = vars(config)
+    return found
 
 
 def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:

@@ -1,21 +1,76 @@
-"""The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`, all on the current monitor."""
+"""The public face: `watch` a model, `log` scalars, raise an `alert`, `finish`, all on the current monitor.
+
+Scripts written for wandb find here what they call, with its arguments: `import internist as wandb`.
+"""
 
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from torch import nn
 
 from internist.model.roles import unwrap
+from internist.monitor.beginning import AlertLevel, Run, settings
 from internist.monitor.monitor import Monitor
-from internist.monitor.options import settle
+from internist.monitor.options import attributes, settle
 from internist.monitor.refusals import check_model, checked_optimizers, note_oddities
 from internist.monitor.registry import Registry
 
 _LOG = logging.getLogger("internist")
 
 _monitors = Registry()
+_begun: list[Run] = []
+"""The run that `init` began and that is not over: none or one."""
+
+
+def init(
+    project: str | None = None,
+    config: Any = None,
+    name: str | None = None,
+    *,
+    id: str | None = None,
+    resume: str | bool | None = "auto",
+    mode: str | None = "auto",
+    dir: str | os.PathLike[str] | None = None,
+    reinit: bool | str | None = None,
+    **others: Any,
+) -> Run:
+    """Begin a run whose model is watched later: for scripts that were written for wandb. `watch` alone does as well.
+
+    Args:
+        project: see `watch`, as for the arguments that follow.
+        config: hyper-parameters; `internist.config` has them, and takes more.
+        name: the run's name for people.
+        id: the run's id.
+        resume: `allow` and True are `auto`.
+        mode: `online` is `auto`: the run goes on where the server is away.
+        dir: what `watch` calls `directory`.
+        reinit: True or `finish_previous`: a run that is not over is finished first; else it is returned.
+        others: `group`, `job_type`, `tags`, `notes` and `entity` are kept with the configuration; other arguments of
+            wandb.init have no effect here.
+
+    Returns:
+        The run, with `config`, `summary`, `log`, `watch`, `alert`, `finish`.
+
+    Raises:
+        ConfigurationError: an argument has a value that is not understood.
+    """
+    arguments = {"project": project, "name": name, "id": id, "resume": resume, "mode": mode, "directory": dir}
+    chosen, facts = settings(arguments, others)
+    if _begun and reinit in (True, "finish_previous", "create_new"):
+        _begun[0].finish()
+    if not _begun:
+        _begun.append(Run(watch, _begun.remove, chosen, {**facts, **attributes(config)}))
+    elif config is not None:
+        _begun[0].config.update(config)
+    return _begun[0]
+
+
+def current_run() -> Run | None:
+    """The run that `init` began and that is not over."""
+    return _begun[0] if _begun else None
 
 
 def watch(
@@ -45,6 +100,11 @@ def watch(
     max_overhead: float = 0.01,
     replay: bool = True,
     thresholds: Mapping[str, float | tuple[float | None, float | None]] | None = None,
+    criterion: Any = None,
+    log: str | None = None,
+    log_freq: int | None = None,
+    idx: int | None = None,
+    log_graph: bool = False,
 ) -> Monitor:
     """Watch a model while it trains. No other call is needed: the optimizer's steps are the clock.
 
@@ -91,6 +151,8 @@ def watch(
         thresholds: limits of this run, by metric of the catalogue: a number that it must not be over, or (lowest,
             highest) with None for no edge, such as `{"gradient.global_norm": 5.0}`. The server alerts where a series of
             the metric is beyond.
+        criterion: wandb's, and so are `log`, `log_freq`, `idx` and `log_graph`: scripts written for it may pass them,
+            and they have no effect. After `init`, a loss in the optimizer's place is taken for the criterion.
 
     Returns:
         The monitor. Watching a model again returns the monitor it has, which then follows the optimizer as well. In a
@@ -103,9 +165,10 @@ def watch(
         SpoolError: the directory cannot be written.
         ServerError: `mode="online"` and the server cannot be used.
     """
-    arguments = dict(locals())
+    run = current_run()
+    arguments = _over(run, dict(locals()))
     check_model(model)
-    optimizers = checked_optimizers(optimizer)
+    optimizers = checked_optimizers(None if run is not None and isinstance(optimizer, nn.Module) else optimizer)
     root = unwrap(model)
     known = _monitors.of(root)
     if known is not None:
@@ -119,8 +182,10 @@ def watch(
     options = settle(arguments, os.environ)
     if options.mode != "disabled":
         note_oddities(model, optimizers)
-    monitor = Monitor(model, optimizers, options, rename, output, id)
+    monitor = Monitor(model, optimizers, options, rename, output, arguments["id"])
     _monitors.add(monitor, root)
+    if run is not None and run.monitor is None:
+        run.attach(monitor)
     return monitor
 
 
@@ -131,25 +196,50 @@ def unwatch(model: nn.Module | None = None) -> None:
         monitor.finish()
 
 
-def log(values: Mapping[str, Any] | None = None, /, *, step: Any = None, axis: str | None = None, **named: Any) -> None:
-    """Record scalars on the current monitor; does nothing if no model is watched. See `Monitor.log`."""
+def log(
+    values: Mapping[str, Any] | None = None,
+    /,
+    step: Any = None,
+    commit: bool | None = None,  # noqa: ARG001
+    *,
+    axis: str | None = None,
+    **named: Any,
+) -> None:
+    """Record scalars on the current monitor, or keep them for the model of the run that `init` began; does nothing
+    without either. `commit` is wandb's: scalars of one step are together without it. See `Monitor.log`."""
     monitor = _monitors.current
     if monitor is not None:
         monitor.log(values, step=step, axis=axis, **named)
+    elif _begun:
+        _begun[0].log(values, step, axis=axis, **named)
 
 
-def alert(title: str, text: str = "", level: str = "warning") -> None:
-    """Raise an alert on the current monitor. See `Monitor.alert`."""
+def alert(title: str, text: str = "", level: str = "warning", wait_duration: float | timedelta | None = None) -> None:
+    """Raise an alert on the current monitor. See `Monitor.alert`, and `wait_duration` of a run's."""
     monitor = _monitors.current
-    if monitor is not None:
+    if _begun:
+        _begun[0].alert(title, text, level, wait_duration)
+    elif monitor is not None:
         monitor.alert(title, text, level)
 
 
-def finish() -> None:
-    """Finish the current monitor. See `Monitor.finish`."""
+def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
+    """Finish the run that `init` began, else the current monitor: as failed with an exit code other than 0. See
+    `Monitor.finish`."""
     monitor = _monitors.current
-    if monitor is not None:
-        monitor.finish()
+    if _begun:
+        _begun[0].finish(exit_code, quiet)
+    elif monitor is not None:
+        monitor.finish("failed" if exit_code else "finished")
 
 
-__all__ = ["Monitor", "alert", "finish", "log", "unwatch", "watch"]
+def _over(run: Run | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `watch`, with those of `init` where they were left at their defaults."""
+    if run is None or run.monitor is not None:
+        return arguments
+    begun = run.arguments()
+    own = {name: value for name, value in arguments.items() if name not in begun or value not in (None, "auto")}
+    return {**arguments, **begun, **own, "config": {**begun["config"], **attributes(arguments["config"])}}
+
+
+__all__ = ["AlertLevel", "Monitor", "Run", "alert", "current_run", "finish", "init", "log", "unwatch", "watch"]

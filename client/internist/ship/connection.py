@@ -47,7 +47,7 @@ _JSON = "application/json"
 _OF_A_GATEWAY: Final = (400, 403, 408, 411, 414, 500, 502, 503, 504)
 """What proxies, firewalls and load balancers have been seen to answer to a body that is too large for them."""
 
-_Reply = TypeVar("_Reply", RunStarted, FramesReply, HeartbeatReply, Scaling, Check, Trajectory)
+_Reply = TypeVar("_Reply")
 
 
 class _Detail(msgspec.Struct):
@@ -77,16 +77,20 @@ class Connection:
         server: `http://host:port`, `https://host/prefix` or `host:port`.
         token: sent as a bearer token; None where the server asks for none.
         timeout: seconds to wait for an answer. Connecting takes at most 2 s of it.
+        most: bytes of an answer; a longer one is refused.
 
     Raises:
         ConfigurationError: the address or the token cannot be one.
     """
 
-    def __init__(self, server: str, token: str | None = None, timeout: float = READ_S) -> None:
+    def __init__(
+        self, server: str, token: str | None = None, timeout: float = READ_S, most: int = MAX_REPLY_BYTES
+    ) -> None:
         address = _parsed(server)
         self.server = Url(address.scheme, None, address.host, address.port, address.path).url.rstrip("/")
         self._base = (address.path or "").rstrip("/")
         self._patience = timeout
+        self._most = most
         self._starts_bare = False
         self._headers = {"User-Agent": f"internist/{__version__}", "Accept": _JSON}
         if token:
@@ -150,6 +154,23 @@ class Connection:
         """What another run can be held to, of a stored run."""
         return self._get(f"/api/v1/runs/{quote(run, safe='')}/trajectory", Trajectory)
 
+    def read(self, path: str, reply: type[_Reply], **asked: object) -> _Reply:
+        """What the API answers at a path below `/api/v1/`: a type of `internist.schema.views`, or tuples of one.
+
+        Args:
+            path: such as `runs/RUN/points`, quoted.
+            reply: the type of the answer.
+            asked: parameters of the query; a list is repeated, None is left out.
+        """
+        query = urlencode({name: value for name, value in asked.items() if value is not None}, doseq=True)
+        return self._get(f"/api/v1/{path}{'?' if query else ''}{query}", reply)
+
+    def delete(self, path: str) -> None:
+        """Delete what is at a path below `/api/v1/`."""
+        answer = self._exchange("DELETE", f"/api/v1/{path}", None, self._headers)
+        if answer.status not in (200, 202, 204):
+            raise self._refusal(path, answer)
+
     def close(self) -> None:
         """Let go of the socket."""
         self._pool.close()
@@ -204,8 +225,8 @@ class Connection:
         try:
             while chunk := response.read1(_CHUNK):
                 data += chunk
-                if len(data) > MAX_REPLY_BYTES:
-                    raise NotInternist(f"{self.server} answered with more than {MAX_REPLY_BYTES} bytes")
+                if len(data) > self._most:
+                    raise NotInternist(f"{self.server} answered with more than {self._most} bytes")
                 if time.monotonic() > deadline:
                     raise ConnectionBroken(f"{self.server} did not finish its answer in {self._patience:g} s")
         except BaseException:

@@ -51,14 +51,20 @@ def cut_start(start: RunStart) -> tuple[RunStart, list[Outline]]:
     """A start that fits a record, and the outlines that have to follow it: none where all of it fits."""
     if len(_ENCODER.encode(start)) <= _ROOM:
         return start, []
-    config, _ = cut((name, _short(value)) for name, value in start.config.items())
-    modules, _ = cut(start.modules)
-    routing, _ = cut(start.routing)
-    outlines = [Outline(config=dict(piece)) for piece in config]
-    outlines += [Outline(modules=piece) for piece in modules]
-    outlines += [Outline(routing=piece) for piece in routing]
-    outlines += [Outline(trajectory=(piece,)) for piece in start.trajectory]
+    outlines, _ = cut_outline(Outline(start.config, start.modules, start.routing, start.trajectory))
     return bare(start), outlines
+
+
+def cut_outline(outline: Outline) -> tuple[list[Outline], list[Exception]]:
+    """An outline in pieces that each fit a record, and why some of its lines are left out."""
+    config, of_config = cut((name, _short(value)) for name, value in outline.config.items())
+    modules, of_modules = cut(outline.modules)
+    routing, of_routing = cut(outline.routing)
+    pieces = [Outline(config=dict(piece)) for piece in config]
+    pieces += [Outline(modules=piece) for piece in modules]
+    pieces += [Outline(routing=piece) for piece in routing]
+    pieces += [Outline(trajectory=(piece,)) for piece in outline.trajectory]
+    return pieces, [*of_config, *of_modules, *of_routing]
 
 
 def join_start(start: RunStart, outlines: Sequence[Outline]) -> RunStart:

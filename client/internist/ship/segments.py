@@ -10,6 +10,8 @@ from internist.schema.wire import Outline, Record, RunStart
 from internist.ship import records
 from internist.ship.pieces import join_start
 
+DEFAULT_DIRECTORY = "internist-runs"
+"""Where runs are kept unless INTERNIST_DIR says otherwise, from the working directory."""
 SUFFIX = ".spool"
 
 _WINDOWS = os.name == "nt"

@@ -11,10 +11,10 @@ from typing import TypeVar
 import msgspec
 
 from internist.errors import SpoolError
-from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Plan, RunStart, Series
+from internist.schema.wire import CoverageEntry, Finish, Frame, Note, Outline, Plan, RunStart, Series
 from internist.ship import files, records
 from internist.ship.locks import FileLock, is_held
-from internist.ship.pieces import cut, cut_start
+from internist.ship.pieces import cut, cut_outline, cut_start
 from internist.ship.plans import Plans
 from internist.ship.reader import SpoolReader
 from internist.ship.segments import rank_directory, segment_numbers, segment_path
@@ -121,16 +121,17 @@ class Spool:
         coverage: tuple[CoverageEntry, ...] | None = None,
         note: Note | None = None,
         finish: Finish | None = None,
+        outline: Outline | None = None,
     ) -> bool:
         """Write what is given; whether all of it is in the file now. Never raises; any thread may call.
 
-        Series and plans are never lost for want of room: what cannot be written now is written before the next record.
-        Anything else that cannot be written is counted in `dropped`.
+        Series, plans and outlines are never lost for want of room: what cannot be written now is written before the
+        next record. Anything else that cannot be written is counted in `dropped`.
         """
         with self._mutex:
             if self._file < 0 or os.getpid() != self._process:
                 return False
-            is_whole = self._owe(series or (), plan)
+            is_whole = self._owe(series or (), plan, outline)
             others: list[list[_Content]] = []
             if coverage is not None:
                 others.append([("coverage", piece) for piece in self._cut(coverage) or [()]])
@@ -183,12 +184,16 @@ class Spool:
             files.sync(self.directory)
             self._lock.release()
 
-    def _owe(self, series: tuple[Series, ...], plan: Plan | None) -> bool:
+    def _owe(self, series: tuple[Series, ...], plan: Plan | None, outline: Outline | None) -> bool:
         """Note the declarations that have to be written next; whether all of them can be."""
         before = self.dropped
         self._owed += [("series", piece) for piece in self._cut(series)]
         if plan is not None:
             self._owed += [("plan", part) for part in self._plans.declare(plan)]
+        if outline is not None:
+            pieces, errors = cut_outline(outline)
+            self._owed += [("outline", piece) for piece in pieces]
+            self.dropped += len(errors)
         return self.dropped == before
 
     def _cut(self, items: tuple[_T, ...]) -> list[tuple[_T, ...]]:

@@ -191,7 +191,7 @@ def test_replay_is_an_option(model):
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("init", "internist has no init(): call internist.watch(model, optimizer)"),
+        ("start_run", "internist has no start_run(): call internist.watch(model, optimizer)"),
         ("config", "pass config= to internist.watch"),
         ("save", "no files"),
         ("define_metric", "axis="),

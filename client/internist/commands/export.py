@@ -1,0 +1,48 @@
+"""`internist export`: points of runs in files that other tools read."""
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from internist.commands.console import EXIT_CODES, of_a_server, reading, run
+from internist.history.exporting import Format, export
+
+
+def command(argv: list[str]) -> int:
+    """Write runs of a server to a file: Parquet, CSV, JSON lines, OpenMetrics, TensorBoard."""
+    return run(_command, "export", argv)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@click.option("--format", "format", type=click.Choice(get_args(Format)), required=True, help="What is written.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file; for tensorboard a directory."
+)
+@click.option("--metric", multiple=True, help="Only this metric; may be repeated.")
+@click.option("--subject", help="Only subjects in which this regular expression is found.")
+@of_a_server
+def _command(
+    run_ids: tuple[str, ...],
+    format: Format,
+    output: Path,
+    metric: tuple[str, ...],
+    subject: str | None,
+    server: str,
+    token: str | None,
+) -> None:
+    """Write the points of runs to a file that other tools read. RUN is an id, or a name that is no other's."""
+    err = Console(stderr=True)
+    with (
+        reading(server, token) as opened,
+        Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as bar,
+    ):
+        histories = []
+        for one in bar.track(run_ids, description="reading"):
+            histories.append(opened.run(one).history(metric=metric or None, subject=subject))
+    count = export(histories, output, format=format)
+    click.echo(f"{count:,} points of {len(histories)} run{'' if len(histories) == 1 else 's'} in {output}")
