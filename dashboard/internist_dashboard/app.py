@@ -93,6 +93,7 @@ def shell() -> Node:
         dcc.Store(id=name)
         for name in (
             "page",
+            "headline",
             "tick",
             "scheme",
             "narrow",
@@ -127,7 +128,12 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
                 return runs.layout(await api.runs()), {"kind": "runs"}
             case ["runs", name]:
                 found = await api.run(unquote(name))
-                return run.layout(found), {"kind": "run", "run": found.id, "cursor": found.cursor}
+                return run.layout(found), {
+                    "kind": "run",
+                    "run": found.id,
+                    "cursor": found.cursor,
+                    "headline": run.headline(found),
+                }
             case ["scaling"]:
                 return scaling.layout(), {"kind": "scaling"}
             case ["alerts"]:

@@ -63,6 +63,7 @@ def wire(app: dash.Dash) -> None:
         Input("logit-graph", "clickData"),
         State("logit-graph", "figure"),
     )
+    connect("headline", Output("content", "title"), Input("headline", "data"))
     connect("clear", Output("notice", "children", allow_duplicate=True), Input("tick", "data"))
     connect("drawBoard", Output("board", "title"), Input("board-rows", "data"))
     connect("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)

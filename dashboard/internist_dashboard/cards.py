@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import html
 
-from internist.schema.conditions import CARDS, State
+from internist.schema.conditions import CARDS, CONDITION, CRITERIA
 from internist.schema.coverage import is_missing
 from internist.schema.views import BlockVerdict, Card, Coverage, Run, Verdict
 from internist_dashboard import components, sparkline, words
@@ -24,18 +24,26 @@ CARD_NAMES = {
 }
 
 
-def card(answer: Card) -> Node:
-    """One of the six: verdict by shape and colour, its basis, its worst member, its trail."""
+def card(answer: Card, *, is_over: bool = False) -> Node:
+    """One of the six: verdict by shape and colour, its basis, its worst member, how many stand behind it, its trail.
+
+    Args:
+        answer: what the judge says.
+        is_over: whether the run has ended, so that nothing is to come.
+    """
+    members = answer.ok + answer.drifting + answer.violated + answer.not_measured
     count = {"violated": answer.violated, "drifting": answer.drifting}.get(answer.state, 0)
-    verdict = words.verdict(answer.state, basis_name=answer.basis, count=count)
+    verdict = words.verdict(answer.state, basis_name=answer.basis, count=count, of=members)
     worst = answer.worst
-    if answer.state == "ok":
-        counted = words.listing(_counts(answer, of=("ok", "not measured")))
-        line: Node = html.Span(counted, className="quiet")
-    elif worst is not None and worst.series is not None and answer.state != "not measured":
-        line = member_button(worst)
-    else:
-        line = html.Span(worst.reason if worst and worst.reason else "nothing measured", className="quiet")
+    line: list[Node] = []
+    if answer.state == "not measured":
+        line.append(html.Span(_why_not(answer), className="quiet"))
+    elif answer.state == "ok":
+        line.append(html.Span(_behind(answer), className="quiet"))
+        if worst is not None and worst.crossing_step is not None and not is_over:
+            line.append(_forecast(worst))
+    elif worst is not None and worst.series is not None:
+        line.append(member_button(worst))
     drawn = any(value is not None for value in answer.sparkline)
     bars = sparkline.mask(answer.sparkline)
     return html.Section(
@@ -67,7 +75,7 @@ def member_button(worst: Verdict) -> Node:
     since = "" if worst.since_step is None else f"since step {words.step(worst.since_step)}"
     return html.Button(
         [html.Span(words.where(worst), className="num"), html.Span(since, className="quiet since")],
-        className="plain",
+        className="plain card-member",
         title=words.listing([worst.metric, words.crossed(worst.reason), since]),
         **{"data-series": str(worst.series)},
     )
@@ -100,14 +108,31 @@ def board_rows(blocks: Sequence[BlockVerdict], *, pattern: re.Pattern[str] | Non
     return [_board_row(block) for block in shown]
 
 
-def _counts(answer: Card, *, of: tuple[State, ...]) -> list[str]:
-    counts: dict[State, int] = {
-        "ok": answer.ok,
-        "drifting": answer.drifting,
-        "violated": answer.violated,
-        "not measured": answer.not_measured,
-    }
-    return [f"{counts[state]} {state}" for state in of if counts[state]]
+def _behind(answer: Card) -> str:
+    """How many members stand behind a card that is well."""
+    if not answer.not_measured:
+        return f"{words.plural(answer.ok, 'member')}, all judged"
+    return f"{answer.ok} of {words.plural(answer.ok + answer.not_measured, 'member')} judged"
+
+
+def _why_not(answer: Card) -> str:
+    """Why nothing of a card is judged: what the judge says, or what would have to be measured."""
+    if answer.worst is not None and answer.worst.reason:
+        counted = words.plural(answer.not_measured, "member")
+        return f"{counted}: {words.crossed(answer.worst.reason)}"
+    conditions = {name for name, condition in CONDITION.items() if condition.card == answer.name}
+    metrics = dict.fromkeys(one.metric for one in CRITERIA if one.condition in conditions)
+    asked = " or ".join(list(metrics)[:2])
+    return f"this run sends no {asked}" if asked else "nothing of it is measured"
+
+
+def _forecast(worst: Verdict) -> Node:
+    return html.Button(
+        f"{words.subject(worst.subject, worst.index)} leaves its band near step {words.step(worst.crossing_step)} "
+        "if this goes on",
+        className="plain card-member since",
+        **{"data-series": str(worst.series)},
+    )
 
 
 def _coverage_button(coverage: Coverage) -> Node:
@@ -126,11 +151,17 @@ def _board_row(block: BlockVerdict) -> BoardRow:
     known = worst is not None and worst.ratio is not None and worst.state != "not measured"
     return {
         "name": block.name,
-        "states": [block.states.get(card, "not measured") for card in CARDS],
+        "states": [block.states.get(card) for card in CARDS],
         "worst": words.times(worst.ratio) if worst is not None and known else "",
         "state": worst.state if worst is not None else "not measured",
         "series": worst.series if worst is not None else None,
-        "title": words.listing([words.subject(worst.subject, worst.index), worst.metric, words.crossed(worst.reason)])
+        "title": words.listing(
+            [
+                words.subject(worst.subject, worst.index),
+                worst.metric,
+                words.without_forecast(words.crossed(worst.reason)),
+            ]
+        )
         if worst is not None
         else "",
     }

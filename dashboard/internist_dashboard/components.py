@@ -41,6 +41,7 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
     return html.Header(
         [
             html.Nav(trail, className="crumbs", **{"aria-label": "Breadcrumb"}),
+            html.Span([html.Span(className="pulse"), "offline"], className="badge badge-lost"),
             html.Div(middle, className="head-middle"),
             html.Div(
                 [
@@ -89,26 +90,6 @@ def live_badge(
     if last_frame_at_ms is not None:
         parts += [html.Span("·", className="crumb-gap"), age(last_frame_at_ms, now_ms)]
     return html.Span(parts, className=f"badge life-{state}", title=title, id="live-badge")
-
-
-def sentence(state: State, text: str) -> Node:
-    """The worst thing, in words, and what to try: grey when all is well."""
-    said, _, rest = words.crossed(text).partition(" Try: ")
-    advice, _, more = rest.partition(". ")
-    loud = html.Strong(state) if state in ("violated", "drifting") else None
-    aside = [html.Span("Try: ", className="quiet"), advice.rstrip(".")] if advice else None
-    return html.Div(
-        [
-            mark(state),
-            html.P(
-                [loud, html.Span(said), html.Span(f" {more}", className="quiet") if more else None],
-                className="sentence-text",
-            ),
-            html.Div(aside, className="sentence-aside"),
-        ],
-        className=f"sentence is-{words.STATE_CLASSES[state]}",
-        role="status",
-    )
 
 
 def empty_state(origin: str) -> Node:

@@ -24,6 +24,7 @@ STATE_CLASSES: dict[State, str] = {
 BASES = {"target": "target", "reference": "reference", "baseline": "own baseline", "sanity": "sanity limit"}
 """What a band rests on."""
 _TIMES = re.compile(r"(?<=\d)x\b")
+_FORECAST = re.compile(r", leaves its band near step [\d\s]+ if this goes on")
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -86,6 +87,11 @@ def crossed(text: str) -> str:
     return _TIMES.sub("×", text).replace(" - ", " — ")
 
 
+def without_forecast(text: str) -> str:
+    """Text of the judge without what would come: of a run that has ended, or of a value that is out already."""
+    return _FORECAST.sub("", text)
+
+
 def age(milliseconds: int | float | None) -> str:
     """An age in words, `3 s ago`; negative ages, from clocks that differ, count as now."""
     if milliseconds is None:
@@ -113,18 +119,18 @@ def measure(basis_name: str | None) -> str:
     return "its baseline" if basis_name == "baseline" else "its limit"
 
 
-def verdict(state: State, *, basis_name: str | None = None, count: int = 0) -> str:
-    """A verdict in words: `ok (own baseline)`, `violated · 3`, `not measured`."""
+def verdict(state: State, *, basis_name: str | None = None, count: int = 0, of: int = 0) -> str:
+    """A verdict in words: `ok (own baseline)`, `violated · 3 of 34`, `not measured`."""
     if state == "ok" and basis_name:
         return f"ok ({basis(basis_name)})"
     if state in ("drifting", "violated") and count:
-        return f"{state} · {count}"
+        return f"{state} · {count}" + (f" of {of}" if of > count else "")
     return state
 
 
 def where(worst: Verdict) -> str:
     """How far, then where to look: `31× its baseline · blocks.2`."""
-    return listing([crossed(worst.reason), subject(worst.subject, worst.index)])
+    return listing([without_forecast(crossed(worst.reason)), subject(worst.subject, worst.index)])
 
 
 def plural(count: int, noun: str) -> str:

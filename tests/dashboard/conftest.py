@@ -38,27 +38,46 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield House(address, sick, deep, calm)
 
 
+@pytest.fixture(scope="session")
+def contexts(browser: Any) -> Iterator[dict[str, Any]]:
+    """One browser context a preferred scheme, for all tests: what a page loads once is in its cache for the next."""
+    made = {scheme: browser.new_context(color_scheme=scheme) for scheme in ("light", "dark")}
+    yield made
+    for context in made.values():
+        context.close()
+
+
 @pytest.fixture
-def visit(browser: Any, house: House) -> Iterator[Callable[..., Any]]:
-    """Opens a page of the board; whatever its console complains of fails the test."""
-    contexts: list[Any] = []
+def visit(browser: Any, contexts: dict[str, Any], house: House) -> Iterator[Callable[..., Any]]:
+    """Opens a page of the board; whatever its console complains of fails the test.
+
+    `afresh`: as a visitor who was never here, and who leaves no trace for other tests. `complains`: that the console
+    does is what the test is about.
+    """
+    opened: list[Any] = []
     complaints: list[str] = []
 
     def open_page(
-        path: str, *, address: str | None = None, width: int = 1440, height: int = 900, scheme: str = "light"
-    ) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
+        path: str, *, address: str | None = None, width: int = 1440, height: int = 900, scheme: str = "light",
+        afresh: bool = False, complains: bool = False,
+    ) -> Any:  # fmt: skip
+        context = contexts[scheme]
+        if afresh:
+            context = browser.new_context(color_scheme=scheme)
+            opened.append(context)
         page = context.new_page()
+        opened.append(page)
+        page.set_viewport_size({"width": width, "height": height})
         page.set_default_timeout(TIMEOUT_MS)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        if not complains:
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.goto((address or house.address) + path)
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for one in reversed(opened):
+        one.close()
     assert not complaints, complaints
 
 

@@ -27,20 +27,20 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def served(directory: Path, *, token: str | None = None) -> Iterator[str]:
-    """A server over a fresh SQLite database; its address."""
+def served(directory: Path, *, token: str | None = None, port: int = 0) -> Iterator[str]:
+    """A server over the SQLite database of a directory; its address."""
     url = f"sqlite:///{directory / 'board.db'}"
     upgrade(url)
     app = create_app(Settings(database_url=url, token=token))
     server = _Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert server.is_listening.wait(START_S), "the server did not start"
-    port = server.servers[0].sockets[0].getsockname()[1]
+    listens = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{listens}"
     finally:
         server.should_exit = True
         thread.join(timeout=15)

@@ -111,17 +111,24 @@ def test_ages_tick_by_themselves(visit, house):
 
 
 def test_the_theme_button_repaints_everything_and_the_link_keeps_it(visit, house):
-    page = visit("/runs/sick")
+    page = visit("/runs/sick", afresh=True)
     wait_for_charts(page)
     assert page.evaluate("document.documentElement.dataset.mantineColorScheme") == "light"
 
     page.click("#theme-button")
 
     wait_for_address(page, "theme=dark")
-    page.wait_for_function("document.documentElement.dataset.mantineColorScheme === 'dark'")
-    page.wait_for_function(
+    is_dark = "document.documentElement.dataset.mantineColorScheme === 'dark'"
+    is_drawn_dark = (
         "document.querySelector('#heat-graph .js-plotly-plot').layout.template.layout.font.color === '#e3e6ea'"
     )
+    page.wait_for_function(is_dark)
+    page.wait_for_function(is_drawn_dark)
+    for address in (page.url, page.url.split("?")[0]):  # by the link, and by what the browser keeps
+        page.goto(address)
+        wait_for_charts(page)
+        page.wait_for_function(is_drawn_dark)
+        assert page.evaluate(is_dark)
 
 
 def test_a_first_visit_honours_the_preferred_scheme(visit, house):

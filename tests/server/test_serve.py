@@ -117,9 +117,12 @@ def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
             preload_content=False,
             timeout=END_S,
         )
+        assert read_event(stream)["event"] == "alive"
         sender.send([sender.frame(0, values(0))])
 
         event = read_event(stream)
+        while event["event"] == "alive":  # what it says while nothing is new
+            event = read_event(stream)
 
         assert event["event"] == "change"
         assert int(event["id"]) > cursor

@@ -2,6 +2,7 @@
 (function () {
   "use strict";
 
+  const AWAY_BEATS = 6;
   const nothing = () => window.dash_clientside.no_update;
   const query = () => new URLSearchParams(location.search);
 
@@ -18,7 +19,7 @@
   }
 
   function chosenScheme() {
-    return document.documentElement.getAttribute("data-mantine-color-scheme") === "dark" ? "dark" : "light";
+    return window.internistScheme === "dark" ? "dark" : "light";
   }
 
   const narrowScreen = matchMedia("(max-width: 640px)");
@@ -80,6 +81,7 @@
     open(page) {
       const params = query();
       const text = params.get("filter") || "";
+      window.internistTitle.show(page && page.headline);
       const opened = (params.get("open") || "").split(",").filter(Boolean);
       if (page && page.kind === "run") window.internistLive.follow(page.run, page.cursor);
       else window.internistLive.leave();
@@ -168,8 +170,16 @@
       return window.internistLive.needsPolling() ? count : nothing();
     },
 
+    /** A page that asks by itself: not while it waits for an answer, and seldom while nobody looks. */
     beat(count) {
-      return document.hidden || window.internistLive.isBusy() ? nothing() : count;
+      const isDue = !document.hidden || count % AWAY_BEATS === 0;
+      return isDue && !window.internistConnection.isBusy() && !window.internistConnection.isLost() ? count : nothing();
+    },
+
+    /** How what the page shows is, for the tab's title. */
+    headline(said) {
+      window.internistTitle.show(said);
+      return nothing();
     },
   };
 
@@ -197,6 +207,10 @@
 
   function boardRow(row) {
     const cells = row.states.map((state, index) => {
+      if (state === null) { /* nothing of this block is asked for: that is not the same as not measured */
+        const none = make("td", { className: "quiet", title: `${CARDS[index][1]}: not judged here` }, "·");
+        return none;
+      }
       const mark = make("span", { className: `mark is-${SHAPES[state][1]}`, title: `${CARDS[index][1]}: ${state}` }, SHAPES[state][0]);
       mark.setAttribute("role", "img");
       mark.setAttribute("aria-label", `${CARDS[index][1]}: ${state}`);

@@ -4,25 +4,17 @@
 
   const LEAST_MS = 1000;
   const RETRY_MS = 5000;
-  const state = { run: null, cursor: 0, source: null, pending: null, requests: 0, lastTick: 0, opened: 0, skew: null };
-
-  /* Requests of the page under way: while there are any, news wait, and only the latest is kept. */
-  const plainFetch = window.fetch;
-  window.fetch = function (resource, options) {
-    const address = typeof resource === "string" ? resource : resource.url;
-    if (!String(address).includes("_dash-update-component")) return plainFetch.apply(this, arguments);
-    state.requests += 1;
-    return plainFetch.apply(this, arguments).finally(() => {
-      state.requests -= 1;
-    });
-  };
+  const AWAY_MS = 20000; /* a hidden page holds no stream and asks this often: its title goes on telling */
+  const state = { run: null, cursor: 0, source: null, pending: null, lastTick: 0, opened: 0, asked: 0 };
+  const connection = window.internistConnection;
 
   function connect() {
     disconnect();
     if (state.run === null || document.hidden) return;
     state.opened = Date.now();
-    state.source = new EventSource(`/api/v1/runs/${encodeURIComponent(state.run)}/stream?cursor=${state.cursor}`);
-    state.source.onmessage = receive;
+    state.source = new EventSource(`${connection.base()}api/v1/runs/${encodeURIComponent(state.run)}/stream?cursor=${state.cursor}`);
+    state.source.onopen = connection.hear;
+    state.source.addEventListener("alive", connection.hear);
     state.source.addEventListener("change", receive);
   }
 
@@ -32,26 +24,44 @@
   }
 
   function receive(event) {
-    let change;
-    try {
-      change = JSON.parse(event.data);
-    } catch (error) {
-      return;
-    }
+    const change = JSON.parse(event.data);
     if (change.run !== state.run) return;
-    state.skew = change.server_time_ms - Date.now();
+    connection.hear();
+    window.internistTitle.tell(change);
     state.pending = change;
     flush();
   }
 
   function flush() {
     const news = state.pending;
-    if (!news || state.requests > 0 || Date.now() - state.lastTick < LEAST_MS) return;
+    if (!news || connection.isBusy() || Date.now() - state.lastTick < LEAST_MS) return;
     if (!document.getElementById("heat-graph")) return;
     state.pending = null;
     state.lastTick = Date.now();
     state.cursor = news.cursor;
     window.dash_clientside.set_props("tick", { data: { cursor: news.cursor, state: news.state } });
+  }
+
+  function isOpen() {
+    return state.source !== null && state.source.readyState === EventSource.OPEN;
+  }
+
+  function listsRuns() {
+    return document.getElementById("runs-table") || document.getElementById("alerts-list");
+  }
+
+  /** A hidden page asks how its run is, for the title alone. */
+  function askForTitle() {
+    if (!document.hidden || state.run === null || Date.now() - state.asked < AWAY_MS) return;
+    state.asked = Date.now();
+    connection
+      .ask(`api/v1/runs/${encodeURIComponent(state.run)}`)
+      .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(String(answer.status)))))
+      .then((run) => {
+        connection.hear();
+        if (document.hidden && run.id === state.run) window.internistTitle.tell(run);
+      })
+      .catch(() => connection.lose());
   }
 
   window.internistLive = {
@@ -65,15 +75,24 @@
       state.run = null;
       disconnect();
     },
-    isBusy() {
-      return state.requests > 0;
+    /** Whether silence means something here: a page that asks or listens by itself. */
+    expectsNews() {
+      return state.run !== null || listsRuns() !== null;
+    },
+    /** The server is back: what is drawn is asked for again. */
+    refresh() {
+      if (state.run !== null) {
+        connect();
+        window.dash_clientside.set_props("tick", { data: { cursor: state.cursor, again: Date.now() } });
+      } else if (document.getElementById("runs-table")) window.dash_clientside.set_props("runs-tick", { data: { again: Date.now() } });
+      else if (document.getElementById("alerts-list")) window.dash_clientside.set_props("alerts-tick", { data: { again: Date.now() } });
     },
     /** Whether the stream is down, so that the page has to ask. */
     needsPolling() {
-      if (state.run === null || document.hidden || state.requests > 0) return false;
-      const isOpen = state.source && state.source.readyState === EventSource.OPEN;
-      if (!isOpen && (!state.source || state.source.readyState === EventSource.CLOSED) && Date.now() - state.opened > RETRY_MS) connect();
-      return !isOpen;
+      if (state.run === null || document.hidden || connection.isBusy() || connection.isLost()) return false;
+      const isClosed = state.source === null || state.source.readyState === EventSource.CLOSED;
+      if (isClosed && Date.now() - state.opened > RETRY_MS) connect();
+      return !isOpen();
     },
   };
 
@@ -102,4 +121,5 @@
 
   setInterval(tickAges, 1000);
   setInterval(flush, 250);
+  setInterval(askForTitle, 1000);
 })();

@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.views import Alert, Run, SeriesView
-from internist_dashboard import alert_items, cards, components, figures, routing, words
+from internist_dashboard import alert_items, cards, components, figures, routing, sentence, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
@@ -26,6 +26,8 @@ HEAD_LIMIT = 128
 """Heads drawn, one row each; where a model has more, each layer shows those with the largest logits."""
 HEADS_ASKED = 8_192
 COLUMNS = 240
+GOING_ON = ("live", "stalled")
+"""States of a run of which more may come."""
 PIXELS = 700
 Window = dict[str, int] | None
 
@@ -106,6 +108,7 @@ def register(app: dash.Dash, api: Api) -> None:
         Output("facts", "children"),
         Output("board-rows", "data"),
         Output("run-alerts", "children"),
+        Output("headline", "data"),
         Input("tick", "data"),
         Input("filter", "data"),
         State("page", "data"),
@@ -117,11 +120,12 @@ def register(app: dash.Dash, api: Api) -> None:
         )
         return (
             _badge(run),
-            components.sentence(verdicts.state, verdicts.sentence or run.sentence),
-            [cards.card(card) for card in verdicts.cards],
+            sentence.of_run(run, verdicts),
+            [cards.card(card, is_over=run.state not in GOING_ON) for card in verdicts.cards],
             cards.facts(run, coverage),
             cards.board_rows(verdicts.blocks, pattern=compiled(text)),
             _alerts(alerts.alerts, run.server_time_ms),
+            headline(run),
         )
 
     @app.callback(  # type: ignore[untyped-decorator]
@@ -227,6 +231,11 @@ def register(app: dash.Dash, api: Api) -> None:
             else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
         )
         return figures.logits(page_of.windows, frame), note
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """What the tab's title says of a run."""
+    return {"name": run.name, "verdict": run.verdict, "alerts": run.open_alerts, "life": run.state}
 
 
 def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Frame:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from internist.schema.views import Change
+from internist.schema.views import Change, RunState
 from internist_server.routes import examples
 from internist_server.routes.runs import NOT_FOUND
 from internist_server.routes.services import Services, ServicesDep
@@ -17,7 +17,8 @@ from internist_server.store import runs
 router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
 
 POLL_S: Final = 2.0
-"""How often a stream looks for itself, for what other processes have written."""
+"""How often a stream looks for itself, for what other processes have written, and says that it lives: a reader to whom
+nothing is said cannot tell a quiet run from a dead server."""
 PING_S: Final = 15
 
 
@@ -32,7 +33,10 @@ async def stream_changes(
     cursor: Annotated[int | None, Query(ge=-1, le=1 << 62, description="The last cursor seen; -1: none.")] = None,
     last_event_id: Annotated[str | None, Header(description="What browsers send when they reconnect.")] = None,
 ) -> EventSourceResponse:
-    """Server-sent events `change`, each with the run's cursor: at once if `cursor` is behind, then as it happens."""
+    """Server-sent events `change`, each with the run's cursor: at once if `cursor` is behind, then as it happens.
+
+    Between them, events `alive` every few seconds: they say nothing but that the stream lives.
+    """
     resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else -1
     seen = resumed if cursor is None else cursor
     await run_in_threadpool(_read, services, run_id)
@@ -40,12 +44,16 @@ async def stream_changes(
 
 
 async def _events(services: Services, run_id: str, seen: int) -> AsyncIterator[ServerSentEvent]:
+    state: RunState | None = None
     while True:
         rung = services.changes.listen(run_id)
         change = await run_in_threadpool(_read, services, run_id)
-        if change.cursor > seen:
+        if change.cursor > seen or (state is not None and change.state != state):  # a run is lost without a new cursor
             seen = change.cursor
             yield ServerSentEvent(orjson.dumps(change).decode(), event="change", id=str(seen))
+        else:
+            yield ServerSentEvent(str(change.server_time_ms), event="alive")
+        state = change.state
         await rung.wait(timeout_s=POLL_S)
 
 
