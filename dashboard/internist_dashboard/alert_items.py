@@ -1,139 +1,181 @@
-"""Alerts on screen: as an item with all that is known, and as a line of the run page."""
+"""Alerts on screen: an event with all that is known of it, and as a line of the run page."""
 
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
-import dash_mantine_components as dmc
 from dash import dcc, html
 
 from internist.schema.conditions import State
 from internist.schema.views import Alert
 from internist_dashboard import components, words
+from internist_dashboard.alert_groups import Group
 from internist_dashboard.components import Node
 
 FRESH_MS = 15_000
 """An alert younger than this blinks once."""
+SHOWN_MEMBERS = 40
+"""Alerts of an event that are listed, the first ones; the run's page has them all."""
 
 
-def item(alert: Alert, now_ms: int, *, with_run: bool, can_acknowledge: bool) -> Node:
-    """One alert: what, where, how far, since when, what to try."""
-    is_open = alert.state in ("pending", "firing")
-    loud = alert.severity == "critical" and is_open
-    state: State = "violated" if loud else "drifting" if is_open and alert.severity == "warning" else "not measured"
-    title = alert.condition.replace("_", " ").capitalize()
-    href = f"/runs/{alert.run}" + (f"?{urlencode({'series': alert.series})}" if alert.series is not None else "")
-    steps = f"step {words.step(alert.opened_step)}" if alert.opened_step is not None else "pending"
-    if not is_open and alert.closed_step is not None:
-        steps += f" → {words.step(alert.closed_step)}"
-    figures = words.listing(
-        [
-            "" if alert.value is None else f"{alert.metric} {words.number(alert.value)}",
-            ""
-            if alert.ratio is None or words.is_nonfinite(alert.ratio)
-            else f"{words.times(alert.worst_ratio if not is_open else alert.ratio)} {words.measure(alert.basis)}"
-            + (" at worst" if not is_open else ""),
-            _band(alert),
-        ]
-    )
-    acknowledged: Node = None
-    if alert.acknowledged_by:
-        acknowledged = html.Span(f"acknowledged by {alert.acknowledged_by}", className="quiet")
-    elif is_open and can_acknowledge:
-        acknowledged = dmc.Button("Acknowledge", id={"acknowledge": alert.id}, size="compact-xs", variant="default")
+def event(group: Group, now_ms: int, *, with_run: bool, can_handle: bool) -> Node:
+    """One event: what, where it began, since when, what to try; its members folded."""
+    first = group.first
+    state = _state(group)
     return html.Article(
         [
             html.Div(
                 [
-                    components.mark(state, title=f"{alert.severity}, {alert.state}"),
-                    html.Div(
-                        [
-                            html.Div(
-                                [
-                                    dcc.Link(
-                                        [
-                                            html.Strong(title),
-                                            html.Span(words.subject(alert.subject, alert.index), className="subject"),
-                                        ],
-                                        href=href,
-                                    )
-                                ],
-                                className="alert-title",
-                            ),
-                            html.Div(
-                                [
-                                    html.Span(f"{alert.severity} · {alert.state}", className="alert-tag"),
-                                    html.Span(steps, className="num"),
-                                    components.age(alert.closed_at_ms if not is_open else alert.opened_at_ms, now_ms),
-                                ],
-                                className="alert-meta",
-                            ),
-                        ],
-                        className="grow",
-                    ),
-                    html.Div(
-                        [
-                            dcc.Link(
-                                words.listing([alert.project, alert.run_name]),
-                                href=f"/runs/{alert.run}",
-                                className="crumb",
-                            )
-                            if with_run
-                            else None,
-                            acknowledged,
-                        ],
-                        className="alert-side",
-                    ),
+                    components.mark(state, title=f"{group.severity}, {first.state}"),
+                    html.H2(_title(group), className="alert-title"),
+                    html.Span(components.age(group.at_ms, now_ms), className="quiet"),
+                    _run_link(first) if with_run else None,
+                    _handling(group) if can_handle else None,
                 ],
                 className="alert-head",
             ),
-            html.P(words.crossed(alert.message), className="alert-message"),
-            html.P(figures, className="num quiet") if figures else None,
-            html.P([html.Span("Try: ", className="quiet"), alert.advice]) if alert.advice and is_open else None,
+            html.P(
+                [
+                    html.Span(words.crossed(first.message), className="alert-message"),
+                    html.Span(f" {_ends(group)}", className="quiet") if not group.is_open else None,
+                ]
+            ),
+            html.P([html.Span("Try: ", className="quiet"), first.advice]) if first.advice and group.is_open else None,
+            _members(group) if len(group.alerts) > 1 else None,
         ],
-        className=f"alert-item panel {'open' if is_open else 'closed'} is-{words.STATE_CLASSES[state]}",
-        id={"alert": alert.id},
+        className=f"alert-item panel {'open' if group.is_open else 'closed'} is-{words.STATE_CLASSES[state]}",
+        **{"data-alert": str(first.id)},
     )
 
 
-def line(alert: Alert, now_ms: int) -> Node:
-    """One alert in a line of the run page; a click draws its series."""
-    is_open = alert.state in ("pending", "firing")
-    state: State = "not measured" if not is_open else "violated" if alert.severity == "critical" else "drifting"
-    since = words.listing([alert.state, "" if alert.opened_step is None else f"step {words.step(alert.opened_step)}"])
-    opens = {} if alert.series is None else {"data-series": str(alert.series)}
-    what = html.Span(
-        [
-            html.Strong(alert.condition.replace("_", " ")),
-            " ",
-            words.subject(alert.subject, alert.index),
-            html.Span(since, className="since"),
-        ],
-        className="grow",
-    )
+def line(group: Group, now_ms: int) -> Node:
+    """One event in a line of the run page; a click draws the series in which it began."""
+    first = group.first
+    since = words.listing([first.state, _where_and_when(group), _seen(group)])
+    opens = {} if first.series is None else {"data-series": str(first.series)}
     return html.Button(
         [
-            components.mark(state, title=f"{alert.severity}, {alert.state}"),
-            what,
-            components.age(alert.opened_at_ms, now_ms),
+            components.mark(_state(group), title=f"{group.severity}, {first.state}"),
+            html.Span(
+                [html.Strong(_condition(first)), " ", _extent(group), html.Span(since, className="since")],
+                className="grow",
+            ),
+            components.age(group.at_ms, now_ms),
         ],
-        className=f"plain alert-line{' fresh' if _is_fresh(alert, now_ms) else ''}",
-        title=words.crossed(alert.message),
+        className=f"plain alert-line{' fresh' if _is_fresh(first, now_ms) else ''}",
+        title=words.crossed(first.message),
         **opens,
     )
 
 
+def _title(group: Group) -> Node:
+    """`Numeric · 24 blocks · first layers.23.mlp.down at 2 800`, a link to where it began."""
+    first = group.first
+    series = f"?{urlencode({'series': first.series})}" if first.series is not None else ""
+    where = html.Span(
+        words.listing([_extent(group), _where_and_when(group)]),
+        className="subject",
+    )
+    return dcc.Link([html.Strong(_condition(first).capitalize()), where], href=f"/runs/{quote(first.run)}{series}")
+
+
+def _extent(group: Group) -> str:
+    """Where an event is: the one subject, or how many blocks and series it has reached."""
+    if len(group.alerts) == 1:
+        return words.subject(group.first.subject, group.first.index) if group.first.series is not None else ""
+    blocks = group.blocks
+    return words.listing(
+        [blocks[0] if len(blocks) == 1 else words.plural(len(blocks), "block"), f"{len(group.alerts)} series"]
+    )
+
+
+def _where_and_when(group: Group) -> str:
+    """Where an event began, if it has several members, and at which step."""
+    first = group.first
+    step = first.pending_step if first.pending_step is not None else first.opened_step
+    when = "" if step is None else f"step {words.step(step)}"
+    if len(group.alerts) == 1:
+        return f"since {when}" if when and group.is_open else when
+    where = words.subject(first.subject, first.index)
+    return f"first {where} at {when}" if when else f"first {where}"
+
+
+def _ends(group: Group) -> str:
+    return "" if group.closed_step is None else f"It was over at step {words.step(group.closed_step)}."
+
+
+def _run_link(alert: Alert) -> Node:
+    said = words.listing([alert.project, alert.run_name])
+    return dcc.Link(said, href=f"/runs/{quote(alert.run)}", className="crumb alert-run")
+
+
+def _handling(group: Group) -> Node:
+    """Who has seen it; a button for those who have not said so."""
+    if not group.is_open:
+        return None
+    unseen = group.unseen
+    if not unseen:
+        return html.Span(_seen(group), className="quiet alert-seen")
+    return html.Button(
+        "Acknowledge", className="small-button", **{"data-acknowledge": ",".join(map(str, unseen)), "type": "button"}
+    )
+
+
+def _seen(group: Group) -> str:
+    names = list(dict.fromkeys(alert.acknowledged_by for alert in group.alerts if alert.acknowledged_by))
+    return f"acknowledged by {', '.join(names)}" if names and not group.unseen else ""
+
+
+def _members(group: Group) -> Node:
+    rows = [
+        html.Tr(
+            [
+                html.Th(_series_link(alert), scope="row"),
+                html.Td(alert.metric),
+                html.Td(words.number(alert.value), className="num right"),
+                html.Td(words.step(alert.opened_step), className="num right"),
+                html.Td(alert.state),
+            ]
+        )
+        for alert in group.alerts[:SHOWN_MEMBERS]
+    ]
+    more = len(group.alerts) - len(rows)
+    heads = [("where", ""), ("metric", ""), ("value", "right"), ("opened at", "right"), ("state", "")]
+    return html.Details(
+        [
+            html.Summary(f"{len(group.alerts)} series, in the order in which it reached them"),
+            html.Div(
+                html.Table(
+                    [
+                        html.Thead(html.Tr([html.Th(head, scope="col", className=kind) for head, kind in heads])),
+                        html.Tbody(rows),
+                    ],
+                    className="routing members-table",
+                ),
+                className="routing-scroll",
+                tabIndex=0,
+                role="region",
+                **{"aria-label": "series of this event"},
+            ),
+            html.P(f"and {more} more", className="quiet") if more > 0 else None,
+        ]
+    )
+
+
+def _series_link(alert: Alert) -> Node:
+    name = words.subject(alert.subject, alert.index)
+    if alert.series is None:
+        return name
+    return dcc.Link(name, href=f"/runs/{quote(alert.run)}?{urlencode({'series': alert.series})}", className="link")
+
+
+def _condition(alert: Alert) -> str:
+    return alert.condition.replace("_", " ")
+
+
+def _state(group: Group) -> State:
+    if not group.is_open:
+        return "not measured"
+    return "violated" if group.is_critical else "drifting"
+
+
 def _is_fresh(alert: Alert, now_ms: int) -> bool:
     return alert.state == "firing" and alert.opened_at_ms is not None and now_ms - alert.opened_at_ms < FRESH_MS
-
-
-def _band(alert: Alert) -> str:
-    low, high = alert.band_low, alert.band_high
-    if low is None and high is None:
-        return ""
-    edges = (
-        f"≤ {words.number(high)}"
-        if low is None
-        else f"≥ {words.number(low)}"
-        if high is None
-        else f"{words.number(low)} … {words.number(high)}"
-    )
-    return f"band {edges}" + (f" ({words.basis(alert.basis)})" if alert.basis else "")

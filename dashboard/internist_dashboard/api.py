@@ -9,7 +9,6 @@ import msgspec
 
 from internist.schema.scaling import Scaling
 from internist.schema.views import (
-    Alert,
     AlertsPage,
     Coverage,
     Heatmap,
@@ -39,9 +38,9 @@ class Api:
             transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S
         )
 
-    async def runs(self) -> list[Run]:
-        """All runs, newest first."""
-        return await self._get("/runs", list[Run])
+    async def runs(self, *, name: str | None = None, limit: int, offset: int = 0) -> list[Run]:
+        """Runs, newest first; `name` is a part of their name, project or id."""
+        return await self._get("/runs", list[Run], name=name, limit=limit, offset=offset)
 
     async def run(self, run: str) -> Run:
         """One run."""
@@ -100,20 +99,13 @@ class Api:
         """Alerts of one run or of all: open ones first, then newest first."""
         return await self._get("/alerts", AlertsPage, run=run, limit=limit)
 
-    async def acknowledge(self, alert: int, *, by: str) -> Alert:
-        """Mark an alert as seen by someone."""
-        response = await self._send("POST", f"/alerts/{alert}/acknowledge", json={"by": by})
-        return _decoded(response, Alert)
-
     async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | Sequence[str] | None) -> T:
         params = {name: value for name, value in query.items() if value is not None}
         return _decoded(await self._send("GET", path, params=params), kind)
 
-    async def _send(
-        self, method: str, path: str, *, params: Query | None = None, json: object = None
-    ) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, params: Query | None = None) -> httpx.Response:
         try:
-            response = await self._client.request(method, path, params=params, json=json, headers=VIEWER.get().headers)
+            response = await self._client.request(method, path, params=params, headers=VIEWER.get().headers)
         except httpx.HTTPError as error:
             raise ServerUnwell(f"The server did not answer ({error}).") from error
         if response.status_code in (401, 403):

@@ -1,14 +1,15 @@
 """Wiring: `create_board(transport)` makes the board as an ASGI application."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import dash
 import dash_mantine_components as dmc
 import httpx
-from dash import Input, Output, dcc, html
+from dash import Input, Output, State, dcc, html
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +19,7 @@ from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.pages import alerts, detail, optimizer, run, runs, scaling
+from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.statics import CompressedStatics
 from internist_dashboard.viewer import VIEWER, viewer_of
 
@@ -31,10 +33,11 @@ OWN_PATHS = ("/_dash-", "/assets/")
 
 
 class Board:
-    """The board as ASGI: notes who asks, serves static files from memory, compresses the rest."""
+    """The board as ASGI: notes who asks, guards what is sent, serves static files from memory, compresses the rest."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = CompressedStatics(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4))
+    def __init__(self, app: ASGIApp, hashes: Iterable[str]) -> None:
+        packed = CompressedStatics(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4))
+        self._app = Guarded(packed, hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request with the viewer's own credentials at hand."""
@@ -84,7 +87,12 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     for page in (runs, run, optimizer, detail, scaling, alerts):
         page.register(app, api)
     browser.wire(app)
-    return Board(server)
+    # Dash's own inline scripts, and the one that chooses the colours before anything is drawn.
+    return Board(server, [*(f"'{one}'" for one in _dash_hashes(app)), *hashes_of(INDEX)])
+
+
+def _dash_hashes(app: dash.Dash) -> list[str]:
+    return [one.strip("'") for one in app.csp_hashes()]
 
 
 def shell() -> Node:
@@ -93,7 +101,6 @@ def shell() -> Node:
         dcc.Store(id=name)
         for name in (
             "page",
-            "headline",
             "tick",
             "scheme",
             "narrow",
@@ -119,13 +126,17 @@ def shell() -> Node:
     )
 
 
-async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
+async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node, dict[str, Any]]:
     """The page at a path, and what it is; what cannot be drawn says what happened, what is safe, what to do."""
     parts = [part for part in path.split("/") if part]
+    asked = dict(parse_qsl((search or "").lstrip("?")))
     try:
         match parts:
             case []:
-                return runs.layout(await api.runs()), {"kind": "runs"}
+                first, text = _place(asked.get("first")), asked.get("filter", "")
+                found_runs = await runs.page_of_runs(api, first=first, search=text)
+                page = {"kind": "runs", "headline": runs.headline(found_runs)}
+                return runs.layout(found_runs, first=first, search=text), page
             case ["runs", name]:
                 found = await api.run(unquote(name))
                 return run.layout(found), {
@@ -137,7 +148,10 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
             case ["scaling"]:
                 return scaling.layout(), {"kind": "scaling"}
             case ["alerts"]:
-                return alerts.layout(await api.alerts(limit=alerts.LIMIT)), {"kind": "alerts"}
+                one = asked.get("run")
+                of_run = await api.alerts(run=one, limit=alerts.LIMIT)
+                headline = alerts.headline(of_run)
+                return alerts.layout(of_run, run=one), {"kind": "alerts", "of": one, "headline": headline}
             case _:
                 raise NotFound(f"There is no page {path}.")
     except NotSignedIn:
@@ -162,6 +176,11 @@ async def page_of(path: str, api: Api) -> tuple[Node, dict[str, Any]]:
     return html.Div([components.header([]), html.Main(body, className="page")]), {"kind": "problem"}
 
 
+def _place(text: str | None) -> int:
+    """Where a page of a list begins, as the address says it."""
+    return int(text) if text and text.isdecimal() else 0
+
+
 def _tell(error: Exception) -> None:
     """A callback failed: what is drawn stays, the viewer is told, and what is not the server's silence is logged."""
     if isinstance(error, BoardError):
@@ -179,7 +198,8 @@ def _route(app: dash.Dash, api: Api) -> None:
         Output("tick", "data"),
         Output("notice", "children"),
         Input("url", "pathname"),
+        State("url", "search"),
     )
-    async def show(path: str | None) -> Any:
-        content, page = await page_of(path or "/", api)
+    async def show(path: str | None, search: str | None) -> Any:
+        content, page = await page_of(path or "/", api, search)
         return content, page, {"cursor": page.get("cursor")}, None

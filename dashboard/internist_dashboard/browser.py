@@ -63,7 +63,8 @@ def wire(app: dash.Dash) -> None:
         Input("logit-graph", "clickData"),
         State("logit-graph", "figure"),
     )
-    connect("headline", Output("content", "title"), Input("headline", "data"))
+    for page in ("run", "runs", "alerts"):
+        connect("headline", Output(f"{page}-headline", "modified_timestamp"), Input(f"{page}-headline", "data"))
     connect("clear", Output("notice", "children", allow_duplicate=True), Input("tick", "data"))
     connect("drawBoard", Output("board", "title"), Input("board-rows", "data"))
     connect("openDrawer", Output("drawer", "opened"), Input("panel", "data"), initial=True)

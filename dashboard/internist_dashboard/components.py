@@ -40,6 +40,7 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
     )
     return html.Header(
         [
+            html.A("Skip to the content", href="#main", className="skip"),
             html.Nav(trail, className="crumbs", **{"aria-label": "Breadcrumb"}),
             html.Span([html.Span(className="pulse"), "offline"], className="badge badge-lost"),
             html.Div(middle, className="head-middle"),
@@ -75,6 +76,11 @@ def mark(state: State, *, title: str = "") -> Node:
     )
 
 
+def life_mark(state: RunState) -> Node:
+    """Stands before what is said of a run that does not live as it should: no verdict, whatever the last one was."""
+    return html.Span("▲", className="mark is-drifting", title=state, role="img", **{"aria-label": state})
+
+
 def live_dot(state: RunState) -> Node:
     """How a run lives, in a table."""
     return html.Span([html.Span(className=f"pulse life-{state}"), html.Span(state)], className=f"badge life-{state}")
@@ -92,9 +98,19 @@ def live_badge(
     return html.Span(parts, className=f"badge life-{state}", title=title, id="live-badge")
 
 
-def empty_state(origin: str) -> Node:
-    """No run yet: the lines to copy, with this server's address."""
+def empty_state(origin: str, *, asks_token: bool) -> Node:
+    """No run yet: the lines to copy, with this server's address, and where its token goes if it asks for one."""
     lines = f'import internist\ninternist.watch(model, optimizer, server="{origin}")'
+    token = [
+        html.P("This server asks for its token: training finds it in its environment."),
+        html.Div(
+            [
+                html.Pre(html.Code("export INTERNIST_TOKEN=..."), id="token-line"),
+                dcc.Clipboard(target_id="token-line", className="copy", title="Copy"),
+            ],
+            className="code",
+        ),
+    ]
     return html.Section(
         [
             html.H1("No run yet"),
@@ -109,6 +125,7 @@ def empty_state(origin: str) -> Node:
                 ],
                 className="code",
             ),
+            *(token if asks_token else []),
             html.P(
                 [
                     "Nothing to train at hand? ",
@@ -154,7 +171,8 @@ def heat_legend() -> Node:
     """What the heat map's colours say, in one line."""
     entries: tuple[list[Node], ...] = (
         [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× its band")],
-        [html.Span(className="swatch hatched"), html.Span("not measured or warming up")],
+        [html.Span(className="swatch unjudged"), html.Span("measured, not judged")],
+        [html.Span(className="swatch hatched"), html.Span("warming up or not measured")],
         [html.Span(className="swatch dotted"), html.Span("NaN")],
     )
     return html.Div([html.Span(entry, className="legend-entry") for entry in entries], className="legend")

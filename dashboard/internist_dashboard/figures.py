@@ -9,11 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from internist.schema.views import Alert, Band, Heatmap, Number, Points
-from internist_dashboard import marks, words
+from internist_dashboard import marks, ticks, words
 from internist_dashboard import rows as heat_rows
 from internist_dashboard.frame import Frame
 from internist_dashboard.rows import Row
-from internist_dashboard.theme import Palette, diverging, logit_scale, palette, template
+from internist_dashboard.theme import UNJUDGED, Palette, heat_scale, logit_scale, palette, template
 
 LOSS_HEIGHT = 220
 SERIES_HEIGHT = 320
@@ -24,8 +24,10 @@ LABEL_PX = 14
 """Least distance between two row labels."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
 STRIP_HEIGHT, STRIP_GAP = 84, 18
-GRAPH_CONFIG: dict[str, Any] = {"displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False}
-"""Every chart: no tool bar; drag to zoom, double click to reset."""
+GRAPH_CONFIG: dict[str, Any] = {
+    "displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False, "showTips": False,
+}  # fmt: skip
+"""Every chart: no tool bar, no tips over the page; drag to zoom, double click to reset."""
 
 
 def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert], frame: Frame) -> go.Figure:
@@ -37,7 +39,7 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
         figure.add_scatter(
             x=rate.steps, y=_reals(rate.values), yaxis="y2", mode="lines", name="lr",
             line={"color": p.muted, "width": 1}, opacity=0.7,
-            hovertemplate=f"learning rate %{{y:.3g}}<br>step %{{x:,d}}<extra>{_group(rate)}</extra>",
+            hovertemplate=f"learning rate %{{y:.3g}}<br>step %{{x:,d}}<extra>{words.plain(_group(rate))}</extra>",
         )  # fmt: skip
     if losses is not None:
         _line(figure, losses, p, name="loss")
@@ -61,15 +63,16 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     row_px = row_height(len(rows))
     figure = _figure(frame, height=round(row_px * len(rows)) + 42, top=4)
     numbers = heat_rows.cells(rows, heatmap.steps)
-    drawn = np.where(numbers.nonfinite, marks.RATIO_LIMIT, np.clip(numbers.ratios, -9, 9)).astype(np.float32)
+    drawn = np.where(numbers.nonfinite, marks.RATIO_LIMIT, np.clip(numbers.ratios, -marks.RATIO_LIMIT, 9))
+    drawn = np.where(np.isnan(drawn) & np.isfinite(numbers.values), UNJUDGED, drawn).astype(np.float32)
     times = np.exp2(np.clip(numbers.ratios, -60, 60))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         details = np.stack([numbers.values, times, numbers.values / times, numbers.measured_at], axis=-1)
     unit = f" ({heatmap.unit})" if heatmap.unit else ""
-    keys = [row.key for row in rows]
+    keys = [words.plain(row.key) for row in rows]
     figure.add_heatmap(
         x=list(heatmap.steps), y=keys, z=drawn, customdata=details.astype(np.float32),
-        zmin=-marks.RATIO_LIMIT, zmax=marks.RATIO_LIMIT, colorscale=diverging(frame.scheme), showscale=False,
+        zmin=UNJUDGED, zmax=marks.RATIO_LIMIT, colorscale=heat_scale(frame.scheme), showscale=False,
         hoverongaps=False,
         hovertemplate="<b>%{y}</b><br>%{customdata[1]:.3~g}× its band"
         f" ({words.basis(heatmap.basis) or 'not judged'})<br>value %{{customdata[0]:.4~g}}{unit}"
@@ -80,7 +83,10 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     figure.update_layout(
         meta=[{"series": row.series[0] if row.series else None, "block": row.block} for row in rows],
         images=[marks.hatching(p, frame, height=row_px * len(rows))],
-        shapes=marks.hairlines(range(1, len(rows)) if row_px >= LABEL_PX else (), p, width=1),
+        shapes=[
+            *marks.hairlines(range(1, len(rows)) if row_px >= LABEL_PX else (), p, width=1),
+            *marks.attempts(frame, p),
+        ],
         annotations=marks.excesses(
             numbers.ratios, numbers.nonfinite, keys, p, frame, every=math.ceil(LABEL_PX / row_px)
         ),
@@ -106,7 +112,7 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
             values[index, column[step]] = x
             nonfinite[index, column[step]] = not math.isfinite(x)
             z[index, column[step]] = math.log10(max(1.0, x)) if math.isfinite(x) else 3.0
-    keys = [words.subject(points.series.subject, points.series.index) for points in windows]
+    keys = [words.plain(words.subject(points.series.subject, points.series.index)) for points in windows]
     figure = _figure(frame, height=round(row_px * len(windows)) + 42, top=4)
     figure.add_heatmap(
         x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
@@ -126,7 +132,10 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
         meta=[{"series": points.series.id, "block": None} for points in windows],
         images=[marks.hatching(p, frame, height=row_px * len(windows))],
         yaxis=_row_axis(keys, [keys[i] for i in kept], [_short(owners[i], frame) for i in kept]),
-        shapes=marks.hairlines(starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else (), p, width=2),
+        shapes=[
+            *marks.hairlines(starts[1:] if row_px * len(windows) >= LABEL_PX * len(starts) else (), p, width=2),
+            *marks.attempts(frame, p),
+        ],
     )  # fmt: skip
     return figure
 
@@ -135,14 +144,16 @@ def series(points: Points, alerts: Sequence[Alert], frame: Frame) -> go.Figure:
     """One series with its band, warning and critical edges, and its alerts."""
     p = palette(frame.scheme)
     figure = _figure(frame, height=SERIES_HEIGHT - (60 if frame.narrow else 0), left=60, right=20)
+    scale = _scale(points)
     if points.band is not None:
         _band(figure, points.steps, points.band, p)
-    _line(figure, points, p, name=points.series.metric, markers=len(points.steps) <= 60)
+        figure.update_layout(annotations=_band_names(points.steps, points.band, p, is_log=scale.get("type") == "log"))
+    _line(figure, points, p, name=words.plain(points.series.metric), markers=len(points.steps) <= 60)
     marks.edge_marks(figure, points, p)
     marks.alert_marks(figure, alerts, p)
-    title = points.series.metric + (f" ({points.series.unit})" if points.series.unit else "")
+    title = words.plain(points.series.metric + (f" ({points.series.unit})" if points.series.unit else ""))
     figure.update_layout(
-        yaxis={"title": {"text": title}, "fixedrange": True, "nticks": 6, **_scale(points)},
+        yaxis={"title": {"text": title}, "fixedrange": True, "nticks": 6, **scale},
     )
     return figure
 
@@ -177,10 +188,11 @@ def strips(windows: Sequence[Points], frame: Frame) -> go.Figure:
         axis = "y" if place == 0 else f"y{place + 1}"
         lines = [points for points in windows if points.series.metric == metric]
         for points in lines:
+            name = words.plain(points.series.subject)
             figure.add_scatter(
-                x=points.steps, y=_reals(points.values), yaxis=axis, mode="lines", name=points.series.subject,
+                x=points.steps, y=_reals(points.values), yaxis=axis, mode="lines", name=name,
                 line={"color": p.blue, "width": 1.25}, opacity=1.0 if len(lines) == 1 else 0.6,
-                hovertemplate=f"{metric} %{{y:.3~g}}<br>step %{{x:,d}}<extra>{points.series.subject}</extra>",
+                hovertemplate=f"{metric} %{{y:.3~g}}<br>step %{{x:,d}}<extra>{name}</extra>",
             )  # fmt: skip
         lost = [s for points in lines for s, n in zip(points.steps, points.nonfinite, strict=True) if n]
         if lost:
@@ -243,6 +255,7 @@ def _figure(
             "margin": {"l": left or edge, "r": right or (40 if frame.narrow else 56), "t": top, "b": 36},
             "dragmode": False if frame.narrow else "zoom",
             "uirevision": f"{frame.first}-{frame.last}",
+            "shapes": marks.attempts(frame, palette(frame.scheme)),
             "xaxis": {
                 "range": list(frame.span), "tickformat": ",d", "nticks": 5 if frame.narrow else 10,
                 "title": {"text": "step"}, "fixedrange": frame.narrow, "exponentformat": "none",
@@ -287,6 +300,26 @@ def _band(figure: go.Figure, steps: Sequence[int], band: Band, p: Palette) -> No
     )
 
 
+def _band_names(steps: Sequence[int], band: Band, p: Palette, *, is_log: bool) -> list[dict[str, Any]]:
+    """What each line of a band is, at the line's end; lines that coincide are named once, by the worst of them."""
+    notes: list[dict[str, Any]] = []
+    named: list[tuple[int, float]] = []
+    for edge, name, colour, side in (
+        (band.critical_high, "critical", p.violated, "bottom"), (band.warn_high, "warning", p.drifting, "top"),
+        (band.centre, f"its {words.basis(band.basis)}", p.muted, "bottom"),
+        (band.warn_low, "warning", p.drifting, "bottom"), (band.critical_low, "critical", p.violated, "top"),
+    ):  # fmt: skip
+        known = [(step, y) for step, y in zip(steps, _reals(edge), strict=True) if y is not None]
+        if known and all(known[-1][1] != y for _, y in named) and (known[-1][1] > 0 or not is_log):
+            named.append(known[-1])
+            step, y = known[-1]
+            notes.append({
+                "text": name, "x": step, "y": math.log10(y) if is_log else y, "xref": "x", "yref": "y",
+                "showarrow": False, "xanchor": "right", "yanchor": side, "font": {"size": 10, "color": colour},
+            })  # fmt: skip
+    return notes
+
+
 def _scale(points: Points) -> dict[str, Any]:
     """A logarithmic axis where values and band are positive and far apart."""
     shown = [x for x in _reals(points.values) if x is not None]
@@ -295,7 +328,7 @@ def _scale(points: Points) -> dict[str, Any]:
             x for edge in (points.band.warn_low, points.band.critical_high) for x in _reals(edge) if x is not None
         ]
     if shown and min(shown) > 0 and max(shown) / min(shown) > 12:
-        return {"type": "log", "dtick": 1 if max(shown) / min(shown) > 2_000 else "D2"}
+        return ticks.logarithmic(min(shown), max(shown))
     return {"rangemode": "tozero"} if shown and min(shown) >= 0 else {}
 
 
@@ -303,6 +336,7 @@ def _row_axis(keys: Sequence[str], ticks: Sequence[str], labels: Sequence[str]) 
     return {
         "type": "category", "categoryorder": "array", "categoryarray": list(keys), "range": [len(keys) - 0.5, -0.5],
         "tickmode": "array", "tickvals": list(ticks), "ticktext": list(labels), "showgrid": False, "fixedrange": True,
+        "ticklabelstandoff": 6,
     }  # fmt: skip
 
 
@@ -316,7 +350,7 @@ def _label(row: Row, frame: Frame) -> str:
 def _short(name: str, frame: Frame) -> str:
     """A long name keeps its end, which tells modules apart."""
     room = 11 if frame.narrow else 18
-    return name if len(name) <= room else "…" + name[-(room - 1) :]
+    return words.plain(name if len(name) <= room else "…" + name[-(room - 1) :])
 
 
 def _group(points: Points) -> str:

@@ -13,6 +13,8 @@ class Frame:
     last: int
     scheme: Scheme = "light"
     narrow: bool = False
+    attempts: tuple[int, ...] = ()
+    """First steps of the attempts after the first: where the run was resumed, or went back."""
 
     @property
     def span(self) -> tuple[float, float]:

@@ -13,10 +13,9 @@ from internist.schema.views import Alert, Points
 from internist_dashboard import words
 from internist_dashboard.frame import Frame
 from internist_dashboard.rows import FloatArray
-from internist_dashboard.theme import Palette
+from internist_dashboard.theme import DIVERGING_LIMIT, Palette
 
-RATIO_LIMIT = 2.0
-"""log2 of the ratio at which the diverging scale saturates: four times the band's centre, the critical edge."""
+RATIO_LIMIT = DIVERGING_LIMIT
 MAX_MARKS = 400
 
 
@@ -52,7 +51,9 @@ def alert_marks(figure: go.Figure, alerts: Sequence[Alert], p: Palette) -> None:
 
 
 def _alert_words(group: list[Alert]) -> str:
-    lines = [f"<b>{a.condition.replace('_', ' ')}</b> {words.subject(a.subject, a.index)}" for a in group[:4]]
+    lines = [
+        f"<b>{a.condition.replace('_', ' ')}</b> {words.plain(words.subject(a.subject, a.index))}" for a in group[:4]
+    ]
     return "<br>".join(lines + ([f"and {len(group) - 4} more"] if len(group) > 4 else []))
 
 
@@ -103,6 +104,23 @@ def excesses(
             "xshift": 6, "showarrow": False, "font": {"size": 10 if frame.narrow else 11, "color": colour},
         })  # fmt: skip
     return notes
+
+
+def attempts(frame: Frame, p: Palette) -> list[dict[str, Any]]:
+    """A dotted line, named, where each later attempt began: what follows it is another history."""
+    shown = [step for step in frame.attempts if frame.first <= step <= frame.last]
+    first = len(frame.attempts) - len(shown) + 2
+    return [
+        {
+            "type": "line", "xref": "x", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1, "name": "attempt",
+            "line": {"color": p.muted, "width": 1, "dash": "dot"},
+            "label": {
+                "text": f"attempt {first + place}", "textposition": "end", "textangle": 0, "xanchor": "left",
+                "font": {"size": 10, "color": p.muted},
+            },
+        }
+        for place, step in enumerate(shown)
+    ]  # fmt: skip
 
 
 def hairlines(rows: Iterable[int], p: Palette, *, width: int) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ ADVICE: Final = {rule.state: rule.advice for rule in RUN_RULES}
 
 
 def of_run(run: Run, verdicts: Verdicts) -> Node:
-    """How the run lives, if it does not; what the judge says, as news while it lives and as the last word afterwards."""
+    """How the run lives where that is amiss, then what the judge says: as news, or as a last word."""
     said, advice, more = _parts(verdicts.sentence or run.sentence)
     if run.state in ADVICE:
         judged = words.listing([_as_of(verdicts), verdicts.state, said])
         return _line(
-            html.Span("▲", className="mark is-drifting", title=run.state, role="img", **{"aria-label": run.state}),
+            components.life_mark(run.state),
             [html.Strong(run.state), html.Span(_life(run)), html.Span(f"  {judged}", className="quiet")],
             "drifting",
             ("Look at: ", ADVICE[run.state]),

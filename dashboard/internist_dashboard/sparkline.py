@@ -8,8 +8,9 @@ from internist_dashboard import words
 
 BARS = 36
 HEIGHT = 24
-LIMIT = 3.0
-"""|log2 ratio| that fills the height: eight times the band's centre."""
+LIMIT = 10.0
+"""|log2 ratio| that fills the height: a thousand times the band's centre. Heights grow ever slower, so that four times
+and thirty times are told apart and a little over one is still seen."""
 
 
 def mask(values: Sequence[Number]) -> str:
@@ -31,4 +32,5 @@ def _tall(value: float | None) -> float:
         return 0.0
     if not math.isfinite(value):
         return float(HEIGHT)
-    return round(2 + (HEIGHT - 2) * min(1.0, abs(value) / LIMIT), 1)
+    share = math.log1p(min(LIMIT, abs(value))) / math.log1p(LIMIT)
+    return round(2 + (HEIGHT - 2) * share, 1)

@@ -6,6 +6,10 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 Scheme = Literal["light", "dark"]
+DIVERGING_LIMIT = 2.0
+"""log2 of the ratio at which the diverging scale saturates: four times the band's centre, the critical edge."""
+UNJUDGED = -2.5
+"""Stands on the heat map's scale for what was measured and not judged: below all ratios, in a colour of its own."""
 
 FONT = (
     "Inter, ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', Arial, "
@@ -31,6 +35,8 @@ class Palette:
     violated: str
     unmeasured: str
     """Stroke of the hatching."""
+    unjudged: str
+    """Cells that were measured and not judged."""
     centre: str
     """Middle of the diverging scale: a ratio of one."""
     low: tuple[str, str]
@@ -54,6 +60,7 @@ PALETTES: dict[Scheme, Palette] = {
         drifting="#9a5b00",
         violated="#c92a2a",
         unmeasured="#cfd4da",
+        unjudged="#e3e7ee",
         centre="#f5f6f8",
         low=("#1f5a99", "#9dc1e4"),
         high=("#f6c189", "#c75a00"),
@@ -71,6 +78,7 @@ PALETTES: dict[Scheme, Palette] = {
         drifting="#e0a63a",
         violated="#f25c5c",
         unmeasured="#3a4149",
+        unjudged="#333a44",
         centre="#24282d",
         low=("#6fb1f0", "#2f587f"),
         high=("#8a5a24", "#ff9a3c"),
@@ -122,13 +130,21 @@ def diverging(scheme: Scheme) -> list[tuple[float, str]]:
     ]
 
 
+def heat_scale(scheme: Scheme) -> list[tuple[float, str]]:
+    """The diverging scale from -2 to +2, and below it the one colour of what was measured and not judged."""
+    p = PALETTES[scheme]
+    width = DIVERGING_LIMIT - UNJUDGED
+    start = (-DIVERGING_LIMIT - UNJUDGED) / width
+    rest = [(start + (1 - start) * place, colour) for place, colour in diverging(scheme)]
+    return [(0.0, p.unjudged), (start * 0.99, p.unjudged), (start * 0.99, rest[0][1]), *rest]
+
+
 def logit_scale(scheme: Scheme) -> list[tuple[float, str]]:
-    """The scale of log10 MaxLogit from 0 to 3: neutral to 10, blue up to 100, orange from there to 1,000."""
+    """The scale of log10 MaxLogit from 0 to 3: ever bluer up to 100, orange from there to 1,000."""
     p = PALETTES[scheme]
     return [
         (0.0, p.centre),
-        (0.333, p.centre),
-        (0.55, p.low[1]),
+        (0.45, p.low[1]),
         (0.6666, p.low[0]),
         (0.6667, p.high[0]),
         (1.0, p.high[1]),

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from html import escape
 
 from internist.schema.conditions import State
 from internist.schema.metrics import Bound
@@ -90,6 +91,11 @@ def crossed(text: str) -> str:
 def without_forecast(text: str) -> str:
     """Text of the judge without what would come: of a run that has ended, or of a value that is out already."""
     return _FORECAST.sub("", text)
+
+
+def plain(text: str) -> str:
+    """A name as Plotly takes it: what looks like a tag or a placeholder of Plotly's stands as it is written."""
+    return escape(text, quote=False).replace("%{", "%\u2060{")
 
 
 def age(milliseconds: int | float | None) -> str:

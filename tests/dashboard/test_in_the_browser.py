@@ -254,14 +254,16 @@ def test_the_runs_table_leads_to_a_run_and_can_be_filtered(visit, house):
 
 
 def test_open_alerts_can_be_acknowledged(visit, house):
-    page = visit("/alerts?filter=max_logit|attention")
+    page = visit("/alerts?filter=max_logit|attention", afresh=True)
     page.wait_for_selector(".alert-item")
     item = page.locator(".alert-item", has_text="blocks.2.attn").first
     assert "Try:" in item.inner_text() and "lr-30x" in item.inner_text()
 
     item.get_by_role("button", name="Acknowledge").click()
+    page.keyboard.type("ada")
+    page.keyboard.press("Enter")
 
-    page.wait_for_selector("text=acknowledged by")
+    page.wait_for_selector("text=acknowledged by ada")
 
 
 @pytest.mark.parametrize("path", ["/", "/runs/sick", "/runs/deep", "/alerts"])

@@ -6,8 +6,9 @@
   const nothing = () => window.dash_clientside.no_update;
   const query = () => new URLSearchParams(location.search);
 
-  /** Write parameters into the URL without a navigation; an empty value leaves. */
-  function remember(values) {
+  /** Write parameters into the URL without a navigation; an empty value leaves. What a person would go back from is a
+      step of its own in the browser's history; what is typed or merely repainted is not. */
+  function remember(values, { isStep = true } = {}) {
     const params = query();
     for (const [name, value] of Object.entries(values)) {
       if (value === null || value === undefined || value === "") params.delete(name);
@@ -15,7 +16,9 @@
     }
     const text = params.toString().replaceAll("%2C", ",");
     const address = location.pathname + (text ? "?" + text : "");
-    if (address !== location.pathname + location.search) history.replaceState(history.state, "", address);
+    if (address === location.pathname + location.search) return;
+    if (isStep) history.pushState(history.state, "", address);
+    else history.replaceState(history.state, "", address);
   }
 
   function chosenScheme() {
@@ -69,7 +72,7 @@
       if (!clicks) return nothing();
       const next = scheme === "dark" ? "light" : "dark";
       try { localStorage.setItem("internist-theme", next); } catch (error) { /* private windows keep nothing */ }
-      remember({ theme: next });
+      remember({ theme: next }, { isStep: false });
       return next;
     },
 
@@ -89,7 +92,9 @@
     },
 
     filter(text, current) {
-      remember({ filter: text });
+      if ((text || "") === (current || "")) return nothing();
+      remember({ filter: text, first: null }, { isStep: false });
+      if (document.getElementById("runs-table")) window.dash_clientside.set_props("runs-first", { data: 0 });
       return (text || "") === (current || "") ? nothing() : text || "";
     },
 
@@ -216,7 +221,7 @@
       mark.setAttribute("aria-label", `${CARDS[index][1]}: ${state}`);
       return make("td", {}, mark);
     });
-    const line = make("tr", { title: row.title }, make("th", { scope: "row" }, row.name), ...cells,
+    const line = make("tr", { title: row.title }, make("th", { scope: "row" }, make("bdi", {}, row.name)), ...cells,
       make("td", { className: `num is-${SHAPES[row.state][1]}` }, row.worst));
     if (row.series !== null) {
       line.dataset.series = row.series;
@@ -234,9 +239,24 @@
     return [changedHeat({ ...heat, opened }), nothing()];
   }
 
+  /* Back and forward: the same page shows what the address says now. */
+  window.addEventListener("popstate", () => {
+    const put = (id, value) => document.getElementById("content") && window.dash_clientside.set_props(id, value);
+    const params = query();
+    if (document.getElementById("heat-graph")) {
+      const opened = (params.get("open") || "").split(",").filter(Boolean);
+      put("window", { data: windowOf(params) });
+      put("heat", { data: { metric: params.get("metric"), opened } });
+      put("panel", { data: panelOf(params) });
+    } else if (document.getElementById("scaling-report")) put("scaling-view", { data: scalingOf(params) });
+    else if (document.getElementById("runs-table")) put("runs-first", { data: Number(params.get("first")) || 0 });
+    const box = document.getElementById("filter-box");
+    if (box && box.value !== (params.get("filter") || "")) put("filter-box", { value: params.get("filter") || "" });
+  });
+
   /* Clicks on anything that names a series, an exponent, a family, a panel or a page; and on the heat map's row labels. */
   document.addEventListener("click", (event) => {
-    const target = event.target.closest("[data-series], [data-exponent], [data-family], [data-panel], [data-href]");
+    const target = event.target.closest("[data-series], [data-exponent], [data-family], [data-panel], [data-href], [data-first]");
     if (target && !event.target.closest("a") && !event.defaultPrevented) return act(target);
     const heat = event.target.closest && event.target.closest("#heat-graph .js-plotly-plot");
     if (heat) pressLabel(heat, event);
@@ -246,17 +266,51 @@
     const typing = event.target.closest && event.target.closest("input, textarea, select");
     const box = document.getElementById("filter-box");
     if (event.key === "/" && !typing && box) { event.preventDefault(); box.focus(); }
+    if ((event.key === "j" || event.key === "k") && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) walk(event.key === "j" ? 1 : -1);
+    if (event.key === "?" && !typing) showKeys();
     if (event.key === "Escape" && typing && typing === box) { window.dash_clientside.set_props("filter-box", { value: "" }); box.blur(); }
-    const target = event.key === "Enter" && event.target.closest && event.target.closest("[role=button][data-series]");
-    if (target) act(target);
+    const pressed = event.key === "Enter" || event.key === " ";
+    const target = pressed && event.target.closest && event.target.closest("[role=button][data-series], tr[data-href], tr[data-exponent]");
+    if (target && event.target === target) { event.preventDefault(); act(target); }
   });
+
+  const ROWS = ".runs tbody a.run-name, #board tr[tabindex], .alert-title a, .scaling tbody tr";
+
+  /** The next row of the page's list, or the one before it, takes the focus. */
+  function walk(way) {
+    const rows = [...document.querySelectorAll(ROWS)].filter((row) => row.offsetParent !== null);
+    const next = rows[rows.indexOf(document.activeElement) + way] || rows[way > 0 ? 0 : rows.length - 1];
+    if (!next) return;
+    if (!next.matches("a") && next.tabIndex < 0) next.tabIndex = 0;
+    next.focus();
+    next.scrollIntoView({ block: "nearest" });
+  }
+
+  const KEYS = [["/", "filter or search"], ["j  k", "next row, row before"], ["Enter", "open it"], ["Escape", "close, or empty the filter"], ["?", "these keys"]];
+  const GESTURES = [["drag", "zoom all charts to these steps"], ["double click", "all steps again"], ["click a row", "open a block, or draw a series"], ["Back", "the view before"]];
+
+  function showKeys() {
+    const open = document.getElementById("keys");
+    if (open) return open.close();
+    const list = (pairs) => make("dl", {}, ...pairs.map(([key, does]) => make("div", {}, make("dt", {}, make("kbd", {}, key)), make("dd", {}, does))));
+    const close = make("button", { type: "button", className: "small-button" }, "Close");
+    const box = make("dialog", { id: "keys", className: "keys panel" }, make("h2", {}, "Keys"), list(KEYS), make("h2", {}, "On charts"), list(GESTURES), close);
+    close.addEventListener("click", () => box.close());
+    box.addEventListener("close", () => box.remove());
+    document.body.append(box);
+    box.showModal();
+  }
 
   function act(target) {
     if (target.dataset.series) window.dash_clientside.set_props("panel", { data: showPanel({ series: Number(target.dataset.series) }) });
     else if (target.dataset.exponent) pressExponent(target.dataset.exponent);
     else if (target.dataset.family) window.dash_clientside.set_props("scaling-view", { data: showScaling({ family: target.dataset.family, runs: [], row: null }) });
     else if (target.dataset.panel) window.dash_clientside.set_props("panel", { data: showPanel({ coverage: true }) });
-    else if (target.dataset.href) target.querySelector("a").click();
+    else if (target.dataset.first) {
+      remember({ first: target.dataset.first === "0" ? null : target.dataset.first });
+      window.dash_clientside.set_props("runs-first", { data: Number(target.dataset.first) });
+      scrollTo(0, 0);
+    } else if (target.dataset.href) target.querySelector("a").click();
   }
 
   /** A row of the scaling page draws its log-log plot; where that lies above the table, the page goes there. */

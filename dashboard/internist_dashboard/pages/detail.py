@@ -10,8 +10,11 @@ from dash import Input, Output, State, dcc, html, no_update
 from internist.schema.metrics import METRICS
 from internist.schema.views import Points
 from internist_dashboard import alert_items, components, coverage_items, figures, words
+from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
+from internist_dashboard.errors import NotFound, Refused
+from internist_dashboard.frame import Frame
 from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
 
@@ -73,9 +76,10 @@ def register(app: dash.Dash, api: Api) -> None:
         number = int(panel["series"])
         run, alerts = await asyncio.gather(api.run(name), api.alerts(run=name, limit=ALERT_LIMIT))
         frame = frame_of(run, window, scheme, is_narrow=narrow)
-        found = (await api.points(name, [number], first=frame.first, last=frame.last, pixels=PIXELS)).windows
+        found = await _window(api, name, number, frame)
         if not found:
-            return "Series", html.P("This run has no such series.", className="quiet"), no_update, hidden, None
+            said = f"This run has no series {number}: the link may be of another run."
+            return "No such series", html.P(said, role="alert"), no_update, hidden, None
         points = found[0]
         own = [a for a in alerts.alerts if a.series == number]
         title = words.subject(points.series.subject, points.series.index)
@@ -86,9 +90,17 @@ def register(app: dash.Dash, api: Api) -> None:
             {},
             [
                 facts(points),
-                *(alert_items.item(a, run.server_time_ms, with_run=False, can_acknowledge=False) for a in own),
+                *(alert_items.event(one, run.server_time_ms, with_run=False, can_handle=True) for one in grouped(own)),
             ],
         )
+
+
+async def _window(api: Api, run: str, number: int, frame: Frame) -> tuple[Points, ...]:
+    """The window of a series; nothing where the run has no such series."""
+    try:
+        return (await api.points(run, [number], first=frame.first, last=frame.last, pixels=PIXELS)).windows
+    except (NotFound, Refused):
+        return ()
 
 
 def summary(points: Points) -> Node:

@@ -2,14 +2,17 @@
 
 import asyncio
 import math
+from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, Run, SeriesView
+from internist.schema.views import Alert, AlertsPage, Run, SeriesView
 from internist_dashboard import alert_items, cards, components, figures, routing, sentence, words
+from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
@@ -19,7 +22,8 @@ from internist_dashboard.theme import Scheme
 
 FALLBACK_MS = 5_000
 """How often a page asks for news when its stream is broken."""
-ALERT_LIMIT = 100
+ALERT_LIMIT = 1_000
+SHOWN_EVENTS = 6
 RATE_LIMIT = 4
 """Learning rates drawn: groups beyond these are in the series list."""
 HEAD_LIMIT = 128
@@ -42,7 +46,7 @@ def layout(run: Run) -> Node:
                 filter_hint="filter by regex",
             ),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
-            *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows")),
+            *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows", "run-headline")),
             html.Main(
                 [
                     html.Div(id="sentence", className="area-sentence"),
@@ -81,6 +85,7 @@ def layout(run: Run) -> Node:
                     ),
                 ],
                 className="page run-page",
+                id="main",
             ),
         ]
     )
@@ -108,7 +113,7 @@ def register(app: dash.Dash, api: Api) -> None:
         Output("facts", "children"),
         Output("board-rows", "data"),
         Output("run-alerts", "children"),
-        Output("headline", "data"),
+        Output("run-headline", "data"),
         Input("tick", "data"),
         Input("filter", "data"),
         State("page", "data"),
@@ -124,7 +129,7 @@ def register(app: dash.Dash, api: Api) -> None:
             [cards.card(card, is_over=run.state not in GOING_ON) for card in verdicts.cards],
             cards.facts(run, coverage),
             cards.board_rows(verdicts.blocks, pattern=compiled(text)),
-            _alerts(alerts.alerts, run.server_time_ms),
+            _alerts(name, alerts, run.server_time_ms),
             headline(run),
         )
 
@@ -151,7 +156,9 @@ def register(app: dash.Dash, api: Api) -> None:
         windows = (await api.points(name, wanted, first=frame.first, last=frame.last, pixels=PIXELS)).windows
         by_id = {points.series.id: points for points in windows}
         loss = by_id.get(losses[0].id) if losses else None
-        return figures.loss(loss, [by_id[r.id] for r in rates if r.id in by_id], _inside(alerts.alerts, frame), frame)
+        return figures.loss(
+            loss, [by_id[r.id] for r in rates if r.id in by_id], standing(alerts.alerts, run, frame), frame
+        )
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("heat-graph", "figure"),
@@ -241,10 +248,11 @@ def headline(run: Run) -> dict[str, Any]:
 def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Frame:
     """The steps that all charts show: the brushed window, else the whole run."""
     start = min((attempt.start_step for attempt in run.attempts), default=0)
+    later = tuple(attempt.start_step for attempt in run.attempts[1:])
     first, last = start, max(run.last_step or 0, start + 1)
     if window:
         first, last = max(first, int(window["first"])), min(last, int(window["last"]))
-    return Frame(first, max(last, first + 1), scheme or "light", bool(is_narrow))
+    return Frame(first, max(last, first + 1), scheme or "light", bool(is_narrow), later)
 
 
 def chosen_heads(heads: list[SeriesView]) -> list[SeriesView]:
@@ -274,21 +282,31 @@ def _badge(run: Run) -> Node:
     )
 
 
-def _alerts(alerts: tuple[Alert, ...], now_ms: int) -> Node:
-    current = [alert for alert in alerts if alert.state in ("pending", "firing")][:6]
-    over = [alert for alert in alerts if alert.state not in ("pending", "firing")]
-    if not alerts:
+def _alerts(run: str, page: AlertsPage, now_ms: int) -> Node:
+    groups = grouped(page.alerts)
+    if not groups:
         return html.P("None. Nothing has left its band for long enough.", className="quiet pad")
-    shown = current or over[:3]
-    items: list[Node] = [alert_items.line(alert, now_ms) for alert in shown]
-    rest = len(alerts) - len(shown)
-    if rest:
-        items.append(dcc.Link(f"{rest} more on the alerts page", href="/alerts", className="crumb pad"))
+    current = [one for one in groups if one.is_open]
+    shown = current[:SHOWN_EVENTS] or groups[:3]
+    items: list[Node] = [alert_items.line(one, now_ms) for one in shown]
+    rest = len(groups) - len(shown)
+    said = f"{rest} more of this run" if rest else "all that is known of them"
+    items.append(dcc.Link(said, href=f"/alerts?run={quote(run)}", className="crumb pad"))
     return html.Div(items)
 
 
-def _inside(alerts: tuple[Alert, ...], frame: Frame) -> list[Alert]:
-    return [a for a in alerts if a.opened_step is not None and frame.first <= a.opened_step <= frame.last]
+def standing(alerts: tuple[Alert, ...], run: Run, frame: Frame) -> list[Alert]:
+    """The alerts that belong to the line that is drawn: not those of a future that a rewind discarded."""
+    ends: dict[str, int] = {}
+    for attempt, later in pairwise(run.attempts):
+        ends[attempt.id] = min([x.start_step for x in run.attempts if x.number >= later.number])
+    return [
+        alert
+        for alert in alerts
+        if alert.opened_step is not None
+        and frame.first <= alert.opened_step <= frame.last
+        and alert.opened_step < ends.get(alert.attempt, frame.last + 1)
+    ]
 
 
 def _graph(name: str) -> Node:
@@ -324,7 +342,7 @@ def _metric_picker() -> Node:
 def _reset() -> Node:
     return html.Span(
         [
-            html.Span("drag to zoom all charts, double click to reset", className="quiet hint"),
             html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True),
+            html.Span("drag to zoom all charts, double click to reset", className="quiet hint"),
         ]
     )

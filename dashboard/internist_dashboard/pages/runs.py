@@ -1,6 +1,5 @@
-"""The first page: every run, one line each; worst and newest meet the eye first."""
+"""The first page: every run, a line each, newest first, in pages; the server searches them all."""
 
-import re
 from typing import Any
 
 import dash
@@ -10,21 +9,28 @@ from internist.schema.views import Run
 from internist_dashboard import components, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
-from internist_dashboard.filters import compiled
+from internist_dashboard.sentence import ADVICE
 from internist_dashboard.viewer import VIEWER
 
 REFRESH_MS = 5_000
+PAGE = 50
+"""Runs of one page."""
+WORST = ("violated", "drifting", "ok")
 
 
-def layout(runs: list[Run]) -> Node:
+def layout(runs: list[Run], *, first: int = 0, search: str = "") -> Node:
     """The page, with its rows already in it."""
     return html.Div(
         [
-            components.header([], filter_hint="filter by regex"),
+            components.header([], filter_hint="search all runs"),
             dcc.Interval(id="runs-clock", interval=REFRESH_MS),
             dcc.Store(id="runs-tick"),
+            dcc.Store(id="runs-headline"),
+            dcc.Store(id="runs-first", data=first),
             html.Main(
-                html.Div(table(runs, pattern=None, origin=VIEWER.get().origin), id="runs-table"), className="page"
+                html.Div(table(runs, first=first, search=search, origin=VIEWER.get().origin), id="runs-table"),
+                className="page",
+                id="main",
             ),
         ]
     )
@@ -34,25 +40,73 @@ def register(app: dash.Dash, api: Api) -> None:
     """The page's callbacks."""
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("runs-table", "children"), Input("runs-tick", "data"), Input("filter", "data"), prevent_initial_call=True
+        Output("runs-table", "children"),
+        Output("runs-headline", "data"),
+        Input("runs-tick", "data"),
+        Input("filter", "data"),
+        Input("runs-first", "data"),
+        prevent_initial_call=True,
     )
-    async def draw(_: object, text: str | None) -> Node:
-        return table(await api.runs(), pattern=compiled(text), origin=VIEWER.get().origin)
+    async def draw(_: object, text: str | None, first: int | None) -> Any:
+        runs = await page_of_runs(api, first=first or 0, search=text or "")
+        return table(runs, first=first or 0, search=text or "", origin=VIEWER.get().origin), headline(runs)
 
 
-def table(runs: list[Run], *, pattern: re.Pattern[str] | None, origin: str) -> Node:
+async def page_of_runs(api: Api, *, first: int, search: str) -> list[Run]:
+    """The runs of a page, and one more if there are more."""
+    return await api.runs(name=search or None, limit=PAGE + 1, offset=first)
+
+
+def headline(runs: list[Run]) -> dict[str, Any]:
+    """What the tab's title says: how many of the runs that go on are not well."""
+    living = [run.verdict for run in runs if run.state in ("live", "stalled")]
+    worst = next((verdict for verdict in WORST if verdict in living), None)
+    return {
+        "name": "runs",
+        "verdict": worst,
+        "alerts": sum(verdict == "violated" for verdict in living),
+        "life": "live",
+    }
+
+
+def table(runs: list[Run], *, first: int, search: str, origin: str) -> Node:
     """The table of runs; without any, the lines to copy."""
-    if not runs:
-        return components.empty_state(origin)
-    shown = [
-        run
-        for run in runs
-        if pattern is None or pattern.search(f"{run.project}/{run.name} {run.id} {run.state} {run.verdict}")
-    ]
-    if not shown:
-        return html.P("No run matches the filter.", className="quiet pad")
+    if not runs and not first:
+        if not search:
+            return components.empty_state(origin, asks_token=bool(VIEWER.get().headers))
+        said = f"No run's name, project or id contains “{search}”."
+        return html.Section([html.H1("No match"), html.P(said)], className="empty panel")
     head = html.Tr([html.Th(name, scope="col", className=kind) for name, kind in _COLUMNS])
-    return html.Table([html.Thead(head), html.Tbody([_row(run) for run in shown])], className="runs panel")
+    return html.Div(
+        [
+            html.H1("Runs", className="page-title"),
+            html.Table([html.Thead(head), html.Tbody([_row(run) for run in runs[:PAGE]])], className="runs panel"),
+            _pager(first, len(runs)),
+        ]
+    )
+
+
+def _pager(first: int, found: int) -> Node:
+    """Which runs are shown, and the ways to those before and after."""
+    shown = min(found, PAGE)
+    if not first and found <= PAGE:
+        return None
+    last = f"{words.step(first + 1)} to {words.step(first + shown)}"
+    return html.Nav(
+        [
+            _turn("Newer", max(0, first - PAGE), is_there=first > 0),
+            html.Span(f"runs {last}, newest first", className="quiet num"),
+            _turn("Older", first + PAGE, is_there=found > PAGE),
+        ],
+        className="pager",
+        **{"aria-label": "pages of runs"},
+    )
+
+
+def _turn(said: str, first: int, *, is_there: bool) -> Node:
+    return html.Button(
+        said, className="small-button", disabled=not is_there, **{"data-first": str(first), "type": "button"}
+    )
 
 
 _COLUMNS = (
@@ -60,10 +114,10 @@ _COLUMNS = (
     ("State", ""),
     ("Verdict", ""),
     ("Step", "right"),
-    ("it/s", "right"),
+    ("it/s", "right cell-minor"),
     ("Loss", "right"),
-    ("Alerts", "right"),
-    ("Last frame", "right"),
+    ("Alerts", "right cell-minor"),
+    ("Last frame", "right cell-minor"),
 )
 
 
@@ -75,24 +129,33 @@ def _row(run: Run) -> Node:
         if run.open_alerts
         else html.Span("0", className="quiet")
     )
-    cells: list[tuple[Node, str]] = [
-        (named, "cell-name"),
-        (components.live_dot(run.state), "cell-state"),
+    cells: list[tuple[Node, str, str]] = [
+        (named, "cell-name", ""),
+        (components.live_dot(run.state), "cell-state", ""),
         (
             html.Span(
                 [
-                    components.mark(run.verdict),
-                    html.Span(words.crossed(run.sentence) or run.verdict, className="verdict-text"),
+                    components.life_mark(run.state) if run.state in ADVICE else components.mark(run.verdict),
+                    html.Span(_said(run), className="verdict-text"),
                 ],
                 className="cell-sentence",
             ),
             "cell-verdict",
+            "",
         ),
-        (words.step(run.last_step), "num right"),
-        (words.number(run.steps_per_second), "num right cell-minor"),
-        (words.number(run.loss), "num right"),
-        (alerts, "num right cell-minor"),
-        (components.age(run.last_frame_at_ms, run.server_time_ms), "right cell-minor"),
+        (words.step(run.last_step), "num right cell-number", "step"),
+        (words.number(run.steps_per_second), "num right cell-minor", "it/s"),
+        (words.number(run.loss), "num right cell-number", "loss"),
+        (alerts, "num right cell-minor", "alerts"),
+        (components.age(run.last_frame_at_ms, run.server_time_ms), "right cell-minor", ""),
     ]
     extra: dict[str, Any] = {"data-href": href}
-    return html.Tr([html.Td(content, className=kind) for content, kind in cells], **extra)
+    return html.Tr([html.Td(content, className=kind, **{"data-name": name}) for content, kind, name in cells], **extra)
+
+
+def _said(run: Run) -> str:
+    """The sentence of a run; of one that does not live as it should, that comes first."""
+    said = words.crossed(run.sentence) or run.verdict
+    if run.state in ("lost", "stalled") and run.state_reason:
+        return f"{run.state_reason[0].upper()}{run.state_reason[1:]}. {words.without_forecast(said)}"
+    return said if run.state == "live" else words.without_forecast(said)

@@ -41,6 +41,7 @@ def layout() -> Node:
                     ),
                 ],
                 className="page",
+                id="main",
             ),
         ]
     )

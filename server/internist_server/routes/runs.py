@@ -27,7 +27,7 @@ def list_runs(
     services: ServicesDep,
     session: SessionDep,
     project: Annotated[str | None, Query(max_length=512, description="Only of this project.")] = None,
-    name: Annotated[str | None, Query(max_length=512, description="A part of the run's name or id.")] = None,
+    name: Annotated[str | None, Query(max_length=512, description="A part of the run's name, project or id.")] = None,
     limit: Limit = 100,
     offset: Offset = 0,
 ) -> tuple[Run, ...]:

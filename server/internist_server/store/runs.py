@@ -27,7 +27,8 @@ def project_of(session: Session, run: str) -> str:
 def list_runs(
     session: Session, *, project: str | None = None, name: str | None = None, limit: int, offset: int = 0, now_ms: int
 ) -> list[Run]:
-    """Runs, newest first, without their configurations and attempts; `name` is a part of the run's name or id."""
+    """Runs, newest first, without their configurations and attempts; `name` is a part of
+    the run's name, project or id."""
     firing = (
         select(func.count())
         .where(AlertRow.run_id == RunRow.id, AlertRow.state == "firing")
@@ -42,7 +43,11 @@ def list_runs(
         query = query.where(RunRow.project == project)
     if name is not None:
         pattern = f"%{name.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
-        query = query.where(RunRow.name.ilike(pattern, escape="~") | RunRow.id.like(pattern, escape="~"))
+        query = query.where(
+            RunRow.name.ilike(pattern, escape="~")
+            | RunRow.project.ilike(pattern, escape="~")
+            | RunRow.id.like(pattern, escape="~")
+        )
     return [_listed(session, row, now_ms=now_ms) for row in session.execute(query).all()]
 
 
