@@ -14,12 +14,13 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from internist_dashboard import browser, components, theme
+from internist_dashboard import browser, components, news, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.pages import alerts, detail, optimizer, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
+from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.statics import CompressedStatics
 from internist_dashboard.viewer import VIEWER, viewer_of
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
 INDEX = (ASSETS / "index.html").read_text(encoding="utf-8")
 COMPRESS_OVER = 1_024
-OWN_PATHS = ("/_dash-", "/assets/")
+OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 """Everything else is a page."""
 
 
@@ -36,7 +37,7 @@ class Board:
     """The board as ASGI: notes who asks, guards what is sent, serves static files from memory, compresses the rest."""
 
     def __init__(self, app: ASGIApp, hashes: Iterable[str]) -> None:
-        packed = CompressedStatics(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4))
+        packed = CompressedStatics(SharedAnswers(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4)))
         self._app = Guarded(packed, hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +84,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     )
     app.backend.websocket_capability = False  # else every page opens a socket that nothing uses
     app.layout = shell()
+    news.register(server, api)
     _route(app, api)
     for page in (runs, run, optimizer, detail, scaling, alerts):
         page.register(app, api)

@@ -84,22 +84,44 @@ def member_button(worst: Verdict) -> Node:
 def facts(run: Run, coverage: Coverage) -> Node:
     """What the run says of itself, in six numbers, with a way to the coverage list."""
     attempts = f"attempt {len(run.attempts)}" if len(run.attempts) > 1 else ""
-    rows: list[tuple[str, Node, str]] = [
-        ("Loss", words.number(run.loss), "loss, as the run reports it"),
-        ("Learning rate", words.number(run.learning_rate), ""),
-        ("Step", words.step(run.last_step), attempts),
-        ("Speed", words.rate(run.steps_per_second), "optimizer steps per second"),
-        ("Monitor", words.share(run.overhead), "share of the run's time that the monitor takes"),
-        (
-            "Coverage",
-            _coverage_button(coverage),
-            "share of what could be measured of the model's parts that is",
-        ),
-    ]
+    titles = {
+        "loss": "loss, as the run reports it",
+        "step": attempts,
+        "speed": "optimizer steps per second",
+        "monitor": "share of the run's time that the monitor takes",
+        "coverage": "share of what could be measured of the model's parts that is",
+    }
+    shown: dict[str, Node] = {**told(run), "coverage": _coverage_button(coverage)}
     return html.Dl(
-        [html.Div([html.Dt(name), html.Dd(value, className="num")], title=title) for name, value, title in rows],
+        [
+            html.Div(
+                [html.Dt(FACT_NAMES[key]), html.Dd(value, className="num", id=f"fact-{key}")], title=titles.get(key, "")
+            )
+            for key, value in shown.items()
+        ],
         className="facts panel",
     )
+
+
+FACT_NAMES = {
+    "loss": "Loss",
+    "rate": "Learning rate",
+    "step": "Step",
+    "speed": "Speed",
+    "monitor": "Monitor",
+    "coverage": "Coverage",
+}
+
+
+def told(run: Run) -> dict[str, str]:
+    """The numbers that change with every tick, in words, by the names of `FACT_NAMES`."""
+    return {
+        "loss": words.number(run.loss),
+        "rate": words.number(run.learning_rate),
+        "step": words.step(run.last_step),
+        "speed": words.rate(run.steps_per_second),
+        "monitor": words.share(run.overhead),
+    }
 
 
 def board_rows(blocks: Sequence[BlockVerdict], *, pattern: re.Pattern[str] | None = None) -> list[BoardRow]:

@@ -7,7 +7,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from internist.schema.conditions import State
-from internist.schema.views import RunState
+from internist.schema.views import Run, RunState
 from internist_dashboard import words
 
 Node = Any
@@ -86,16 +86,17 @@ def live_dot(state: RunState) -> Node:
     return html.Span([html.Span(className=f"pulse life-{state}"), html.Span(state)], className=f"badge life-{state}")
 
 
-def live_badge(
-    state: RunState, *, last_frame_at_ms: int | None, heartbeat_at_ms: int | None, now_ms: int, reason: str = ""
-) -> Node:
-    """How the run lives, and how old its last frame is."""
-    beat = "no heartbeat yet" if heartbeat_at_ms is None else f"heartbeat {words.age(now_ms - heartbeat_at_ms)}"
-    title = words.listing([reason, beat])
-    parts: list[Node] = [html.Span(className=f"pulse life-{state}"), html.Span(state, className="life")]
-    if last_frame_at_ms is not None:
-        parts += [html.Span("·", className="crumb-gap"), age(last_frame_at_ms, now_ms)]
-    return html.Span(parts, className=f"badge life-{state}", title=title, id="live-badge")
+def run_badge(run: Run) -> Node:
+    """How a run lives, and how old its last frame is."""
+    now_ms = run.server_time_ms
+    alive = (
+        "no heartbeat yet" if run.heartbeat_at_ms is None else f"heartbeat {words.age(now_ms - run.heartbeat_at_ms)}"
+    )
+    parts: list[Node] = [html.Span(className=f"pulse life-{run.state}"), html.Span(run.state, className="life")]
+    if run.last_frame_at_ms is not None:
+        parts += [html.Span("·", className="crumb-gap"), age(run.last_frame_at_ms, now_ms)]
+    title = words.listing([run.state_reason, alive])
+    return html.Span(parts, className=f"badge life-{run.state}", title=title, id="live-badge")
 
 
 def empty_state(origin: str, *, asks_token: bool) -> Node:

@@ -12,7 +12,7 @@ from internist.schema.views import Alert, Band, Heatmap, Number, Points
 from internist_dashboard import marks, ticks, words
 from internist_dashboard import rows as heat_rows
 from internist_dashboard.frame import Frame
-from internist_dashboard.rows import Row
+from internist_dashboard.rows import FloatArray, Row
 from internist_dashboard.theme import UNJUDGED, Palette, heat_scale, logit_scale, palette, template
 
 LOSS_HEIGHT = 220
@@ -23,6 +23,8 @@ HEAT_BODY = 460
 LABEL_PX = 14
 """Least distance between two row labels."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
+_HALF, _KEPT = np.uint32(0x200), np.uint32(0xFFFFFC00)
+"""Of the 23 bits of a float32's fraction ten are rounded away."""
 STRIP_HEIGHT, STRIP_GAP = 84, 18
 GRAPH_CONFIG: dict[str, Any] = {
     "displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False, "showTips": False,
@@ -45,7 +47,14 @@ def loss(losses: Points | None, rates: Sequence[Points], alerts: Sequence[Alert]
         _line(figure, losses, p, name="loss")
         marks.edge_marks(figure, losses, p)
     marks.alert_marks(figure, alerts, p)
+    drawn = [*(rate.series.id for rate in rates), *([losses.series.id] if losses is not None else [])]
+    places = range(len(rates)) if losses is None else [*range(len(rates)), len(rates) + (2 if losses.thinned else 0)]
     figure.update_layout(
+        meta={
+            "lines": {str(place): series for place, series in zip(places, drawn, strict=True)},
+            "first": frame.first,
+            "last": frame.last,
+        },
         yaxis={"title": {"text": "loss (nats)"}, "fixedrange": True, "nticks": 5},
         yaxis2={
             "overlaying": "y", "side": "right", "showgrid": False, "fixedrange": True, "range": [0, 1.2 * highest or 1],
@@ -66,17 +75,16 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     drawn = np.where(numbers.nonfinite, marks.RATIO_LIMIT, np.clip(numbers.ratios, -marks.RATIO_LIMIT, 9))
     drawn = np.where(np.isnan(drawn) & np.isfinite(numbers.values), UNJUDGED, drawn).astype(np.float32)
     times = np.exp2(np.clip(numbers.ratios, -60, 60))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        details = np.stack([numbers.values, times, numbers.values / times, numbers.measured_at], axis=-1)
+    details = np.stack([coarse(numbers.values), coarse(times), numbers.measured_at], axis=-1)
     unit = f" ({heatmap.unit})" if heatmap.unit else ""
     keys = [words.plain(row.key) for row in rows]
     figure.add_heatmap(
-        x=list(heatmap.steps), y=keys, z=drawn, customdata=details.astype(np.float32),
+        x=list(heatmap.steps), y=keys, z=coarse(drawn), customdata=details.astype(np.float32),
         zmin=UNJUDGED, zmax=marks.RATIO_LIMIT, colorscale=heat_scale(frame.scheme), showscale=False,
         hoverongaps=False,
         hovertemplate="<b>%{y}</b><br>%{customdata[1]:.3~g}× its band"
         f" ({words.basis(heatmap.basis) or 'not judged'})<br>value %{{customdata[0]:.4~g}}{unit}"
-        "<br>band's centre %{customdata[2]:.4~g}<br>measured at step %{customdata[3]:,d}<extra></extra>",
+        "<br>measured at step %{customdata[2]:,d}<extra></extra>",
     )  # fmt: skip
     marks.dots(figure, heatmap.steps, keys, numbers.nonfinite, p)
     labelled = thinned([row.block is not None for row in rows], every=math.ceil(LABEL_PX / row_px))
@@ -226,6 +234,13 @@ def empty(message: str, frame: Frame, *, height: int = 120) -> go.Figure:
         ],
     )  # fmt: skip
     return figure
+
+
+def coarse(values: FloatArray) -> FloatArray:
+    """Values to four digits, as many as are shown: their bytes pack to half the size."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + _HALF) & _KEPT).view(np.float32)
+    return np.where(np.isfinite(values), rounded, values).astype(np.float32)
 
 
 def row_height(count: int) -> float:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from internist.schema.views import Heatmap, HeatmapRow, Number
 
 FloatArray = NDArray[np.float32]
+MOST_ROWS = 200
+"""Rows of one view: a person reads no more, and a browser draws no more at once."""
 HOLD = 1.5
 """A value is drawn until the next is due: for this many of its row's own median gaps, and no longer."""
 

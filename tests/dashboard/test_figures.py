@@ -1,5 +1,6 @@
 """The charts: few traces, one step axis, marks where numbers are none."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 
 from internist.schema.views import Alert, Band, Heatmap, HeatmapRow, Points, SeriesView
 from internist.schema.wire import Facts
-from internist_dashboard import figures, sparkline
+from internist_dashboard import figures, sparkline, ticks
 from internist_dashboard.frame import Frame
 from internist_dashboard.rows import collapse
-from internist_dashboard.theme import PALETTES, diverging
+from internist_dashboard.theme import DIVERGING_LIMIT, PALETTES, UNJUDGED, diverging, heat_scale
 
 STEPS = tuple(range(0, 100, 10))
 FRAME = Frame(0, 90)
+FOUR_DIGITS = 1e-4  # half of the last of the bits that are kept is 6e-5
 
 
 def points(values, *, metric="loss", subject="", index=None, band=None, series=7):
@@ -43,7 +45,7 @@ def test_the_heat_map_is_one_trace():
     chart = figures.heat(deep(96), collapse(deep(96)), FRAME)
 
     assert [trace.type for trace in chart.data] == ["heatmap"]
-    assert (chart.data[0].zmin, chart.data[0].zmax) == (-2, 2)
+    assert (chart.data[0].zmin, chart.data[0].zmax) == (UNJUDGED, DIVERGING_LIMIT)
 
 
 def test_with_96_layers_rows_are_eight_pixels_and_labels_stay_apart():
@@ -143,3 +145,37 @@ def test_the_sparkline_has_a_bar_for_each_value_and_fills_for_nan():
 
     assert shape.count("%3Crect") == 2
     assert "height='24.0'" in shape
+
+
+def test_what_was_measured_and_not_judged_has_a_colour_of_its_own():
+    scale = heat_scale("light")
+
+    assert scale[0] == (0.0, PALETTES["light"].unjudged)
+    places = [place for place, _ in scale]
+    assert places == sorted(places) and places[-1] == pytest.approx(1.0)
+    at_minus_two = (-DIVERGING_LIMIT - UNJUDGED) / (DIVERGING_LIMIT - UNJUDGED)
+    assert next(colour for place, colour in scale if place >= at_minus_two - 1e-9) == PALETTES["light"].low[0]
+
+
+def test_names_that_look_like_tags_stand_as_they_are_written():
+    name = "<b>bold</b> %{y}"
+
+    chart = figures.series(points([1.0] * 10, metric=name), [], FRAME)
+
+    assert "<b>" not in chart.to_json()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in chart.layout.yaxis.title.text
+
+
+def test_a_logarithmic_axis_has_few_ticks_and_each_its_whole_value():
+    assert ticks.logarithmic(0.011, 0.4)["ticktext"] == ["0.01", "0.02", "0.05", "0.1", "0.2"]
+    assert ticks.logarithmic(1e-7, 1e7)["tickvals"][0] == 1e-7
+    assert all(len(ticks.logarithmic(1, 10.0**n)["tickvals"]) <= ticks.MOST for n in range(1, 30))
+
+
+def test_values_are_rounded_to_four_digits_and_what_is_not_finite_stays():
+    values = np.array([1.23456, -3e-9, 0.0, math.inf, -math.inf, math.nan], dtype=np.float32)
+
+    found = figures.coarse(values)
+
+    assert np.allclose(found, values, rtol=FOUR_DIGITS, equal_nan=True)
+    assert found.nbytes == values.nbytes

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
 
-  const LEAST_MS = 1000;
+  const LEAST_MS = 100;
   const RETRY_MS = 5000;
   const AWAY_MS = 20000; /* a hidden page holds no stream and asks this often: its title goes on telling */
   const state = { run: null, cursor: 0, source: null, pending: null, lastTick: 0, opened: 0, asked: 0 };
@@ -34,12 +34,12 @@
 
   function flush() {
     const news = state.pending;
-    if (!news || connection.isBusy() || Date.now() - state.lastTick < LEAST_MS) return;
+    if (!news || connection.isBusy() || window.internistNews.isAsking() || Date.now() - state.lastTick < LEAST_MS) return;
     if (!document.getElementById("heat-graph")) return;
     state.pending = null;
     state.lastTick = Date.now();
     state.cursor = news.cursor;
-    window.dash_clientside.set_props("tick", { data: { cursor: news.cursor, state: news.state } });
+    window.internistNews.take(state.run, news);
   }
 
   function isOpen() {
@@ -69,8 +69,10 @@
       state.run = run;
       state.cursor = cursor;
       state.pending = null;
+      window.internistNews.forget();
       connect();
     },
+    run: () => state.run,
     leave() {
       state.run = null;
       disconnect();
@@ -120,6 +122,6 @@
   }
 
   setInterval(tickAges, 1000);
-  setInterval(flush, 250);
+  setInterval(flush, 100);
   setInterval(askForTitle, 1000);
 })();

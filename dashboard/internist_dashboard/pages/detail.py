@@ -86,7 +86,7 @@ def register(app: dash.Dash, api: Api) -> None:
         return (
             title,
             summary(points),
-            figures.series(points, own, frame),
+            await asyncio.to_thread(figures.series, points, own, frame),
             {},
             [
                 facts(points),

@@ -53,7 +53,7 @@ def register(app: dash.Dash, api: Api) -> None:
             else ()
         )
         lines = routing.table(table, series, pattern=pattern)
-        drawn = figures.strips(windows, frame) if windows else figures.empty("", frame)
+        drawn = await asyncio.to_thread(figures.strips, windows, frame) if windows else figures.empty("", frame)
         note = f"{LINES} worst parameters of each" if len(chosen) < len(_strips(shown)) else ""
         is_empty = not table.routes and not series
         return is_empty, drawn, {} if windows else {"display": "none"}, note, routing.summary(table), lines

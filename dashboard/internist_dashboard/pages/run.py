@@ -17,7 +17,7 @@ from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.filters import compiled
 from internist_dashboard.frame import Frame
-from internist_dashboard.rows import collapse
+from internist_dashboard.rows import MOST_ROWS, collapse
 from internist_dashboard.theme import Scheme
 
 FALLBACK_MS = 5_000
@@ -42,7 +42,7 @@ def layout(run: Run) -> Node:
         [
             components.header(
                 [(run.project, "/"), (run.name, None)],
-                middle=html.Span(_badge(run), id="badge"),
+                middle=html.Span(components.run_badge(run), id="badge"),
                 filter_hint="filter by regex",
             ),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
@@ -124,7 +124,7 @@ def register(app: dash.Dash, api: Api) -> None:
             api.run(name), api.verdicts(name, limit=1), api.coverage(name), api.alerts(run=name, limit=ALERT_LIMIT)
         )
         return (
-            _badge(run),
+            components.run_badge(run),
             sentence.of_run(run, verdicts),
             [cards.card(card, is_over=run.state not in GOING_ON) for card in verdicts.cards],
             cards.facts(run, coverage),
@@ -156,9 +156,8 @@ def register(app: dash.Dash, api: Api) -> None:
         windows = (await api.points(name, wanted, first=frame.first, last=frame.last, pixels=PIXELS)).windows
         by_id = {points.series.id: points for points in windows}
         loss = by_id.get(losses[0].id) if losses else None
-        return figures.loss(
-            loss, [by_id[r.id] for r in rates if r.id in by_id], standing(alerts.alerts, run, frame), frame
-        )
+        drawn_rates = [by_id[rate.id] for rate in rates if rate.id in by_id]
+        return await asyncio.to_thread(figures.loss, loss, drawn_rates, standing(alerts.alerts, run, frame), frame)
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("heat-graph", "figure"),
@@ -196,13 +195,17 @@ def register(app: dash.Dash, api: Api) -> None:
             collapse="modules" if is_detailed else "blocks",
         )
         options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
-        rows = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
+        found = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
+        rows = found[:MOST_ROWS]
         figure = (
-            figures.heat(heatmap, rows, frame)
+            await asyncio.to_thread(figures.heat, heatmap, rows, frame)
             if rows
             else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
         )
-        note = words.listing([f"{len(rows)} rows", f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
+        counted = (
+            f"{len(rows)} rows" if len(rows) == len(found) else f"the first {len(rows)} of {len(found)} rows: filter"
+        )
+        note = words.listing([counted, f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
         return figure, options, heatmap.metric, heatmap.metric, note
 
     @app.callback(  # type: ignore[untyped-decorator]
@@ -237,7 +240,7 @@ def register(app: dash.Dash, api: Api) -> None:
             if len(chosen) == len(heads)
             else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
         )
-        return figures.logits(page_of.windows, frame), note
+        return await asyncio.to_thread(figures.logits, page_of.windows, frame), note
 
 
 def headline(run: Run) -> dict[str, Any]:
@@ -270,16 +273,6 @@ def chosen_heads(heads: list[SeriesView]) -> list[SeriesView]:
 def _by_last_value(head: SeriesView) -> float:
     value = words.real(head.last_value)
     return -math.inf if value is None else math.inf if math.isnan(value) else value
-
-
-def _badge(run: Run) -> Node:
-    return components.live_badge(
-        run.state,
-        last_frame_at_ms=run.last_frame_at_ms,
-        heartbeat_at_ms=run.heartbeat_at_ms,
-        now_ms=run.server_time_ms,
-        reason=run.state_reason,
-    )
 
 
 def _alerts(run: str, page: AlertsPage, now_ms: int) -> Node:

@@ -1,5 +1,6 @@
 """How a family of runs scales in width and depth: what is wrong in a sentence, then every exponent with its plot."""
 
+import asyncio
 from typing import Any
 
 import dash
@@ -106,7 +107,7 @@ def register(app: dash.Dash, api: Api) -> None:
         one = None if report is None else scaling_items.chosen(report, view.get("row"))
         if report is None or one is None:
             return no_update, no_update
-        drawn = scaling_figures.loglog(one, report.family, scheme=scheme or "light")
+        drawn = await asyncio.to_thread(scaling_figures.loglog, one, report.family, scheme=scheme or "light")
         return drawn, scaling_items.plot_head(one)
 
 
