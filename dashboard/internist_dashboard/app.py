@@ -175,7 +175,7 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
             safe="Training goes on; what it measures waits in its spool.",
             do="Check that `internist serve` runs, then load this page again.",
         )
-    return html.Div([components.header([]), html.Main(body, className="page")]), {"kind": "problem"}
+    return html.Div([components.header([]), html.Main(body, className="page", id="main")]), {"kind": "problem"}
 
 
 def _place(text: str | None) -> int:

@@ -51,7 +51,7 @@ def card(answer: Card, *, is_over: bool = False) -> Node:
             html.Div(
                 [
                     components.mark(answer.state),
-                    html.H3(CARD_NAMES.get(answer.name, answer.title)),
+                    html.H2(CARD_NAMES.get(answer.name, answer.title)),
                     html.Span(verdict, className="card-verdict"),
                 ],
                 className="card-head",

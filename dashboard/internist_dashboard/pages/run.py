@@ -49,6 +49,7 @@ def layout(run: Run) -> Node:
             *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows", "run-headline")),
             html.Main(
                 [
+                    html.H1(f"{run.project}: {run.name}", className="unseen"),
                     html.Div(id="sentence", className="area-sentence"),
                     html.Div(id="cards", className="area-cards"),
                     html.Div(id="facts", className="area-facts"),

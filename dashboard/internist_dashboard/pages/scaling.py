@@ -28,6 +28,7 @@ def layout() -> Node:
             dcc.Store(id="scaling-shown"),
             html.Main(
                 [
+                    html.H1("How runs scale", className="unseen"),
                     html.Div([_picker(), html.Span(id="family-note", className="quiet hint")], className="area-family"),
                     html.Div(id="scaling-problem"),
                     html.Div(
