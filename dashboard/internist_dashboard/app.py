@@ -120,7 +120,6 @@ def shell() -> Node:
             *stores,
             html.Div(id="notice", role="alert"),
             html.Div(id="content"),
-            detail.drawer(),
         ],
         id="mantine",
         theme=theme.MANTINE,

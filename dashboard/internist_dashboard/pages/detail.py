@@ -4,8 +4,7 @@ import asyncio
 from typing import Any
 
 import dash
-import dash_mantine_components as dmc
-from dash import Input, Output, State, dcc, html, no_update
+from dash import Input, Output, State, html, no_update
 
 from internist.schema.metrics import METRICS
 from internist.schema.views import Points
@@ -17,27 +16,6 @@ from internist_dashboard.errors import NotFound, Refused
 from internist_dashboard.frame import Frame
 from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
-
-
-def drawer() -> Node:
-    """The drawer, closed."""
-    return dmc.Drawer(
-        [
-            html.Div(id="detail"),
-            dcc.Graph(id="series-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}),
-            html.Div(id="detail-facts"),
-        ],
-        id="drawer",
-        position="right",
-        size="min(100vw, 760px)",
-        padding="md",
-        title="",
-        opened=False,
-        keepMounted=True,
-        overlayProps={"backgroundOpacity": 0.25},
-        closeButtonProps={"aria-label": "Close"},
-        returnFocus=True,
-    )
 
 
 def register(app: dash.Dash, api: Api) -> None:

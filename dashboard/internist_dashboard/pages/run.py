@@ -15,6 +15,7 @@ from internist_dashboard import alert_items, cards, components, figures, routing
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
+from internist_dashboard.drawer import drawer
 from internist_dashboard.filters import compiled
 from internist_dashboard.frame import Frame
 from internist_dashboard.rows import MOST_ROWS, collapse
@@ -88,6 +89,7 @@ def layout(run: Run) -> Node:
                 className="page run-page",
                 id="main",
             ),
+            drawer(),
         ]
     )
 
