@@ -49,7 +49,7 @@ class Tab:
     """A page whose time, bytes and CPU are counted."""
 
     def __init__(self, browser: Any, address: str, server: int) -> None:
-        self._context = browser.new_context(viewport={"width": 1440, "height": 900})
+        self._context = browser.new_context(viewport={"width": 1440, "height": 900}, bypass_csp=True)
         self.page = self._context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self._address, self._server = address, server

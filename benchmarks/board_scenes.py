@@ -1,4 +1,4 @@
-"""Scenes that strain the board: ten thousand series, thousands of runs, a divergence, a run that goes back, many heads."""
+"""Scenes that strain the board: ten thousand series, thousands of runs, a divergence, names that look like tags."""
 
 import time
 from collections.abc import Callable

@@ -84,7 +84,8 @@ def test_with_96_layers_labels_do_not_overlap_and_every_block_is_on_the_board(vi
     page = visit("/runs/deep", scheme="dark")
     wait_for_charts(page)
 
-    boxes = sorted(box["y"] for box in (t.bounding_box() for t in page.locator("#heat-graph .ytick text").all()))
+    tops = "labels => labels.map(label => label.getBoundingClientRect().y)"
+    boxes = sorted(page.eval_on_selector_all("#heat-graph .ytick text", tops))
     assert min(b - a for a, b in pairwise(boxes)) >= 12
     assert page.locator("#board tr").count() == 1 + 98
     assert page.locator("#board tbody tr").first.inner_text().startswith("blocks.40")
