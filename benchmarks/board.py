@@ -54,7 +54,7 @@ class Tab:
         self.page.set_default_timeout(WAIT_MS)
         self._address, self._server = address, server
         self._session = self._context.new_cdp_session(self.page)
-        self._session.send("Performance.enable")
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
         self._session.send("Network.enable")
         self._bytes = 0
         self._session.on("Network.dataReceived", self._count)

@@ -1,5 +1,6 @@
 """Wiring: `create_board(transport)` makes the board as an ASGI application."""
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from internist_dashboard import browser, components, news, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
-from internist_dashboard.pages import alerts, detail, optimizer, run, runs, scaling
+from internist_dashboard.pages import alerts, compare, detail, optimizer, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.statics import CompressedStatics
@@ -86,7 +87,7 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     app.layout = shell()
     news.register(server, api)
     _route(app, api)
-    for page in (runs, run, optimizer, detail, scaling, alerts):
+    for page in (runs, run, optimizer, detail, scaling, compare, alerts):
         page.register(app, api)
     browser.wire(app)
     # Dash's own inline scripts, and the one that chooses the colours before anything is drawn.
@@ -146,6 +147,12 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
                     "cursor": found.cursor,
                     "headline": run.headline(found),
                 }
+            case ["compare"]:
+                names = [name for name in asked.get("runs", "").split(",") if name][: compare.MOST_RUNS]
+                if not names:
+                    raise NotFound("No runs are named to compare: choose some on the page of all runs.")
+                chosen = await asyncio.gather(*(api.run(name) for name in names))
+                return compare.layout(chosen), {"kind": "compare", "runs": [one.id for one in chosen]}
             case ["scaling"]:
                 return scaling.layout(), {"kind": "scaling"}
             case ["alerts"]:

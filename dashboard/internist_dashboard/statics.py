@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,8 @@ class StaticFile:
 
     content_type: bytes
     cache_control: bytes
+    tag: bytes
+    """Says whether what a browser has is still this: files without a fingerprint are asked for every time."""
     body: bytes
 
 
@@ -38,12 +41,16 @@ class CompressedStatics:
         if known is None:
             await self._app(scope, receive, send)
             return
+        kept = [(b"cache-control", known.cache_control), (b"etag", known.tag), (b"vary", b"accept-encoding")]
+        if any(name == b"if-none-match" and known.tag in value for name, value in scope["headers"]):
+            await send({"type": "http.response.start", "status": 304, "headers": kept})
+            await send({"type": "http.response.body", "body": b""})
+            return
         headers = [
             (b"content-type", known.content_type),
             (b"content-encoding", b"gzip"),
-            (b"cache-control", known.cache_control),
             (b"content-length", str(len(known.body)).encode()),
-            (b"vary", b"accept-encoding"),
+            *kept,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": known.body})
@@ -76,7 +83,8 @@ class CompressedStatics:
             else b"no-cache"
         )
         packed = await asyncio.to_thread(gzip.compress, body, 6, mtime=0)
-        file = StaticFile(content_type, cache, packed)
+        tag = f'"{hashlib.sha256(packed).hexdigest()[:24]}"'.encode()
+        file = StaticFile(content_type, cache, tag, packed)
         if len(self._files) < MAX_FILES:
             self._files[key] = file
         return file

@@ -86,6 +86,17 @@ def test_static_files_are_compressed_once_and_cached_by_browsers(server):
     assert len(gzip.compress(plain.content)) < len(plain.content) / 2
 
 
+def test_a_file_without_a_fingerprint_is_sent_once_and_then_said_to_be_the_same(server):
+    board = create_board(httpx.ASGITransport(server))
+    path = "/_dash-component-suites/dash/dcc/async-graph.js"
+
+    first = answer(board, path, **{"accept-encoding": "gzip"})
+    again = answer(board, path, **{"accept-encoding": "gzip", "if-none-match": first.headers["etag"]})
+
+    assert first.status_code == 200 and "immutable" not in first.headers["cache-control"]
+    assert again.status_code == 304 and again.content == b""
+
+
 def test_two_boards_live_in_one_process(server):
     boards = [create_board(httpx.ASGITransport(server)) for _ in range(2)]
 

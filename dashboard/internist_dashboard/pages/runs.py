@@ -76,10 +76,16 @@ def table(runs: list[Run], *, first: int, search: str, origin: str) -> Node:
             return components.empty_state(origin, asks_token=bool(VIEWER.get().headers))
         said = f"No run's name, project or id contains “{search}”."
         return html.Section([html.H1("No match"), html.P(said)], className="empty panel")
-    head = html.Tr([html.Th(name, scope="col", className=kind) for name, kind in _COLUMNS])
+    head = html.Tr([html.Th(name, scope="col", className=kind) if name else html.Td() for name, kind in _COLUMNS])
     return html.Div(
         [
-            html.H1("Runs", className="page-title"),
+            html.Div(
+                [
+                    html.H1("Runs", className="page-title"),
+                    html.Button("Compare", className="small-button", hidden=True, **{"data-compare": ""}),
+                ],
+                className="page-head",
+            ),
             html.Table([html.Thead(head), html.Tbody([_row(run) for run in runs[:PAGE]])], className="runs panel"),
             _pager(first, len(runs)),
         ]
@@ -110,6 +116,7 @@ def _turn(said: str, first: int, *, is_there: bool) -> Node:
 
 
 _COLUMNS = (
+    ("", "cell-choice"),
     ("Run", ""),
     ("State", ""),
     ("Verdict", ""),
@@ -130,6 +137,7 @@ def _row(run: Run) -> Node:
         else html.Span("0", className="quiet")
     )
     cells: list[tuple[Node, str, str]] = [
+        (_choice(run), "cell-choice", ""),
         (named, "cell-name", ""),
         (components.live_dot(run.state), "cell-state", ""),
         (
@@ -151,6 +159,13 @@ def _row(run: Run) -> Node:
     ]
     extra: dict[str, Any] = {"data-href": href}
     return html.Tr([html.Td(content, className=kind, **{"data-name": name}) for content, kind, name in cells], **extra)
+
+
+def _choice(run: Run) -> Node:
+    """A switch that the browser keeps: chosen runs are compared."""
+    return html.Button(
+        className="choose", role="checkbox", **{"data-choose": run.id, "aria-label": f"compare {run.name}"}
+    )
 
 
 def _said(run: Run) -> str:
