@@ -108,15 +108,19 @@ def _run_link(alert: Alert) -> Node:
 
 
 def _handling(group: Group) -> Node:
-    """Who has seen it; a button for those who have not said so."""
+    """Who has seen it, and buttons: to say so, to be told of it no more for a while, to take it back."""
     if not group.is_open:
         return None
-    unseen = group.unseen
-    if not unseen:
-        return html.Span(_seen(group), className="quiet alert-seen")
-    return html.Button(
-        "Acknowledge", className="small-button", **{"data-acknowledge": ",".join(map(str, unseen)), "type": "button"}
-    )
+    silence = {"data-silence": group.first.run, "data-condition": group.first.condition}
+    quiet = html.Button("Silence", className="small-button", type="button", **silence)
+    if group.unseen:
+        ids = ",".join(map(str, group.unseen))
+        seen: Node = html.Button("Acknowledge", className="small-button", type="button", **{"data-acknowledge": ids})
+    else:
+        ids = ",".join(str(alert.id) for alert in group.alerts)
+        undo = html.Button("undo", className="plain link", type="button", **{"data-withdraw": ids})
+        seen = html.Span([_seen(group), " ", undo], className="quiet alert-seen")
+    return html.Span([seen, quiet], className="alert-handling")
 
 
 def _seen(group: Group) -> str:

@@ -124,7 +124,7 @@
     isBusy: () => state.requests > 0,
     isLost: () => state.lostAt !== null,
     ask: (path) => plainFetch(base() + path, { cache: "no-store" }),
-    send: (method, path, body) => plainFetch(base() + path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+    send: (method, path, body) => plainFetch(base() + path, { method, ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }) }),
     base,
   };
 

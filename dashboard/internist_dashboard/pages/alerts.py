@@ -75,7 +75,8 @@ def register(app: dash.Dash, api: Api) -> None:
 def fingerprint(page: AlertsPage) -> list[object]:
     """Differs whenever an alert opens or closes: enough to know that what is drawn is still so."""
     first = page.alerts[0] if page.alerts else None
-    return [page.total, page.open, None if first is None else first.id, None if first is None else first.state]
+    state = None if first is None else [first.id, first.state, first.acknowledged_by]
+    return [page.total, page.open, state]
 
 
 def headline(page: AlertsPage) -> dict[str, Any]:
