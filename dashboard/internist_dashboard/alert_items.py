@@ -5,7 +5,7 @@ from urllib.parse import quote, urlencode
 from dash import dcc, html
 
 from internist.schema.conditions import State
-from internist.schema.views import Alert
+from internist.schema.views import Alert, Silence
 from internist_dashboard import components, words
 from internist_dashboard.alert_groups import Group
 from internist_dashboard.components import Node
@@ -43,6 +43,21 @@ def event(group: Group, now_ms: int, *, with_run: bool, can_handle: bool) -> Nod
         ],
         className=f"alert-item panel {'open' if group.is_open else 'closed'} is-{words.STATE_CLASSES[state]}",
         **{"data-alert": str(first.id)},
+    )
+
+
+def silence(one: Silence, now_ms: int) -> Node:
+    """A silence in force: of what, by whom, why, until when; and the way to end it."""
+    of = words.listing(f"{name} {glob}" for name, glob in one.matchers.items())
+    until = html.Span(f"ends in {words.span(one.expires_at_ms - now_ms)}", className="num quiet")
+    end = html.Button("end", className="small-button", type="button", **{"data-unsilence": str(one.id)})
+    return html.Li(
+        [
+            html.Span([html.Strong("Silenced "), of], className="grow"),
+            html.Span(f"{one.author}: {one.reason}", className="quiet"),
+            until,
+            end,
+        ]
     )
 
 

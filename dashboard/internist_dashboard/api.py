@@ -17,6 +17,7 @@ from internist.schema.views import (
     Run,
     SeriesPage,
     SeriesView,
+    Silence,
     Verdicts,
 )
 from internist_dashboard.errors import NotFound, NotSignedIn, Refused, ServerUnwell
@@ -98,6 +99,10 @@ class Api:
     async def alerts(self, *, run: str | None = None, limit: int) -> AlertsPage:
         """Alerts of one run or of all: open ones first, then newest first."""
         return await self._get("/alerts", AlertsPage, run=run, limit=limit)
+
+    async def silences(self) -> list[Silence]:
+        """Silences in force, the newest first."""
+        return await self._get("/silences", list[Silence])
 
     async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | Sequence[str] | None) -> T:
         params = {name: value for name, value in query.items() if value is not None}

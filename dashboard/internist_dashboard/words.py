@@ -109,6 +109,11 @@ def age(milliseconds: int | float | None) -> str:
     return f"{seconds} s ago"
 
 
+def span(milliseconds: int | float) -> str:
+    """A length of time in words: `3 h`; what is over is `0 s`."""
+    return age(milliseconds).removesuffix(" ago")
+
+
 def subject(name: str, index: int | None = None) -> str:
     """A subject with its head or expert; the whole model by that name."""
     shown = name or "model"

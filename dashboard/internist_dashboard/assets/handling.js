@@ -101,9 +101,14 @@
     });
   }
 
+  function end(button) {
+    told("DELETE", `api/v1/silences/${button.dataset.unsilence}`).then(window.internistLive.refresh).catch((error) => fail(button, error));
+  }
+
   document.addEventListener("click", (event) => {
-    const button = event.target.closest && event.target.closest("[data-acknowledge], [data-silence], [data-withdraw]");
+    const button = event.target.closest && event.target.closest("[data-acknowledge], [data-silence], [data-withdraw], [data-unsilence]");
     if (!button) return;
+    if (button.dataset.unsilence) return end(button);
     if (button.dataset.acknowledge) acknowledge(button);
     else if (button.dataset.silence) silence(button);
     else withdraw(button.dataset.withdraw.split(",")).then(window.internistLive.refresh).catch((error) => fail(button, error));

@@ -1,14 +1,16 @@
 """The alerts page: what goes on first, then what is over, an event a line, each with what to try."""
 
+import asyncio
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dash
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage
+from internist.schema.views import Alert, AlertsPage, Silence
 from internist_dashboard import alert_items, components, words
 from internist_dashboard.alert_groups import Group, grouped
 from internist_dashboard.api import Api
@@ -32,7 +34,7 @@ class Asked:
     pattern: re.Pattern[str] | None = None
 
 
-def layout(page: AlertsPage, *, run: str | None = None) -> Node:
+def layout(page: AlertsPage, silences: Sequence[Silence], *, run: str | None = None) -> Node:
     """The page, with its alerts already in it."""
     crumbs: list[tuple[str, str | None]] = [("Alerts", None if run is None else "/alerts")]
     if run is not None:
@@ -44,7 +46,9 @@ def layout(page: AlertsPage, *, run: str | None = None) -> Node:
             dcc.Store(id="alerts-tick"),
             dcc.Store(id="alerts-headline"),
             dcc.Store(id="alerts-seen", data=fingerprint(page)),
-            html.Main(html.Div(listing(page, Asked(run)), id="alerts-list"), className="page narrow-page", id="main"),
+            html.Main(
+                html.Div(listing(page, Asked(run), silences), id="alerts-list"), className="page narrow-page", id="main"
+            ),
         ]
     )
 
@@ -68,8 +72,9 @@ def register(app: dash.Dash, api: Api) -> None:
             brief = await api.alerts(run=run, limit=1)
             if fingerprint(brief) == seen:
                 return no_update, no_update, no_update
-        found = await api.alerts(run=run, limit=LIMIT)
-        return listing(found, Asked(run, compiled(text))), fingerprint(found), headline(found)
+        found, silences = await asyncio.gather(api.alerts(run=run, limit=LIMIT), api.silences())
+        shown = await asyncio.to_thread(listing, found, Asked(run, compiled(text)), silences)
+        return shown, fingerprint(found), headline(found)
 
 
 def fingerprint(page: AlertsPage) -> list[object]:
@@ -84,7 +89,7 @@ def headline(page: AlertsPage) -> dict[str, Any]:
     return {"name": "alerts", "verdict": "violated" if page.open else None, "alerts": page.open, "life": "live"}
 
 
-def listing(page: AlertsPage, asked: Asked) -> Node:
+def listing(page: AlertsPage, asked: Asked, silences: Sequence[Silence] = ()) -> Node:
     """Events that go on, then those that are over."""
     now_ms = int(time.time() * 1000)
     groups = grouped([alert for alert in page.alerts if asked.pattern is None or asked.pattern.search(_text(alert))])
@@ -92,6 +97,8 @@ def listing(page: AlertsPage, asked: Asked) -> Node:
         return _nothing(page, asked)
     current, over = [one for one in groups if one.is_open], [one for one in groups if not one.is_open]
     parts: list[Node] = [html.H1(f"{words.plural(len(current), 'open alert').capitalize()}")]
+    if silences:
+        parts.append(html.Ul([alert_items.silence(one, now_ms) for one in silences], className="silences panel"))
     parts += _events(current, now_ms, asked)
     if over:
         parts += [html.H2("History", className="alerts-heading"), *_events(over, now_ms, asked)]
