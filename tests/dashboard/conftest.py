@@ -76,6 +76,8 @@ def visit(browser: Any, contexts: dict[str, Any], house: House) -> Iterator[Call
         if not complains:
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        for feeder in (house.sick, house.deep, house.calm):
+            feeder.beat()  # they live for as long as tests look at them
         page.goto((address or house.address) + path)
         return page
 
