@@ -50,6 +50,14 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 bench-faults: $(VENV)/.installed-dev ## Measure the judge on healthy and sick runs, half an hour (ARGS=--short: a minute)
 	$(BIN)/python -m benchmarks.faults.bench $(ARGS)
 
+.PHONY: bench-board
+bench-board: $(VENV)/.installed-dev browser ## Measure the board in a browser, at size (ARGS=--quick: smaller scenes)
+	$(BIN)/python -m benchmarks.board $(ARGS)
+
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-dev browser ## Draw every page of the board into build/screenshots
+	$(BIN)/python -m benchmarks.screenshots $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
