@@ -33,6 +33,7 @@ def heat_labels(page: Any) -> list[str]:
 def places(page: Any, label: str) -> tuple[dict[str, float], dict[str, float]]:
     """Where the row with this label and the plot are, once the chart has come to rest."""
     before = None
+    page.locator("#heat-graph .ytick text", has_text=label).first.scroll_into_view_if_needed()
     for _ in range(STILL_READS):
         row = page.locator("#heat-graph .ytick text", has_text=label).first.bounding_box()
         plot = page.locator("#heat-graph .nsewdrag").first.bounding_box()

@@ -35,6 +35,15 @@
     return Number.isFinite(first) && Number.isFinite(last) && last > first ? { first, last } : null;
   }
 
+  /** All charts show the window at once, by the numbers they hold; the server sends finer ones after. */
+  function zoomAll(first, last) {
+    const pad = Math.max(0.5, 0.012 * (last - first));
+    for (const id of ["loss-graph", "heat-graph", "logit-graph", "optimizer-graph"]) {
+      const graph = document.querySelector(`#${id} .js-plotly-plot`);
+      if (graph && graph._fullLayout && graph._fullLayout.xaxis) window.Plotly.relayout(graph, { "xaxis.range": [first - pad, last + pad] });
+    }
+  }
+
   function panelOf(params) {
     if (params.get("panel") === "coverage") return { coverage: true };
     const series = Number(params.get("series"));
@@ -114,6 +123,7 @@
       const first = Math.max(0, Math.floor(layout["xaxis.range[0]"]));
       const last = Math.max(first + 1, Math.ceil(layout["xaxis.range[1]"]));
       remember({ steps: `${first}-${last}` });
+      zoomAll(first, last);
       return { first, last };
     },
 

@@ -28,15 +28,16 @@
   /** What is drawn now, as the question for what is new; nothing where a chart is not there yet. */
   function question() {
     const lossGraph = plot("loss-graph"), heatGraph = plot("heat-graph"), logitGraph = plot("logit-graph");
-    const heat = traceOf(heatGraph, 0);
-    if (!lossGraph || !lossGraph.layout.meta || !heat || heat.type !== "heatmap") return null;
+    if (!lossGraph || !lossGraph.layout.meta || !heatGraph) return null;
+    const first = traceOf(heatGraph, 0);
+    const heat = first && first.type === "heatmap" && first.x.length ? first : null; /* none while all warms up */
     const params = new URLSearchParams(location.search);
     const lines = Object.values(lossGraph.layout.meta.lines);
     const heads = logitGraph && Array.isArray(logitGraph.layout.meta) ? logitGraph.layout.meta.map((row) => row.series) : [];
-    const ends = [lossGraph.layout.meta.last, last(heat.x)].filter((x) => x !== null && x !== undefined);
+    const ends = [lossGraph.layout.meta.last, heat && last(heat.x)].filter((x) => x !== null && x !== undefined);
     const asked = new URLSearchParams({ after: String(Math.min(...ends)), lines: lines.join(","), heads: heads.join(",") });
     const picked = document.getElementById("metric");
-    if (picked && picked.value) asked.set("metric", picked.value);
+    if (heat && picked && picked.value) asked.set("metric", picked.value);
     for (const name of ["open", "filter"]) if (params.get(name)) asked.set(name, params.get(name));
     return asked;
   }
