@@ -19,7 +19,9 @@ NAME_ROOM = 24
 HOUR_MS = 3_600_000.0
 
 
-def overlay(lines: Sequence[tuple[Run, Points]], *, metric: str, axis: str, scheme: Scheme) -> go.Figure:
+def overlay(
+    lines: Sequence[tuple[Run, Points]], *, metric: str, axis: str, scheme: Scheme, is_narrow: bool = False
+) -> go.Figure:
     """A line for each run, named beside the chart, over steps or over hours since its own first point."""
     p = palette(scheme)
     unit = next((points.series.unit for _, points in lines if points.series.unit), "")
@@ -29,7 +31,9 @@ def overlay(lines: Sequence[tuple[Run, Points]], *, metric: str, axis: str, sche
             "height": HEIGHT,
             "margin": {"l": 60, "r": 20, "t": 10, "b": 40},
             "showlegend": True,
-            "legend": {"y": 1, "x": 1.01, "font": {"size": 11}},
+            "legend": (
+                {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0} if is_narrow else {"y": 1, "x": 1.01}
+            ),
             "hovermode": "x unified",
             "xaxis": {"title": {"text": AXES[axis]}, "tickformat": ",d" if axis == "step" else ".3~g"},
             "yaxis": {"title": {"text": metric + (f" ({unit})" if unit else "")}},

@@ -53,15 +53,18 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("compare-metric", "value"),
         Input("compare-axis", "value"),
         Input("scheme", "data"),
+        Input("narrow", "data"),
         State("page", "data"),
     )
-    async def draw(metric: str, axis: str, scheme: Scheme | None, page: dict[str, Any]) -> Any:
+    async def draw(metric: str, axis: str, scheme: Scheme | None, narrow: bool, page: dict[str, Any]) -> Any:
         if page.get("kind") != "compare":
             return no_update
         runs = await asyncio.gather(*(api.run(name) for name in page["runs"]))
         lines = await asyncio.gather(*(_line(api, run, metric) for run in runs))
         known = [(run, line) for run, line in zip(runs, lines, strict=True) if line is not None]
-        return await asyncio.to_thread(overlay, known, metric=metric, axis=axis, scheme=scheme or "light")
+        return await asyncio.to_thread(
+            overlay, known, metric=metric, axis=axis, scheme=scheme or "light", is_narrow=bool(narrow)
+        )
 
 
 async def _line(api: Api, run: Run, metric: str) -> Points | None:

@@ -6,6 +6,7 @@ from typing import Any
 import dash
 from dash import Input, Output, State, html, no_update
 
+from internist.schema.conditions import CRITERIA
 from internist.schema.metrics import METRICS
 from internist.schema.views import Points
 from internist_dashboard import alert_items, components, coverage_items, figures, words
@@ -103,12 +104,14 @@ def facts(points: Points) -> Node:
     """How the series is computed, and what its band rests on."""
     series, band = points.series, points.band
     about = series.facts
+    is_count = any(one.condition == "numeric" and one.metric == series.metric for one in CRITERIA)
+    unjudged = "none: one that is not finite is too many" if is_count else "none: shown, not judged"
     edges = "" if band is None else _edges(band.warn_low[-1:], band.warn_high[-1:])
     limits = "" if band is None else _edges(band.critical_low[-1:], band.critical_high[-1:])
     known = METRICS.get(series.metric)
     return components.definition(
         [
-            ("Band", f"warning {edges}, critical {limits}" if band is not None else "none: shown, not judged"),
+            ("Band", f"warning {edges}, critical {limits}" if band is not None else unjudged),
             ("Rests on", words.basis(band.basis) if band is not None else ""),
             ("Last step", words.step(series.last_step)),
             ("Unit", series.unit),
