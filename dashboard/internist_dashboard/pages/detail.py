@@ -35,7 +35,6 @@ def register(app: dash.Dash, api: Api) -> None:
         State("narrow", "data"),
         State("filter", "data"),
         State("page", "data"),
-        prevent_initial_call=True,
     )
     async def fill(
         panel: dict[str, Any] | None,
@@ -47,8 +46,8 @@ def register(app: dash.Dash, api: Api) -> None:
         page: dict[str, Any],
     ) -> Any:
         hidden = {"display": "none"}
-        if not panel or "run" not in page:
-            return no_update
+        if not panel or not page or "run" not in page:  # the drawer has appeared, closed
+            return (no_update,) * 5
         name = page["run"]
         if panel.get("coverage"):
             return "Coverage", coverage_items.listing(await api.coverage(name), text), no_update, hidden, None
