@@ -18,7 +18,7 @@ class Counting:
         self.asked = 0
         self.may_answer = asyncio.Event()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, _: Any, receive: Any, send: Any) -> None:
         self.asked += 1
         number = self.asked
         await receive()
