@@ -63,8 +63,10 @@ class Tab:
         """What an action costs, from its beginning until it returns."""
         began, tab, server, received = time.perf_counter(), self.cpu_s(), cpu_seconds(self._server), self._bytes
         act()
+        now = self.cpu_s()
+        spent = now - tab if now >= tab else now  # a new page may have a process of its own
         return Row(
-            what, time.perf_counter() - began, self.cpu_s() - tab, cpu_seconds(self._server) - server,
+            what, time.perf_counter() - began, spent, cpu_seconds(self._server) - server,
             (self._bytes - received) / 1_000, bar,
         )  # fmt: skip
 
