@@ -1,7 +1,6 @@
 """Checks of stored runs: all steps of an attempt are judged once more, by a judge that nobody else sees, and what was
 out of its band is listed."""
 
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -13,9 +12,8 @@ from internist.schema.reference import Trajectory
 from internist_server import references
 from internist_server.judge.members import number
 from internist_server.judge.verdicts import Judge, JudgedSeries, Transition
-from internist_server.judges import read_window
-from internist_server.store.attempts import LAST_STEP, Attempt, Segment
-from internist_server.store.frames import read_history
+from internist_server.judges import replayed
+from internist_server.store.attempts import Attempt
 from internist_server.store.series import NO_SERIES, Columns, columns_for, list_plans, list_series
 
 MAX_DEVIATIONS: Final = 1_000
@@ -48,9 +46,9 @@ def check(
     yardstick = None if found is None else found.yardstick
     judge.hold_to(yardstick)
     log, steps = _Log(series), 0
-    for transitions in _replayed(session, attempt, judge, columns):
+    for said in replayed(session, attempt, judge, columns):
         steps += 1
-        for one in transitions:
+        for one in said.transitions:
             log.note(one)
     name = None if yardstick is None else yardstick.trajectory.name
     reason = None if found is None else found.reason
@@ -82,19 +80,6 @@ def _series(session: Session, attempt: Attempt) -> tuple[list[JudgedSeries], Col
         for one in list_series(session, ids)
     ]
     return series, columns_for(session, ids, series)
-
-
-def _replayed(session: Session, attempt: Attempt, judge: Judge, columns: Columns) -> Iterator[list[Transition]]:
-    """The transitions of every step, as they would have come."""
-    segment = Segment(attempt.id, 0, LAST_STEP)
-    for matrix in read_history(session, [segment], columns, first=0, last=LAST_STEP):
-        for row, step in enumerate(matrix.steps.tolist()):
-            window = judge.window_due(step)
-            if window is not None:
-                points = read_window(session, attempt, judge, columns, window)
-                judge.refresh(step, points.values, points.steps)
-            said = judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
-            yield said.transitions
 
 
 class _Log:

@@ -2,12 +2,14 @@
 
 A judge is a pure function of what it is shown, so its state, which is large, is written only now and then. What it has
 learnt since follows from the frames that it has judged: those that came late were not shown to it. A checkpoint is
-written at once where that would not hold: when baselines were taken anew, series came, or a person has spoken.
+written at once where that would not hold: when baselines were taken anew, series came, or a person has spoken. One of
+another version's judge, which judged otherwise, is of no use: then all stored steps are judged anew.
 """
 
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,11 +20,11 @@ from sqlalchemy.orm import Session
 from internist_server import references
 from internist_server.errors import AttemptNotFound
 from internist_server.judge.errors import JudgeStateError
-from internist_server.judge.verdicts import Judge, JudgedSeries
+from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
 from internist_server.rulebook import RuleBook
 from internist_server.rulewatch import RuleWatch
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
-from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_matrix, steps_between
+from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_history, read_matrix, steps_between
 from internist_server.store.judgements import (
     Checkpoint,
     JudgeState,
@@ -142,16 +144,20 @@ def restore(session: Session, attempt: Attempt) -> Restored:
     is_mup = attempt.parametrization in references.DECLARED
     make = partial(Judge, known, mup=is_mup, every=attempt.every, is_referenced=attempt.reference is not None)
     since = 0 if checkpoint.state is not None else CHECKPOINT_STEPS
+    is_anew = False
     try:
         judge = make(state=checkpoint.state)
-    except JudgeStateError as error:  # of a version that judged otherwise: a live run must not end with an upgrade
-        log.warning("run %s attempt %s is judged anew from here on: %s", attempt.run, attempt.name, error)
-        judge, since = make(), CHECKPOINT_STEPS
+    except JudgeStateError as error:  # of a version that judged otherwise: a run must not end with an upgrade
+        log.warning("run %s attempt %s is judged anew: %s", attempt.run, attempt.name, error)
+        judge, since, is_anew = make(), CHECKPOINT_STEPS, True
     if inherited is not None:
         judge.inherit(inherited)
     if attempt.reference is not None and series:
         judge.hold_to(references.find(session, attempt, keeps=False).yardstick)
     columns = columns_for(session, order, series)
+    if is_anew:
+        for _ in replayed(session, attempt, judge, columns, last=stored.judged_step):
+            pass
     size = _size_of(checkpoint.state or b"", series)
     live = Restored(judge, series, columns, stored, since, size)
     if not since:
@@ -188,6 +194,20 @@ def read_window(session: Session, attempt: Attempt, judge: Judge, columns: Colum
     if len(wanted) > height:  # bounded memory: a plan with so many series gets fewer points
         wanted = wanted[np.linspace(0, len(wanted) - 1, height).round().astype(np.int64)]
     return read_matrix(session, attempt.id, wanted, columns)
+
+
+def replayed(
+    session: Session, attempt: Attempt, judge: Judge, columns: Columns, *, last: int = LAST_STEP
+) -> Iterator[StepJudgement]:
+    """What a judge says of every stored step of an attempt up to `last`, one after the other."""
+    segment = Segment(attempt.id, 0, LAST_STEP)
+    for matrix in read_history(session, [segment], columns, first=0, last=last):
+        for row, step in enumerate(matrix.steps.tolist()):
+            window = judge.window_due(step)
+            if window is not None:
+                points = read_window(session, attempt, judge, columns, window)
+                judge.refresh(step, points.values, points.steps)
+            yield judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
 
 
 def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: int) -> None:

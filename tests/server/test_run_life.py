@@ -269,6 +269,7 @@ def test_a_directive_ends_with_its_incident(sender):
 
 def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
     caplog.set_level("WARNING", logger="internist_server")
+    said = sender.get("/verdicts")
     with sender.api.app.state.services.database.write() as session:
         attempt = find_attempt(session, sender.run, sender.start.attempt)
         state = load_state(session, attempt.id)
@@ -276,10 +277,14 @@ def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
         checkpoint = load_checkpoint(session, attempt.id)
         save_checkpoint(session, attempt.id, replace(checkpoint, state=b"of another version"))
 
+    assert said["step"] == FIRST - EVERY
+    assert sender.get("/verdicts") == said  # what is stored says so to the judge of this version, too
+    assert "is judged anew" in caplog.text
+
     sender.send(frames(sender, range(FIRST, FIRST + 100, EVERY)))
 
-    assert sender.get("/verdicts")["step"] == FIRST + 90
-    assert "is judged anew" in caplog.text
+    after = sender.get("/verdicts")
+    assert (after["step"], after["sentence"]) == (FIRST + 90, said["sentence"])
 
 
 def test_an_optimizer_alone_declares_no_parametrisation(sqlite_api):
