@@ -255,10 +255,14 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
 def waits_until_ms(
     session: Session, attempt: Attempt, ranks: Sequence[Rank], *, judged_step: int, now_ms: int
 ) -> int | None:
-    """When a step that waits for silent ranks may be judged without them, or another of them; None: none waits."""
+    """When a step that waits may be judged: now, if a heartbeat has made it complete, else without silent ranks, or
+    another of them; None: none waits."""
     waiting = first_received_ms(session, attempt.id, after=judged_step)
     if waiting is None or attempt.finished_at_ms is not None:
         return None
+    bound = complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
+    if pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=1):
+        return now_ms
     since = [max(rank.received_at_ms, waiting) for rank in ranks if rank.finished_at_ms is None]
     if len(ranks) < attempt.world_size:
         since.append(attempt.received_at_ms)

@@ -1,6 +1,5 @@
 """The board as an ASGI application: pages, static files, credentials. The API behind it is the real one."""
 
-import asyncio
 import gzip
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,6 +15,7 @@ from internist_dashboard.viewer import VIEWER, viewer_of
 from internist_migrations.upgrade import upgrade
 from internist_server.app import create_app
 from internist_server.settings import Settings
+from tests.dashboard.loops import run_apart
 
 TOKEN = "s3cret"
 
@@ -32,7 +32,7 @@ def answer(app: Any, path: str, **headers: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://board") as client:
             return await client.get(path, headers=headers)
 
-    return asyncio.run(ask())
+    return run_apart(ask())
 
 
 def asked(app: Any, question: Callable[[Api], Coroutine[Any, Any, Any]], *, cookie: str | None = None) -> Any:
@@ -41,7 +41,7 @@ def asked(app: Any, question: Callable[[Api], Coroutine[Any, Any, Any]], *, cook
         VIEWER.set(viewer_of("http", given))
         return await question(Api(httpx.ASGITransport(app), base_url="http://internist"))
 
-    return asyncio.run(ask())
+    return run_apart(ask())
 
 
 @pytest.mark.parametrize("path", ["/", "/runs/abc", "/alerts", "/anything/else"])

@@ -1,13 +1,13 @@
 """Answers that many boards ask for at once."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
 from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.viewer import VIEWER, Viewer
+from tests.dashboard.loops import run_apart
 
 CALLBACK = "/_dash-update-component"
 
@@ -45,8 +45,7 @@ def answers(*questions: tuple[str, str, str]) -> tuple[int, list[str]]:
         counting.may_answer.set()
         return counting.asked, await asyncio.gather(*tasks)
 
-    with ThreadPoolExecutor(1) as apart:  # the browser of other tests has a loop of its own on this thread
-        return apart.submit(lambda: asyncio.run(ask_all())).result()
+    return run_apart(ask_all())
 
 
 def test_fifty_boards_that_ask_the_same_are_answered_once():

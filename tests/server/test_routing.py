@@ -69,8 +69,9 @@ def test_a_hidden_matrix_on_another_optimizer_opens_a_warning_that_resolves(sqli
 
 def test_the_band_of_a_target_that_only_warns_has_no_critical_edge(sqlite_api):
     sender = Sender(sqlite_api)
-    share = Series(0, "optimizer.removed_share", "parameter", "w", facts=Facts(cadence=10))
+    facts = Facts(cadence=10, fan_in=64, fan_out=256)  # of rank 64: its even share is 1/8
+    share = Series(0, "optimizer.removed_share", "parameter", "w", facts=facts)
     sender.send([*sender.declare([share]), *(sender.frame(step, [0.2]) for step in range(0, 50, 10))])
 
     band = sender.get("/points", metric="optimizer.removed_share")["windows"][0]["band"]
-    assert (band["warn_high"][-1], band["critical_high"][-1]) == (0.3, None)
+    assert (band["warn_high"][-1], band["critical_high"][-1]) == (0.5, None)

@@ -55,11 +55,11 @@ def launches(kind, *, metrics=None, width=96, samples=3):
                 captures.activations.probes[watched.order] = Probe(tokens)
         with torch.no_grad(), Count() as count:
             owned = parameters.owned_by(optimizer)
-            parameters.gradients(owned, optimizer, recorder)
+            parameters.gradients(owned, optimizer, recorder, kind)
             parameters.snapshot(owned, step, kind)
             parameters.updates(owned, recorder, kind)
             parameters.groups(recorder, optimizer)
-            parameters.finish(recorder)
+            parameters.finish(recorder, step)
         measured = len(parameters.spectra.measured_now)
         recorder.discard_step()
         captures.reset()
