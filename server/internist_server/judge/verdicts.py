@@ -388,7 +388,7 @@ class Judge:
             cadence=np.where(found.basis == REFERENCE, dense, cadence),
             needed=checks.needed,
             recovery=checks.recovery,
-            recovery_cadence=checks.cadence,
+            recovery_cadence=np.minimum(checks.cadence, self._every),  # what opened by dense points closes by them
         )
         memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
         memory.violation = move(
