@@ -34,7 +34,6 @@ def server(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def tensorboard_files(tmp_path_factory) -> Path:
     """Two runs by torch's writer; the second logs scalars as tensors, as newer TensorFlow does."""
-    pytest.importorskip("tensorboard", reason="pip install 'internist[tensorboard]'")
     from torch.utils.tensorboard import SummaryWriter
 
     directory = tmp_path_factory.mktemp("tensorboard") / "shop"
@@ -50,7 +49,6 @@ def tensorboard_files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def wandb_directory(tmp_path_factory) -> Path:
     """An offline run."""
-    pytest.importorskip("wandb", reason="pip install 'internist[wandb]'")
     directory = tmp_path_factory.mktemp("wandb")
     command = [sys.executable, "-W", "ignore", "-c", WANDB_SCRIPT]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=SECONDS, check=False)
