@@ -62,7 +62,6 @@ def test_every_point_comes_back_from_a_server(stored, history):
 
 @pytest.mark.parametrize("format", ["jsonl", "tensorboard"])
 def test_what_is_exported_is_imported_as_it_was(history, tmp_path, format):
-    if format == "tensorboard":
     path = tmp_path / "out"
 
     assert export([history], path, format=format) == STEPS + 4
@@ -81,6 +80,7 @@ def test_csv_has_a_row_a_point(history, tmp_path):
 
 def test_openmetrics_is_read_by_a_parser_of_it(history, tmp_path):
     from prometheus_client.openmetrics import parser
+
     export([history], tmp_path / "out.txt", format="openmetrics")
     families = {one.name: one for one in parser.text_string_to_metric_families((tmp_path / "out.txt").read_text())}
 
