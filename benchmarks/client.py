@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +32,12 @@ from internist.observe.sampling import Due, due
 
 EVERY = 10
 BATCH, CONTEXT = 8, 128
+REGULAR = 100_000
+"""From here on samples are regular: no longer on the geometric grid of a run's beginning."""
 KINDS: dict[str, tuple[float, int]] = {
-    "dormant": (0.90, 1_001),
-    "light": (0.09, 1_010),
-    "model-heavy + matrix-heavy": (0.01, 1_100),
+    "dormant": (0.90, REGULAR + 1),
+    "light": (0.09, REGULAR + 10),
+    "model-heavy + matrix-heavy": (0.01, REGULAR + 100),
 }
 """Step kind: how often it comes at the default cadence, and a step number of that kind. Every heavy step is both
 model- and matrix-heavy."""
@@ -119,8 +122,8 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
             bare_step()
         return (time.process_time() - began) / steps
 
-    for step in (0, 1_001, 1_010, 1_100, 1_200, 1_300, 1_400):  # warm up; declares every series
-        run_watched(step)
+    for step in (0, 1, 10, 100, 200, 300, 400):  # warm up; declares every series
+        run_watched(REGULAR + step)
         run_bare()
     order = random.Random(turns.start)
     before = recorder.points
@@ -130,9 +133,9 @@ def measure_one(watched: Trainer, bare_step: Step, turns: range, address: str, s
         pairs: Pairs = {kind: [] for kind in (*KINDS, *PARTS)}
         for kind in plan:
             wish = None
-            step = KINDS.get(kind, (0, 1_010))[1] + 1_000 * turn
+            step = KINDS.get(kind, KINDS["light"])[1] + 1_000 * turn
             if kind == "model-heavy + matrix-heavy":
-                step = 1_000 + 100 * turn  # the quarters of the matrices in rotation
+                step = REGULAR + 100 * turn  # the quarters of the matrices in rotation
             if kind in PARTS:
                 wish = Due(True, kind == "model-heavy", turn % 4 if kind == "matrix-heavy" else None)
             count, steps = recorder.points, IN_A_ROW.get(kind, 1)
@@ -168,11 +171,16 @@ def planned_points(monitor: Any, wish: Due) -> int:
     count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean
     count += 1 + 2 + 9 + 1  # global_norm; learning_rate, weight_decay; monitor.*; loss
     if wish.heavy:
-        count += 3 * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz
+        count += (3 + 4) * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz; the number formats' shares
+        count += 2 * 4 * len(roles)  # those of gradients and weights
         count += 2 * (len(blocks) + 1)  # feature, feature_mean
         count += 2 * sum(getattr(m.module, "heads", 0) for m in called)  # max_logit, max_abs_logit
     if wish.matrices is not None:
-        count += 6 * sum("matrix" in p.roles and wish.owns_matrix(p.turn) for p in outline.parameters)
+        due_now = [p.name for p in outline.parameters if "matrix" in p.roles and wish.owns_matrix(p.turn)]
+        pairs = Counter(name.rsplit(".", 2)[0] for name in due_now if name.startswith("blocks."))
+        count += 6 * len(due_now)
+        count += 4 * list(pairs.values()).count(2)  # product, first_order of both, second_order
+        count += 3 * sum("qkv" in name for name in due_now)  # qk_product, qk_first_order, qk_second_order
     return count
 
 

@@ -45,7 +45,7 @@ def test_a_divergence_is_found_by_the_keyboard_alone(visit, house):
     assert page.title().startswith("■")
 
     page.keyboard.press("j")
-    assert page.evaluate("document.activeElement.innerText").startswith("Numeric")
+    page.wait_for_function("document.activeElement.innerText.startsWith('Numeric')")
     page.keyboard.press("Enter")
 
     page.wait_for_selector("#series-graph .scatterlayer .trace", state="attached")

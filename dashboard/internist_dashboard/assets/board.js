@@ -286,15 +286,33 @@
 
   const ROWS = ".runs tbody a.run-name, #board tr[tabindex], .alert-title a, .scaling tbody tr";
 
+  const shownRows = () => [...document.querySelectorAll(ROWS)].filter((row) => row.offsetParent !== null);
+  let walked = null;
+
   /** The next row of the page's list, or the one before it, takes the focus. */
   function walk(way) {
-    const rows = [...document.querySelectorAll(ROWS)].filter((row) => row.offsetParent !== null);
+    const rows = shownRows();
     const next = rows[rows.indexOf(document.activeElement) + way] || rows[way > 0 ? 0 : rows.length - 1];
-    if (!next) return;
-    if (!next.matches("a") && next.tabIndex < 0) next.tabIndex = 0;
-    next.focus();
-    next.scrollIntoView({ block: "nearest" });
+    if (next) stand(next, rows);
   }
+
+  function stand(row, rows) {
+    if (!row.matches("a") && row.tabIndex < 0) row.tabIndex = 0;
+    row.focus();
+    row.scrollIntoView({ block: "nearest" });
+    walked = { row, place: rows.indexOf(row), path: location.pathname };
+  }
+
+  /* A list that is drawn anew takes the focused row with it: the row in its place has the focus then. */
+  new MutationObserver(() => {
+    if (walked === null || walked.row.isConnected) return;
+    const rows = shownRows();
+    const lost = document.activeElement === document.body && walked.path === location.pathname;
+    if (lost && !rows[walked.place]) return;
+    const { place } = walked;
+    walked = null;
+    if (lost) stand(rows[place], rows);
+  }).observe(document.documentElement, { childList: true, subtree: true });
 
   const KEYS = [["/", "filter or search"], ["j  k", "next row, row before"], ["Enter", "open it"], ["Escape", "close, or empty the filter"], ["?", "these keys"]];
   const GESTURES = [["drag", "zoom all charts to these steps"], ["double click", "all steps again"], ["click a row", "open a block, or draw a series"], ["Back", "the view before"]];

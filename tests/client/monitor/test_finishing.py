@@ -348,6 +348,6 @@ def test_odd_steps_and_alerts_are_taken_as_far_as_they_can_be(caplog):
         internist.alert("b", text=3)
     monitor.finish()
 
-    assert [r.note.title for r in records(monitor.directory) if r.note] == ["b"]
+    assert [r.note.title for r in records(monitor.directory) if r.note] == ["a", "b"]
     assert finish_of(monitor)[0].step == 10
     assert caplog.text.count("step('soon'): expected a whole number") == 1
