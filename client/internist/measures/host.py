@@ -66,7 +66,7 @@ def can_count(x: Tensor) -> bool:
 
 
 def under(x: Tensor, limits: Tensor) -> Tensor:
-    """How many entries are smaller than each limit, by absolute value; in a tenth of the time of torch's sum of booleans.
+    """How many entries are smaller than each limit, by absolute value; faster by ten than by sums of booleans.
 
     Args:
         x: what `can_count` said yes to, of any shape.
