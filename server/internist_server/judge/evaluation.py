@@ -21,6 +21,9 @@ FAR = 1.5
 SLUGGISH = 0.5
 """Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise
 makes of weights falls like the root of the rate."""
+EAGER = 1.0
+"""And the share by which it may have fallen further than the rate: what swings about a minimum has gradients that fall
+like the rate, and Adam divides them for a while by what it remembers of larger ones."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4
@@ -172,6 +175,7 @@ class Evaluator:
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
             if (fallen := schedule.fallen_since_window) > 0:
                 bands = bands.raised(self._scheduled * np.float32(SLUGGISH * fallen))
+                bands = bands.lowered(self._scheduled * np.float32(EAGER * fallen))
             bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)

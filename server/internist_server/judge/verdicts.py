@@ -20,6 +20,7 @@ from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
+from internist_server.judge.idle import Idle
 from internist_server.judge.jumps import Jump
 from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
@@ -213,6 +214,7 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
+        present = self._idle.without(present)
         before, seen = memory.last.copy(), memory.seen.copy()
         is_first = present & (seen == NEVER)
         np.copyto(memory.seen, step, where=present)
@@ -305,6 +307,7 @@ class Judge:
         self._evaluator = Evaluator(self._checks)
         self._declared = Declared(self._series, self._checks)
         self._facts = Facts(self._series, declared=self._mup)
+        self._idle = Idle(self._series)
         self._forward: Outline | None = None
         self._homes = homes(self._series)
         self._memory.grow(self._checks, len(self._series))
@@ -349,6 +352,7 @@ class Judge:
         """The alert on what was judged and is no longer measured."""
         memory, checks = self._memory, self._checks
         silent = is_silent(memory, checks.column, self._distances(), SILENCES * (checks.needed + 1))
+        silent &= ~self._idle.columns[checks.column]  # no token has come to them for a while
         return transitions.of_silence(
             self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
         )
