@@ -220,13 +220,14 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
         "stages": "block outputs, modules outside blocks",
     }  # fmt: skip
     bases = {None: "yes" if criterion.baseline else "", "sum": "its last values", "product": "its last values"}
-    applies = {"always": "always", "mup": "spectral or μP runs", "muon": "orthogonalised updates"}
     target = criterion.target
     bands = ""
     if target:
         critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
         times = ", times 1/√rank" if target.times == "inverse_root_rank" else ""
-        bands = f"{target.warn_above:g}, {critical}{times} ({applies[target.applies_when]}; {target.source})"
+        bands = f"{target.warn_above:g}, {critical}{times} ({conditions.APPLIES[target.applies_when]}; {target.source})"
+    if criterion.growth:
+        bands += f"; else {criterion.growth:g} times its first value, or of 1 where that was less, never"
     if criterion.sanity_relative_to:
         bands += f"sanity, against `{criterion.sanity_relative_to}`"
     return (

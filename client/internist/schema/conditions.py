@@ -24,6 +24,9 @@ RECENT_FALL = 8.0
 """and under it: learning is a fall; under half of the mean, too."""
 BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
+WEIGHT_GROWTH = 25.0
+"""Times what it was at the start that R(W) of a run that declares no spectral parametrisation may become. Derived: no
+healthy run that the judge was tuned by passes 4 in 600 steps, and real ones are longer."""
 SANITY_RELATIVE_UPDATE = 0.3
 """A step that moves a module's output by more than this share of itself violates, whatever the baseline."""
 REFERENCE_EDGE = 2.5
@@ -89,6 +92,15 @@ CONDITION: dict[str, Condition] = {condition.name: condition for condition in CO
 CARDS: tuple[str, ...] = ("forward", "dependency", "update", "spectral", "attention", "numeric")
 
 
+Applies = Literal["always", "mup", "muon"]
+"""`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
+APPLIES: dict[Applies, str] = {
+    "always": "every run",
+    "mup": "runs that declare a spectral or muP parametrisation",
+    "muon": "orthogonalised updates",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A band from theory. It is judged only where `applies_when` holds; elsewhere the value is only shown."""
@@ -96,8 +108,7 @@ class Target:
     warn_above: float
     critical_above: float | None
     """None: it warns, however far it goes."""
-    applies_when: Literal["always", "mup", "muon"]
-    """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
+    applies_when: Applies
     source: str
     times: Literal["one", "inverse_root_rank"] = "one"
     """What both numbers are multiplied by: `inverse_root_rank` is 1/sqrt(min(fan_in, fan_out)) of the matrix."""
@@ -119,6 +130,9 @@ class Criterion:
     target: Target | None = None
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
+    growth: float | None = None
+    """If set: judged by its own baseline it also warns where it is more than this many times what it was when first
+    measured, or than one where that was less."""
     recent: Literal["sum", "product"] | None = None
     """If set: judged at every step by its own last values, whose scatter adds to them or multiplies them."""
     vanishing: float | None = None
@@ -148,7 +162,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature", reference=False),  # of the two nearest tokens: no batch repeats it
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
     Criterion("update", "update.feature", two_sided=True, scheduled=True, cause="feature"),
-    Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
+    Criterion("spectral_weight", "weight.operator_norm", growth=WEIGHT_GROWTH, target=Target(2.5, 5.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.row_rms_max", baseline=False, target=Target(3.0, 10.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.head_norm", baseline=False, target=Target(30.0, 100.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.abs_max", baseline=False, target=Target(5.0, 20.0, "mup", _SU)),

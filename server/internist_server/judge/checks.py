@@ -70,6 +70,10 @@ class Checks:
     """Judged is one less the value."""
     follows: Flags
     """Its lower edge follows where most checks of its criterion fall together."""
+    growing: Indices
+    """Checks that are judged by their own baseline and may not become too large a multiple of their first values,"""
+    growth_limit: Logs
+    """and log2 of that multiple; aligned with `growing`."""
     recent: Indices
     """Checks that are judged by their own last values,"""
     recent_multiplies: Flags
@@ -194,6 +198,8 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
     vanishing = _VANISHING[number]
     lower = np.where(np.isnan(vanishing), lower, -np.log2(vanishing))
     higher = np.where(np.isnan(vanishing), higher, np.inf)
+    limit = np.where(baselined & ~_of_upper_bounds(series, column), _GROWTH[number], np.nan)
+    growing = np.flatnonzero(np.isfinite(limit))
     card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
@@ -208,6 +214,8 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         baselined=baselined,
         complement=_COMPLEMENT[number],
         follows=baselined & np.isfinite(lower) & ~_COMPLEMENT[number],
+        growing=growing,
+        growth_limit=np.log2(limit[growing]).astype(np.float32),
         recent=np.flatnonzero(is_recent),
         recent_multiplies=_MULTIPLIES[number[is_recent]],
         target_centre=np.log2(warn).astype(np.float32),
@@ -216,7 +224,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         critical_high=higher.astype(np.float32),
         warn_low=np.full(number.size, -np.inf, np.float32),
         critical_low=(-lower).astype(np.float32),
-        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent),
+        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent | np.isfinite(limit)),
         cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
         recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, _POINTS_NEEDED[number]),
@@ -352,6 +360,11 @@ def _muon(
     )
 
 
+def _of_upper_bounds(series: Sequence[JudgedSeries], column: Indices) -> Flags:
+    """By check, whether its values are upper bounds: they prove no excess."""
+    return np.array([series[at].bound == "upper" for at in column.tolist()], bool)
+
+
 def _times(series: JudgedSeries, criterion: Criterion) -> float:
     """What the edges of a criterion's target are multiplied by for a series."""
     rank = min(series.facts.fan_in or 1, series.facts.fan_out or 1)
@@ -414,6 +427,7 @@ _IS_RECENT = np.array([criterion.recent is not None for criterion in CRITERIA])
 _MULTIPLIES = np.array([criterion.recent == "product" for criterion in CRITERIA])
 _COMPLEMENT = np.array([criterion.complement for criterion in CRITERIA])
 _VANISHING = np.array([np.nan if criterion.vanishing is None else criterion.vanishing for criterion in CRITERIA])
+_GROWTH = np.array([np.nan if criterion.growth is None else criterion.growth for criterion in CRITERIA])
 _SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
 _CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
 _POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])

@@ -64,9 +64,8 @@ def _members(modules: Sequence[str], blocks: Sequence[str | None]) -> dict[int, 
     """By column, the list that its module is in and its member there, of lists whose members are alike inside."""
     places: dict[str, tuple[str, str, str]] = {}
     for module, block in zip(modules, blocks, strict=True):
-        if block is not None and module not in places:
-            if (found := _place(module, block)) is not None:
-                places[module] = found
+        if block is not None and module not in places and (found := _place(module, block)) is not None:
+            places[module] = found
     inside: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, member, rest in places.values():
         inside[name][member].add(rest)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from internist.schema import views
 from internist.schema.conditions import (
+    APPLIES,
     CARDS,
     CONDITION,
     CRITERIA,
@@ -182,8 +183,10 @@ class Members:
         criterion = CRITERIA[int(self._checks.criterion[check])]
         if check in self._own:
             return f"its last {RECENT_POINTS} values that were in their band"
+        if basis == "target" and check in self._checks.growing:
+            return f"derived: {criterion.growth:g} times its first value, or of 1 where that was less"
         if basis == "target" and criterion.target is not None:
-            return criterion.target.source
+            return f"{criterion.target.source} (applies to: {APPLIES[criterion.target.applies_when]})"
         if basis == "baseline":
             where = "from a quarter to half of the run" if since == NEVER else f"before step {since}"
             return f"its own values {where}"

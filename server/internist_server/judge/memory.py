@@ -35,6 +35,7 @@ _FILL_OF_CHECK = {
     "critical_low": np.nan,
     "critical_high": np.nan,
     "unit": 1.0,
+    "first": np.nan,
 }
 _STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
 _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
@@ -123,6 +124,8 @@ class Memory:
     NaN: no such edge."""
     unit: Logs = field(default_factory=_floats)
     """What such a level is multiplied by to be a value at that point."""
+    first: Logs = field(default_factory=_floats)
+    """The first positive value; NaN: none yet."""
     out_first: Indices = field(default_factory=_integers)
     out_last: Indices = field(default_factory=_integers)
     """First and last step of the last excursion that fired: its points make no baseline."""
@@ -211,7 +214,7 @@ class Memory:
         pairs = [(here[columns[c]], check) for check, c in enumerate(parent.column.tolist()) if columns[c] in here]
         if pairs:
             mine, theirs = np.array(pairs, np.int64).T
-            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor"):
+            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor", "first"):
                 if getattr(parent, name).size:  # a state of an earlier version lacks some
                     getattr(self, name)[mine] = getattr(parent, name)[theirs]
         groups = {int(column): group for group, column in enumerate(self.rate_columns)}

@@ -67,7 +67,7 @@ class AlertPhases:
     @classmethod
     def of(cls, checks: Checks, warning: Lifecycle, violation: Lifecycle, is_critical: Flags) -> "AlertPhases":
         """From both lifecycles; `is_critical` is whether the open alert has been critical before."""
-        early = checks.alarms_on_warning
+        early = checks.alarms_on_warning & (warning.phase >= violation.phase)
         phase = np.where(early, warning.phase, violation.phase)
         return cls(
             phase=phase,

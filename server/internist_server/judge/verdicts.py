@@ -176,7 +176,7 @@ class Judge:
         memory, checks = self._memory, self._checks
         by_itself = [*np.flatnonzero(checks.baselined).tolist(), *checks.recent.tolist()]
         found = [check for check in by_itself if self._series[checks.column[check]].id == series]
-        if not found or memory.violation.phase[found[0]] == INACTIVE:
+        if not found or max(memory.violation.phase[found[0]], memory.warning.phase[found[0]]) == INACTIVE:
             return []
         check = found[0]
         before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
@@ -187,7 +187,8 @@ class Judge:
             (place,) = np.flatnonzero(checks.recent == check).tolist()
             own = checks.judged(values)[check]
             memory.recent.renew(place, own, multiplies=bool(checks.recent_multiplies[place]))
-        memory.violation = memory.violation.ended(check)
+        memory.first[check] = memory.last[checks.column[check]]
+        memory.warning, memory.violation = memory.warning.ended(check), memory.violation.ended(check)
         memory.ratio[check] = np.nan
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
         memory.is_critical = after.is_critical
@@ -226,6 +227,7 @@ class Judge:
             bad &= ~checks.is_gradient
         changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
 
+        self._keep_first(values, present & finite)
         found = self._evaluator.evaluate(
             values,
             present,
@@ -235,6 +237,7 @@ class Judge:
             schedule=memory.schedule,
             last_values=memory.last,
             recent=memory.recent,
+            first=memory.first,
             reference=None if self._expected is None else self._expected.at(step, memory.schedule),
         )
         shown = found.judged & ~np.isnan(found.ratio)
@@ -356,6 +359,12 @@ class Judge:
         return transitions.of_silence(
             self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
         )
+
+    def _keep_first(self, values: Logs, measured: Flags) -> None:
+        """Remember the first positive value of each check."""
+        memory, checks = self._memory, self._checks
+        value = checks.judged(values)
+        np.copyto(memory.first, value, where=np.isnan(memory.first) & measured[checks.column] & (value > 0))
 
     def _take_recent(self, values: Logs, measured: Flags, violates: Flags) -> None:
         """Take in what is judged by its own last values, and forget how far out those were that have no band now."""
