@@ -217,7 +217,7 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     """The cells of one criterion."""
     of = {
         "all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input",
-        "stages": "block outputs, modules outside blocks",
+        "stages": "block outputs, modules outside blocks", "matrices": "hidden matrices",
     }  # fmt: skip
     bases = {None: "yes" if criterion.baseline else "", "sum": "its last values", "product": "its last values"}
     target = criterion.target
@@ -247,6 +247,8 @@ def sides(criterion: Criterion) -> str:
     if criterion.vanishing is not None:
         what = "one less it, " if criterion.complement else ""
         return f"{what}below {criterion.vanishing:g} of its baseline"
+    if criterion.target is not None and criterion.target.is_floor:
+        return "below"
     return "both" if criterion.two_sided else "above"
 
 

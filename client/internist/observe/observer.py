@@ -359,8 +359,8 @@ class Observer:
             self._has_forward = False
             self._mode.round_ended()
             norm, loss = self._clipping.take(measured=self._due.light), self._loss.mean()
-            if norm is not None and self._due.light and self._speaker.reports_replicated:
-                self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
+            if norm is not None and self._speaker.reports_replicated:
+                self._record_norm(step, norm)
             is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
             if loss is not None and is_asked:
                 waits = self._recorder.busy
@@ -379,6 +379,18 @@ class Observer:
         self._pacing.round_ended(self._due, self._spent_s())
         self._captures.activations.seconds = 0.0
         self.step_ended = time.monotonic()
+
+    def _record_norm(self, step: int, norm: Tensor) -> None:
+        """Record the norm before clipping; one that lies on the host comes at every step."""
+        is_near = norm.device.type == "cpu"
+        series = self._model_series("gradient.norm_before_clip", at_every_step=is_near)
+        if self._due.light:
+            self._recorder.add([series], norm)
+        elif is_near:
+            waits = self._recorder.busy
+            self._recorder.log_measured(step, series, float(norm))
+            if not waits:
+                self.on_step()
 
     def _leave_trail(self, step: int, *, has_loss: bool) -> None:
         """Note what the host knows anyway of a step that is not sampled."""
@@ -399,7 +411,7 @@ class Observer:
         captures.parameters.finish(recorder, step)
         if self._due.heavy:
             captures.replicas.record(captures.parameters.all, recorder)
-        captures.optimizers.finish(recorder, self._due)
+        captures.optimizers.finish(recorder, self._due, grouped=captures.parameters.grouped)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)
         self._report.step_ended(self._outline, captures, self._due, self._seen())
@@ -409,11 +421,11 @@ class Observer:
         for metric, value in self._pacing.values(step):
             self._add_host(metric, value)
         self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
-        recorder.close_step(
-            step,
+        derive = [
             captures.branches.derive() if self._due.matrices is not None else None,
-            more=captures.parameters.later.is_waiting,
-        )
+            captures.parameters.epsilons.derive() if self._due.heavy else None,
+        ]
+        recorder.close_step(step, [one for one in derive if one is not None], more=captures.parameters.later.is_waiting)
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
@@ -523,8 +535,8 @@ class Observer:
     def _add_host(self, metric: str, value: float) -> None:
         self._recorder.add_host(self._model_series(metric), value)
 
-    def _model_series(self, metric: str) -> Series | None:
-        facts = Facts(method="as given", cadence=self._sampling.cadence(metric))
+    def _model_series(self, metric: str, *, at_every_step: bool = False) -> Series | None:
+        facts = Facts(method="as given", cadence=1 if at_every_step else self._sampling.cadence(metric))
         return self._recorder.book.series(metric, "model", "model", lambda: facts)
 
 

@@ -82,6 +82,8 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
     Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
     Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
+    Condition("epsilon", "update", "Gradients over eps", "Gradients are lost in eps", "The gradients of a matrix are larger than the eps that Adam adds to the root of their second moment.", "a smaller eps of its optimizer: 1e-15 costs nothing where its state is float32", is_sign=True),
+    Condition("optimizer_state", "update", "The optimizer remembers", "The optimizer has lost its memory", "The state of the optimizer has seen every step that the run has made.", "whether the resume loaded the optimizer's state; then what clears or replaces it", is_sign=True),
     Condition("weight_jump", "spectral", "Only steps move weights", "Something else than the optimizer has written to a weight", "Between two samples a weight's RMS changes by no more than its steps can have moved it.", "what else writes to it: a checkpoint, an initialisation, a clamp, another optimizer", is_sign=True),
     Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
     Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
@@ -110,6 +112,8 @@ class Target:
     """None: it warns, however far it goes."""
     applies_when: Applies
     source: str
+    is_floor: bool = False
+    """Whether it warns, and is violated, below these numbers instead of above them."""
     times: Literal["one", "inverse_root_rank"] = "one"
     """What both numbers are multiplied by: `inverse_root_rank` is 1/sqrt(min(fan_in, fan_out)) of the matrix."""
 
@@ -121,8 +125,8 @@ class Criterion:
 
     condition: str
     metric: str
-    applies_to: Literal["all", "blocks", "stages", "normalized_input"] = "all"
-    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer."""
+    applies_to: Literal["all", "blocks", "stages", "normalized_input", "matrices"] = "all"
+    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer; `matrices`: hidden ones."""
     two_sided: bool = False
     scheduled: bool = False
     """Divided by the run-wide schedule factor before it is judged."""
@@ -152,6 +156,7 @@ _INVARIANCE = "derived: a top pair off by this much is no longer the invariant o
 _GAP = "derived: ||W||_2 stays S while lr <= 1 - sigma_2 / S"
 _SHARE = "derived: no published evidence of what freezing a pair costs"
 _ROUTING = "a claim: 0 or 1"
+_EPSILON = "derived: where the root of the second moment is less than eps, eps decides the step (arXiv:2309.14322, as reported in notes on it)"
 _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -175,7 +180,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE), reference=False),
     Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE), reference=False),
     Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP), reference=False),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, "inverse_root_rank"), reference=False),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, times="inverse_root_rank"), reference=False),
     Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
@@ -185,6 +190,8 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model", reference=False),
     Criterion("learning", "gradient.rms", vanishing=1e-4, reference=False),
     Criterion("learning", "update.unchanged", vanishing=0.1, complement=True, reference=False),
+    Criterion("epsilon", "gradient.over_eps", applies_to="matrices", baseline=False, target=Target(1.0, None, "always", _EPSILON, is_floor=True), reference=False),
+    Criterion("no_data", "optimizer.left_out", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS), reference=False),
     Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
     Criterion("replicas", "weight.replicas_differ", baseline=False, target=Target(0.25, 0.5, "always", _ROUTING), cause="own", reference=False),

@@ -92,8 +92,8 @@ class Bands:
         return cls(centre, highs, lows, (clear[0] + above, clear[1] + above), (clear_lows[0], clear_lows[1]))
 
     def under(self, ceiling: Logs) -> "Bands":
-        """The same where no value may be higher than this; log2 levels, NaN: no ceiling."""
-        room = ceiling - self.centre
+        """The same where no value that can be too high may be higher than this; log2 levels, NaN: no ceiling."""
+        room = np.where(np.isfinite(self.highs[1]), ceiling - self.centre, np.float32(np.inf))
         if not (room < self.highs[1]).any():
             return self
         return replace(

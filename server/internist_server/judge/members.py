@@ -24,7 +24,7 @@ from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, V
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
 from internist_server.judge.evaluation import BASES, REFERENCE, Bands
-from internist_server.judge.jumps import Jump
+from internist_server.judge.jumps import Jump, open_jumps
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
@@ -68,11 +68,7 @@ class Members:
         self._silent = is_silent(memory, checks.column, distances, checks.needed)
         self._silent_series = is_silent(memory, self._finite, distances, 2)
         self._own = set(checks.recent.tolist())
-        self._jumps = [
-            jump
-            for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory))
-            if jump is not None
-        ]
+        self._jumps = [jump for jump in open_jumps(checks, memory) if jump is not None]
 
     def standing(self) -> Standing:
         """Where all members stand."""
@@ -259,7 +255,9 @@ class Members:
             condition=jump.condition,
             state="violated" if jump.rose else "drifting",
             basis="target",
-            reason=wording.jump(jump.ratio),
+            reason=wording.jump(jump.ratio)
+            if jump.condition != "optimizer_state"
+            else wording.forgotten(now=jump.now, before=jump.before),
             ratio=number(jump.ratio),
             since=jump.step,
             crossing=None,

@@ -48,12 +48,6 @@ _LATER_SCALARS: dict[str, Any] = {
     "numeric_step": NEVER,
     "silent_column": NEVER,
     "silent_step": NEVER,
-    "decay_column": NEVER,
-    "decay_step": NEVER,
-    "decay_before": math.nan,
-    "weight_column": NEVER,
-    "weight_step": NEVER,
-    "weight_before": math.nan,
     "facts": (),
 }
 """Those that states of earlier versions lack, as they are then."""
@@ -67,6 +61,19 @@ _SCHEDULE_SCALARS = (
     "jump_group",
     "jump_worst",
 )
+
+
+LEAPS = ("decay", "weight", "state")
+"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leap:
+    """One that is open."""
+
+    column: int
+    step: int
+    before: float
 
 
 OpenFact = tuple[int, int, float, float, str]
@@ -158,15 +165,8 @@ class Memory:
     """Column of the series that the open alert on absence names; NEVER: none is open."""
     silent_step: int = NEVER
     """Step at which it was opened."""
-    decay_column: int = NEVER
-    """Column of the weight decay that jumped; NEVER: none has."""
-    decay_step: int = NEVER
-    decay_before: float = math.nan
-    """When it jumped, and what it was before."""
-    weight_column: int = NEVER
-    """Column of the RMS of the weight that something else than its steps has moved; NEVER: none lately."""
-    weight_step: int = NEVER
-    weight_before: float = math.nan
+    leaps: dict[str, Leap] = field(default_factory=dict)
+    """Those that are open, by what leaps."""
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -256,6 +256,8 @@ class Memory:
             arrays |= _sparse(name, getattr(self, name))
         numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
         numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS} | {"window": schedule.window}
+        for kind, leap in self.leaps.items():
+            numbers |= {f"{kind}_column": leap.column, f"{kind}_step": leap.step, f"{kind}_before": leap.before}
         return packing.pack(numbers, arrays)
 
     @classmethod
@@ -273,6 +275,10 @@ class Memory:
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
             memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
+            for kind in LEAPS:
+                column, step, before = (numbers.get(f"{kind}_{part}", NEVER) for part in ("column", "step", "before"))
+                if column != NEVER:
+                    memory.leaps[kind] = Leap(int(column), int(step), float(before))  # type: ignore[call-overload, arg-type]
             memory.schedule.window = float(numbers.get("window", math.nan))  # type: ignore[arg-type]
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):

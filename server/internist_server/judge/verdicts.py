@@ -21,7 +21,6 @@ from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
 from internist_server.judge.idle import Idle
-from internist_server.judge.jumps import Jump
 from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of, homes
@@ -336,9 +335,10 @@ class Judge:
     def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
         memory, checks = self._memory, self._checks
         rates, was_warming = checks.rate_columns, memory.schedule.is_warming_up
-        were = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
+        were = jumps.open_jumps(checks, memory)
         jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
+        jumps.watch_states(checks, memory, before=last_values, seen=seen, present=present)
         memory.schedule.observe(
             memory.step,
             np.where(present[rates], values[rates], np.nan).astype(np.float64),
@@ -347,8 +347,7 @@ class Judge:
         )
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
-        now = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
-        pairs = zip(were, now, strict=True)
+        pairs = zip(were, jumps.open_jumps(checks, memory), strict=True)
         return [one for pair in pairs for one in jumps.moved(self._series, self._homes, memory.step, *pair)]
 
     def _notice_silence(self) -> list[Transition]:

@@ -21,6 +21,7 @@ _SUBJECT_OF_CONDITION = {
 }
 """What stands between a module's name and how far it is out."""
 _CLAIMS = {
+    "optimizer.left_out": ("in an optimizer", "no data: it wants a gradient and is in no optimizer"),
     "optimizer.misrouted": ("on the matrix optimizer", "a hidden matrix that another algorithm steps"),
     "weight.replicas_differ": ("the same on all ranks", "on some rank another model than on the others"),
 }
@@ -123,6 +124,11 @@ def sentence(condition: str, where: str, phrase: str, since: int | None) -> str:
     said = f"{where} {verb} {phrase}" if verb else f"{where}: {phrase}"
     start = "" if since is None else f" since step {since}"
     return f"{known.card} - {said}{start}. Try: {known.advice}."
+
+
+def forgotten(*, now: float, before: float) -> str:
+    """How much of its steps an optimizer's state has lost."""
+    return f"its state has seen {figure(now)} steps where {figure(before)} were made"
 
 
 def jump(ratio: float) -> str:
