@@ -95,7 +95,7 @@ class Members:
             np.int64
         )
         others_rank = [*(VIOLATED if jump.rose else DRIFTING for jump in jumps), *([DRIFTING] * len(facts))]
-        away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, _ in facts)]
+        away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, *_ in facts)]
         outline = self._outline
         return Standing(
             rank=np.concatenate([ranks, numeric, others_rank]).astype(np.uint8),
@@ -235,18 +235,18 @@ class Members:
         )
 
     def _of_fact(self, place: int) -> views.Verdict:
-        column, since, value, bound, said = self._memory.facts[place]
+        column, since, value, bound, said, whose = self._memory.facts[place]
         return self._verdict(
             column,
             condition="first_step",
             state="drifting",
             basis="target",
-            reason=wording.fact(said, value, bound),
+            reason=wording.fact(said, value, bound, whose=whose),
             ratio=number(value / bound),
             since=since,
             crossing=None,
             band=(None, bound),
-            source="derived: what is of order one from the start",
+            source="derived: what is of order one from the start" + (f" under {whose}" if whose else ""),
         )
 
     def _of_jump(self, jump: Jump) -> views.Verdict:

@@ -76,8 +76,8 @@ class Leap:
     before: float
 
 
-OpenFact = tuple[int, int, float, float, str]
-"""Column, step since which, last value, bound, what it is in words."""
+OpenFact = tuple[int, int, float, float, str, str]
+"""Column, step since which, last value, bound, what it is and whose the bound is in words."""
 
 
 def _floats() -> Logs:
@@ -274,7 +274,10 @@ class Memory:
             memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
-            memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
+            memory.facts = tuple(
+                (int(c), int(at), float(v), float(b), str(said), str(*whose))
+                for c, at, v, b, said, *whose in memory.facts
+            )
             for kind in LEAPS:
                 column, step, before = (numbers.get(f"{kind}_{part}", NEVER) for part in ("column", "step", "before"))
                 if column != NEVER:

@@ -85,9 +85,10 @@ def nonfinite(metric: str, value: float) -> str:
     return f"{metric} is {'NaN' if math.isnan(value) else 'infinite'}"
 
 
-def fact(said: str, value: float, bound: float) -> str:
-    """A fact of the first step, such as `R(W) at the start is 12, over 5`."""
-    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}"
+def fact(said: str, value: float, bound: float, *, whose: str) -> str:
+    """A fact of the first step, such as `R(W) at the start is 12, over 10 of a standard parametrisation`."""
+    of = f" of {whose}" if whose else ""
+    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}{of}"
 
 
 def group(subject: str) -> str:
