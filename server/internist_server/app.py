@@ -18,9 +18,10 @@ from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
-from internist_server.ingest import Ingest, system_clock_ms
+from internist_server.ingest import Ingest
 from internist_server.receivers import make_notifier, make_pushers
 from internist_server.routes import (
     alerts,
@@ -51,13 +52,13 @@ TICK_S: Final = 1.0
 _API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
 
 
-def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] = system_clock_ms) -> ASGIApp:
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> ASGIApp:
     """The whole server as one ASGI app. The database must have been migrated.
 
     Args:
         settings: of this server.
         board: whether the dashboard is served, too.
-        clock: ms since 1970.
+        clock: ms since 1970; None: the machine's.
 
     Raises:
         SettingsError: the settings would expose the server.
@@ -72,8 +73,9 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     return RequestTimer(app)
 
 
-def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
+def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
+    clock = ServerClock() if clock is None else as_server_clock(clock)
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
     database = Database(settings.database_url)
     changes = Changes()

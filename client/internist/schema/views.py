@@ -29,6 +29,9 @@ class Attempt:
     start_step: int
     last_step: int | None
     finished_at_ms: int | None
+    clock_skew_ms: int | None = None
+    """How far the clock of its machine is ahead of the server's, of several the worst; None: not known. What it says is
+    told in the server's time."""
 
 
 @dataclass(frozen=True, slots=True)

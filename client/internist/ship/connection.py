@@ -27,6 +27,7 @@ from internist.schema.reference import Trajectory
 from internist.schema.scaling import Scaling
 from internist.schema.wire import (
     PIECE_BYTES,
+    SENT_AT_HEADER,
     SPOOL_CONTENT_TYPE,
     FramesReply,
     Heartbeat,
@@ -34,6 +35,7 @@ from internist.schema.wire import (
     RunStart,
     RunStarted,
 )
+from internist.ship.moments import now_ms
 from internist.ship.pieces import bare
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
@@ -115,12 +117,12 @@ class Connection:
         """
         body = msgspec.json.encode(bare(start) if self._starts_bare else start)
         try:
-            started = self._post("/api/v1/runs", body, _JSON, RunStarted)
+            started = self._post("/api/v1/runs", body, _JSON, RunStarted, _sent())
         except ServerError as error:
             is_refused = isinstance(error, RequestRefused) and error.status == 422  # perhaps for what the outline says
             if self._starts_bare or not (is_refused or may_be_too_large(error, len(body))):
                 raise
-            started = self._post("/api/v1/runs", msgspec.json.encode(bare(start)), _JSON, RunStarted)
+            started = self._post("/api/v1/runs", msgspec.json.encode(bare(start)), _JSON, RunStarted, _sent())
             self._starts_bare = True
         if (started.run, started.attempt) != (start.run, start.attempt):
             raise NotInternist(f"{self.server} answered for run {started.run[:_SHOWN]!r}, not for {start.run!r}")
@@ -130,12 +132,12 @@ class Connection:
         """Hand over a slice of a rank's spool as it is."""
         speaker = {"X-Internist-Attempt": attempt, "X-Internist-Rank": str(rank)}
         path = f"/api/v1/runs/{quote(run, safe='')}/frames?{urlencode({'attempt': attempt, 'rank': rank})}"
-        return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
+        return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker | _sent())
 
     def heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Tell the server that this rank lives."""
         path = f"/api/v1/runs/{quote(run, safe='')}/heartbeat"
-        return self._post(path, msgspec.json.encode(heartbeat), _JSON, HeartbeatReply)
+        return self._post(path, msgspec.json.encode(heartbeat), _JSON, HeartbeatReply, _sent())
 
     def scaling(self, runs: Sequence[str] = (), *, family: str | None = None, project: str | None = None) -> Scaling:
         """The scaling check of these runs, by id or name, or of a family; without either, the families there are."""
@@ -280,6 +282,11 @@ def may_be_too_large(error: ServerError, size: int) -> bool:
     if isinstance(error, BodyTooLarge):
         return True
     return size > PIECE_BYTES and (isinstance(error, ConnectionBroken) or error.status in _OF_A_GATEWAY)
+
+
+def _sent() -> dict[str, str]:
+    """Tells the server what this client's clock says."""
+    return {SENT_AT_HEADER: str(now_ms())}
 
 
 def _parsed(server: str) -> Url:

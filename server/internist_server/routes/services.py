@@ -1,6 +1,6 @@
 """What routes are given: a session, the parts of the server, and the body of a request within its limit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock
 from internist_server.errors import Invalid, TooLarge, UnsupportedContent
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
@@ -30,7 +31,7 @@ class Services:
     changes: Changes
     boards: Boards
     scalings: Scalings
-    clock: Callable[[], int]
+    clock: ServerClock
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class AttemptRow(Base):
     world_size: Mapped[int]
     every: Mapped[int]
     started_at_ms: Mapped[int]
-    """By the client's clock."""
+    """By the server's clock, by which attempts are ordered: when they came, less what they had waited."""
     received_at_ms: Mapped[int]
     """By the server's clock."""
     start_step: Mapped[int]
@@ -160,6 +160,8 @@ class RankRow(Base):
     heartbeat_at_ms: Mapped[int | None]
     heartbeat_step: Mapped[int | None]
     step_age_ms: Mapped[int | None]
+    clock_offset_ms: Mapped[int | None]
+    """How far the server's clock is ahead of its own; None: it never told."""
     powers: Mapped[list[Any] | None]
     """By how much its own costs ask to thin sampling, as its last heartbeat told; None: it did not tell."""
     finished_at_ms: Mapped[int | None]
