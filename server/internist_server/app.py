@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Final
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
+from internist_server.alerts.notify import Notifier
 from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
@@ -22,11 +24,13 @@ from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
-from internist_server.receivers import make_notifier, make_pushers
+from internist_server.overload import Overload
+from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
 from internist_server.routes import (
     alerts,
     catalogue,
     checks,
+    deliveries,
     documents,
     frames,
     health,
@@ -67,7 +71,7 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     require_safe(settings)
     api = create_api(settings, clock=clock)
     pages = _create_board(api) if board else api
-    app: ASGIApp = Dispatcher(api, pages)
+    app: ASGIApp = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
     if settings.token is not None:
         app = TokenGate(app, settings.token)
     return RequestTimer(app)
@@ -79,7 +83,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
     database = Database(settings.database_url)
     changes = Changes()
-    notifier = make_notifier(database, settings, book.receivers, clock=clock)
+    notifiers = make_notifiers(database, settings, book.receivers, clock=clock)
     pushers = make_pushers(database, settings, clock=clock)
     for pusher in pushers:
         changes.follow(pusher.changed)
@@ -88,8 +92,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         changes,
         max_series=settings.max_series_per_run,
         book=book,
-        policy=settings.policy if notifier is not None else None,
-        on_queued=notifier.wake if notifier is not None else lambda: None,
+        policy=settings.policy if notifiers else None,
+        on_queued=partial(_wake, notifiers),
         clock=clock,
     )
     handling = Handling(database, ingest, book, clock=clock)
@@ -98,7 +102,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [thread for thread in (ticker, compactor, notifier, *pushers) if thread is not None]
+        threads = [ticker, compactor, *notifiers, *pushers]
+        if notifiers:
+            retire_receivers(database, settings, book.receivers, clock=clock)
         for thread in threads:
             thread.start()
         try:
@@ -119,7 +125,21 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         redoc_url=None,
     )
     api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, checks, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
+    for module in (
+        frames,
+        runs,
+        checks,
+        windows,
+        stream,
+        scaling,
+        alerts,
+        silences,
+        deliveries,
+        rules,
+        catalogue,
+        health,
+        login,
+    ):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)
@@ -181,6 +201,12 @@ class Ticker(threading.Thread):
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
+
+
+def _wake(notifiers: Sequence[Notifier]) -> None:
+    """Tell all who deliver that a message is queued."""
+    for notifier in notifiers:
+        notifier.wake()
 
 
 def _create_board(api: FastAPI) -> ASGIApp:

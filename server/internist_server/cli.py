@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from internist_migrations.upgrade import upgrade
 from internist_server import observability
+from internist_server.alerts.address_book import AddressBook, require_usable
 from internist_server.alerts.rule_files import read_rules
 from internist_server.app import create_app
 from internist_server.errors import RulesError, SettingsError
@@ -56,7 +57,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
     """Settings from the environment; what the command line says wins.
 
     Raises:
-        SettingsError: a setting is wrong, or unsafe.
+        SettingsError: a setting is wrong, or unsafe, or nobody can be told at an address.
         RulesError: the file of rules is wrong.
     """
     given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
@@ -69,8 +70,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
         )
         raise SettingsError("; ".join(reasons)) from error
     require_safe(settings)
-    if settings.rules is not None:
-        read_rules(settings.rules)
+    receivers = read_rules(settings.rules).receiver if settings.rules is not None else ()
+    require_usable(AddressBook(settings.webhook_url, settings.apprise_urls, receivers).everyone)
     return settings
 
 

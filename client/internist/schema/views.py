@@ -348,6 +348,28 @@ class AlertsPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message on its way to one receiver."""
+
+    notification: int
+    run: str
+    condition: str
+    """Or the rule, where a rule of the user's own is told of."""
+    status: Literal["firing", "resolved"]
+    receiver: str
+    """Its name in the file of rules, else its host or its service."""
+    state: Literal["waiting", "failing", "delivered", "given up"]
+    attempts: int
+    queued_at_ms: int
+    due_at_ms: int
+    """When it is tried next."""
+    delivered_at_ms: int | None
+    given_up_at_ms: int | None
+    error: str | None
+    """Why the last try failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Silence:
     """A promise not to notify about matching alerts until it expires."""
 

@@ -12,7 +12,7 @@ from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.problems import problem
 from internist_server.routes.services import ServicesDep, SessionDep
-from internist_server.store import alerts
+from internist_server.store import alerts, deliveries
 
 router = APIRouter(route_class=ViewRoute, tags=["health"])
 
@@ -26,8 +26,8 @@ class Health:
 
 
 @router.get("/healthz", responses={200: examples.of("Health")})
-def healthz() -> Health:
-    """Whether the process answers. Open to everyone."""
+async def healthz() -> Health:
+    """Whether the process answers. Open to everyone, and never queued."""
     return Health("ok", "internist")
 
 
@@ -49,5 +49,5 @@ def readyz(services: ServicesDep) -> Response | Health:
 @router.get("/metrics", response_class=Response, responses={200: examples.metrics()})
 def metrics(session: SessionDep) -> Response:
     """What the server counts, for Prometheus."""
-    text = observability.exposition(open_alerts=alerts.count_firing(session))
+    text = observability.exposition(open_alerts=alerts.count_firing(session), undelivered=deliveries.counts(session))
     return Response(text, headers={"Content-Type": observability.CONTENT_TYPE})
