@@ -53,10 +53,12 @@ from internist_server.store.retention import Retention
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+LAST_S: Final = 1.5
+"""Seconds in which threads may end what they are at; what they leave undone is undone in the database, too."""
 _API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
 
 
-def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> ASGIApp:
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> "RequestTimer":
     """The whole server as one ASGI app. The database must have been migrated.
 
     Args:
@@ -71,10 +73,11 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     require_safe(settings)
     api = create_api(settings, clock=clock)
     pages = _create_board(api) if board else api
-    app: ASGIApp = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
+    overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
+    app: ASGIApp = overload
     if settings.token is not None:
         app = TokenGate(app, settings.token)
-    return RequestTimer(app)
+    return RequestTimer(app, on_close=overload.close)
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
@@ -112,8 +115,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         finally:
             for thread in threads:
                 thread.stop()
+            until = time.monotonic() + LAST_S  # of all of them together
             for thread in threads:
-                thread.join(timeout=10)
+                thread.join(timeout=max(0.0, until - time.monotonic()))
             database.close()
 
     api = FastAPI(
@@ -162,8 +166,10 @@ class Dispatcher:
 class RequestTimer:
     """Times every request for `/metrics`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, on_close: Callable[[], None] = lambda: None) -> None:
         self._app = app
+        self.close = on_close
+        """Begin no request any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and note how long its answer took to begin."""

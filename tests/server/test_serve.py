@@ -7,6 +7,7 @@ import pytest
 import urllib3
 
 from internist_server.app import create_app
+from internist_server.cli import bind
 from internist_server.errors import SettingsError
 from internist_server.settings import Settings, is_loopback
 from tests.server.processes import server_process, start
@@ -67,17 +68,17 @@ def test_the_server_migrates_says_where_it_is_and_ends_cleanly(tmp_path):
     assert sqlite3.connect(database).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_the_next_free_port_is_taken_and_named(tmp_path):
+def test_the_next_free_port_is_taken_and_named_unless_one_was_asked_for(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        with server_process(str(tmp_path / "a.db"), tmp_path, "--port", str(port)) as server:
-            server.process.terminate()
-            out, _ = server.process.communicate(timeout=END_S)
+        settings = Settings(port=taken.getsockname()[1])
+        with bind(settings) as listener:
+            port = listener.getsockname()[1]
 
-    assert out.startswith(f"port {port} is taken; using ")
-    assert server.address.endswith(out.splitlines()[0].split()[-1])
+        assert capsys.readouterr().out == f"port {settings.port} is taken; using {port}\n"
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {settings.port}: "):
+            bind(settings, is_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,7 @@ def test_the_next_free_port_is_taken_and_named(tmp_path):
         ([], {"INTERNIST_ALERTMANAGER_REFRESH_S": "0"}, "INTERNIST_ALERTMANAGER_REFRESH_S"),
         (["--database", "/nowhere/at/all.db"], {}, "the database /nowhere/at/all.db cannot be used"),
         (["--database", "nonsense://x"], {}, "cannot be used"),
+        (["--database", "postgresql://h:port/x"], {}, "cannot be used"),
         (["--host", "203.0.113.7", "--token", "t"], {}, "cannot listen on 203.0.113.7"),
     ],
 )

@@ -18,6 +18,7 @@ from internist.errors import (
     ConnectionBroken,
     NotInternist,
     RequestRefused,
+    ServerBusy,
     ServerError,
     ServerUnreachable,
     TokenRefused,
@@ -40,8 +41,12 @@ from internist.ship.pieces import bare
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
 CONNECT_S: Final = 2.0
-READ_S: Final = 10.0
+READ_S: Final = 30.0
+"""Longer than a server lets a request wait before it sends it away."""
 MAX_REPLY_BYTES: Final = 8 << 20
+
+LONGEST_WAIT_S: Final = 60.0
+"""However long a server asks to be left alone, it is asked again after this."""
 
 _CHUNK = 64 << 10
 _SHOWN = 80
@@ -64,6 +69,7 @@ class _Answer(NamedTuple):
     status: int
     content_type: str
     location: str
+    retry_after: str
     data: bytes
 
 
@@ -236,7 +242,13 @@ class Connection:
             raise
         response.release_conn()
         found = response.headers
-        return _Answer(response.status, found.get("Content-Type", ""), found.get("Location", ""), bytes(data))
+        return _Answer(
+            response.status,
+            found.get("Content-Type", ""),
+            found.get("Location", ""),
+            found.get("Retry-After", ""),
+            bytes(data),
+        )
 
     def _broken(self, error: HTTPError) -> ConnectionBroken:
         return ConnectionBroken(f"no Internist server answers at {self.server} ({_cause(error)})")
@@ -253,6 +265,9 @@ class Connection:
         if status in (401, 403):
             whose = detail or f"not by an Internist server: {self._shown(answer)}"
             return TokenRefused(f"{self.server} refused the token ({status}{_colon(whose)})", status=status)
+        if status in (429, 503) and detail and answer.retry_after.isdecimal():
+            wait_s = min(float(answer.retry_after), LONGEST_WAIT_S)
+            return ServerBusy(f"{self.server} answered {status}{_colon(detail)}", status=status, wait_s=wait_s)
         if (status >= 500 and status != 501) or status in (408, 429):
             return ServerError(f"{self.server} answered {status}{_colon(detail)}", status=status)
         if 300 <= status < 400 and answer.location:
@@ -281,6 +296,8 @@ def may_be_too_large(error: ServerError, size: int) -> bool:
     """Whether a request may have failed for its size: what lies between here and the server says so in many ways."""
     if isinstance(error, BodyTooLarge):
         return True
+    if isinstance(error, ServerBusy):  # our own server, that knows why
+        return False
     return size > PIECE_BYTES and (isinstance(error, ConnectionBroken) or error.status in _OF_A_GATEWAY)
 
 

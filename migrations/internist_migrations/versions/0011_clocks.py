@@ -1,4 +1,4 @@
-"""How far the clock of each rank is off, as the rank has told; attempts are ordered by the server's clock from here on."""
+"""How far the clock of each rank is off, as it has told; attempts are ordered by the server's clock from here on."""
 
 import sqlalchemy as sa
 from alembic import op
