@@ -2,6 +2,7 @@ import signal
 import socket
 import sqlite3
 import threading
+import time
 
 import pytest
 import urllib3
@@ -11,10 +12,12 @@ from internist_server.cli import bind
 from internist_server.errors import SettingsError
 from internist_server.settings import Settings, is_loopback
 from tests.server.processes import server_process, start
-from tests.server.sending import Sender, module_series
+from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [module_series(0, "activation.rms_max", "blocks.0"), module_series(1, "update.own", "blocks.0")]
 END_S = 20
+SLOW_S = 3
+"""What a machine that does other things may take for the end of a process."""
 
 
 def values(step):
@@ -132,6 +135,42 @@ def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
         server.process.terminate()
         server.process.communicate(timeout=END_S)
         assert server.process.returncode == 0
+
+
+def test_a_server_ends_in_time_while_many_send_and_keeps_what_it_acknowledged(tmp_path):
+    with server_process(str(tmp_path / "a.db"), tmp_path) as server:
+        senders = [Sender(server, start_of(f"run{place}")) for place in range(8)]
+        kept, began = {}, threading.Event()
+        threads = [threading.Thread(target=send_until_it_ends, args=(one, kept, began)) for one in senders]
+        for thread in threads:
+            thread.start()
+        assert began.wait(END_S)
+        asked = time.monotonic()
+        server.process.terminate()
+        server.process.communicate(timeout=END_S)
+        took_s = time.monotonic() - asked
+        for thread in threads:
+            thread.join(END_S)
+        assert server.process.returncode == 0
+
+    assert took_s < 5 + SLOW_S
+    with server_process(str(tmp_path / "a.db"), tmp_path) as server:
+        for sender in senders:
+            sender.api = server
+            assert sender.post_start().json()["acknowledged"] >= kept.get(sender.run, -1)
+
+
+def send_until_it_ends(sender, kept, began):
+    records = sender.declare(SERIES)
+    for step in range(10_000):
+        try:
+            answer = sender.post([*records, *(sender.frame(step * 10 + place, values(step)) for place in range(10))])
+        except urllib3.exceptions.HTTPError:
+            return
+        if answer.status_code != 200:
+            return
+        kept[sender.run], records = answer.json()["acknowledged"], []
+        began.set()
 
 
 def read_event(stream):
