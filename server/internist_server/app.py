@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import httpx
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from internist_server.compactor import Compactor
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
 from internist_server.overload import Overload
+from internist_server.readiness import Readiness
 from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
 from internist_server.routes import (
     alerts,
@@ -128,7 +130,10 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
-    api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
+    api.state.services = Services(
+        settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock,
+        Readiness(database, settings.database_url), CapacityLimiter(2),
+    )  # fmt: skip
     for module in (
         frames,
         runs,

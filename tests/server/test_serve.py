@@ -8,7 +8,7 @@ import pytest
 import urllib3
 
 from internist_server.app import create_app
-from internist_server.cli import bind
+from internist_server.cli import bind, serve
 from internist_server.errors import SettingsError
 from internist_server.settings import Settings, is_loopback
 from tests.server.processes import server_process, start
@@ -109,6 +109,16 @@ def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path, arguments, en
     assert process.returncode == 1
     assert reason in out
     assert len(out.splitlines()) == 1
+
+
+def test_a_database_of_a_newer_version_is_refused_in_one_sentence(sqlite_url, capsys):
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    assert serve(["--database", sqlite_url, "--port", "0"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a newer version of Internist migrated it to revision 9999" in line and "update Internist" in line
 
 
 def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):

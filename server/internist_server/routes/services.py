@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from internist_server.clocks import ServerClock
 from internist_server.errors import Invalid, TooLarge, UnsupportedContent
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
+from internist_server.readiness import Readiness
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings
@@ -32,6 +34,9 @@ class Services:
     boards: Boards
     scalings: Scalings
     clock: ServerClock
+    readiness: Readiness
+    looking: CapacityLimiter
+    """Threads that look whether the server can work: they queue behind no request."""
 
 
 @dataclass(frozen=True, slots=True)
