@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
 from internist_server.alerts.notify import Notifier
+from internist_server.alerts.poster import Poster
 from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
@@ -107,7 +108,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [ticker, compactor, *notifiers, *pushers]
+        threads: list[Ticker | Compactor | Poster] = [ticker, compactor, *notifiers, *pushers]
         if notifiers:
             retire_receivers(database, settings, book.receivers, clock=clock)
         for thread in threads:

@@ -113,7 +113,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: RequestTimer, *, announce: object) -> None:
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]  # uvicorn's own protocol types differ from starlette's
+                app,
                 http=BoundedProtocol,
                 access_log=False,
                 log_config=None,

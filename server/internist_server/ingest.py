@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import LOST_AFTER_S, QUIET_AFTER_S, RUN_RULES, RunRule
+from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
 from internist.schema.views import Alert, Usage
 from internist.schema.wire import (
     VERSION,
-    Directive,
     Finish,
     FramesReply,
     Heartbeat,
@@ -24,12 +22,14 @@ from internist_server import admission, observability
 from internist_server.alerts.incidents import Policy
 from internist_server.alerts.rules import Terms, terms_of
 from internist_server.changes import Changes
-from internist_server.clocks import ServerClock, as_server_clock, began_at_ms, offset_by
+from internist_server.clocks import ServerClock, as_server_clock, began_at_ms
 from internist_server.cursor import advance_cursor, reached
-from internist_server.envelope import Contents, require_version, said_at_ms
+from internist_server.directives import directives
+from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress, waits_until_ms
+from internist_server.rank_clocks import offset_of, read_clock
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts, attempts, incidents, notifications, removal, sequences
 from internist_server.store.attempts import Attempt, Rank
@@ -44,8 +44,6 @@ from internist_server.telling import moves, tell
 
 log = logging.getLogger(__name__)
 
-DENSE_STEPS: Final = 20
-"""How long every step is wished for after a critical alert."""
 RUNS_A_TICK: Final = 100
 """Runs that one tick looks after at most: when a thousand are lost at once, frames come in between."""
 _LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
@@ -101,7 +99,7 @@ class Ingest:
         now_ms = self._clock()
         with self._database.write() as session:
             attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms)
-            _read_clock(rank, sent_at_ms, now_ms=now_ms)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             attempts.save_rank(session, attempt.id, rank)
             self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
@@ -119,7 +117,7 @@ class Ingest:
         now_ms = self._clock()
         with self.transaction(run, contents) as session:
             attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms)
-            _read_clock(rank, sent_at_ms, now_ms=now_ms)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             intake = Intake(
                 session,
                 attempt,
@@ -128,7 +126,7 @@ class Ingest:
                 now_ms=now_ms,
                 max_series=self._max_series,
                 notify=self._policy is not None,
-                clock_offset_ms=_offset_of(rank, contents, now_ms=now_ms),
+                clock_offset_ms=offset_of(rank, contents, now_ms=now_ms, since_ms=self._clock.listening_since_ms),
             )
             if any(record.series is not None for record in contents.records):
                 self._progress.keep(session, attempt)
@@ -147,14 +145,14 @@ class Ingest:
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             is_queued = self._end(session, attempt, intake.ends, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
-            directives = _directives(session, attempt, newest)
+            wishes = directives(session, attempt, newest)
         refused = (*contents.refused, *intake.refused)
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
             log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
         self.announce(run, is_queued=is_queued)
         acknowledged = sequences.highest(rank.delivered)
-        return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, directives)
+        return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, wishes)
 
     def heartbeat(self, run: str, heartbeat: Heartbeat, *, sent_at_ms: int | None = None) -> HeartbeatReply:
         """Keep a rank's sign of life.
@@ -167,13 +165,13 @@ class Ingest:
         with self.transaction(run) as session:
             attempt = attempts.find_attempt(session, run, heartbeat.attempt)
             rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
-            _read_clock(rank, sent_at_ms, now_ms=now_ms)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             advance_cursor(session, attempt, rank)
             attempts.save_rank(session, attempt.id, rank)
             newest = load_newest(session, run)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms)
-            reply = HeartbeatReply(_directives(session, attempt, newest))
+            reply = HeartbeatReply(directives(session, attempt, newest))
         self.announce(run, is_queued=is_queued)
         return reply
 
@@ -391,50 +389,3 @@ class Ingest:
 def _names(start: RunStart) -> tuple[str, str, int]:
     """Whom a start names."""
     return start.run, start.attempt, start.rank
-
-
-def _read_clock(rank: Rank, sent_at_ms: int | None, *, now_ms: int) -> None:
-    """Note how a rank's clock stands to the server's. What is shipped after a run's end may come from another machine:
-    it is believed only where the rank itself never told."""
-    if rank.clock_offset_ms is None or _is_live(rank, now_ms=now_ms):
-        kept_ms = rank.clock_offset_ms
-        rank.clock_offset_ms = offset_by(kept_ms, None if sent_at_ms is None else now_ms - sent_at_ms)
-
-
-def _offset_of(rank: Rank, contents: Contents, *, now_ms: int) -> int | None:
-    """How far the server's clock is ahead of a rank's. One that lives and never tells how its clock stands has measured
-    its last record just now."""
-    if rank.clock_offset_ms is not None or not _is_live(rank, now_ms=now_ms):
-        return rank.clock_offset_ms
-    last_ms = max((moment for record in contents.records if (moment := said_at_ms(record)) is not None), default=None)
-    return None if last_ms is None else now_ms - last_ms
-
-
-def _is_live(rank: Rank, *, now_ms: int) -> bool:
-    """Whether a rank has said of late that it lives."""
-    heard_ms = rank.heartbeat_at_ms
-    return heard_ms is not None and abs(now_ms - heard_ms) <= LOST_AFTER_S * 1000 and rank.finished_at_ms is None
-
-
-def _directives(session: Session, attempt: Attempt, newest: Newest) -> tuple[Directive, ...]:
-    """What ranks should do: sample as rarely as the slowest of them, and at every step while a critical alert is
-    fresh."""
-    is_newest = newest.attempt.id == attempt.id
-    ranks = newest.ranks if is_newest else attempts.list_ranks(session, attempt.id)
-    judged_step = newest.judge.judged_step if is_newest else load_judged_step(session, attempt.id)
-    return (*_slowest(ranks), *_dense(session, attempt, judged_step))
-
-
-def _slowest(ranks: Sequence[Rank]) -> tuple[Directive, ...]:
-    """The largest powers of several ranks that train, class by class: grids of the same powers hold the same steps."""
-    told = [rank.powers for rank in ranks if rank.powers and rank.finished_at_ms is None]
-    if len(told) < 2:
-        return ()
-    return (Directive(-1, "the slowest rank's sampling", tuple(map(max, zip_longest(*told, fillvalue=0)))),)
-
-
-def _dense(session: Session, attempt: Attempt, judged_step: int) -> tuple[Directive, ...]:
-    step = alerts.newest_critical_step(session, attempt.run)
-    if step is None or step + DENSE_STEPS < judged_step:
-        return ()
-    return (Directive(step + DENSE_STEPS, f"a critical alert opened at step {step}"),)

@@ -1,7 +1,7 @@
 """What the server tells of itself to Prometheus, and how it logs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -47,17 +47,17 @@ def count_delivery(receiver: str, *, is_taken: bool) -> None:
     (_DELIVERED if is_taken else _FAILED).labels(receiver).inc()
 
 
-def exposition(*, open_alerts: int, undelivered: Mapping[tuple[str, str], int]) -> bytes:
+def exposition(*, open_alerts: int, undelivered: Iterable[tuple[str, str, int]]) -> bytes:
     """Everything, in Prometheus' text format.
 
     Args:
         open_alerts: alerts that fire now.
-        undelivered: messages by receiver and state.
+        undelivered: receivers, states, and how many messages of each there are.
     """
     _OPEN_ALERTS.set(open_alerts)
     _UNDELIVERED.clear()
-    for labels, count in undelivered.items():
-        _UNDELIVERED.labels(*labels).set(count)
+    for receiver, state, count in undelivered:
+        _UNDELIVERED.labels(receiver, state).set(count)
     return generate_latest(REGISTRY)
 
 

@@ -141,6 +141,21 @@ def test_a_server_whose_clock_is_set_loses_no_run_and_still_notices_one_that_is_
     assert [one["rule"] for one in alerts(sender)] == ["run_lost"]
 
 
+@pytest.mark.parametrize("step_ms", [-HOUR_MS, HOUR_MS])
+@pytest.mark.parametrize("tells", [True, False], ids=["told", "not told"])
+def test_what_goes_wrong_just_after_the_clock_was_set_is_told(sqlite_url, serve, step_ms, tells):
+    clocks, right = Clocks(), Clocks()
+    client = serve(sqlite_url, clock=clocks.server(), webhook_url=NOBODY)
+    sender = Sender(client, clock=(lambda: right.wall_ms) if tells else None)
+    sender.send(sender.declare(SERIES))
+    sender.beat(0)
+
+    clocks.wall_ms += step_ms
+    sender.send([sender.frame(10, [math.nan, 1.0], at_ms=right.wall_ms)])
+
+    assert told(sender) == [("numeric", "firing")]
+
+
 def test_a_run_that_fell_silent_just_before_the_clock_was_set_back_is_lost_in_time(sqlite_url, serve):
     clocks = Clocks()
     client = serve(sqlite_url, clock=clocks.server())

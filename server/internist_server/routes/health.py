@@ -47,5 +47,8 @@ async def readyz(services: ServicesDep) -> Response | Health:
 @router.get("/metrics", response_class=Response, responses={200: examples.metrics()})
 def metrics(session: SessionDep) -> Response:
     """What the server counts, for Prometheus."""
-    text = observability.exposition(open_alerts=alerts.count_firing(session), undelivered=deliveries.counts(session))
+    text = observability.exposition(
+        open_alerts=alerts.count_firing(session),
+        undelivered=[(*one, count) for one, count in deliveries.counts(session).items()],
+    )
     return Response(text, headers={"Content-Type": observability.CONTENT_TYPE})

@@ -93,7 +93,7 @@ def read_change(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -
         run=run,
         cursor=row.cursor,
         step=standing.last_step,
-        state=standing.vitals(now_ms, since_ms=_since_ms(row, since_ms)).state,
+        state=standing.vitals(now_ms, since_ms=_since_ms(row.next_check_ms, since_ms)).state,
         verdict=standing.verdict,
         open_alerts=alerts.count_firing(session, run),
         last_frame_at_ms=standing.last_frame_at_ms,
@@ -136,7 +136,7 @@ def _run(
     now_ms: int,
     since_ms: int,
 ) -> Run:
-    vitals = standing.vitals(now_ms, since_ms=_since_ms(row, since_ms))
+    vitals = standing.vitals(now_ms, since_ms=_since_ms(row.next_check_ms, since_ms))
     return Run(
         id=row.id,
         project=row.project,
@@ -195,9 +195,9 @@ def _attempts(session: Session, run: str) -> tuple[AttemptView, ...]:
     )
 
 
-def _since_ms(row: Row[Any], since_ms: int) -> int:
+def _since_ms(next_check_ms: int | None, since_ms: int) -> int:
     """Since when the silence of a run counts: a run that waits for no time was lost before the server listened."""
-    return 0 if row.next_check_ms is None else since_ms
+    return 0 if next_check_ms is None else since_ms
 
 
 def _finite(value: float | None) -> float | None:
