@@ -3,29 +3,37 @@
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Final
 
 import httpx
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
+from internist_server.alerts.notify import Notifier
+from internist_server.alerts.poster import Poster
 from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
-from internist_server.ingest import Ingest, system_clock_ms
-from internist_server.receivers import make_notifier, make_pushers
+from internist_server.ingest import Ingest
+from internist_server.overload import Overload
+from internist_server.readiness import Readiness
+from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
 from internist_server.routes import (
     alerts,
     catalogue,
     checks,
+    deliveries,
     documents,
     frames,
     health,
@@ -48,16 +56,18 @@ from internist_server.store.retention import Retention
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+LAST_S: Final = 1.5
+"""Seconds in which threads may end what they are at; what they leave undone is undone in the database, too."""
 _API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
 
 
-def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] = system_clock_ms) -> ASGIApp:
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> "RequestTimer":
     """The whole server as one ASGI app. The database must have been migrated.
 
     Args:
         settings: of this server.
         board: whether the dashboard is served, too.
-        clock: ms since 1970.
+        clock: ms since 1970; None: the machine's.
 
     Raises:
         SettingsError: the settings would expose the server.
@@ -66,18 +76,20 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     require_safe(settings)
     api = create_api(settings, clock=clock)
     pages = _create_board(api) if board else api
-    app: ASGIApp = Dispatcher(api, pages)
+    overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
+    app: ASGIApp = overload
     if settings.token is not None:
         app = TokenGate(app, settings.token)
-    return RequestTimer(app)
+    return RequestTimer(app, on_close=overload.close)
 
 
-def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
+def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
+    clock = ServerClock() if clock is None else as_server_clock(clock)
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
     database = Database(settings.database_url)
     changes = Changes()
-    notifier = make_notifier(database, settings, book.receivers, clock=clock)
+    notifiers = make_notifiers(database, settings, book.receivers, clock=clock)
     pushers = make_pushers(database, settings, clock=clock)
     for pusher in pushers:
         changes.follow(pusher.changed)
@@ -86,8 +98,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         changes,
         max_series=settings.max_series_per_run,
         book=book,
-        policy=settings.policy if notifier is not None else None,
-        on_queued=notifier.wake if notifier is not None else lambda: None,
+        policy=settings.policy if notifiers else None,
+        on_queued=partial(_wake, notifiers),
         clock=clock,
     )
     handling = Handling(database, ingest, book, clock=clock)
@@ -96,7 +108,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [thread for thread in (ticker, compactor, notifier, *pushers) if thread is not None]
+        threads: list[Ticker | Compactor | Poster] = [ticker, compactor, *notifiers, *pushers]
+        if notifiers:
+            retire_receivers(database, settings, book.receivers, clock=clock)
         for thread in threads:
             thread.start()
         try:
@@ -104,8 +118,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         finally:
             for thread in threads:
                 thread.stop()
+            until = time.monotonic() + LAST_S  # of all of them together
             for thread in threads:
-                thread.join(timeout=10)
+                thread.join(timeout=max(0.0, until - time.monotonic()))
             database.close()
 
     api = FastAPI(
@@ -116,8 +131,25 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
-    api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, checks, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
+    api.state.services = Services(
+        settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock,
+        Readiness(database, settings.database_url), CapacityLimiter(2),
+    )  # fmt: skip
+    for module in (
+        frames,
+        runs,
+        checks,
+        windows,
+        stream,
+        scaling,
+        alerts,
+        silences,
+        deliveries,
+        rules,
+        catalogue,
+        health,
+        login,
+    ):
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)
@@ -140,8 +172,10 @@ class Dispatcher:
 class RequestTimer:
     """Times every request for `/metrics`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, on_close: Callable[[], None] = lambda: None) -> None:
         self._app = app
+        self.close = on_close
+        """Begin no request any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and note how long its answer took to begin."""
@@ -179,6 +213,12 @@ class Ticker(threading.Thread):
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
+
+
+def _wake(notifiers: Sequence[Notifier]) -> None:
+    """Tell all who deliver that a message is queued."""
+    for notifier in notifiers:
+        notifier.wake()
 
 
 def _create_board(api: FastAPI) -> ASGIApp:

@@ -1,5 +1,6 @@
 """Everything that can be set, read from the environment in one place."""
 
+import json
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -29,10 +30,12 @@ class Settings(BaseSettings):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     token: str | None = Field(default=None, description="If set, everyone must present it, readers of the board too.")
     webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas."
+        default=(),
+        description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas or a JSON list.",
     )
     apprise_urls: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Receivers of notifications as Apprise URLs, separated by commas."
+        default=(),
+        description="Receivers of notifications as Apprise URLs, separated by commas or, with commas in them, as JSON.",
     )
     alertmanager_url: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -85,8 +88,22 @@ class Settings(BaseSettings):
     @field_validator("webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
+        """Addresses as JSON where they hold commas, else separated by commas."""
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
             return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        try:
+            return tuple(json.loads(value))
+        except ValueError as error:
+            raise ValueError(f'expected a JSON list such as ["https://host/hook"]: {error}') from error
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_webhook(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+                raise ValueError(f"expected addresses such as https://host/hook, got {url.rpartition('@')[2]!r}")
         return value
 
     @field_validator("alertmanager_url")

@@ -32,14 +32,17 @@ def list_runs(
     offset: Offset = 0,
 ) -> tuple[Run, ...]:
     """Runs, newest first."""
-    found = runs.list_runs(session, project=project, name=name, limit=limit, offset=offset, now_ms=services.clock())
+    found = runs.list_runs(
+        session, project=project, name=name, limit=limit, offset=offset, now_ms=services.clock(),
+        since_ms=services.clock.listening_since_ms,
+    )  # fmt: skip
     return tuple(found)
 
 
 @router.get("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Run")})
 def read_run(run_id: str, services: ServicesDep, session: SessionDep) -> Run:
     """One run: its state, its verdict in a sentence, its attempts."""
-    return runs.read_run(session, run_id, now_ms=services.clock())
+    return runs.read_run(session, run_id, now_ms=services.clock(), since_ms=services.clock.listening_since_ms)
 
 
 @router.delete("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Usage")})
