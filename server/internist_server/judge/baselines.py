@@ -7,7 +7,8 @@ import numpy as np
 from internist.schema.conditions import BASELINE_CRITICAL
 from internist_server.alerts.lifecycle import INACTIVE
 from internist_server.judge import bands
-from internist_server.judge.checks import Checks, Indices, Logs
+from internist_server.judge.checks import Checks, Logs
+from internist_server.judge.columns import Indices
 from internist_server.judge.evaluation import Bands
 from internist_server.judge.memory import NEVER, Memory
 

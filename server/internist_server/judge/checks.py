@@ -1,7 +1,5 @@
 """Checks: which series are judged by which criterion, as arrays that one step is judged with."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,23 +9,33 @@ from numpy.typing import NDArray
 from internist.schema.conditions import (
     BASELINE_CRITICAL,
     CARDS,
-    CONDITION,
     CRITERIA,
     RECOVERY,
     Criterion,
-    Target,
 )
 from internist.schema.metrics import METRICS
-from internist.schema.rules import FOR_POINTS_HEAVY, FOR_POINTS_LIGHT, RULE_OF_CONDITION
+from internist_server.judge.columns import MISSING, Columns, Indices
+from internist_server.judge.criteria import (
+    ALARMS_ON_WARNING,
+    CARD,
+    COMPLEMENT,
+    GROWTH,
+    IS_FLOOR,
+    MULTIPLIES,
+    POINTS_NEEDED,
+    SCHEDULED,
+    TARGET_EDGES,
+    TWO_SIDED,
+    VANISHING,
+)
 from internist_server.judge.experts import experts_of
+from internist_server.judge.promises import Groups, MuonChecks, is_promised, muon_checks
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.thinning import Thinning
 
-Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Logs = NDArray[np.float32]
 
-MISSING = -1
 CRITERION_OF_METRIC: dict[str, int] = {criterion.metric: number for number, criterion in enumerate(CRITERIA)}
 NUMERIC_CARD = CARDS.index("numeric")
 QUOTIENTS = frozenset({"update.relative_rms", "update.relative", "weight.stable_rank"})
@@ -37,23 +45,6 @@ RECENT_RECOVERY = 20
 """Points in its band after which a value of every step is well again: a loss that leaps for a while is one incident."""
 _COUNT_OF_NONFINITE = "activation.nonfinite"
 _OF_BLOCKS = frozenset(("activation.rms_q99", "block.contribution"))
-
-
-@dataclass(frozen=True, slots=True)
-class MuonChecks:
-    """Checks whose band is what the optimizer promises; all arrays are aligned with `check`."""
-
-    check: Indices
-    scale: NDArray[np.float64]
-    """R(dW) over learning rate for singular values of one: update_scale * sqrt(fan_in / fan_out)."""
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    """Singular values that the orthogonalisation leaves."""
-    rate: Indices
-    """Number of the group in `Checks.rate_columns`."""
-    decay: Indices
-    weight: Indices
-    """Columns of the group's weight decay and of the weight's own operator norm; MISSING where not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +168,14 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
     """
     metrics = np.array([_METRIC_NUMBER.get(one.metric, MISSING) for one in series], np.int64)
     rates, decays = (np.flatnonzero(metrics == _METRIC_NUMBER[name]) for name in ("learning_rate", "weight_decay"))
-    groups = _Groups.of(series, rates, decays)
+    groups = Groups.of(series, rates, decays)
     rows: list[tuple[int, int, bool, bool, bool, bool]] = []
     for at in np.flatnonzero(_HAS_CRITERION[metrics]).tolist():
         one = series[at]
         number_of = CRITERION_OF_METRIC[one.metric]
         criterion = criterion_of(one)
         fixed = criterion is not None and has_fixed_target(one, criterion, mup=mup)
-        muon = criterion is not None and _is_muon(one, criterion, groups)
+        muon = criterion is not None and is_promised(one, criterion, groups)
         recent = criterion is not None and criterion.recent is not None
         own = criterion is not None and criterion.baseline and not (fixed or muon or recent)
         if fixed or muon or recent or own or (is_referenced and is_held_to_reference(one)):
@@ -196,51 +187,51 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         each.astype(bool) for each in (fixed_target, is_muon, of_recent, is_own)
     )
     times = np.array([_times(series[at], CRITERIA[of]) for at, of, *_ in rows], np.float64)
-    warn, critical = np.where(has_target, _TARGET_EDGES[number].T * times, np.nan)
+    warn, critical = np.where(has_target, TARGET_EDGES[number].T * times, np.nan)
     free = ~has_target & _of_choices(series, column, number)
-    is_floor = has_target & _IS_FLOOR[number]
+    is_floor = has_target & IS_FLOOR[number]
     high = np.where(has_target & ~is_floor, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
-    lower = np.where(_TWO_SIDED[number] & (baselined | promised | is_recent), higher, np.inf)
+    lower = np.where(TWO_SIDED[number] & (baselined | promised | is_recent), higher, np.inf)
     lower, higher = np.where(is_floor, np.abs(higher), lower), np.where(is_floor, np.inf, higher)
-    vanishing = _VANISHING[number]
+    vanishing = VANISHING[number]
     lower = np.where(np.isnan(vanishing), lower, -np.log2(vanishing))
     higher = np.where(np.isnan(vanishing), higher, np.inf)
-    limit = np.where(baselined & ~_of_upper_bounds(series, column), _GROWTH[number], np.nan)
+    limit = np.where(baselined & ~_of_upper_bounds(series, column), GROWTH[number], np.nan)
     growing = np.flatnonzero(np.isfinite(limit))
     higher = np.where(free, np.inf, higher)
-    card = _CARD[number]
+    card = CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
     thinning = Thinning.of(series)
-    sanity = _sanity(series, column, number, metrics)
+    sanity = _sanity(series, column, number)
     return Checks(
         column=column,
         criterion=number,
         card=card,
-        two_sided=_TWO_SIDED[number] | is_floor,
-        scheduled=_SCHEDULED[number] & baselined,
+        two_sided=TWO_SIDED[number] | is_floor,
+        scheduled=SCHEDULED[number] & baselined,
         baselined=baselined,
-        complement=_COMPLEMENT[number],
-        follows=baselined & np.isfinite(lower) & ~_COMPLEMENT[number],
+        complement=COMPLEMENT[number],
+        follows=baselined & np.isfinite(lower) & ~COMPLEMENT[number],
         growing=growing,
         growth_limit=np.log2(limit[growing]).astype(np.float32),
         recent=np.flatnonzero(is_recent),
-        recent_multiplies=_MULTIPLIES[number[is_recent]],
+        recent_multiplies=MULTIPLIES[number[is_recent]],
         target_centre=np.log2(warn).astype(np.float32),
         target_edges=(_finite(np.where(is_floor, np.nan, warn)), _finite(np.where(is_floor, np.nan, critical))),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
         warn_low=np.where(is_floor, 0.0, -np.inf).astype(np.float32),
         critical_low=(-lower).astype(np.float32),
-        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent | np.isfinite(limit)),
+        alarms_on_warning=ALARMS_ON_WARNING[number] & (has_target | promised | is_recent | np.isfinite(limit)),
         cadence=thinning.cadence[column],
-        needed=_POINTS_NEEDED[number],
-        recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, _POINTS_NEEDED[number]),
+        needed=POINTS_NEEDED[number],
+        recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, POINTS_NEEDED[number]),
         sanity=sanity[:, 0],
         sanity_mean=sanity[:, 1],
         sanity_reference=sanity[:, 2],
-        muon=_muon(series, np.flatnonzero(promised), column, metrics, groups),
+        muon=muon_checks(series, np.flatnonzero(promised), column, groups),
         finite=_MUST_BE_FINITE[metrics],
         counts_nonfinite=metrics == _METRIC_NUMBER[_COUNT_OF_NONFINITE],
         is_gradient=_IS_GRADIENT[metrics],
@@ -266,108 +257,21 @@ def recovery_edge(checks: Checks, edge: Logs) -> Logs:
     return narrower.astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """The run's parameter groups: columns of their rates and decays.
-
-    A group is known by the number that its series and those of its parameters carry. Clients number the groups of all
-    optimizers through; those of early versions began anew with each optimizer, and a number that two groups bear
-    names neither: nobody's rate is better than another's.
-    """
-
-    rates: list[int]
-    weights: list[float]
-    number: dict[int, int]
-    """Place of a group's rate in `rates`, by the group's number."""
-    decays: dict[int, int]
-
-    @classmethod
-    def of(cls, series: Sequence[JudgedSeries], rates: Indices, decays: Indices) -> "_Groups":
-        own = _by_group(series, rates)
-        place = {int(column): place for place, column in enumerate(rates)}
-        return cls(
-            rates=rates.tolist(),
-            weights=[float(series[at].facts.parameters or 1) for at in rates],
-            number={group: place[column] for group, column in own.items()},
-            decays={group: column for group, column in _by_group(series, decays).items() if group in own},
-        )
-
-
-def _by_group(series: Sequence[JudgedSeries], columns: Indices) -> dict[int, int]:
-    """Columns by the number of their group, of the groups that share it with no other."""
-    numbers = [(_group_of(series[at]), at) for at in columns.tolist()]
-    counts = Counter(number for number, _ in numbers)
-    return {number: at for number, at in numbers if number is not None and counts[number] == 1}
-
-
-def _group_of(series: JudgedSeries) -> int | None:
-    return series.index if series.facts.group is None else series.facts.group
-
-
-def _is_muon(series: JudgedSeries, criterion: Criterion, groups: _Groups) -> bool:
-    facts = series.facts
-    return (
-        criterion.target is not None
-        and criterion.target.applies_when == "muon"
-        and facts.update_scale is not None
-        and facts.update_band is not None
-        and facts.group in groups.number
-        and bool(facts.fan_in and facts.fan_out)
-    )
-
-
-def _sanity(series: Sequence[JudgedSeries], column: Indices, number: Indices, metrics: Indices) -> Indices:
+def _sanity(series: Sequence[JudgedSeries], column: Indices, number: Indices) -> Indices:
     """Rows of (check, column of the mean update, column of what it is relative to)."""
     found = []
     for criterion_number, criterion in enumerate(CRITERIA):
         at = np.flatnonzero(number == criterion_number)
         if criterion.sanity_relative_to is None or not at.size:
             continue
-        means = _Columns.of(series, metrics, criterion.metric + "_mean")
-        references = _Columns.of(series, metrics, criterion.sanity_relative_to)
+        means = Columns.of(series, criterion.metric + "_mean")
+        references = Columns.of(series, criterion.sanity_relative_to)
         for check in at.tolist():
             one = series[column[check]]
             pair = means.like(one), references.like(one)
             if MISSING not in pair:
                 found.append((check, *pair))
     return np.array(found, np.int64).reshape(-1, 3)
-
-
-class _Columns(dict[tuple[str, int | None, str], int]):
-    """Columns of one metric by subject, index and bound."""
-
-    @classmethod
-    def of(cls, series: Sequence[JudgedSeries], metrics: Indices, metric: str) -> "_Columns":
-        at = np.flatnonzero(metrics == _METRIC_NUMBER[metric]).tolist()
-        return cls({(series[c].subject, series[c].index, series[c].bound): c for c in at})
-
-    def like(self, one: JudgedSeries) -> int:
-        """Column for the same subject: of the same bound if there is one, else of a better known one."""
-        for bound in (one.bound, "exact", "sampled", "lower"):
-            column = self.get((one.subject, one.index, bound))
-            if column is not None:
-                return column
-        return MISSING
-
-
-def _muon(
-    series: Sequence[JudgedSeries], check: Indices, column: Indices, metrics: Indices, groups: _Groups
-) -> MuonChecks:
-    members = [series[at] for at in column[check]]
-    facts = [one.facts for one in members]
-    weights = _Columns.of(series, metrics, "weight.operator_norm")
-    bands = [one.update_band or (0.0, 0.0) for one in facts]
-    scale = [(one.update_scale or 0.0) * math.sqrt((one.fan_in or 1) / (one.fan_out or 1)) for one in facts]
-    index = [MISSING if one.group is None else one.group for one in facts]
-    return MuonChecks(
-        check=check,
-        scale=np.array(scale, np.float64),
-        low=np.array([low for low, _ in bands], np.float64),
-        high=np.array([high for _, high in bands], np.float64),
-        rate=np.array([groups.number[group] for group in index], np.int64),
-        decay=np.array([groups.decays.get(group, MISSING) for group in index], np.int64),
-        weight=np.array([weights.like(one) for one in members], np.int64),
-    )
 
 
 def _of_upper_bounds(series: Sequence[JudgedSeries], column: Indices) -> Flags:
@@ -421,23 +325,8 @@ def _finite(edge: NDArray[np.float64]) -> Logs:
     return np.where(np.isfinite(edge), edge, np.nan).astype(np.float32)
 
 
-def _points_needed(criterion: Criterion) -> int:
-    rule = RULE_OF_CONDITION[criterion.condition]
-    if rule.for_points is not None:
-        return rule.for_points
-    heavy = METRICS[criterion.metric].cadence in ("model_heavy", "matrix_heavy")
-    return FOR_POINTS_HEAVY if heavy else FOR_POINTS_LIGHT
-
-
 def _must_be_finite(metric: str) -> bool:
     return not metric.startswith("monitor.") and metric not in QUOTIENTS
-
-
-def _target_edges(target: Target | None) -> tuple[float, float]:
-    """Where a target warns and where it is violated; infinite where it never is."""
-    if target is None:
-        return np.nan, np.nan
-    return target.warn_above, np.inf if target.critical_above is None else target.critical_above
 
 
 # What is the same for all series of a metric, by its number; the last entry stands for metrics outside the catalogue.
@@ -445,17 +334,3 @@ _METRIC_NUMBER = {metric: number for number, metric in enumerate(METRICS)}
 _MUST_BE_FINITE = np.array([_must_be_finite(metric) for metric in METRICS] + [False])
 _IS_GRADIENT = np.array([metric.startswith("gradient.") for metric in METRICS] + [False])
 _HAS_CRITERION = np.array([metric in CRITERION_OF_METRIC for metric in METRICS] + [False])
-
-# What is the same for all checks of a criterion, by its number.
-_TWO_SIDED = np.array([criterion.two_sided for criterion in CRITERIA])
-_IS_RECENT = np.array([criterion.recent is not None for criterion in CRITERIA])
-_MULTIPLIES = np.array([criterion.recent == "product" for criterion in CRITERIA])
-_COMPLEMENT = np.array([criterion.complement for criterion in CRITERIA])
-_VANISHING = np.array([np.nan if criterion.vanishing is None else criterion.vanishing for criterion in CRITERIA])
-_IS_FLOOR = np.array([criterion.target is not None and criterion.target.is_floor for criterion in CRITERIA])
-_GROWTH = np.array([np.nan if criterion.growth is None else criterion.growth for criterion in CRITERIA])
-_SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
-_CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
-_POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])
-_ALARMS_ON_WARNING = np.array([RULE_OF_CONDITION[criterion.condition].drifting is not None for criterion in CRITERIA])
-_TARGET_EDGES = np.array([_target_edges(criterion.target) for criterion in CRITERIA])

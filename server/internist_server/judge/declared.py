@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from internist_server.judge.checks import MISSING, Checks, Flags, Indices, Logs
+from internist_server.judge.checks import Checks, Flags, Logs
+from internist_server.judge.columns import MISSING, Indices
 from internist_server.judge.series import JudgedSeries
 
 MULTIPLIER = "schedule.multiplier"

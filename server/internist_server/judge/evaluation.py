@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from internist.schema.conditions import CRITERIA, RECOVERY, SANITY_RELATIVE_UPDATE, Basis
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
-from internist_server.judge.checks import MISSING, Checks, Flags, Logs, recovery_edge
+from internist_server.judge.checks import Checks, Flags, Logs, recovery_edge
+from internist_server.judge.columns import MISSING
 from internist_server.judge.recent import Recent
 from internist_server.judge.reference import ReferenceBands, level_of
 from internist_server.judge.schedule import Schedule

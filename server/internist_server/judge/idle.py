@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internist_server.judge.checks import Flags, Indices
+from internist_server.judge.checks import Flags
+from internist_server.judge.columns import Indices
 from internist_server.judge.experts import experts_of
 from internist_server.judge.series import JudgedSeries
 

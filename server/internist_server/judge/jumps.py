@@ -16,7 +16,8 @@ from internist.schema.conditions import (
 )
 from internist.schema.rules import RULE_OF_CONDITION
 from internist_server.judge import wording
-from internist_server.judge.checks import Checks, Flags, Indices, Logs
+from internist_server.judge.checks import Checks, Flags, Logs
+from internist_server.judge.columns import Indices
 from internist_server.judge.memory import LEAPS, NEVER, Leap, Memory
 from internist_server.judge.schedule import WARM_UP_STEPS
 from internist_server.judge.series import JudgedSeries

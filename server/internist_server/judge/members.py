@@ -21,7 +21,8 @@ from internist.schema.views import Number
 from internist_server.alerts.lifecycle import FIRING, INACTIVE
 from internist_server.judge import drift, wording
 from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
-from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
+from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Logs
+from internist_server.judge.columns import Indices
 from internist_server.judge.edges import Edge, Edges
 from internist_server.judge.evaluation import BASES, REFERENCE, Bands
 from internist_server.judge.jumps import Jump, open_jumps

@@ -12,7 +12,8 @@ from internist_server.alerts import lifecycle
 from internist_server.alerts.lifecycle import Lifecycle
 from internist_server.judge import drift, packing
 from internist_server.judge import recent as recent_values
-from internist_server.judge.checks import Checks, Indices, Logs
+from internist_server.judge.checks import Checks, Logs
+from internist_server.judge.columns import Indices
 from internist_server.judge.drift import Trends
 from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.recent import Recent

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from internist_server.judge.checks import MISSING, Indices
+from internist_server.judge.columns import MISSING, Indices
 from internist_server.judge.series import JudgedSeries
 
 _BACKWARD = 1

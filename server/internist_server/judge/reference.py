@@ -18,7 +18,8 @@ from internist.scaling.transfer import Sizes, Transfer
 from internist.schema.conditions import CRITERIA, RECOVERY, REFERENCE_EDGE
 from internist.schema.reference import BINS_PER_OCTAVE, TRAJECTORY_VERSION, Curve, Trajectory, bin_of
 from internist_server.judge.bands import ROUNDING
-from internist_server.judge.checks import Checks, Flags, Indices, Logs, is_held_to_reference
+from internist_server.judge.checks import Checks, Flags, Logs, is_held_to_reference
+from internist_server.judge.columns import Indices
 from internist_server.judge.schedule import Schedule
 from internist_server.judge.series import JudgedSeries
 

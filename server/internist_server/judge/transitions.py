@@ -11,7 +11,8 @@ from internist.schema.rules import RULE_OF_CONDITION, Severity
 from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle
 from internist_server.judge import wording
-from internist_server.judge.checks import Checks, Flags, Indices, Logs
+from internist_server.judge.checks import Checks, Flags, Logs
+from internist_server.judge.columns import Indices
 from internist_server.judge.edges import Edges
 from internist_server.judge.evaluation import BASES
 from internist_server.judge.facts import Fact

@@ -14,7 +14,8 @@ from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, advance
 from internist_server.judge import bands, baselines, board, drift, jumps, sparklines, transitions
 from internist_server.judge.board import IN_MODEL, Summary
-from internist_server.judge.checks import Flags, Indices, Logs, build_checks
+from internist_server.judge.checks import Flags, Logs, build_checks
+from internist_server.judge.columns import Indices
 from internist_server.judge.declared import Declared
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
