@@ -89,3 +89,14 @@ def test_what_is_in_no_list_of_modules_that_are_alike_is_never_idle(name):
     run = tell_values([one, other], STEPS, values, np.ones(values.shape, bool))
 
     assert [change.rule for change in run.fired()] == ["parameter_stopped_learning"]
+
+
+def test_an_expert_that_is_called_and_whose_gradient_comes_no_more_is_no_data():
+    pairs = [*of_expert(0, 0), *of_expert(1, 10)]
+    values = np.tile(np.array([value for _, value in pairs], np.float32), (STEPS.size, 1))
+    present = np.ones(values.shape, bool)
+    present[STEPS >= IDLE_FROM, 1] = False
+
+    (fired,) = tell_values([one for one, _ in pairs], STEPS, values, present).fired()
+
+    assert (fired.rule, fired.series) == ("no_data", 1)

@@ -87,6 +87,9 @@ def test_where_tokens_choose_experts_a_choice_that_changes_is_no_step_too_far():
     others = [of(10 + place, "weight.rms", name) for place, name in enumerate(experts)]
     for one in others:
         object.__setattr__(one.facts, "module", one.subject.rpartition(".")[0])
+    router = of(20, "weight.rms", "blocks.0.router.weight", fan_in=32, fan_out=4)
+    object.__setattr__(router.facts, "module", "blocks.0.router")
+    others.append(router)
     moved = of(0, "update.feature", "blocks.0", role="block")
     leaps = lambda steps: np.where(steps < 400, 0.01, 0.4)  # noqa: E731
 
@@ -94,5 +97,6 @@ def test_where_tokens_choose_experts_a_choice_that_changes_is_no_step_too_far():
         return [t.rule for t in tell([(moved, law), *((one, constant(0.1)) for one in known)], last=600).fired()]
 
     assert told(leaps, []) == ["update_out_of_band"]
+    assert told(leaps, others[:-1]) == ["update_out_of_band"]  # a list of modules that all are used
     assert told(leaps, others) == []
     assert told(lambda steps: np.where(steps < 400, 0.01, 1e-5), others) == ["update_out_of_band"]

@@ -28,7 +28,7 @@ from internist_server.judge.criteria import (
     TWO_SIDED,
     VANISHING,
 )
-from internist_server.judge.experts import experts_of
+from internist_server.judge.experts import choosing_blocks
 from internist_server.judge.promises import Groups, MuonChecks, is_promised, muon_checks
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.thinning import Thinning
@@ -282,10 +282,9 @@ def _of_upper_bounds(series: Sequence[JudgedSeries], column: Indices) -> Flags:
 def _of_choices(series: Sequence[JudgedSeries], column: Indices, number: Indices) -> Flags:
     """By check, whether its values are how far a step moves what a choice of experts has made: a token that chooses
     another is moved as far as experts differ, however small the step."""
-    experts = experts_of(series)
-    if not experts:
+    choosing = choosing_blocks(series)
+    if not choosing:
         return np.zeros(column.size, bool)
-    choosing = {series[at].facts.block for at in experts}
     of_feature = np.array([criterion.metric == "update.feature" for criterion in CRITERIA])[number]
     of_own = np.array([criterion.metric == "update.own" for criterion in CRITERIA])[number]
     is_choosing = np.array(

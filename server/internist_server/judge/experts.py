@@ -1,5 +1,6 @@
 """Experts as the series of a model tell them: members of a numbered list within a block that are built alike."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -7,6 +8,8 @@ from internist_server.judge.series import JudgedSeries
 
 Member = tuple[str, str]
 """The list, by the name of what holds it, and the member's number in it."""
+_ROUTER = re.compile(r"(router|gate)$", re.IGNORECASE)
+"""What the layer is called that sends tokens to experts."""
 
 
 def experts_of(series: Sequence[JudgedSeries]) -> dict[int, Member]:
@@ -25,6 +28,21 @@ def experts_of(series: Sequence[JudgedSeries]) -> dict[int, Member]:
         for column, module in enumerate(modules)
         if module in places and places[module][0] in alike
     }
+
+
+def choosing_blocks(series: Sequence[JudgedSeries]) -> set[str]:
+    """Blocks in which tokens choose experts: those with a list of them and a router, by its name and its shape."""
+    lists = {series[column].facts.block for column in experts_of(series)}
+    return {
+        block
+        for one in series
+        if (block := one.facts.block) in lists and block is not None and _is_router(one, _module(one))
+    }
+
+
+def _is_router(one: JudgedSeries, module: str) -> bool:
+    fan_out, fan_in = one.facts.fan_out, one.facts.fan_in
+    return bool(_ROUTER.search(module) and fan_out and fan_in and 2 * fan_out <= fan_in)
 
 
 def _module(one: JudgedSeries) -> str:

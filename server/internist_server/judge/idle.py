@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from internist_server.judge.checks import Flags
 from internist_server.judge.columns import Indices
@@ -32,10 +33,8 @@ class Idle:
         for column, member in members.items():
             own[column] = number[member]
         family = np.array([one.metric.partition(".")[0] for one in series])
-        self.columns: Flags = own >= 0
-        """By column: whether a series is of such a module."""
-        self._calls = np.flatnonzero(self.columns & (family == _OF_A_CALL))
-        self._steps = np.flatnonzero(self.columns & np.isin(family, _OF_A_STEP))
+        self._calls = np.flatnonzero((own >= 0) & (family == _OF_A_CALL))
+        self._steps = np.flatnonzero((own >= 0) & np.isin(family, _OF_A_STEP))
         self._own = own
 
     def without(self, present: Flags) -> Flags:
@@ -54,3 +53,17 @@ class Idle:
         kept = present.copy()
         kept[self._steps] &= ~is_idle[self._own[self._steps]]
         return kept
+
+    def resting(self, seen: Indices, step: int, distances: NDArray[np.float64]) -> Flags:
+        """By column, whether a series is of an expert that has not been called for a while: its silence is no fault.
+
+        Args:
+            seen: by column, step of the last point.
+            step: the present one.
+            distances: by column, steps between two points.
+        """
+        last, apart = np.full(self._list_of.size, -1, np.int64), np.full(self._list_of.size, np.inf)
+        np.maximum.at(last, self._own[self._calls], seen[self._calls])
+        np.minimum.at(apart, self._own[self._calls], distances[self._calls])
+        is_resting = np.append(step - last > 2 * apart, False)  # the last stands for what is of no expert
+        return np.asarray(is_resting[self._own])

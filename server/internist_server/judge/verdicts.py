@@ -1,7 +1,6 @@
 """The judge: what each series of an attempt is, step by step, measured against its bands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ from internist.schema.conditions import BASELINE_MINIMUM_POINTS, CARDS
 from internist.schema.grid import geometric
 from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, advance
-from internist_server.judge import bands, baselines, board, drift, jumps, sparklines, transitions
+from internist_server.judge import bands, baselines, board, drift, jumps, new_normal, sparklines, transitions
 from internist_server.judge.board import IN_MODEL, Summary
 from internist_server.judge.checks import Flags, Logs, build_checks
 from internist_server.judge.columns import Indices
@@ -22,6 +21,7 @@ from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
 from internist_server.judge.idle import Idle
+from internist_server.judge.judged_step import ChangedBands, StepJudgement
 from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of, homes
@@ -36,36 +36,6 @@ __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
 
 FIRST_STEPS = 16
 """Steps that are a start: a run that is watched from a later one has had its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedBands:
-    """Bands from a step on."""
-
-    column: Indices
-    """Places in `Judge.order`."""
-    scheduled: Flags
-    """Whether its edges are of values over the schedule's divisor."""
-    edges: Logs
-    """(columns, 4): lower and upper warning edge, lower and upper critical edge; NaN: none."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepJudgement:
-    """What one step was judged to be. The arrays are aligned with `Judge.order` as it was then."""
-
-    step: int
-    schedule: float
-    """Learning rate over the largest so far, run-wide; NaN if unknown."""
-    divisor: float
-    """What scheduled values were divided by."""
-    ratios: NDArray[np.float16]
-    """log2 of value over the band's centre. NaN: not judged here; inf: not finite; -inf: zero."""
-    basis: NDArray[np.uint8]
-    """0 none, 1 target, 2 reference, 3 baseline, 4 sanity."""
-    bands: ChangedBands
-    """The bands that are others than at each series' judged point before."""
-    transitions: list[Transition]
 
 
 class Judge:
@@ -174,22 +144,12 @@ class Judge:
             What became of its alert; empty where none of a value judged by its own baseline is open.
         """
         memory, checks = self._memory, self._checks
-        by_itself = [*np.flatnonzero(checks.baselined).tolist(), *checks.recent.tolist()]
-        found = [check for check in by_itself if self._series[checks.column[check]].id == series]
-        if not found or max(memory.violation.phase[found[0]], memory.warning.phase[found[0]]) == INACTIVE:
+        check = new_normal.check_of(series, self._series, checks, memory)
+        if check is None:
             return []
-        check = found[0]
         before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        if checks.baselined[check]:
-            baselines.renew(memory, checks, check, values=values, steps=steps)
-            self._centre_bands()
-        else:
-            (place,) = np.flatnonzero(checks.recent == check).tolist()
-            own = checks.judged(values)[check]
-            memory.recent.renew(place, own, multiplies=bool(checks.recent_multiplies[place]))
-        memory.first[check] = memory.last[checks.column[check]]
-        memory.warning, memory.violation = memory.warning.ended(check), memory.violation.ended(check)
-        memory.ratio[check] = np.nan
+        new_normal.take(memory, checks, check, values=values, steps=steps)
+        self._centre_bands()
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
         memory.is_critical = after.is_critical
         edges = Edges(checks, memory, self._bands)
@@ -354,8 +314,9 @@ class Judge:
     def _notice_silence(self) -> list[Transition]:
         """The alert on what was judged and is no longer measured."""
         memory, checks = self._memory, self._checks
-        silent = is_silent(memory, checks.column, self._distances(), SILENCES * (checks.needed + 1))
-        silent &= ~self._idle.columns[checks.column]  # no token has come to them for a while
+        distances = self._distances()
+        silent = is_silent(memory, checks.column, distances, SILENCES * (checks.needed + 1))
+        silent &= ~self._idle.resting(memory.seen, memory.step, distances)[checks.column]
         return transitions.of_silence(
             self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
         )
