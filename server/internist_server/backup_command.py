@@ -66,15 +66,12 @@ def write_backup(url: str, file: Path) -> None:
             raise OSError("the database is of another version: `internist serve` brings it up to date")
     finally:
         engine.dispose()
-    draft = file.with_name(f"{file.name}.draft")
-    try:
-        target = database_url(str(draft))
+    with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=f"{file.name}-") as folder:
+        tables = Path(folder) / "tables.db"
+        target = database_url(str(tables))
         upgrade(target)
         copy_tables(url, target)
-        copy_sqlite(draft, file)
-    finally:
-        for one in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
-            one.unlink(missing_ok=True)
+        copy_sqlite(tables, file)
 
 
 def read_backup(file: Path, url: str, *, replaces: bool) -> int:

@@ -39,12 +39,15 @@ def test_a_backup_holds_what_was_acknowledged_while_frames_come(sender, database
 
     training = threading.Thread(target=train)
     training.start()
-    assert began.wait(PATIENCE_S)
     file = tmp_path / "backup.db"
-    assert backup([str(file), "--database", database_url]) == 0
-    ends.set()
-    training.join(PATIENCE_S)
+    try:
+        assert began.wait(PATIENCE_S)
+        status = backup([str(file), "--database", database_url])
+    finally:
+        ends.set()
+        training.join(PATIENCE_S)
 
+    assert status == 0
     assert capsys.readouterr().out.startswith(f"{file}: 1 runs, ")
     assert sorted(tmp_path.glob("backup*")) == [file]
     again = Sender(serve(f"sqlite:///{file}"), sender.start, register=False)
