@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import httpx
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
@@ -38,6 +38,7 @@ from internist_server.routes import (
     stream,
     windows,
 )
+from internist_server.routes.asked import require_plain
 from internist_server.routes.services import Services
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
@@ -113,6 +114,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         version=version("internist"),
         description="Measures of training runs, what the judge says of them, and alerts.",
         lifespan=lifespan,
+        dependencies=[Depends(require_plain)],
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )

@@ -9,13 +9,14 @@ from pydantic import Field
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist.schema.views import Alert, AlertsPage, AlertState
+from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import Limit, Offset
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import alerts
 
-Number = Annotated[int, Path(ge=1, le=1 << 62)]
+Number = Annotated[int, Path(ge=1, le=LAST_INTEGER)]
 """An id that a database can hold."""
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
@@ -28,7 +29,7 @@ AlertCondition = Literal[(*CONDITION, *RUN_RULE, THRESHOLD, ABSENT, "user")]  # 
 class Acknowledgement:
     """Who has seen an alert."""
 
-    by: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$", examples=["ada"])]
+    by: Annotated[str, Field(min_length=1, max_length=200, examples=["ada"]), LINE]
     new_normal: bool = False
     """What the value is now is well: its baseline is taken anew from there on, and the alert is resolved."""
 

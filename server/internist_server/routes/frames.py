@@ -11,7 +11,7 @@ from internist.schema.wire import (
     HeartbeatReply,
     RunStarted,
 )
-from internist_server import envelope
+from internist_server import admission, envelope
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import BodyDep, ServicesDep
@@ -75,4 +75,5 @@ def take_frames(
 )
 def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep) -> HeartbeatReply:
     """Keep a rank's sign of life. Without one for 60 s the run is lost."""
-    return services.ingest.heartbeat(run_id, envelope.open_heartbeat(body.content, body.content_type))
+    heartbeat = admission.tidy_heartbeat(envelope.open_heartbeat(body.content, body.content_type))
+    return services.ingest.heartbeat(run_id, heartbeat)
