@@ -1,5 +1,5 @@
-"""Every route that the API's own description names, with what no database keeps in every place that it takes: refused with a
-reason, by SQLite and PostgreSQL alike. A new route is covered by being described."""
+"""Every route that the API's own description names, with what no database keeps in every place that it takes: refused
+with a reason, by SQLite and PostgreSQL alike. A new route is covered by being described."""
 
 import json
 
