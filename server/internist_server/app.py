@@ -17,6 +17,7 @@ from internist_server import observability
 from internist_server.alerts.rule_files import read_rules
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
+from internist_server.browsers import BrowserGuard
 from internist_server.changes import Changes
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
@@ -70,7 +71,7 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     app: ASGIApp = Dispatcher(api, pages)
     if settings.token is not None:
         app = TokenGate(app, settings.token)
-    return RequestTimer(app)
+    return RequestTimer(BrowserGuard(app, settings))
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:

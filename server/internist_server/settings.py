@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback a token is required.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     token: str | None = Field(default=None, description="If set, everyone must present it, readers of the board too.")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names by which this server may be asked, separated by commas, beside its own; `*`: any. "
+        "Without it a server on loopback takes loopback's names and that of its external address, one beyond loopback any.",
+    )
     webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas."
     )
@@ -82,7 +87,7 @@ class Settings(BaseSettings):
         default_factory=dict, description='The same by project, as JSON: `{"sweeps": 7, "production": 365}`.'
     )
 
-    @field_validator("webhook_url", "apprise_urls", "alertmanager_url", mode="before")
+    @field_validator("allowed_hosts", "webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

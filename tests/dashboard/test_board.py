@@ -24,7 +24,7 @@ TOKEN = "s3cret"
 def server(tmp_path: Path) -> Any:
     url = f"sqlite:///{tmp_path / 'board.db'}"
     upgrade(url)
-    return create_app(Settings(database_url=url, token=TOKEN), board=False)
+    return create_app(Settings(database_url=url, token=TOKEN, allowed_hosts=("internist",)), board=False)
 
 
 def answer(app: Any, path: str, **headers: str) -> httpx.Response:

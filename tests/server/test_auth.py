@@ -21,7 +21,7 @@ def guarded(sqlite_url):
 @pytest.fixture
 def open_server(sqlite_url):
     """A server on loopback without a token."""
-    with TestClient(create_app(Settings(database_url=sqlite_url), board=False)) as client:
+    with TestClient(create_app(Settings(database_url=sqlite_url), board=False), base_url="http://localhost") as client:
         yield client
 
 

@@ -56,9 +56,10 @@ button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; bo
 </html>
 """
 _WRONG: Final = '<p class="wrong" role="alert">This is not the server’s token, the INTERNIST_TOKEN there.</p>'
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Content-Security-Policy": _POLICY,
     "X-Frame-Options": "DENY",
 }
 
