@@ -24,7 +24,7 @@ from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.statics import CompressedStatics
-from internist_dashboard.viewer import VIEWER, viewer_of
+from internist_dashboard.viewer import GRANT, VIEWER, viewer_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Board:
         if not path.startswith(OWN_PATHS):
             # Dash answers pages at its root alone: its catch-all is set up at a lifespan event, which the API receives.
             path = "/assets/favicon.svg" if path == "/favicon.ico" else "/"
-        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"]))
+        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"], grant=scope.get(GRANT)))
         try:
             await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
         finally:

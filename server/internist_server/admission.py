@@ -28,7 +28,7 @@ from internist.schema.wire import (
 from internist_server.alerts.rule_files import require_thresholds
 from internist_server.envelope import require_version
 from internist_server.errors import Invalid
-from internist_server.inputs import refuse_text, require_id, shown
+from internist_server.inputs import printable, refuse_text, require_id, shown
 from internist_server.store.attempts import LAST_STEP, MAX_CONFIG_BYTES, MAX_OUTLINE, fitting_config
 from internist_server.store.series import NO_SERIES
 
@@ -121,7 +121,7 @@ def require_heartbeat(heartbeat: Heartbeat) -> None:
 
 def tidy_heartbeat(heartbeat: Heartbeat) -> Heartbeat:
     """A heartbeat whose words can be kept: they are a person's, and no reason to take a run for lost."""
-    return replace(heartbeat, pause=_printable(heartbeat.pause[:MAX_NAME_LENGTH]))
+    return replace(heartbeat, pause=printable(heartbeat.pause[:MAX_NAME_LENGTH]))
 
 
 def is_single(record: Record) -> bool:
@@ -292,12 +292,8 @@ def _tidy(value: Scalar) -> Scalar:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, str):
-        return _printable(value[:MAX_TEXT_LENGTH])
+        return printable(value[:MAX_TEXT_LENGTH])
     return value if math.isfinite(value) and abs(value) <= LAST_COUNT else str(value)
-
-
-def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else " " for sign in text)
 
 
 def _module(module: Module) -> str | None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Final
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
 from internist_server.alerts.rule_files import read_rules
+from internist_server.auditing import Audit
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.browsers import BrowserGuard
@@ -22,6 +24,7 @@ from internist_server.changes import Changes
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest, system_clock_ms
+from internist_server.keyring import Keyring
 from internist_server.receivers import make_notifier, make_pushers
 from internist_server.routes import (
     alerts,
@@ -37,8 +40,10 @@ from internist_server.routes import (
     scaling,
     silences,
     stream,
+    tokens,
     windows,
 )
+from internist_server.routes.access import require_access
 from internist_server.routes.asked import require_plain
 from internist_server.routes.services import Services
 from internist_server.rulebook import RuleBook
@@ -46,11 +51,15 @@ from internist_server.scaling import Scalings
 from internist_server.settings import Settings, require_safe
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
+from internist_server.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
-_API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
+_ROUTES: Final = (
+    frames, runs, checks, windows, stream, scaling, alerts, silences, rules, tokens, catalogue, health, login
+)  # fmt: skip
+_API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login", "/logout"})
 
 
 def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] = system_clock_ms) -> ASGIApp:
@@ -67,10 +76,9 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     """
     require_safe(settings)
     api = create_api(settings, clock=clock)
-    pages = _create_board(api) if board else api
-    app: ASGIApp = Dispatcher(api, pages)
-    if settings.token is not None:
-        app = TokenGate(app, settings.token)
+    services: Services = api.state.services
+    gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
+    app = gate(Dispatcher(api, _create_board(gate(api)) if board else api))
     return RequestTimer(BrowserGuard(app, settings))
 
 
@@ -115,12 +123,15 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         version=version("internist"),
         description="Measures of training runs, what the judge says of them, and alerts.",
         lifespan=lifespan,
-        dependencies=[Depends(require_plain)],
+        dependencies=[Depends(require_plain), Depends(require_access)],
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
-    api.state.services = Services(settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock)
-    for module in (frames, runs, checks, windows, stream, scaling, alerts, silences, rules, catalogue, health, login):
+    keyring, audit = Keyring(database, settings.token, clock=clock), Audit(database, clock=clock)
+    api.state.services = Services(
+        settings, database, ingest, handling, book, changes, Boards(), Scalings(), keyring, Throttle(), audit, clock
+    )
+    for module in _ROUTES:
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)
@@ -184,8 +195,8 @@ class Ticker(threading.Thread):
         self._stopping.set()
 
 
-def _create_board(api: FastAPI) -> ASGIApp:
-    """The dashboard, which reads the API in process; what it shows has passed the token's gate already."""
+def _create_board(api: ASGIApp) -> ASGIApp:
+    """The dashboard, which reads the API in process, with its viewer's own credentials."""
     module: Any = import_module("internist_dashboard.app")
     board: ASGIApp = module.create_board(httpx.ASGITransport(app=api))
     return board

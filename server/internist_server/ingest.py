@@ -24,6 +24,7 @@ from internist.schema.wire import (
 from internist_server import admission, observability
 from internist_server.alerts.incidents import Policy
 from internist_server.alerts.rules import Terms, terms_of
+from internist_server.callers import EVERYONE, Caller
 from internist_server.changes import Changes
 from internist_server.cursor import advance_cursor, reached
 from internist_server.envelope import Contents, require_version
@@ -92,7 +93,7 @@ class Ingest:
         self._told_ms = 0
         """Up to when silences that expired have been looked at."""
 
-    def start(self, start: RunStart) -> RunStarted:
+    def start(self, start: RunStart, *, by: Caller = EVERYONE) -> RunStarted:
         """Register a run, an attempt and a rank; calling it again changes nothing but a first step that is larger.
 
         Raises:
@@ -101,13 +102,13 @@ class Ingest:
         admission.require_start(start)
         now_ms = self._clock()
         with self._database.write() as session:
-            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms)
+            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, by=by)
             self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
-    def take(self, run: str, contents: Contents) -> FramesReply:
+    def take(self, run: str, contents: Contents, *, by: Caller = EVERYONE) -> FramesReply:
         """Store and judge the records of one rank; durable when this returns.
 
         Raises:
@@ -117,7 +118,7 @@ class Ingest:
         require_id("attempt", contents.attempt)
         now_ms = self._clock()
         with self.transaction(run, contents) as session:
-            attempt, rank = self._speaker(session, run, contents)
+            attempt, rank = self._speaker(session, run, contents, by=by)
             intake = Intake(
                 session,
                 attempt,
@@ -275,18 +276,18 @@ class Ingest:
             self._progress.forget_run(run)
             raise
 
-    def _register(self, session: Session, start: RunStart, *, now_ms: int) -> tuple[Attempt, Rank, bool]:
+    def _register(self, session: Session, start: RunStart, *, now_ms: int, by: Caller) -> tuple[Attempt, Rank, bool]:
         """The attempt and rank of a start, and whether a notification was queued."""
         tidy, reasons = admission.tidy_start(start)
         if reasons:
             log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
-        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms)
+        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, by=by)
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
-    def _speaker(self, session: Session, run: str, contents: Contents) -> tuple[Attempt, Rank]:
+    def _speaker(self, session: Session, run: str, contents: Contents, *, by: Caller) -> tuple[Attempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
         starts = [record.start for record in contents.records if record.start is not None]
         start = next((one for one in starts if _names(one) == (run, contents.attempt, contents.rank)), None)
@@ -302,7 +303,7 @@ class Ingest:
             if start is None:
                 raise
             admission.require_start(start)
-            attempt, found, _ = self._register(session, start, now_ms=self._clock())
+            attempt, found, _ = self._register(session, start, now_ms=self._clock(), by=by)
         return attempt, found
 
     def _watch(self, session: Session, attempt: Attempt, newest: Newest, *, now_ms: int) -> bool:

@@ -73,6 +73,11 @@ def whole_number(what: str, text: str) -> int:
     return int(text)
 
 
+def printable(text: str) -> str:
+    """A text with spaces for what cannot be kept."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else " " for sign in text)
+
+
 def shown(value: str) -> str:
     """A text in a message: quoted, and cut where it is long."""
     return repr(value if len(value) <= 60 else value[:57] + "...")

@@ -41,3 +41,4 @@ def exposition(*, open_alerts: int) -> bytes:
 def set_up_logging(level: str = "INFO") -> None:
     """One line per event on standard error."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("internist_server.auditing").setLevel("INFO")  # whatever else is quiet

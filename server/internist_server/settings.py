@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names by which this server may be asked, separated by commas, beside its own; `*`: any. "
-        "Without it a server on loopback takes loopback's names and that of its external address, one beyond loopback any.",
+        "Without it a server on loopback takes loopback's names and that of its external address, one beyond it any.",
     )
     webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas."

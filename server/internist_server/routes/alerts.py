@@ -11,6 +11,7 @@ from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist.schema.views import Alert, AlertsPage, AlertState
 from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import Limit, Offset
 from internist_server.routes.services import ServicesDep, SessionDep
@@ -37,6 +38,7 @@ class Acknowledgement:
 @router.get("", responses={200: examples.of("AlertsPage")})
 def list_alerts(
     session: SessionDep,
+    caller: CallerDep,
     run: Annotated[str | None, Query(max_length=128, description="Only of this run.")] = None,
     state: Annotated[list[AlertState] | None, Query(description="Only in these states; may be repeated.")] = None,
     condition: Annotated[AlertCondition | None, Query(description="Only of this condition.")] = None,
@@ -44,7 +46,9 @@ def list_alerts(
     offset: Offset = 0,
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
-    return alerts.list_alerts(session, run=run, states=state or (), condition=condition, limit=limit, offset=offset)
+    return alerts.list_alerts(
+        session, run=run, project=caller.only(None), states=state or (), condition=condition, limit=limit, offset=offset
+    )
 
 
 @router.delete(

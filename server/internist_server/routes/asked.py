@@ -6,7 +6,7 @@ from internist_server.errors import Invalid
 from internist_server.inputs import MAX_ASKED, refuse_text, require_text, shown
 
 
-def require_plain(request: Request) -> None:
+async def require_plain(request: Request) -> None:
     """Refuse a request whose path or query no database could look up.
 
     Raises:

@@ -13,6 +13,7 @@ from internist.schema.wire import (
 )
 from internist_server import admission, envelope
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import BodyDep, ServicesDep
 
@@ -32,6 +33,7 @@ def _takes(name: str, *, with_spool: bool = False) -> dict[str, Any]:
 
 _STATUS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "The body cannot be read."},
+    403: {"description": "The token is not for it, or the run was started with another."},
     404: {"description": "The run, attempt or rank was never registered."},
     409: {"description": "A newer major version wrote it, or it contradicts what is stored."},
     413: {"description": "The body is over the limit."},
@@ -41,9 +43,9 @@ _STATUS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.post("/runs", openapi_extra=_takes("RunStart"), responses={**_STATUS, 200: examples.of("RunStarted")})
-def start_run(body: BodyDep, services: ServicesDep) -> RunStarted:
+def start_run(body: BodyDep, services: ServicesDep, caller: CallerDep) -> RunStarted:
     """Register a run, an attempt and a rank. Calling it again changes nothing and tells where to resume sending."""
-    return services.ingest.start(envelope.open_start(body.content, body.content_type))
+    return services.ingest.start(envelope.open_start(body.content, body.content_type), by=caller)
 
 
 @router.post(
@@ -55,6 +57,7 @@ def take_frames(
     run_id: str,
     body: BodyDep,
     services: ServicesDep,
+    caller: CallerDep,
     attempt: Annotated[str | None, Query(max_length=128, description="Attempt that a spool slice is of.")] = None,
     rank: Annotated[int | None, Query(ge=0, le=1 << 31, description="Rank that a spool slice is of.")] = None,
 ) -> FramesReply:
@@ -63,9 +66,8 @@ def take_frames(
     A spool slice is sent as it lies in the file, with `attempt` and `rank` in the query unless it begins with a start.
     Sequence numbers that are stored already are skipped, so a slice may be sent again.
     """
-    return services.ingest.take(
-        run_id, envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
-    )
+    contents = envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
+    return services.ingest.take(run_id, contents, by=caller)
 
 
 @router.post(

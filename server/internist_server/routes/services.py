@@ -7,16 +7,19 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from internist_server.auditing import Audit
 from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.errors import TooLarge, UnsupportedContent
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
 from internist_server.inputs import whole_number
+from internist_server.keyring import Keyring
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings
 from internist_server.store.database import Database
+from internist_server.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Services:
     changes: Changes
     boards: Boards
     scalings: Scalings
+    keyring: Keyring
+    throttle: Throttle
+    audit: Audit
     clock: Callable[[], int]
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from internist.schema.views import Silence
 from internist_server.inputs import LINE
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.alerts import Number
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
@@ -39,10 +40,13 @@ class NewSilence(BaseModel):
 def list_silences(
     services: ServicesDep,
     session: SessionDep,
+    caller: CallerDep,
     expired: Annotated[bool, Query(description="Also those that are in force no more.")] = False,
 ) -> tuple[Silence, ...]:
     """Silences in force, the newest first."""
-    return tuple(silences.list_silences(session, now_ms=services.clock(), with_expired=expired))
+    found = silences.list_silences(session, now_ms=services.clock(), with_expired=expired)
+    project = caller.only(None)
+    return tuple(one for one in found if project is None or one.matchers.get("project") == project)
 
 
 @router.post("", responses={200: examples.of("Silence")})

@@ -199,6 +199,7 @@ def list_alerts(
     session: Session,
     *,
     run: str | None = None,
+    project: str | None = None,
     states: Sequence[str] = (),
     condition: str | None = None,
     limit: int = 200,
@@ -206,6 +207,8 @@ def list_alerts(
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
     wanted = []
+    if project is not None:
+        wanted.append(AlertRow.run_id.in_(select(RunRow.id).where(RunRow.project == project)))
     if run is not None:
         wanted.append(AlertRow.run_id == run)
     if condition is not None:
