@@ -69,11 +69,10 @@ def refuse(body: bytes, callbacks: Mapping[str, Mapping[str, Any]]) -> str | Non
     found = callbacks.get(asked["output"])
     if found is None or "callback" not in found:
         return "there is nothing that answers this"
-    outputs = asked.get("outputs")
-    several = asked["output"].startswith("..")
-    if several != isinstance(outputs, list) or not all(_is_place(one) for one in (outputs if several else [outputs])):
-        return "the outputs are not those of a page"
-    if several and len(outputs) != asked["output"].count("...") + 1:
+    several, outputs = asked["output"].startswith(".."), asked.get("outputs")
+    wanted = asked["output"].count("...") + 1 if several else 1
+    places = _places(outputs if several else [outputs])
+    if places is None or len(places) != wanted:
         return "the outputs are not those of a page"
     for part in ("inputs", "state"):
         if _places(asked.get(part, [])) != [(one["id"], one["property"]) for one in found[part]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, case, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, case, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import RUN_RULES, RunRule, Severity
@@ -206,7 +206,7 @@ def list_alerts(
     offset: int = 0,
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
-    wanted = []
+    wanted: list[ColumnElement[bool]] = []
     if project is not None:
         wanted.append(AlertRow.run_id.in_(select(RunRow.id).where(RunRow.project == project)))
     if run is not None:
