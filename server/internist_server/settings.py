@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback a token is required.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    token: str | None = Field(default=None, description="If set, everyone must present it, readers of the board too.")
+    token: str | None = Field(
+        default=None, description="If set, everyone must present it, or a token that was made with it."
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names by which this server may be asked, separated by commas, beside its own; `*`: any. "
