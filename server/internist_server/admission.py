@@ -119,6 +119,17 @@ def require_heartbeat(heartbeat: Heartbeat) -> None:
         raise Invalid(f"powers are at most {MAX_POWERS} whole numbers from 0 to {MAX_POWER}, got {first}")
 
 
+def require_speaker(attempt: str, rank: int) -> None:
+    """Refuse an attempt or a rank that cannot be. One below 0 was never registered.
+
+    Raises:
+        Invalid: with the reason.
+    """
+    require_id("attempt", attempt)
+    if rank >= MAX_WORLD_SIZE:
+        raise Invalid(f"the rank lies between 0 and {MAX_WORLD_SIZE - 1}, got {rank}")
+
+
 def tidy_heartbeat(heartbeat: Heartbeat) -> Heartbeat:
     """A heartbeat whose words can be kept: they are a person's, and no reason to take a run for lost."""
     return replace(heartbeat, pause=printable(heartbeat.pause[:MAX_NAME_LENGTH]))

@@ -48,7 +48,7 @@ from internist_server.routes.asked import require_plain
 from internist_server.routes.services import Services
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
-from internist_server.settings import Settings, require_safe
+from internist_server.settings import Settings, require_allowed, require_safe
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
 from internist_server.throttle import Throttle
@@ -85,6 +85,7 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
 def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
+    require_allowed(settings, (one.webhook_url for one in book.receivers if one.webhook_url is not None))
     database = Database(settings.database_url)
     changes = Changes()
     notifier = make_notifier(database, settings, book.receivers, clock=clock)

@@ -20,7 +20,7 @@ from internist_server import observability
 from internist_server.alerts.rule_files import read_rules
 from internist_server.app import create_app
 from internist_server.errors import RulesError, SettingsError
-from internist_server.settings import Settings, require_safe
+from internist_server.settings import Settings, require_allowed, require_safe
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
         raise SettingsError("; ".join(reasons)) from error
     require_safe(settings)
     if settings.rules is not None:
-        read_rules(settings.rules)
+        found = read_rules(settings.rules).receiver
+        require_allowed(settings, (one.webhook_url for one in found if one.webhook_url is not None))
     return settings
 
 

@@ -29,7 +29,6 @@ from internist_server.changes import Changes
 from internist_server.cursor import advance_cursor, reached
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
-from internist_server.inputs import require_id
 from internist_server.intake import Intake
 from internist_server.progress import Progress, waits_until_ms
 from internist_server.rulebook import RuleBook
@@ -115,7 +114,7 @@ class Ingest:
             NotFound: the run, attempt or rank was never registered, nor do the records begin with a start.
             Refused: the request as a whole cannot be taken.
         """
-        require_id("attempt", contents.attempt)
+        admission.require_speaker(contents.attempt, contents.rank)
         now_ms = self._clock()
         with self.transaction(run, contents) as session:
             attempt, rank = self._speaker(session, run, contents, by=by)

@@ -210,7 +210,7 @@ def main(arguments: list[str]) -> int:
         for turn in range(1 << 30):
             before = _peak()
             with TestClient(create_api(Settings(database_url=url))) as api:
-                sent += fuzz_intake(api, random.Random(begin + turn), most=2_000, until=deadline)
+                sent += fuzz_intake(api, random.Random(begin + turn), most=300, until=deadline)
             if time.monotonic() < deadline:
                 fuzz_api(url, examples=10, start=begin + turn)
             if turn > 0:  # the first fills what a process keeps

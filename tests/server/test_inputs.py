@@ -3,6 +3,7 @@ with a reason, by SQLite and PostgreSQL alike. A new route is covered by being d
 
 import json
 
+import msgspec
 import pytest
 
 from internist.schema.wire import Finish, Note
@@ -90,6 +91,14 @@ def test_a_content_length_that_is_no_number_is_refused(ask):
     for length in ("9" * 5_000, "-1", "²".encode("latin-1"), "1_0"):
         answer = ask("POST", "/api/v1/runs", content=b"{}", headers={"Content-Length": length})
         assert answer.status_code in (413, 422)
+
+
+@pytest.mark.parametrize("rank", [1 << 20, 1 << 31, 1 << 63, (1 << 64) - 1])
+def test_a_rank_that_no_job_has_is_refused(filled, rank):
+    body = msgspec.msgpack.encode({"version": 1, "attempt": "run1-a", "rank": rank, "records": []})
+    answer = filled.post("/api/v1/runs/run1/frames", content=body, headers={"Content-Type": "application/msgpack"})
+
+    assert (answer.status_code, answer.json()["error"]) == (422, "invalid")
 
 
 def test_odd_words_in_a_heartbeat_are_no_reason_to_take_a_run_for_lost(filled):
