@@ -136,7 +136,7 @@ def navigation() -> list[Any]:
         {"What is judged": ["metrics.md", {"Conditions": _listed("conditions", [c.name for c in CONDITIONS])},
                             {"Metrics": _listed("metrics", list(METRICS))}]},
         {"Optimizers and μP": ["optimizers.md", "quality.md", "mup.md", "scaling.md", "reference.md"]},
-        {"Operation": ["settings.md", "alerts.md", "alertmanager.md", "api.md", "security.md"]},
+        {"Operation": ["operate.md", "settings.md", "alerts.md", "alertmanager.md", "api.md", "security.md"]},
         {"Design": ["architecture.md", "client.md", "faults.md", "results.md", "glossary.md"]},
         {"Project": ["changelog.md", "contributing.md", "license.md"]},
     ]  # fmt: skip

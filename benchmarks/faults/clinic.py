@@ -22,9 +22,9 @@ from internist.ship.reader import SpoolReader
 from internist.ship.segments import read_start
 from internist_migrations.upgrade import upgrade
 from internist_server.app import create_api
-from internist_server.ingest import system_clock_ms
+from internist_server.clocks import system_clock_ms
 from internist_server.settings import Settings
-from internist_server.store import notifications
+from internist_server.store import deliveries, notifications
 
 
 class Clinic:
@@ -52,7 +52,7 @@ class Clinic:
         services = self.api.app.state.services  # type: ignore[attr-defined]  # it is our FastAPI
         while True:
             with services.database.read() as session:
-                if not notifications.is_due(session, now_ms=services.clock() + notifications.LEASE_MS):
+                if not deliveries.counts(session) and not notifications.has_new(session):
                     return
 
     def _clock(self) -> int:

@@ -8,6 +8,7 @@ InternistError
     ├── ServerUnreachable
     │   └── ConnectionBroken   it was cut, or fell silent, while a request was under way
     ├── NotInternist     what answered is no Internist server
+    ├── ServerBusy       it has too much to do, and says when to come again
     ├── TokenRefused
     └── RequestRefused   it understood the request and will not take it
         └── BodyTooLarge the server, or something on the way to it, takes no body of this size
@@ -53,6 +54,18 @@ class ConnectionBroken(ServerUnreachable):
 
 class NotInternist(ServerError):  # noqa: N818
     """Something answers at the server's address, but it is no Internist server."""
+
+
+class ServerBusy(ServerError):  # noqa: N818
+    """The server has more to do than it can.
+
+    Attributes:
+        wait_s: seconds after which it asks to be asked again.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, wait_s: float = 1.0) -> None:
+        super().__init__(message, status=status)
+        self.wait_s = wait_s
 
 
 class TokenRefused(ServerError):  # noqa: N818

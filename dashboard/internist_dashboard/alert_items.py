@@ -1,11 +1,12 @@
 """Alerts on screen: an event with all that is known of it, and as a line of the run page."""
 
+from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from dash import dcc, html
 
 from internist.schema.conditions import State
-from internist.schema.views import Alert, Silence
+from internist.schema.views import Alert, Delivery, Silence
 from internist_dashboard import components, words
 from internist_dashboard.alert_groups import Group
 from internist_dashboard.components import Node
@@ -57,6 +58,28 @@ def silence(one: Silence, now_ms: int) -> Node:
             html.Span(f"{one.author}: {one.reason}", className="quiet"),
             until,
             end,
+        ]
+    )
+
+
+def undelivered(found: Sequence[Delivery], now_ms: int) -> list[Node]:
+    """A line for each receiver that does not take its messages: how many, since when, why the last try failed."""
+    by_receiver: dict[str, list[Delivery]] = {}
+    for one in found:
+        by_receiver.setdefault(one.receiver, []).append(one)
+    lines = [_undelivered(name, ones, now_ms) for name, ones in by_receiver.items()]
+    return [html.Ul(lines, className="silences panel")] if lines else []
+
+
+def _undelivered(name: str, ones: Sequence[Delivery], now_ms: int) -> Node:
+    lost = sum(one.state == "given up" for one in ones)
+    told = f"{words.plural(len(ones), 'message')} not delivered" + (f", {lost} given up" if lost else "")
+    since = f"since {words.age(now_ms - min(one.queued_at_ms for one in ones))}"
+    return html.Li(
+        [
+            html.Span([html.Strong(f"{name} "), told], className="grow"),
+            html.Span(ones[0].error or "", className="quiet"),
+            html.Span(since, className="num quiet"),
         ]
     )
 

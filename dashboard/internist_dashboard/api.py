@@ -11,6 +11,7 @@ from internist.schema.scaling import Scaling
 from internist.schema.views import (
     AlertsPage,
     Coverage,
+    Delivery,
     Heatmap,
     PointsPage,
     Routing,
@@ -27,6 +28,8 @@ T = TypeVar("T")
 TIMEOUT_S = 20.0
 PAGE = 1_000
 """Series of one answer."""
+UNDELIVERED = 100
+"""Messages that no receiver took, of one answer."""
 Collapse = Literal["blocks", "modules"]
 Query = Mapping[str, str | int | Sequence[int] | Sequence[str]]
 
@@ -103,6 +106,10 @@ class Api:
     async def silences(self) -> list[Silence]:
         """Silences in force, the newest first."""
         return await self._get("/silences", list[Silence])
+
+    async def undelivered(self) -> list[Delivery]:
+        """Messages that receivers did not take, the newest first."""
+        return await self._get("/deliveries", list[Delivery], state=["failing", "given up"], limit=UNDELIVERED)
 
     async def _get(self, path: str, kind: type[T], **query: str | int | Sequence[int] | Sequence[str] | None) -> T:
         params = {name: value for name, value in query.items() if value is not None}

@@ -159,9 +159,12 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
                 return scaling.layout(), {"kind": "scaling"}
             case ["alerts"]:
                 one = asked.get("run")
-                of_run, silences = await asyncio.gather(api.alerts(run=one, limit=alerts.LIMIT), api.silences())
+                of_run, silences, undelivered = await asyncio.gather(
+                    api.alerts(run=one, limit=alerts.LIMIT), api.silences(), api.undelivered()
+                )
                 headline = alerts.headline(of_run)
-                return alerts.layout(of_run, silences, run=one), {"kind": "alerts", "of": one, "headline": headline}
+                shown = alerts.layout(of_run, silences, undelivered, run=one)
+                return shown, {"kind": "alerts", "of": one, "headline": headline}
             case _:
                 raise NotFound(f"There is no page {path}.")
     except NotSignedIn:

@@ -11,6 +11,8 @@ from internist.schema.views import Run, RunState
 from internist_dashboard import words
 from internist_dashboard.viewer import VIEWER
 
+SKEW_SHOWN_MS = 60_000
+"""A clock that is less off than this is not spoken of."""
 Node = Any
 """A Dash component, or text: the library has no types."""
 
@@ -104,8 +106,17 @@ def run_badge(run: Run) -> Node:
     parts: list[Node] = [html.Span(className=f"pulse life-{run.state}"), html.Span(run.state, className="life")]
     if run.last_frame_at_ms is not None:
         parts += [html.Span("·", className="crumb-gap"), age(run.last_frame_at_ms, now_ms)]
-    title = words.listing([run.state_reason, alive])
+    title = words.listing([run.state_reason, alive, _skew(run)])
     return html.Span(parts, className=f"badge life-{run.state}", title=title, id="live-badge")
+
+
+def _skew(run: Run) -> str:
+    """That the clock of a run's machine is off, where anybody would notice."""
+    skew_ms = run.attempts[-1].clock_skew_ms if run.attempts else None
+    if skew_ms is None or abs(skew_ms) < SKEW_SHOWN_MS:
+        return ""
+    off = words.span(abs(skew_ms))
+    return f"its clock is {off} {'fast' if skew_ms > 0 else 'slow'}, times are the server's"
 
 
 def empty_state(origin: str, *, asks_token: bool) -> Node:

@@ -17,8 +17,16 @@ _LOCK: Final = 8237
 """Key of the lock that lets one process migrate a PostgreSQL database at a time."""
 
 
+class NewerDatabase(Exception):  # noqa: N818
+    """A newer version of Internist has migrated the database, which this one cannot read."""
+
+
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring a database up to a revision; the newest, if none is named."""
+    """Bring a database up to a revision; the newest, if none is named.
+
+    Raises:
+        NewerDatabase: it is beyond every revision that this version knows.
+    """
     _migrate(url, revision, is_upgrade=True)
 
 
@@ -54,9 +62,21 @@ def _migrate(url: str, revision: str, *, is_upgrade: bool) -> None:
         with engine.connect().execution_options(immediate=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            _require_known(connection)
             (command.upgrade if is_upgrade else command.downgrade)(config(connection), revision)
     finally:
         engine.dispose()
+
+
+def _require_known(connection: Connection) -> None:
+    known = {one.revision for one in _script().walk_revisions()}
+    for found in MigrationContext.configure(connection).get_current_heads():
+        if found not in known:
+            newest = _script().get_current_head()
+            raise NewerDatabase(
+                f"a newer version of Internist migrated it to revision {found}, and this one knows revisions up to "
+                f"{newest}: update Internist, or restore a backup from before"
+            )
 
 
 def _script() -> ScriptDirectory:

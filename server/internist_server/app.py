@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
@@ -11,25 +11,32 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import httpx
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
+from internist_server.alerts.notify import Notifier
+from internist_server.alerts.poster import Poster
 from internist_server.alerts.rule_files import read_rules
 from internist_server.auditing import Audit
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
 from internist_server.browsers import BrowserGuard
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
-from internist_server.ingest import Ingest, system_clock_ms
+from internist_server.ingest import Ingest
 from internist_server.keyring import Keyring
-from internist_server.receivers import make_notifier, make_pushers
+from internist_server.overload import Overload
+from internist_server.readiness import Readiness
+from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
 from internist_server.routes import (
     alerts,
     catalogue,
     checks,
+    deliveries,
     documents,
     frames,
     health,
@@ -56,19 +63,22 @@ from internist_server.throttle import Throttle
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+LAST_S: Final = 1.5
+"""Seconds in which threads may end what they are at; what they leave undone is undone in the database, too."""
 _ROUTES: Final = (
-    frames, runs, checks, windows, stream, scaling, alerts, silences, rules, tokens, catalogue, health, login
+    frames, runs, checks, windows, stream, scaling, alerts, silences, deliveries, rules, tokens, catalogue, health,
+    login,
 )  # fmt: skip
 _API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login", "/logout"})
 
 
-def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] = system_clock_ms) -> ASGIApp:
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> "RequestTimer":
     """The whole server as one ASGI app. The database must have been migrated.
 
     Args:
         settings: of this server.
         board: whether the dashboard is served, too.
-        clock: ms since 1970.
+        clock: ms since 1970; None: the machine's.
 
     Raises:
         SettingsError: the settings would expose the server.
@@ -78,17 +88,19 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     api = create_api(settings, clock=clock)
     services: Services = api.state.services
     gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
-    app = gate(Dispatcher(api, _create_board(gate(api)) if board else api))
-    return RequestTimer(BrowserGuard(app, settings))
+    pages = _create_board(gate(api)) if board else api
+    overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
+    return RequestTimer(BrowserGuard(gate(overload), settings), on_close=overload.close)
 
 
-def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms) -> FastAPI:
+def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
+    clock = ServerClock() if clock is None else as_server_clock(clock)
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
     require_allowed(settings, (one.webhook_url for one in book.receivers if one.webhook_url is not None))
     database = Database(settings.database_url)
     changes = Changes()
-    notifier = make_notifier(database, settings, book.receivers, clock=clock)
+    notifiers = make_notifiers(database, settings, book.receivers, clock=clock)
     pushers = make_pushers(database, settings, clock=clock)
     for pusher in pushers:
         changes.follow(pusher.changed)
@@ -97,8 +109,8 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         changes,
         max_series=settings.max_series_per_run,
         book=book,
-        policy=settings.policy if notifier is not None else None,
-        on_queued=notifier.wake if notifier is not None else lambda: None,
+        policy=settings.policy if notifiers else None,
+        on_queued=partial(_wake, notifiers),
         clock=clock,
     )
     handling = Handling(database, ingest, book, clock=clock)
@@ -107,7 +119,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threads = [thread for thread in (ticker, compactor, notifier, *pushers) if thread is not None]
+        threads: list[Ticker | Compactor | Poster] = [ticker, compactor, *notifiers, *pushers]
+        if notifiers:
+            retire_receivers(database, settings, book.receivers, clock=clock)
         for thread in threads:
             thread.start()
         try:
@@ -115,8 +129,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
         finally:
             for thread in threads:
                 thread.stop()
+            until = time.monotonic() + LAST_S  # of all of them together
             for thread in threads:
-                thread.join(timeout=10)
+                thread.join(timeout=max(0.0, until - time.monotonic()))
             database.close()
 
     api = FastAPI(
@@ -130,8 +145,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] = system_clock_ms
     )
     keyring, audit = Keyring(database, settings.token, clock=clock), Audit(database, clock=clock)
     api.state.services = Services(
-        settings, database, ingest, handling, book, changes, Boards(), Scalings(), keyring, Throttle(), audit, clock
-    )
+        settings, database, ingest, handling, book, changes, Boards(), Scalings(), keyring, Throttle(), audit, clock,
+        Readiness(database, settings.database_url), CapacityLimiter(2),
+    )  # fmt: skip
     for module in _ROUTES:
         api.include_router(module.router)
     problems.install(api)
@@ -155,8 +171,10 @@ class Dispatcher:
 class RequestTimer:
     """Times every request for `/metrics`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, on_close: Callable[[], None] = lambda: None) -> None:
         self._app = app
+        self.close = on_close
+        """Begin no request any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and note how long its answer took to begin."""
@@ -194,6 +212,12 @@ class Ticker(threading.Thread):
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
+
+
+def _wake(notifiers: Sequence[Notifier]) -> None:
+    """Tell all who deliver that a message is queued."""
+    for notifier in notifiers:
+        notifier.wake()
 
 
 def _create_board(api: ASGIApp) -> ASGIApp:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
@@ -9,23 +10,29 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import uvicorn
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from internist_migrations.upgrade import upgrade
+from internist_migrations.upgrade import NewerDatabase, upgrade
 from internist_server import observability
+from internist_server.alerts.address_book import AddressBook, require_usable
 from internist_server.alerts.rule_files import read_rules
-from internist_server.app import create_app
+from internist_server.app import RequestTimer, create_app
+from internist_server.connections import BoundedProtocol
 from internist_server.errors import RulesError, SettingsError
 from internist_server.settings import Settings, require_allowed, require_safe
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED: Final = 50
-SHUTDOWN_S: Final = 5
+SHUTDOWN_S: Final = 2
+"""Seconds in which requests that are worked on may end."""
+LEAVE_S: Final = 4.5
+"""Seconds after a signal in which the process ends, whatever it is at: what was acknowledged is safe."""
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -34,14 +41,14 @@ def serve(argv: Sequence[str]) -> int:
     observability.set_up_logging("INFO" if options.verbose else "WARNING")
     try:
         settings = read_settings(options)
-        listener = bind(settings)
+        listener = bind(settings, is_exact="port" in settings.model_fields_set)
     except (SettingsError, RulesError, OSError) as error:
         return _fail(str(error))
     port = listener.getsockname()[1]
     settings = settings.model_copy(update={"port": port})
     try:
         upgrade(settings.database_url)
-    except (SQLAlchemyError, OSError) as error:
+    except (NewerDatabase, SQLAlchemyError, OSError, ValueError) as error:
         listener.close()
         return _fail(f"the database {_place(settings)} cannot be used: {str(error).splitlines()[0]}")
     app = create_app(settings, board=options.board)
@@ -56,7 +63,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
     """Settings from the environment; what the command line says wins.
 
     Raises:
-        SettingsError: a setting is wrong, or unsafe.
+        SettingsError: a setting is wrong, or unsafe, or nobody can be told at an address.
         RulesError: the file of rules is wrong.
     """
     given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
@@ -69,21 +76,22 @@ def read_settings(options: argparse.Namespace) -> Settings:
         )
         raise SettingsError("; ".join(reasons)) from error
     require_safe(settings)
-    if settings.rules is not None:
-        found = read_rules(settings.rules).receiver
-        require_allowed(settings, (one.webhook_url for one in found if one.webhook_url is not None))
+    receivers = read_rules(settings.rules).receiver if settings.rules is not None else ()
+    require_usable(AddressBook(settings.webhook_url, settings.apprise_urls, receivers).everyone)
+    require_allowed(settings, (one.webhook_url for one in receivers if one.webhook_url is not None))
     return settings
 
 
-def bind(settings: Settings) -> socket.socket:
-    """A listening socket on the port, or on the next free one.
+def bind(settings: Settings, *, is_exact: bool = False) -> socket.socket:
+    """A listening socket on the port; where nobody has asked for this one, perhaps on the next free one.
 
     Raises:
-        OSError: none of the ports that follow is free, or the address is not this machine's.
+        OSError: the port is taken, so are those that follow, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     error: OSError | None = None
-    for port in range(settings.port, min(settings.port + PORTS_TRIED, 65_536)):
+    tried = 1 if is_exact else PORTS_TRIED
+    for port in range(settings.port, min(settings.port + tried, 65_536)):
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -96,16 +104,18 @@ def bind(settings: Settings) -> socket.socket:
         if port not in (0, settings.port):
             sys.stdout.write(f"port {settings.port} is taken; using {port}\n")
         return listener
-    raise OSError(f"cannot listen on {settings.host} port {settings.port} or the {PORTS_TRIED - 1} after it: {error}")
+    which = f"port {settings.port}" if is_exact else f"port {settings.port} or the {PORTS_TRIED - 1} after it"
+    raise OSError(f"cannot listen on {settings.host} {which}: {error}")
 
 
 class _Server(uvicorn.Server):
     """A server that says when it is ready."""
 
-    def __init__(self, app: object, *, announce: object) -> None:
+    def __init__(self, app: RequestTimer, *, announce: object) -> None:
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]  # uvicorn's own protocol types differ from starlette's
+                app,
+                http=BoundedProtocol,
                 access_log=False,
                 log_config=None,
                 lifespan="on",
@@ -114,6 +124,20 @@ class _Server(uvicorn.Server):
             )
         )
         self._announce = announce
+        self._close = app.close
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, and be gone in time whatever a request or a thread is at."""
+        if not self.should_exit:
+            leave = threading.Timer(LEAVE_S, os._exit, (0,))
+            leave.daemon = True
+            leave.start()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Send away who waits, let what is worked on end, then stop."""
+        self._close()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -151,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="internist serve", description="Start the server: API and board in one process."
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1; beyond loopback a token is required)")
-    parser.add_argument("--port", type=int, help="port to listen on (default 8237, or the next free one)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        help="port to listen on (default 8237, or the next free one; one that is given is taken or an error)",
+    )
     parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default internist.db)")
     parser.add_argument("--token", help="token that everyone must present (better: INTERNIST_TOKEN)")
     parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")

@@ -130,6 +130,15 @@ def require_version(version: int) -> None:
         raise Invalid(f"versions of the format count from 1, got {version}")
 
 
+def said_at_ms(record: Record) -> int | None:
+    """When a client says that it made a record; None where it does not say."""
+    if record.frame is not None:
+        return record.frame.measured_at_ms
+    if record.note is not None:
+        return record.note.noted_at_ms
+    return None if record.finish is None else record.finish.finished_at_ms
+
+
 def _decode(body: bytes, content_type: str, msgpack: msgspec.msgpack.Decoder[_T], json: msgspec.json.Decoder[_T]) -> _T:
     if content_type not in (MSGPACK_CONTENT_TYPE, JSON_CONTENT_TYPE):
         raise _unsupported(content_type, f"{MSGPACK_CONTENT_TYPE} or {JSON_CONTENT_TYPE}")

@@ -1,10 +1,8 @@
 """One request of a client, taken in one transaction: checked, stored, judged, and only then acknowledged."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -13,7 +11,6 @@ from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
 from internist.schema.views import Alert, Usage
 from internist.schema.wire import (
     VERSION,
-    Directive,
     Finish,
     FramesReply,
     Heartbeat,
@@ -26,11 +23,14 @@ from internist_server.alerts.incidents import Policy
 from internist_server.alerts.rules import Terms, terms_of
 from internist_server.callers import EVERYONE, Caller
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock, as_server_clock, began_at_ms
 from internist_server.cursor import advance_cursor, reached
+from internist_server.directives import directives
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress, waits_until_ms
+from internist_server.rank_clocks import offset_of, read_clock
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts, attempts, incidents, notifications, removal, sequences
 from internist_server.store.attempts import Attempt, Rank
@@ -39,24 +39,17 @@ from internist_server.store.judgements import load_judged_step
 from internist_server.store.runs import project_of
 from internist_server.store.series import count_series
 from internist_server.store.silences import has_expired_between
-from internist_server.store.standings import Newest, due_runs, load_newest, save_standing
+from internist_server.store.standings import Newest, due_runs, load_newest, look_at_all, save_standing
 from internist_server.store.starts import correct_start
 from internist_server.telling import moves, tell
 
 log = logging.getLogger(__name__)
 
-DENSE_STEPS: Final = 20
-"""How long every step is wished for after a critical alert."""
 RUNS_A_TICK: Final = 100
 """Runs that one tick looks after at most: when a thousand are lost at once, frames come in between."""
 _LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
 _HOW: Final = {"failed": "ended by an error", "killed": "was killed by a signal"}
 _ENDS: Final[dict[str, RunRule]] = {rule.state: rule for rule in RUN_RULES if rule.is_end}
-
-
-def system_clock_ms() -> int:
-    """The server's clock, in ms since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 class Ingest:
@@ -71,7 +64,7 @@ class Ingest:
         book: RuleBook | None = None,
         policy: Policy | None = None,
         on_queued: Callable[[], None] = lambda: None,
-        clock: Callable[[], int] = system_clock_ms,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         """Ingest into a database.
 
@@ -80,20 +73,25 @@ class Ingest:
             book: the user's own rules; without, there are none.
             policy: when receivers are told; None: there are none, and alerts are only recorded.
             on_queued: called after a commit that queued a notification.
-            clock: ms since 1970.
+            clock: ms since 1970; None: the machine's.
         """
         self._database = database
         self._changes = changes
         self._max_series = max_series
         self._book, self._policy = book or RuleBook(), policy
         self._on_queued = on_queued
-        self._clock = clock
+        self._clock = ServerClock() if clock is None else as_server_clock(clock)
+        self._listening_since_ms = self._clock.listening_since_ms
         self._progress = Progress(self._book, policy)
         self._told_ms = 0
         """Up to when silences that expired have been looked at."""
 
-    def start(self, start: RunStart, *, by: Caller = EVERYONE) -> RunStarted:
+    def start(self, start: RunStart, *, sent_at_ms: int | None = None, by: Caller = EVERYONE) -> RunStarted:
         """Register a run, an attempt and a rank; calling it again changes nothing but a first step that is larger.
+
+        Args:
+            start: who speaks.
+            sent_at_ms: when they say so, by the client's clock; None: it does not tell, here and below.
 
         Raises:
             Refused: the start cannot be, or contradicts what is stored.
@@ -101,13 +99,17 @@ class Ingest:
         admission.require_start(start)
         now_ms = self._clock()
         with self._database.write() as session:
-            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, by=by)
+            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
+            attempts.save_rank(session, attempt.id, rank)
             self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
-    def take(self, run: str, contents: Contents, *, by: Caller = EVERYONE) -> FramesReply:
+    def take(
+        self, run: str, contents: Contents, *, sent_at_ms: int | None = None, by: Caller = EVERYONE
+    ) -> FramesReply:
         """Store and judge the records of one rank; durable when this returns.
 
         Raises:
@@ -117,7 +119,8 @@ class Ingest:
         admission.require_speaker(contents.attempt, contents.rank)
         now_ms = self._clock()
         with self.transaction(run, contents) as session:
-            attempt, rank = self._speaker(session, run, contents, by=by)
+            attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms, by=by)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             intake = Intake(
                 session,
                 attempt,
@@ -126,6 +129,7 @@ class Ingest:
                 now_ms=now_ms,
                 max_series=self._max_series,
                 notify=self._policy is not None,
+                clock_offset_ms=offset_of(rank, contents, now_ms=now_ms, since_ms=self._clock.listening_since_ms),
             )
             if any(record.series is not None for record in contents.records):
                 self._progress.keep(session, attempt)
@@ -136,21 +140,24 @@ class Ingest:
             attempt = intake.close()
             if intake.has_new_facts:
                 self._progress.forget(attempt.id)
-            is_queued = self._progress.advance(session, attempt, now_ms=now_ms) or intake.is_queued
+            is_queued = (
+                self._progress.advance(session, attempt, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
+                or intake.is_queued
+            )
             newest = load_newest(session, run)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             is_queued = self._end(session, attempt, intake.ends, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
-            directives = _directives(session, attempt, newest)
+            wishes = directives(session, attempt, newest)
         refused = (*contents.refused, *intake.refused)
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
             log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
         self.announce(run, is_queued=is_queued)
         acknowledged = sequences.highest(rank.delivered)
-        return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, directives)
+        return FramesReply(acknowledged, intake.stored, intake.duplicates, refused, wishes)
 
-    def heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
+    def heartbeat(self, run: str, heartbeat: Heartbeat, *, sent_at_ms: int | None = None) -> HeartbeatReply:
         """Keep a rank's sign of life.
 
         Raises:
@@ -161,12 +168,13 @@ class Ingest:
         with self.transaction(run) as session:
             attempt = attempts.find_attempt(session, run, heartbeat.attempt)
             rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             advance_cursor(session, attempt, rank)
             attempts.save_rank(session, attempt.id, rank)
             newest = load_newest(session, run)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms)
-            reply = HeartbeatReply(_directives(session, attempt, newest))
+            reply = HeartbeatReply(directives(session, attempt, newest))
         self.announce(run, is_queued=is_queued)
         return reply
 
@@ -224,6 +232,10 @@ class Ingest:
     def tick(self) -> None:
         """Do what time alone brings: judge what waited for silent ranks, notice lost runs."""
         now_ms = self._clock()
+        if self._listening_since_ms != self._clock.listening_since_ms:
+            with self._database.write() as session:
+                look_at_all(session)
+            self._listening_since_ms = self._clock.listening_since_ms
         with self._database.read() as session:
             due = due_runs(session, now_ms=now_ms, limit=RUNS_A_TICK)
         for run in due:
@@ -239,7 +251,7 @@ class Ingest:
         """Do what time alone has brought of one run."""
         with self.transaction(run) as session:
             attempt = attempts.newest_attempt(session, run)
-            is_queued = self._progress.advance(session, attempt, now_ms=now_ms)
+            is_queued = self._progress.advance(session, attempt, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             newest = load_newest(session, run)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=True)
@@ -275,18 +287,23 @@ class Ingest:
             self._progress.forget_run(run)
             raise
 
-    def _register(self, session: Session, start: RunStart, *, now_ms: int, by: Caller) -> tuple[Attempt, Rank, bool]:
+    def _register(
+        self, session: Session, start: RunStart, *, now_ms: int, sent_at_ms: int | None, by: Caller
+    ) -> tuple[Attempt, Rank, bool]:
         """The attempt and rank of a start, and whether a notification was queued."""
         tidy, reasons = admission.tidy_start(start)
         if reasons:
             log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
-        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, by=by)
+        began_ms = began_at_ms(start.started_at_ms, sent_at_ms, now_ms=now_ms)
+        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms, by=by)
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
-    def _speaker(self, session: Session, run: str, contents: Contents, *, by: Caller) -> tuple[Attempt, Rank]:
+    def _speaker(
+        self, session: Session, run: str, contents: Contents, *, sent_at_ms: int | None, by: Caller
+    ) -> tuple[Attempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
         starts = [record.start for record in contents.records if record.start is not None]
         start = next((one for one in starts if _names(one) == (run, contents.attempt, contents.rank)), None)
@@ -302,14 +319,14 @@ class Ingest:
             if start is None:
                 raise
             admission.require_start(start)
-            attempt, found, _ = self._register(session, start, now_ms=self._clock(), by=by)
+            attempt, found, _ = self._register(session, start, now_ms=self._clock(), sent_at_ms=sent_at_ms, by=by)
         return attempt, found
 
     def _watch(self, session: Session, attempt: Attempt, newest: Newest, *, now_ms: int) -> bool:
         """Open and close the alerts on the run itself; whether a notification was queued."""
         if newest.attempt.id != attempt.id:
             return False
-        vitals = newest.vitals(now_ms)
+        vitals = newest.vitals(now_ms, since_ms=self._clock.listening_since_ms)
         has_news = False
         for rule in _LASTING:
             if vitals.state != rule.state:
@@ -326,8 +343,9 @@ class Ingest:
         """Keep how the run stands now, and when time alone will bring more of it."""
         attempt, ranks = newest.attempt, newest.ranks
         judged_step = newest.judge.judged_step
-        waits = waits_until_ms(session, attempt, ranks, judged_step=judged_step, now_ms=now_ms)
-        moments = [moment for moment in (waits, newest.lost_at_ms(now_ms)) if moment is not None]
+        since_ms = self._clock.listening_since_ms
+        waits = waits_until_ms(session, attempt, ranks, judged_step=judged_step, now_ms=now_ms, since_ms=since_ms)
+        moments = [moment for moment in (waits, newest.lost_at_ms(now_ms, since_ms=since_ms)) if moment is not None]
         save_standing(
             session, attempt.run, newest.standing(session), next_check_ms=min(moments, default=None),
             series=count_series(session, attempt.run) if has_new_series else None,
@@ -374,27 +392,3 @@ class Ingest:
 def _names(start: RunStart) -> tuple[str, str, int]:
     """Whom a start names."""
     return start.run, start.attempt, start.rank
-
-
-def _directives(session: Session, attempt: Attempt, newest: Newest) -> tuple[Directive, ...]:
-    """What ranks should do: sample as rarely as the slowest of them, and at every step while a critical alert is
-    fresh."""
-    is_newest = newest.attempt.id == attempt.id
-    ranks = newest.ranks if is_newest else attempts.list_ranks(session, attempt.id)
-    judged_step = newest.judge.judged_step if is_newest else load_judged_step(session, attempt.id)
-    return (*_slowest(ranks), *_dense(session, attempt, judged_step))
-
-
-def _slowest(ranks: Sequence[Rank]) -> tuple[Directive, ...]:
-    """The largest powers of several ranks that train, class by class: grids of the same powers hold the same steps."""
-    told = [rank.powers for rank in ranks if rank.powers and rank.finished_at_ms is None]
-    if len(told) < 2:
-        return ()
-    return (Directive(-1, "the slowest rank's sampling", tuple(map(max, zip_longest(*told, fillvalue=0)))),)
-
-
-def _dense(session: Session, attempt: Attempt, judged_step: int) -> tuple[Directive, ...]:
-    step = alerts.newest_critical_step(session, attempt.run)
-    if step is None or step + DENSE_STEPS < judged_step:
-        return ()
-    return (Directive(step + DENSE_STEPS, f"a critical alert opened at step {step}"),)

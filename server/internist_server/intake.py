@@ -1,6 +1,7 @@
 """The records of one request on their way into the database: stored, known already, or refused with a reason."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -20,6 +21,7 @@ from internist.schema.wire import (
     Series,
 )
 from internist_server import admission
+from internist_server.clocks import server_moment
 from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
 from internist_server.store import alerts, attempts, coverage, frames, notifications, references, sequences
@@ -52,12 +54,15 @@ class Intake:
         now_ms: int,
         max_series: int,
         notify: bool,
+        clock_offset_ms: int | None = None,
     ) -> None:
         """An intake for one request.
 
         Args:
             judged_step: frames up to this step come late.
             notify: whether alerts of the user's code are queued for receivers.
+            clock_offset_ms: how far the server's clock is ahead of the rank's: what it says is kept in the server's
+                time. None: not known.
         """
         self.attempt = attempt
         self.rank = rank
@@ -74,6 +79,7 @@ class Intake:
         self._now_ms = now_ms
         self._max_series = max_series
         self._notify = notify
+        self._clock_offset_ms = clock_offset_ms
         self._frames: list[NewFrame] = []
         self._measured: set[int] = set()
         self._plans: dict[int, StoredPlan | None] = {}
@@ -249,10 +255,8 @@ class Intake:
         reason = admission.refuse_frame(frame, None if plan is None else len(plan.series))
         if reason is not None or plan is None:
             return reason
-        late = frame.step <= self._judged_step
-        self._frames.append(
-            NewFrame(sequence, frame.step, plan.number, frame.measured_at_ms, frame.skipped, late, frame.values)
-        )
+        late, at_ms = frame.step <= self._judged_step, self._moment(frame.measured_at_ms)
+        self._frames.append(NewFrame(sequence, frame.step, plan.number, at_ms, frame.skipped, late, frame.values))
         self.points += len(plan.series)
         steps = self.rank.plan_steps
         steps[plan.number] = max(steps.get(plan.number, -1), frame.step)
@@ -268,6 +272,7 @@ class Intake:
     def _take_note(self, note: Note) -> str | None:
         reason = admission.refuse_note(note)
         if reason is None:
+            note = replace(note, noted_at_ms=self._moment(note.noted_at_ms))
             is_quiet = self._now_ms - note.noted_at_ms > QUIET_AFTER_S * 1000
             alert = alerts.add_note(self._session, self.attempt, note, is_quiet=is_quiet)
             if self._notify and not is_quiet:
@@ -278,12 +283,17 @@ class Intake:
     def _take_finish(self, finish: Finish) -> str | None:
         reason = admission.refuse_finish(finish.step, finish.finished_at_ms)
         if reason is None:
+            finish = replace(finish, finished_at_ms=self._moment(finish.finished_at_ms))
             self.rank.finished_at_ms = finish.finished_at_ms
             note_end(self.rank, finish.step)
             attempts.save_rank(self._session, self.attempt.id, self.rank)
             self.attempt = attempts.finish(self._session, self.attempt, finish)
             self.ends.append(finish)
         return reason
+
+    def _moment(self, said_ms: int) -> int:
+        """A moment of the rank's in the server's time."""
+        return server_moment(said_ms, self._clock_offset_ms, now_ms=self._now_ms)
 
     def _plan(self, number: int) -> StoredPlan | None:
         """The plan of this rank of that number, if it is known."""

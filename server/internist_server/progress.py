@@ -75,12 +75,13 @@ class Progress:
         """Drop a run's judges in memory: a transaction was undone."""
         self._judges.forget_run(run)
 
-    def advance(self, session: Session, attempt: Attempt, *, now_ms: int) -> bool:
-        """Judge every step that is complete now; whether a notification was queued."""
+    def advance(self, session: Session, attempt: Attempt, *, now_ms: int, since_ms: int = 0) -> bool:
+        """Judge every step that is complete now; whether a notification was queued. `since_ms`: since when the server
+        listens."""
         ranks = list_ranks(session, attempt.id)
         newest = newest_attempt(session, attempt.run)
         judged_step = load_judged_step(session, attempt.id)
-        bound = _bound(session, attempt, ranks, judged_step, now_ms=now_ms)
+        bound = _bound(session, attempt, ranks, judged_step, now_ms=now_ms, since_ms=since_ms)
         is_queued = False
         rows = STEPS_AT_ONCE
         while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
@@ -230,7 +231,9 @@ class Progress:
         )
 
 
-def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, waiting_since_ms: int | None) -> int:
+def complete_bound(
+    attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, waiting_since_ms: int | None, since_ms: int = 0
+) -> int:
     """The last step that needs no more waiting; -1 if there is none. It is never beyond where the ranks have come to.
 
     A rank has delivered a step when its sampled frame of that step has come, or any frame of a later one. It is not
@@ -239,40 +242,43 @@ def complete_bound(attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, wait
 
     Args:
         waiting_since_ms: when the earliest step that is not judged came.
+        since_ms: since when the server listens: before that nobody was silent.
     """
     bound = max((reached(rank) for rank in ranks), default=NEVER)
     if attempt.finished_at_ms is not None or waiting_since_ms is None:
         return bound
-    if len(ranks) < attempt.world_size and now_ms - attempt.received_at_ms <= SILENT_AFTER_MS:
+    if len(ranks) < attempt.world_size and now_ms - max(attempt.received_at_ms, since_ms) <= SILENT_AFTER_MS:
         return NEVER
     for rank in ranks:
-        is_silent = now_ms - max(rank.received_at_ms, waiting_since_ms) > SILENT_AFTER_MS
+        is_silent = now_ms - max(rank.received_at_ms, waiting_since_ms, since_ms) > SILENT_AFTER_MS
         if rank.finished_at_ms is None and not is_silent:
             bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
     return bound
 
 
 def waits_until_ms(
-    session: Session, attempt: Attempt, ranks: Sequence[Rank], *, judged_step: int, now_ms: int
+    session: Session, attempt: Attempt, ranks: Sequence[Rank], *, judged_step: int, now_ms: int, since_ms: int
 ) -> int | None:
     """When a step that waits may be judged: now, if a heartbeat has made it complete, else without silent ranks, or
     another of them; None: none waits."""
     waiting = first_received_ms(session, attempt.id, after=judged_step)
     if waiting is None or attempt.finished_at_ms is not None:
         return None
-    bound = complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
+    bound = complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting, since_ms=since_ms)
     if pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=1):
         return now_ms
     since = [max(rank.received_at_ms, waiting) for rank in ranks if rank.finished_at_ms is None]
     if len(ranks) < attempt.world_size:
         since.append(attempt.received_at_ms)
-    until = (moment + SILENT_AFTER_MS + 1 for moment in since)
+    until = (max(moment, since_ms) + SILENT_AFTER_MS + 1 for moment in since)
     return min((moment for moment in until if moment > now_ms), default=None)
 
 
-def _bound(session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int) -> int:
+def _bound(
+    session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int, since_ms: int
+) -> int:
     waiting = first_received_ms(session, attempt.id, after=judged_step)
-    return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting)
+    return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting, since_ms=since_ms)
 
 
 def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:

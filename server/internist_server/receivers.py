@@ -4,40 +4,56 @@ from collections.abc import Callable, Collection, Sequence
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
+from internist_server import observability
+from internist_server.alerts.address_book import Address, AddressBook
 from internist_server.alerts.alertmanager import Pusher
 from internist_server.alerts.notify import Notification, Notifier, order_members
 from internist_server.alerts.rules import Receiver
 from internist_server.settings import Settings
-from internist_server.store import alerts, notifications
+from internist_server.store import alerts, deliveries, notifications
 from internist_server.store.database import Database
 
 
-def make_notifier(
-    database: Database, settings: Settings, receivers: Sequence[Receiver], *, clock: Callable[[], int]
-) -> Notifier | None:
-    """The thread that delivers notifications, to those of the settings and to these; None without receivers."""
-    if not (settings.webhook_url or settings.apprise_urls or receivers):
-        return None
+def book_of(settings: Settings, receivers: Sequence[Receiver]) -> AddressBook:
+    """The receivers of the settings, and these."""
+    return AddressBook(settings.webhook_url, settings.apprise_urls, receivers)
 
-    def claim() -> list[Notification]:
+
+def make_notifiers(
+    database: Database, settings: Settings, receivers: Sequence[Receiver], *, clock: Callable[[], int]
+) -> list[Notifier]:
+    """A thread for each receiver that delivers its notifications."""
+    book = book_of(settings, receivers)
+    return [_notifier(database, book, one, external_url=settings.address, clock=clock) for one in book.everyone]
+
+
+def retire_receivers(
+    database: Database, settings: Settings, receivers: Sequence[Receiver], *, clock: Callable[[], int]
+) -> None:
+    """Give up what waits for receivers that there are no more."""
+    book = book_of(settings, receivers)
+    with database.write() as session:
+        deliveries.give_up_others(session, [one.key for one in book.everyone], now_ms=clock())
+
+
+def _notifier(
+    database: Database, book: AddressBook, address: Address, *, external_url: str, clock: Callable[[], int]
+) -> Notifier:
+    def claim() -> Notification | None:
         with database.read() as session:
-            if not notifications.is_due(session, now_ms=clock()):
-                return []
+            if not deliveries.has_work(session, address.key, now_ms=clock()):
+                return None
         with database.write() as session:
-            return [_notification(queued) for queued in notifications.claim(session, now_ms=clock())]
+            deliveries.address(session, book.told, now_ms=clock())
+            queued = deliveries.claim(session, address.key, now_ms=clock())
+        return None if queued is None else _notification(queued)
 
     def settle(notification: int, error: str | None) -> None:
         with database.write() as session:
-            notifications.settle(session, notification, error, now_ms=clock())
+            deliveries.settle(session, notification, address.key, error, now_ms=clock())
+        observability.count_delivery(address.name, is_taken=error is None)
 
-    return Notifier(
-        claim=claim,
-        settle=settle,
-        webhooks=settings.webhook_url,
-        apprise_urls=settings.apprise_urls,
-        external_url=settings.address,
-        receivers=receivers,
-    )
+    return Notifier(address, claim=claim, settle=settle, external_url=external_url)
 
 
 def make_pushers(database: Database, settings: Settings, *, clock: Callable[[], int]) -> list[Pusher]:

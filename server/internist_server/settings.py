@@ -1,5 +1,6 @@
 """Everything that can be set, read from the environment in one place."""
 
+import json
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -38,10 +39,12 @@ class Settings(BaseSettings):
         "Without it a server on loopback takes loopback's names and that of its external address, one beyond it any.",
     )
     webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas."
+        default=(),
+        description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas or a JSON list.",
     )
     apprise_urls: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Receivers of notifications as Apprise URLs, separated by commas."
+        default=(),
+        description="Receivers of notifications as Apprise URLs, separated by commas or, with commas in them, as JSON.",
     )
     local_webhooks: bool | None = Field(
         default=None,
@@ -99,8 +102,22 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts", "webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
+        """Addresses as JSON where they hold commas, else separated by commas."""
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
             return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        try:
+            return tuple(json.loads(value))
+        except ValueError as error:
+            raise ValueError(f'expected a JSON list such as ["https://host/hook"]: {error}') from error
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_webhook(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+                raise ValueError(f"expected addresses such as https://host/hook, got {url.rpartition('@')[2]!r}")
         return value
 
     @field_validator("alertmanager_url")

@@ -105,7 +105,7 @@ def serve(clock: Clock) -> Iterator[Callable[..., TestClient]]:
     """Makes a test client of the API with these settings."""
     opened: list[TestClient] = []
 
-    def open_client(url: str, **settings: Any) -> TestClient:
+    def open_client(url: str, clock: Callable[[], int] = clock, **settings: Any) -> TestClient:
         client = TestClient(create_api(Settings(database_url=url, **settings), clock=clock))
         client.__enter__()
         opened.append(client)

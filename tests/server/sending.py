@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from internist.schema.wire import (
+    SENT_AT_HEADER,
     SPOOL_CONTENT_TYPE,
     VERSION,
     Facts,
@@ -63,8 +64,16 @@ def framed(body: bytes) -> bytes:
 class Sender:
     """One rank of one attempt, speaking to the API through a test client."""
 
-    def __init__(self, api: Any, start: RunStart | None = None, *, register: bool = True) -> None:
+    def __init__(
+        self,
+        api: Any,
+        start: RunStart | None = None,
+        *,
+        register: bool = True,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         self.api = api
+        self.clock = clock
         self.start = start or start_of()
         self.run = self.start.run
         self.sequence = 0
@@ -78,8 +87,13 @@ class Sender:
         return self.api.post(
             "/api/v1/runs",
             content=msgspec.msgpack.encode(self.start),
-            headers={"Content-Type": "application/msgpack"},
+            headers=self.headers("application/msgpack"),
         )
+
+    def headers(self, content_type: str) -> dict[str, str]:
+        """Of a request; where the sender has a clock, with what it says."""
+        sent = {} if self.clock is None else {SENT_AT_HEADER: str(self.clock())}
+        return {"Content-Type": content_type, **sent}
 
     def record(self, **content: Any) -> Record:
         record = Record(self.sequence, **content)
@@ -115,7 +129,7 @@ class Sender:
             f"/api/v1/runs/{self.run}/frames",
             params={"attempt": self.start.attempt, "rank": self.start.rank},
             content=spool(records) if content is None else content,
-            headers={"Content-Type": SPOOL_CONTENT_TYPE},
+            headers=self.headers(SPOOL_CONTENT_TYPE),
         )
 
     def send(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -134,7 +148,7 @@ class Sender:
         answer = self.api.post(
             f"/api/v1/runs/{self.run}/heartbeat",
             content=msgspec.msgpack.encode(beat),
-            headers={"Content-Type": "application/msgpack"},
+            headers=self.headers("application/msgpack"),
         )
         assert answer.status_code == 200, answer.text
         reply: dict[str, Any] = answer.json()

@@ -14,7 +14,7 @@ import yaml
 from internist.schema.views import Alert
 from internist_server.alerts.alertmanager import BATCH, TIMEOUT_S, Pusher
 from internist_server.alerts.labels import fingerprint, labels
-from internist_server.ingest import system_clock_ms
+from internist_server.clocks import system_clock_ms
 from tests.server.alertmanagers import DEADLINE_S, alertmanager_process, free_port, inbox
 from tests.server.processes import server_process
 from tests.server.sending import Sender

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from internist.schema.wire import Note
-from internist_server.alerts.notify import Notifier
 from internist_server.store import alerts as store
-from internist_server.store import notifications
 from tests.server.sending import EPOCH_MS, STEP_MS, Sender, start_of
 from tests.server.sick_runs import EVERY, faulty_block, frames, small_model
 
@@ -270,32 +268,6 @@ def test_a_run_that_is_only_shipped_afterwards_is_lost_without_alarm(sender, clo
 
     assert sender.get()["state"] == "lost"
     assert alerts(sender) == []
-
-
-def test_a_failed_delivery_is_due_again_later_each_time(sender, clock):
-    for thread in threading.enumerate():
-        if isinstance(thread, Notifier):  # the server's own, which would claim the message too
-            thread.stop()
-            thread.join(DEADLINE_S)
-    fault(sender, [FIRST, FIRST + 10, FIRST + 20], feature=False)
-    database = sender.api.app.state.services.database
-    waits = []
-
-    for _ in range(12):
-        with database.write() as session:
-            now = clock.now_ms + 10_000_000
-            (due,) = notifications.claim(session, now_ms=now)
-            assert notifications.claim(session, now_ms=now) == []
-            notifications.settle(session, due.id, "refused", now_ms=now)
-            clock.advance(10_000)
-        with database.engine.connect() as connection:
-            waits.append(connection.exec_driver_sql("SELECT due_at_ms FROM notifications").scalar() - now)
-    with database.write() as session:
-        notifications.settle(session, due.id, None, now_ms=clock.now_ms)
-
-    assert waits == sorted(waits)
-    assert (waits[-1] - waits[-2], max(waits)) == (0, notifications.LONGEST_RETRY_MS)
-    assert [alert["notified"] for alert in alerts(sender)] == [True]
 
 
 def test_a_webhook_receiver_hears_of_an_alert_and_its_end(sqlite_url, serve, clock):

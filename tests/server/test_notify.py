@@ -1,28 +1,33 @@
 """Notifications: what is sent, and that it arrives, also at receivers that fail first."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from internist.schema import views
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import RUN_RULE
 from internist_server.alerts import rules
+from internist_server.alerts.address_book import Address, AddressBook, require_usable
 from internist_server.alerts.labels import fingerprint
 from internist_server.alerts.notify import (
     Notification,
     Notifier,
+    deliver,
     headline,
     idempotency_key,
     order_members,
     text,
     webhook_body,
 )
+from internist_server.errors import SettingsError
 
 PATIENCE_S = 20.0
 """How long a test waits for another thread before it fails."""
@@ -206,15 +211,15 @@ def receiver() -> Iterator[Receiver]:
 
 @dataclass
 class Queue:
-    """Notifications as the store keeps them: due until they are delivered."""
+    """Notifications as the store keeps them for one receiver: due until they are delivered."""
 
     waiting: list[Notification]
     settled: list[tuple[int, str | None]] = field(default_factory=list)
     expected: int = 1
     done: threading.Event = field(default_factory=threading.Event)
 
-    def claim(self) -> list[Notification]:
-        return list(self.waiting)
+    def claim(self) -> Notification | None:
+        return self.waiting[0] if self.waiting else None
 
     def settle(self, id: int, error: str | None) -> None:
         self.settled.append((id, error))
@@ -224,25 +229,17 @@ class Queue:
             self.done.set()
 
 
+def webhook(url: str, name: str = "hook") -> Address:
+    return Address(url, True, name)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., Notifier]]:
     started: list[Notifier] = []
 
-    def start(
-        queue: Queue,
-        *,
-        webhooks: tuple[str, ...] = (),
-        apprise_urls: tuple[str, ...] = (),
-        receivers: tuple[rules.Receiver, ...] = (),
-    ) -> Notifier:
+    def start(queue: Queue, address: Address, *, poll_s: float = 0.01) -> Notifier:
         notifier = Notifier(
-            claim=queue.claim,
-            settle=queue.settle,
-            webhooks=webhooks,
-            apprise_urls=apprise_urls,
-            receivers=receivers,
-            external_url="http://host:8237",
-            poll_s=0.01,
+            address, claim=queue.claim, settle=queue.settle, external_url="http://host:8237", poll_s=poll_s
         )
         started.append(notifier)
         notifier.start()
@@ -258,7 +255,7 @@ def start() -> Iterator[Callable[..., Notifier]]:
 def test_a_notification_reaches_its_webhook_once(receiver, start):
     queue = Queue([NEWS])
 
-    start(queue, webhooks=(receiver.url,))
+    start(queue, webhook(receiver.url))
 
     assert queue.done.wait(PATIENCE_S)
     assert queue.settled == [(1, None)]
@@ -272,7 +269,7 @@ def test_a_receiver_that_fails_first_gets_it_again_under_the_same_key(receiver, 
     receiver.failures = [503, 500]
     queue = Queue([NEWS], expected=3)
 
-    start(queue, webhooks=(receiver.url,))
+    start(queue, webhook(receiver.url))
 
     assert queue.done.wait(PATIENCE_S)
     assert [error is None for _, error in queue.settled] == [False, False, True]
@@ -280,21 +277,45 @@ def test_a_receiver_that_fails_first_gets_it_again_under_the_same_key(receiver, 
     assert len({headers["Idempotency-Key"] for headers, _ in receiver.calls}) == 1
 
 
-def test_a_receiver_that_is_not_there_does_not_keep_the_others_from_theirs(receiver, start):
-    queue = Queue([NEWS])
+def test_a_receiver_that_is_not_there_does_not_keep_another_from_its_messages(receiver, start):
+    bad, good = Queue([NEWS], expected=2), Queue([NEWS, replace(NEWS, id=2)], expected=2)
 
-    start(queue, webhooks=("http://127.0.0.1:1/", receiver.url))
+    start(bad, webhook("http://127.0.0.1:1/"))
+    start(good, webhook(receiver.url))
 
-    assert queue.done.wait(PATIENCE_S)
-    assert len(receiver.calls) >= 1
-    assert str(queue.settled[0][1]).startswith("http://127.0.0.1:1: ")
+    assert good.done.wait(PATIENCE_S) and bad.done.wait(PATIENCE_S)
+    assert good.settled == [(1, None), (2, None)]
+    assert all(error is not None for _, error in bad.settled)
+
+
+def test_an_answer_without_an_end_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = httpx.Client(timeout=PATIENCE_S)
+        thread = threading.Thread(target=answer_without_end, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+        assert deliver(client, webhook(url), NEWS, external_url="http://h") is None
+
+        client.close()
+        thread.join(PATIENCE_S)
+
+
+def answer_without_end(server):
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nand so on")
+        connection.settimeout(PATIENCE_S)
+        while connection.recv(1 << 16):
+            pass
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr':DeprecationWarning")  # a module that Apprise's own plugins import
 def test_a_chat_service_gets_the_message_through_apprise(receiver, start):
     queue = Queue([NEWS])
 
-    start(queue, apprise_urls=(receiver.url.replace("http://", "json://"),))
+    start(queue, Address(receiver.url.replace("http://", "json://"), False, "chat"))
 
     assert queue.done.wait(PATIENCE_S)
     assert queue.settled == [(1, None)]
@@ -306,23 +327,32 @@ def test_a_chat_service_gets_the_message_through_apprise(receiver, start):
 def test_an_address_nobody_knows_is_settled_with_an_error_that_keeps_its_secrets(start):
     queue = Queue([NEWS])
 
-    start(queue, apprise_urls=("nowhere://token-secret/x",))
+    start(queue, Address("nowhere://token-secret/x", False, "nowhere://"))
 
     assert queue.done.wait(PATIENCE_S)
     error = str(queue.settled[0][1])
     assert "not an address that Apprise knows" in error and "secret" not in error
 
 
-def test_a_receiver_that_a_rule_names_is_told_alone_and_others_of_what_names_nobody(receiver, start):
-    oncall = rules.Receiver(name="oncall", webhook_url=f"{receiver.url}/oncall", default=False)
-    team = rules.Receiver(name="team", webhook_url=f"{receiver.url}/team")
-    named = replace(NEWS, id=2, alerts=(replace(ALERT, receivers=("oncall",)),))
-    queue = Queue([NEWS, named], expected=2)
+def test_a_receiver_that_a_rule_names_is_told_alone_and_others_of_what_names_nobody():
+    oncall = rules.Receiver(name="oncall", webhook_url="http://h/oncall", default=False)
+    team = rules.Receiver(name="team", webhook_url="http://h/team")
+    book = AddressBook(["http://h/all", "http://h/team"], [], [oncall, team])
+    named = replace(ALERT, receivers=("oncall",))
 
-    start(queue, webhooks=(f"{receiver.url}/all",), receivers=(oncall, team))
+    assert [one.url for one in book.told([ALERT])] == ["http://h/all", "http://h/team"]
+    assert [one.name for one in book.told([named])] == ["oncall"]
+    assert [one.url for one in book.told([named, ALERT])] == ["http://h/all", "http://h/team", "http://h/oncall"]
+    assert len(book.everyone) == 3
 
-    assert queue.done.wait(PATIENCE_S)
-    assert receiver.paths == ["/hook/all", "/hook/team", "/hook/oncall"]
+
+@pytest.mark.filterwarnings("ignore:'imghdr':DeprecationWarning")
+@pytest.mark.parametrize("address", [Address("nowhere://secret/x", False, "chat"), webhook("ftp://secret@h/", "chat")])
+def test_an_address_at_which_nobody_can_be_told_is_refused_without_its_secrets(address):
+    with pytest.raises(SettingsError, match="receiver chat is") as refused:
+        require_usable([address])
+
+    assert "secret" not in str(refused.value)
 
 
 def test_labels_and_annotations_of_rules_travel_and_what_the_server_says_stays():
@@ -350,19 +380,12 @@ def test_a_failing_store_does_not_end_the_thread(receiver, start, caplog):
     queue = Queue([NEWS])
     failures = iter([RuntimeError("database is locked")])
 
-    def claim() -> list[Notification]:
+    def claim() -> Notification | None:
         for failure in failures:
             raise failure
-        return list(queue.waiting)
+        return queue.claim()
 
-    notifier = Notifier(
-        claim=claim,
-        settle=queue.settle,
-        webhooks=(receiver.url,),
-        apprise_urls=(),
-        external_url="http://h",
-        poll_s=0.01,
-    )
+    notifier = Notifier(webhook(receiver.url), claim=claim, settle=queue.settle, external_url="http://h", poll_s=0.01)
     notifier.start()
 
     assert queue.done.wait(PATIENCE_S)
@@ -376,18 +399,11 @@ def test_waking_delivers_without_waiting_for_the_next_look(receiver):
     queue = Queue([])
     looked = threading.Event()
 
-    def claim() -> list[Notification]:
+    def claim() -> Notification | None:
         looked.set()
         return queue.claim()
 
-    notifier = Notifier(
-        claim=claim,
-        settle=queue.settle,
-        webhooks=(receiver.url,),
-        apprise_urls=(),
-        external_url="http://h",
-        poll_s=3600,
-    )
+    notifier = Notifier(webhook(receiver.url), claim=claim, settle=queue.settle, external_url="http://h", poll_s=3600)
     notifier.start()
     assert looked.wait(PATIENCE_S)
     queue.waiting.append(NEWS)

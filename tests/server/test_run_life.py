@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from internist.schema.wire import CoverageEntry, Heartbeat
-from internist_server.ingest import DENSE_STEPS
+from internist_server.directives import DENSE_STEPS
 from internist_server.store.attempts import find_attempt
 from internist_server.store.judgements import load_checkpoint, load_state, save_checkpoint, save_state
 from tests.server.sending import EPOCH_MS, STEP_MS, Sender, module_series, start_of

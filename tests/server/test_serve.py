@@ -2,18 +2,22 @@ import signal
 import socket
 import sqlite3
 import threading
+import time
 
 import pytest
 import urllib3
 
 from internist_server.app import create_app
+from internist_server.cli import bind, serve
 from internist_server.errors import SettingsError
 from internist_server.settings import Settings, is_loopback
 from tests.server.processes import server_process, start
-from tests.server.sending import Sender, module_series
+from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [module_series(0, "activation.rms_max", "blocks.0"), module_series(1, "update.own", "blocks.0")]
 END_S = 20
+SLOW_S = 3
+"""What a machine that does other things may take for the end of a process."""
 
 
 def values(step):
@@ -67,17 +71,17 @@ def test_the_server_migrates_says_where_it_is_and_ends_cleanly(tmp_path):
     assert sqlite3.connect(database).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_the_next_free_port_is_taken_and_named(tmp_path):
+def test_the_next_free_port_is_taken_and_named_unless_one_was_asked_for(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        with server_process(str(tmp_path / "a.db"), tmp_path, "--port", str(port)) as server:
-            server.process.terminate()
-            out, _ = server.process.communicate(timeout=END_S)
+        settings = Settings(port=taken.getsockname()[1])
+        with bind(settings) as listener:
+            port = listener.getsockname()[1]
 
-    assert out.startswith(f"port {port} is taken; using ")
-    assert server.address.endswith(out.splitlines()[0].split()[-1])
+        assert capsys.readouterr().out == f"port {settings.port} is taken; using {port}\n"
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {settings.port}: "):
+            bind(settings, is_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,7 @@ def test_the_next_free_port_is_taken_and_named(tmp_path):
             {"INTERNIST_WEBHOOK_URL": "http://169.254.169.254/x"},
             "the webhook http://169.254.169.254 is on this machine or its link: set INTERNIST_LOCAL_WEBHOOKS=true",
         ),
+        (["--database", "postgresql://h:port/x"], {}, "cannot be used"),
         (["--host", "203.0.113.7", "--token", "t"], {}, "cannot listen on 203.0.113.7"),
     ],
 )
@@ -109,6 +114,16 @@ def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path, arguments, en
     assert process.returncode == 1
     assert reason in out
     assert len(out.splitlines()) == 1
+
+
+def test_a_database_of_a_newer_version_is_refused_in_one_sentence(sqlite_url, capsys):
+    with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    assert serve(["--database", sqlite_url, "--port", "0"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a newer version of Internist migrated it to revision 9999" in line and "update Internist" in line
 
 
 def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
@@ -135,6 +150,42 @@ def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
         server.process.terminate()
         server.process.communicate(timeout=END_S)
         assert server.process.returncode == 0
+
+
+def test_a_server_ends_in_time_while_many_send_and_keeps_what_it_acknowledged(tmp_path):
+    with server_process(str(tmp_path / "a.db"), tmp_path) as server:
+        senders = [Sender(server, start_of(f"run{place}")) for place in range(8)]
+        kept, began = {}, threading.Event()
+        threads = [threading.Thread(target=send_until_it_ends, args=(one, kept, began)) for one in senders]
+        for thread in threads:
+            thread.start()
+        assert began.wait(END_S)
+        asked = time.monotonic()
+        server.process.terminate()
+        server.process.communicate(timeout=END_S)
+        took_s = time.monotonic() - asked
+        for thread in threads:
+            thread.join(END_S)
+        assert server.process.returncode == 0
+
+    assert took_s < 5 + SLOW_S
+    with server_process(str(tmp_path / "a.db"), tmp_path) as server:
+        for sender in senders:
+            sender.api = server
+            assert sender.post_start().json()["acknowledged"] >= kept.get(sender.run, -1)
+
+
+def send_until_it_ends(sender, kept, began):
+    records = sender.declare(SERIES)
+    for step in range(10_000):
+        try:
+            answer = sender.post([*records, *(sender.frame(step * 10 + place, values(step)) for place in range(10))])
+        except urllib3.exceptions.HTTPError:
+            return
+        if answer.status_code != 200:
+            return
+        kept[sender.run], records = answer.json()["acknowledged"], []
+        began.set()
 
 
 def read_event(stream):

@@ -7,15 +7,22 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from internist.commands.surroundings import Finding, patches, surroundings
-from internist.commands.trial import Trial, Watched, run_script
+from internist.errors import InternistError
 from internist.schema.coverage import FAMILIES
 from internist.schema.wire import CoverageEntry
 from internist.ship.connection import DEFAULT_SERVER
 from internist.ship.segments import DEFAULT_DIRECTORY
 
+if TYPE_CHECKING:
+    from internist.commands.surroundings import Finding
+    from internist.commands.trial import Trial, Watched
+
+GROUP = "internist.doctor"
+"""Entry points of what other packages look at: `store`, of the server's, a database."""
 _SHOWN = 3
 _EPILOG = """exit codes:
   0  nothing that was looked at costs a measurement
@@ -40,6 +47,11 @@ class Group:
 def command(argv: list[str]) -> int:
     """Say what Internist sees here, and what it would measure of a training script."""
     arguments = _parser().parse_args(argv)
+    if arguments.database is not None:
+        return _check_store(arguments.database, as_json=arguments.json)
+    from internist.commands.surroundings import patches, surroundings  # these load torch, which a server may not have
+    from internist.commands.trial import run_script
+
     environ = os.environ
     findings = list(
         surroundings(
@@ -62,6 +74,14 @@ def command(argv: list[str]) -> int:
     return 1 if problems else 0
 
 
+def _check_store(place: str, *, as_json: bool) -> int:
+    """Have the server's own look at a database."""
+    found = entry_points(group=GROUP, name="store")
+    if not found:
+        raise InternistError("a database is checked by the server: pip install 'internist[server]'")
+    return int(next(iter(found)).load()(place, as_json))
+
+
 def grouped(entries: Iterable[CoverageEntry]) -> list[Group]:
     """Coverage by family, kind of part, state and reason: families in the order of the catalogue, the rest in the order
     in which each first appears."""
@@ -72,7 +92,7 @@ def grouped(entries: Iterable[CoverageEntry]) -> list[Group]:
     return [Group(*key, tuple(subjects)) for key, subjects in groups.items()]
 
 
-def _problems(trial: Trial | None) -> Iterable[str]:
+def _problems(trial: "Trial | None") -> Iterable[str]:
     """What is wrong with a script, as far as measuring goes."""
     if trial is None:
         return
@@ -87,7 +107,7 @@ def _problems(trial: Trial | None) -> Iterable[str]:
             yield f"{watched.model}: nothing was measured"
 
 
-def _as_text(findings: Sequence[Finding], trial: Trial | None, problems: Sequence[str]) -> list[str]:
+def _as_text(findings: Sequence["Finding"], trial: "Trial | None", problems: Sequence[str]) -> list[str]:
     lines: list[str] = []
     width = max(len(finding.name) for finding in findings)
     for topic in dict.fromkeys(finding.topic for finding in findings):
@@ -102,7 +122,7 @@ def _as_text(findings: Sequence[Finding], trial: Trial | None, problems: Sequenc
     return [*lines, *(f"problem: {problem}" for problem in problems)] if problems else [*lines, "no problem was found"]
 
 
-def _coverage_lines(watched: Watched) -> list[str]:
+def _coverage_lines(watched: "Watched") -> list[str]:
     lines = [f"{watched.model}, after {watched.steps} optimizer steps"]
     groups = grouped(watched.coverage)
     width = max((len(group.family) + len(group.state) for group in groups), default=0) + 1
@@ -115,7 +135,7 @@ def _coverage_lines(watched: Watched) -> list[str]:
     return lines
 
 
-def _as_json(findings: Sequence[Finding], trial: Trial | None, problems: Sequence[str]) -> dict[str, object]:
+def _as_json(findings: Sequence["Finding"], trial: "Trial | None", problems: Sequence[str]) -> dict[str, object]:
     script = None
     if trial is not None:
         models = [
@@ -143,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_steps, default=3, help="optimizer steps that the script makes (default 3)")
     parser.add_argument(
         "--server", help="address of the server (default: INTERNIST_SERVER, else " + DEFAULT_SERVER + ")"
+    )
+    parser.add_argument(
+        "--database",
+        help="look at a server's database instead: whether what must be true of it is (a path, or postgresql://…)",
     )
     parser.add_argument("script", type=_script, nargs="?", help="a Python script that calls internist.watch")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")

@@ -162,7 +162,7 @@ def _clock(date: str | None) -> Finding:
     if abs(skew_s) <= CLOCK_SKEW_S:
         return Finding("server", "clock", "ok", f"{skew_s:+.0f} s from this machine's")
     return Finding(
-        "server", "clock", "note", f"{skew_s:+.0f} s from this machine's; times of the board are off by that"
+        "server", "clock", "note", f"{skew_s:+.0f} s from this machine's; the board tells times by the server's"
     )
 
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from internist.measures import host
+
 SAMPLED_ENTRIES = 1024
 """Of a larger tensor about so many entries are looked at, evenly strided."""
 EDGES = 5
@@ -89,8 +91,12 @@ def shares(entries: Tensor, *, is_gradient: bool = False) -> Tensor:
         rounded to zero. Saturation: as large as the format's largest number or larger, in the narrower one rounded
         past it; NaN and infinities are among them.
     """
-    below = _below(entries, entries.dtype, is_gradient)
-    return _of_counts(below.sum(-1, dtype=torch.float32).div_(entries.shape[-1]))
+    wide = entries if entries.dtype == torch.float64 else entries.float()
+    if len(wide) == 1 and host.can_count(wide):
+        counts = host.under(wide, _edges_on(entries.dtype, is_gradient, wide.device)).unsqueeze(1)
+    else:
+        counts = _below(wide, entries.dtype, is_gradient).sum(-1, dtype=torch.float32)
+    return _of_counts(counts.div_(entries.shape[-1]))
 
 
 def ragged_shares(samples: Sequence[Tensor], *, is_gradient: bool) -> Tensor:

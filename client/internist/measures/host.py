@@ -60,6 +60,28 @@ def scan(rows: Tensor, at_once: int) -> tuple[Tensor, list[float]]:
     return torch.from_numpy(squares).sqrt_(), ends
 
 
+def can_count(x: Tensor) -> bool:
+    """Whether `under` takes it: plain, where there is a NumPy."""
+    return numpy is not None and is_plain(x)
+
+
+def under(x: Tensor, limits: Tensor) -> Tensor:
+    """How many entries are smaller than each limit, by absolute value; faster by ten than by sums of booleans.
+
+    Args:
+        x: what `can_count` said yes to, of any shape.
+        limits: (n,) float32 on the CPU.
+
+    Returns:
+        (n,) float32. NaN is under none.
+    """
+    with numpy.errstate(all="ignore"):
+        sizes = numpy.abs(x.detach().numpy())
+        return torch.tensor(
+            [numpy.count_nonzero(sizes < limit) for limit in limits.numpy()], dtype=torch.float32, device="cpu"
+        )
+
+
 def can_sum(x: Tensor) -> bool:
     """Whether `square_sum` takes it: an ordinary floating tensor in a CPU's memory."""
     return x.is_floating_point() and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)

@@ -48,6 +48,7 @@ from internist.schema.wire import (
     RunStart,
 )
 from internist.ship.connection import Connection
+from internist.ship.moments import now_ms
 from internist.ship.sender import Sender
 from internist.ship.spool import Spool
 
@@ -121,7 +122,7 @@ class Monitor:
             project=options.project,
             name=name,
             every=options.every,
-            started_at_ms=time.time_ns() // 1_000_000,
+            started_at_ms=now_ms(),
             start_step=start_step,
             parent=who.parent,
             mesh=dict(who.mesh),
@@ -347,7 +348,7 @@ class Monitor:
 
     def _end_of_run(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
         if self._spool is not None:
-            self._spool.append(finish=Finish(self._progress()[0], time.time_ns() // 1_000_000, outcome))
+            self._spool.append(finish=Finish(self._progress()[0], now_ms(), outcome))
 
     def _end_of_delivery(self, outcome: Outcome, until: float) -> None:  # noqa: ARG002
         if self._sender is None or self._spool is None:
@@ -411,11 +412,7 @@ class Monitor:
             )
         step = self._observer.log_step if self._observer is not None else 0
         kind = _LEVELS.get(level, "warning")
-        spool.append(
-            note=Note(
-                str(title)[:MAX_NAME_LENGTH], str(text)[:MAX_TEXT_LENGTH], kind, step, time.time_ns() // 1_000_000
-            )
-        )
+        spool.append(note=Note(str(title)[:MAX_NAME_LENGTH], str(text)[:MAX_TEXT_LENGTH], kind, step, now_ms()))
         if self._sender is not None:
             self._sender.wake()
 

@@ -14,8 +14,7 @@ log = logging.getLogger("internist")
 START_S, START_STEPS = 3.0, 1_000
 """What the start may cost beyond its share: so many seconds, or the share of so many bare rounds, whichever is more."""
 START_ROUNDS = 100
-"""Rounds of a process that are its start: what is left of the allowance then lapses, but for one whole sample."""
-WHOLE = Due(light=True, heavy=True, matrices=-1)
+"""Rounds of a process that are its start: what is left of the allowance then lapses, but for their own share."""
 FIRST_SHARE = 2 / 3
 """Share of the allowance that the first sample takes at most, so that what is loaded and compiled for it, once, leaves
 something to the others."""
@@ -107,10 +106,10 @@ class Governor:
             self._samples += 1
             self._account.allowance = max(START_S, self.limit * START_STEPS * self.meter.plain)
         self._account.book(spent, wall_s)
-        if self._rounds == START_ROUNDS:
-            self._account.end_start(self.meter.of(WHOLE))
         self._spent = self._spent * LATELY + spent
         self._wall = self._wall * LATELY + wall_s
+        if self._rounds == START_ROUNDS:
+            self._account.end_start(self.limit * self._wall)
 
     def observe_device(self, sample: Due, host_s: float, device_s: float) -> None:
         """Take what the monitor's work in a round took on the device, which is known later than its host time."""

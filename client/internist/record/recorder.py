@@ -24,6 +24,7 @@ from internist.record.trail import Trail
 from internist.record.transfer import Transfer, Transfers
 from internist.schema.metrics import METRICS, combine_of
 from internist.schema.wire import Series
+from internist.ship.moments import now_ms
 
 log = logging.getLogger("internist")
 
@@ -186,7 +187,7 @@ class Recorder:
         self._queue.append(
             _Closed(
                 step,
-                time.time_ns() // 1_000_000,
+                now_ms(),
                 time.monotonic(),
                 layout,
                 counts,
@@ -213,7 +214,7 @@ class Recorder:
         if closed is not None:
             closed.late.append(late)
         elif len(self._queue) < QUEUE_LENGTH:
-            now, at_ms = time.monotonic(), time.time_ns() // 1_000_000
+            now, at_ms = time.monotonic(), now_ms()
             self._queue.append(_Closed(step, at_ms, now, [], [], None, [], 0, [], [], in_parts=False, late=[late]))
         else:
             self._dropped += 1
@@ -334,7 +335,7 @@ class Recorder:
     def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
         self._watch_loss(values)
         raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
-        self._plans.write(step, time.time_ns() // 1_000_000, [s for s, _ in values], (1,) * len(values), raw)
+        self._plans.write(step, now_ms(), [s for s, _ in values], (1,) * len(values), raw)
 
     def _write(self, closed: _Closed, logged: list[tuple[Series, float]]) -> None:
         raw = b"" if closed.transfer is None else closed.transfer.take()

@@ -31,6 +31,9 @@ class Attempt:
     start_step: int
     last_step: int | None
     finished_at_ms: int | None
+    clock_skew_ms: int | None = None
+    """How far the clock of its machine is ahead of the server's, of several the worst; None: not known. What it says is
+    told in the server's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +347,28 @@ class AlertsPage:
     alerts: tuple[Alert, ...]
     total: int
     open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message on its way to one receiver."""
+
+    notification: int
+    run: str
+    condition: str
+    """Or the rule, where a rule of the user's own is told of."""
+    status: Literal["firing", "resolved"]
+    receiver: str
+    """Its name in the file of rules, else its host or its service."""
+    state: Literal["waiting", "failing", "delivered", "given up"]
+    attempts: int
+    queued_at_ms: int
+    due_at_ms: int
+    """When it is tried next."""
+    delivered_at_ms: int | None
+    given_up_at_ms: int | None
+    error: str | None
+    """Why the last try failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ VERSION = 1
 
 SPOOL_CONTENT_TYPE = "application/x-internist-spool"
 MSGPACK_CONTENT_TYPE = "application/msgpack"
+SENT_AT_HEADER = "X-Internist-Sent-At-Ms"
+"""Header of starts, frames and heartbeats: the client's clock in ms since 1970, by which the server knows how far it is
+off."""
 
 MAX_REQUEST_BYTES = 32 << 20
 MAX_RECORD_BYTES = 16 << 20

@@ -18,6 +18,7 @@ from internist.errors import (
     ConnectionBroken,
     NotInternist,
     RequestRefused,
+    ServerBusy,
     ServerError,
     ServerUnreachable,
     TokenRefused,
@@ -27,6 +28,7 @@ from internist.schema.reference import Trajectory
 from internist.schema.scaling import Scaling
 from internist.schema.wire import (
     PIECE_BYTES,
+    SENT_AT_HEADER,
     SPOOL_CONTENT_TYPE,
     FramesReply,
     Heartbeat,
@@ -34,12 +36,17 @@ from internist.schema.wire import (
     RunStart,
     RunStarted,
 )
+from internist.ship.moments import now_ms
 from internist.ship.pieces import bare
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8237"
 CONNECT_S: Final = 2.0
-READ_S: Final = 10.0
+READ_S: Final = 30.0
+"""Longer than a server lets a request wait before it sends it away."""
 MAX_REPLY_BYTES: Final = 8 << 20
+
+LONGEST_WAIT_S: Final = 60.0
+"""However long a server asks to be left alone, it is asked again after this."""
 
 _CHUNK = 64 << 10
 _SHOWN = 80
@@ -62,6 +69,7 @@ class _Answer(NamedTuple):
     status: int
     content_type: str
     location: str
+    retry_after: str
     data: bytes
 
 
@@ -115,12 +123,12 @@ class Connection:
         """
         body = msgspec.json.encode(bare(start) if self._starts_bare else start)
         try:
-            started = self._post("/api/v1/runs", body, _JSON, RunStarted)
+            started = self._post("/api/v1/runs", body, _JSON, RunStarted, _sent())
         except ServerError as error:
             is_refused = isinstance(error, RequestRefused) and error.status == 422  # perhaps for what the outline says
             if self._starts_bare or not (is_refused or may_be_too_large(error, len(body))):
                 raise
-            started = self._post("/api/v1/runs", msgspec.json.encode(bare(start)), _JSON, RunStarted)
+            started = self._post("/api/v1/runs", msgspec.json.encode(bare(start)), _JSON, RunStarted, _sent())
             self._starts_bare = True
         if (started.run, started.attempt) != (start.run, start.attempt):
             raise NotInternist(f"{self.server} answered for run {started.run[:_SHOWN]!r}, not for {start.run!r}")
@@ -130,12 +138,12 @@ class Connection:
         """Hand over a slice of a rank's spool as it is."""
         speaker = {"X-Internist-Attempt": attempt, "X-Internist-Rank": str(rank)}
         path = f"/api/v1/runs/{quote(run, safe='')}/frames?{urlencode({'attempt': attempt, 'rank': rank})}"
-        return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker)
+        return self._post(path, body, SPOOL_CONTENT_TYPE, FramesReply, speaker | _sent())
 
     def heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Tell the server that this rank lives."""
         path = f"/api/v1/runs/{quote(run, safe='')}/heartbeat"
-        return self._post(path, msgspec.json.encode(heartbeat), _JSON, HeartbeatReply)
+        return self._post(path, msgspec.json.encode(heartbeat), _JSON, HeartbeatReply, _sent())
 
     def scaling(self, runs: Sequence[str] = (), *, family: str | None = None, project: str | None = None) -> Scaling:
         """The scaling check of these runs, by id or name, or of a family; without either, the families there are."""
@@ -238,7 +246,13 @@ class Connection:
             raise
         response.release_conn()
         found = response.headers
-        return _Answer(response.status, found.get("Content-Type", ""), found.get("Location", ""), bytes(data))
+        return _Answer(
+            response.status,
+            found.get("Content-Type", ""),
+            found.get("Location", ""),
+            found.get("Retry-After", ""),
+            bytes(data),
+        )
 
     def _broken(self, error: HTTPError) -> ConnectionBroken:
         return ConnectionBroken(f"no Internist server answers at {self.server} ({_cause(error)})")
@@ -255,6 +269,9 @@ class Connection:
         if status in (401, 403):
             whose = detail or f"not by an Internist server: {self._shown(answer)}"
             return TokenRefused(f"{self.server} refused the token ({status}{_colon(whose)})", status=status)
+        if status in (429, 503) and detail and answer.retry_after.isdecimal():
+            wait_s = min(float(answer.retry_after), LONGEST_WAIT_S)
+            return ServerBusy(f"{self.server} answered {status}{_colon(detail)}", status=status, wait_s=wait_s)
         if (status >= 500 and status != 501) or status in (408, 429):
             return ServerError(f"{self.server} answered {status}{_colon(detail)}", status=status)
         if 300 <= status < 400 and answer.location:
@@ -283,7 +300,14 @@ def may_be_too_large(error: ServerError, size: int) -> bool:
     """Whether a request may have failed for its size: what lies between here and the server says so in many ways."""
     if isinstance(error, BodyTooLarge):
         return True
+    if isinstance(error, ServerBusy):  # our own server, that knows why
+        return False
     return size > PIECE_BYTES and (isinstance(error, ConnectionBroken) or error.status in _OF_A_GATEWAY)
+
+
+def _sent() -> dict[str, str]:
+    """Tells the server what this client's clock says."""
+    return {SENT_AT_HEADER: str(now_ms())}
 
 
 def _parsed(server: str) -> Url:

@@ -2,11 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from internist.errors import NotInternist, ServerError, SpoolError, TokenRefused
+from internist.errors import NotInternist, ServerBusy, ServerError, SpoolError, TokenRefused
 from internist.schema.wire import RunStart
 from internist.ship import records
 from internist.ship.connection import Connection
@@ -15,11 +17,14 @@ from internist.ship.reader import SpoolReader
 from internist.ship.segments import rank_directories, read_start
 from internist.ship.spool import is_being_written
 
+_BUSY_S = 600.0
+"""How long a busy server is waited for."""
 _RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 _SMALLEST_SLICE = 64 << 10
 _ALL_RANKS_BYTES = 8 << 20
 
 _Rank = tuple[Path, RunStart]
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(slots=True)
@@ -108,7 +113,7 @@ def _sync_attempt(ranks: list[_Rank], connection: Connection, report: SyncReport
     """Ship all ranks of one attempt, and add to the report what became of it."""
     deliveries = _deliveries(ranks, connection)
     for delivery in deliveries.values():
-        delivery.begin()
+        _patiently(delivery.begin)
     report.records += _ship(deliveries.values(), resume=True)
     run = ranks[0][1].run
     report.runs += [run] if run not in report.runs else []
@@ -132,6 +137,23 @@ def _deliveries(ranks: list[_Rank], connection: Connection) -> dict[Path, Delive
     return {path: Delivery(SpoolReader(path), start, connection, slice_bytes=slice_bytes) for path, start in ranks}
 
 
+def _patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """What a server answers that may be busy: it says when to come again.
+
+    Raises:
+        ServerError: it was busy for too long, or cannot be used.
+    """
+    waited_s = 0.0
+    while True:
+        try:
+            return ask()
+        except ServerBusy as error:
+            if waited_s > _BUSY_S:
+                raise
+            time.sleep(error.wait_s)
+            waited_s += error.wait_s
+
+
 def _ship(deliveries: Iterable[Delivery], *, resume: bool) -> int:
     """Send all spools to their ends, always the one that is furthest behind; the number of records sent."""
     reached = dict.fromkeys(deliveries, -1)
@@ -142,13 +164,13 @@ def _ship(deliveries: Iterable[Delivery], *, resume: bool) -> int:
         try:
             if stale and resume:
                 for one in reached:
-                    one.begin()
+                    _patiently(one.begin)
             stale = False
             body, last = delivery.read()
             if not body:
                 del reached[delivery]
                 continue
-            if delivery.send(body, last) is not None:
+            if _patiently(partial(delivery.send, body, last)) is not None:
                 sent = [records.glance(record) for record in records.bodies(body)]
                 records_sent += len(sent)
                 reached[delivery] = max([reached[delivery], *(one.step for one in sent if one.step is not None)])

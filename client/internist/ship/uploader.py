@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from internist.errors import NotInternist, RequestRefused, ServerError, ServerUnreachable, TokenRefused
+from internist.errors import NotInternist, RequestRefused, ServerBusy, ServerError, ServerUnreachable, TokenRefused
 from internist.schema.wire import Directive, Heartbeat, RunStart
 from internist.ship.connection import Connection
 from internist.ship.delivery import Delivery
@@ -20,6 +20,8 @@ _LAST_RETRY_S = 30.0
 _MOST_DOUBLINGS = 6
 _GATHER_S = 0.2
 _MOST_COMPLAINTS = 30
+_BUSY_SAID = 10
+"""Times in a row that a busy server sends us away before that is said."""
 _KINDS = (TokenRefused, NotInternist, RequestRefused, ServerUnreachable, ServerError)
 _OUTAGES = {kind.__name__ for kind in _KINDS}
 
@@ -68,7 +70,7 @@ class Uploader(threading.Thread):
         self._abandoned = threading.Event()
         self._random = random.Random()  # never the global one: it belongs to the training
         self._begun = False
-        self._failures = 0
+        self._failures = self._given_way = 0
         self._retry_at = 0.0
         self._heartbeat_due = 0.0
         self._said: set[str] = set()
@@ -118,6 +120,8 @@ class Uploader(threading.Thread):
             return wait
         try:
             self._ship()
+        except ServerBusy as error:
+            self._give_way(error)
         except ServerError as error:
             self._fail(error, _LAST_RETRY_S if isinstance(error, TokenRefused) else _FIRST_RETRY_S)
         except Exception as error:  # whatever it is, it must neither end this thread nor reach the training
@@ -192,11 +196,23 @@ class Uploader(threading.Thread):
                 self._run, error, self._spool.directory, _advice(error),
             )  # fmt: skip
 
+    def _give_way(self, error: ServerBusy) -> None:
+        """Come again when the server asks to. It has lost nothing, so that it need not be told anew who speaks, and
+        nothing is said before it has been so for a while."""
+        self._retry_at = time.monotonic() + error.wait_s * self._random.uniform(1.0, 2.0)
+        self._given_way += 1
+        if self._given_way >= _BUSY_SAID:
+            self._failures = max(self._failures, 1)
+            self._say_once(
+                _outage(error), self._level, "run %s: %s. Training goes on; frames wait in %s%s",
+                self._run, error, self._spool.directory, _advice(error),
+            )  # fmt: skip
+
     def _recover(self) -> None:
         if self._failures and self._said & _OUTAGES:
             # A warning too, since it must be seen wherever the first one was.
             _LOG.log(self._level, "run %s: frames arrive at %s again", self._run, self._connection.server)
-        self._failures = 0
+        self._failures = self._given_way = 0
         self._said -= _OUTAGES
 
     def _say_once(self, key: str, level: int, message: str, *values: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import dash
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Silence
+from internist.schema.views import Alert, AlertsPage, Delivery, Silence
 from internist_dashboard import alert_items, components, words
 from internist_dashboard.alert_groups import Group, grouped
 from internist_dashboard.api import Api
@@ -33,7 +33,13 @@ class Asked:
     pattern: Filter | None = None
 
 
-def layout(page: AlertsPage, silences: Sequence[Silence], *, run: str | None = None) -> Node:
+def layout(
+    page: AlertsPage,
+    silences: Sequence[Silence],
+    undelivered: Sequence[Delivery] = (),
+    *,
+    run: str | None = None,
+) -> Node:
     """The page, with its alerts already in it."""
     crumbs: list[tuple[str, str | None]] = [("Alerts", None if run is None else "/alerts")]
     if run is not None:
@@ -46,7 +52,9 @@ def layout(page: AlertsPage, silences: Sequence[Silence], *, run: str | None = N
             dcc.Store(id="alerts-headline"),
             dcc.Store(id="alerts-seen", data=fingerprint(page)),
             html.Main(
-                html.Div(listing(page, Asked(run), silences), id="alerts-list"), className="page narrow-page", id="main"
+                html.Div(listing(page, Asked(run), silences, undelivered), id="alerts-list"),
+                className="page narrow-page",
+                id="main",
             ),
         ]
     )
@@ -71,8 +79,10 @@ def register(app: dash.Dash, api: Api) -> None:
             brief = await api.alerts(run=run, limit=1)
             if fingerprint(brief) == seen:
                 return no_update, no_update, no_update
-        found, silences = await asyncio.gather(api.alerts(run=run, limit=LIMIT), api.silences())
-        shown = await asyncio.to_thread(listing, found, Asked(run, compiled(text)), silences)
+        found, silences, undelivered = await asyncio.gather(
+            api.alerts(run=run, limit=LIMIT), api.silences(), api.undelivered()
+        )
+        shown = await asyncio.to_thread(listing, found, Asked(run, compiled(text)), silences, undelivered)
         return shown, fingerprint(found), headline(found)
 
 
@@ -88,7 +98,9 @@ def headline(page: AlertsPage) -> dict[str, Any]:
     return {"name": "alerts", "verdict": "violated" if page.open else None, "alerts": page.open, "life": "live"}
 
 
-def listing(page: AlertsPage, asked: Asked, silences: Sequence[Silence] = ()) -> Node:
+def listing(
+    page: AlertsPage, asked: Asked, silences: Sequence[Silence] = (), undelivered: Sequence[Delivery] = ()
+) -> Node:
     """Events that go on, then those that are over."""
     now_ms = int(time.time() * 1000)
     groups = grouped([alert for alert in page.alerts if asked.pattern is None or asked.pattern.search(_text(alert))])
@@ -98,6 +110,7 @@ def listing(page: AlertsPage, asked: Asked, silences: Sequence[Silence] = ()) ->
     parts: list[Node] = [html.H1(f"{words.plural(len(current), 'open alert').capitalize()}")]
     if silences:
         parts.append(html.Ul([alert_items.silence(one, now_ms) for one in silences], className="silences panel"))
+    parts += alert_items.undelivered(undelivered, now_ms)
     parts += _events(current, now_ms, asked)
     if over:
         parts += [html.H2("History", className="alerts-heading"), *_events(over, now_ms, asked)]

@@ -11,10 +11,10 @@ import httpx
 
 from internist.schema import views
 from internist.schema.rules import Severity
+from internist_server.alerts.address_book import Address
 from internist_server.alerts.addresses import receiver_name, run_url
 from internist_server.alerts.labels import NEVER, annotations, fault, fingerprint, labels, time
 from internist_server.alerts.poster import Poster, post
-from internist_server.alerts.rules import Receiver
 from internist_server.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
@@ -105,44 +105,36 @@ def text(notification: Notification, *, external_url: str) -> str:
 
 
 class Notifier(Poster):
-    """Delivers what `claim` returns, one after the other, and tells `settle` how it went. No receiver can end it."""
+    """Delivers to one receiver what `claim` returns, one after the other, and tells `settle` how it went. No receiver
+    can end it, and none keeps another from its messages."""
 
     def __init__(
         self,
+        address: Address,
         *,
-        claim: Callable[[], list[Notification]],
+        claim: Callable[[], Notification | None],
         settle: Callable[[int, str | None], None],
-        webhooks: Sequence[str],
-        apprise_urls: Sequence[str],
         external_url: str,
-        receivers: Sequence[Receiver] = (),
         poll_s: float = 1.0,
     ) -> None:
         """A thread that is not started yet.
 
         Args:
-            claim: notifications that are due now, oldest first.
-            settle: called with a notification's id and None when all receivers took it, else with what went wrong: it
-                is then due again after a while, for all receivers, under the same idempotency key.
-            webhooks: addresses that get an Alertmanager body by POST.
-            apprise_urls: chat services, in Apprise's notation.
+            address: whom it tells.
+            claim: the oldest notification that is due for the receiver; None: none is.
+            settle: called with a notification's id and None when the receiver took it, else with what went wrong: it is
+                then due again after a while, under the same idempotency key.
             external_url: this server's address as readers see it.
-            receivers: those with names, that rules may name.
             poll_s: seconds between two looks at what is due, unless woken.
         """
         super().__init__("internist-notifier", timeout_s=TIMEOUT_S)
-        self._claim, self._settle = claim, settle
-        self._everyone = (*((url, True) for url in webhooks), *((url, False) for url in apprise_urls))
-        self._everyone += tuple(_address(one) for one in receivers if one.default)
-        self._named = {one.name: _address(one) for one in receivers}
+        self._address, self._claim, self._settle = address, claim, settle
         self._external_url, self._poll_s = external_url, poll_s
 
     def go_round(self, client: httpx.Client) -> None:
         """Delivers what is due."""
         try:
-            for notification in self._claim():
-                if self._stopping.is_set():
-                    break
+            while not self._stopping.is_set() and (notification := self._claim()) is not None:
                 self._settle(notification.id, self._deliver(client, notification))
         except Exception:
             logger.exception("notifications could not be read or settled; trying again in %s s", self._poll_s)
@@ -151,28 +143,25 @@ class Notifier(Poster):
         """Until something is queued, or it is time to look."""
         self._due.wait(self._poll_s)
 
-    def _addresses(self, notification: Notification) -> list[tuple[str, bool]]:
-        """Who is told, each once: those that the members' rules name, and everyone where some member names nobody."""
-        names = {name for alert in notification.alerts for name in alert.receivers}
-        is_for_all = any(not alert.receivers for alert in notification.alerts) or not notification.alerts
-        named = [self._named[name] for name in sorted(names) if name in self._named]
-        return list(dict.fromkeys([*(self._everyone if is_for_all or not named else ()), *named]))
-
     def _deliver(self, client: httpx.Client, notification: Notification) -> str | None:
-        """What went wrong at each receiver, or None."""
-        failures = []
-        for url, is_webhook in self._addresses(notification):
-            try:
-                if is_webhook:
-                    send(client, url, notification, external_url=self._external_url)
-                else:
-                    tell(url, notification, external_url=self._external_url)
-            except Exception as error:
-                # Whatever a receiver's library raises, the others get theirs and this one is tried again.
-                failure = f"{receiver_name(url)}: {str(error) or type(error).__name__}"
-                logger.warning("notification %d of run %s failed: %s", notification.id, notification.run, failure)
-                failures.append(failure)
-        return "; ".join(failures) or None
+        """What went wrong, or None."""
+        failure = deliver(client, self._address, notification, external_url=self._external_url)
+        if failure is not None:
+            name, number, run = self._address.name, notification.id, notification.run
+            logger.warning("notification %d of run %s failed at %s: %s", number, run, name, failure)
+        return failure
+
+
+def deliver(client: httpx.Client, address: Address, notification: Notification, *, external_url: str) -> str | None:
+    """Tell one receiver; what went wrong, or None. Whatever its library raises, it is a delivery that failed."""
+    try:
+        if address.is_webhook:
+            send(client, address.url, notification, external_url=external_url)
+        else:
+            tell(address.url, notification, external_url=external_url)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def send(client: httpx.Client, url: str, notification: Notification, *, external_url: str) -> None:
@@ -235,8 +224,3 @@ def _severity(notification: Notification) -> Severity:
 
 def _advice(notification: Notification) -> str:
     return next((alert.advice for alert in notification.alerts if alert.advice), "")
-
-
-def _address(receiver: Receiver) -> tuple[str, bool]:
-    """Where a receiver is, and whether that is a webhook."""
-    return receiver.webhook_url or receiver.apprise_url or "", receiver.webhook_url is not None

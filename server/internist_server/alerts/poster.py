@@ -21,9 +21,11 @@ def post(client: httpx.Client, url: str, body: object, *, headers: Mapping[str, 
         httpx.HTTPError: it was not answered.
     """
     content = json.dumps(body, allow_nan=False).encode()
-    reply = client.post(url, content=content, headers={"Content-Type": "application/json", **(headers or {})})
-    if not reply.is_success:
-        raise DeliveryError(f"answered {reply.status_code}: {reply.text[:_SHOWN]}".rstrip(": "))
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    with client.stream("POST", url, content=content, headers=headers) as reply:
+        if not reply.is_success:
+            text = next(reply.iter_text(_SHOWN), "")  # an answer without an end is nothing to wait for
+            raise DeliveryError(f"answered {reply.status_code}: {text[:_SHOWN]}".rstrip(": "))
 
 
 class Poster(threading.Thread, ABC):

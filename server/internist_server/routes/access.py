@@ -18,7 +18,14 @@ READ_POSTS: Final = frozenset({"/api/v1/runs/{run_id}/check"})
 """Reads that are asked by post, for what they send."""
 ADMIN_READS: Final = frozenset({"/api/v1/tokens", "/api/v1/audit"})
 SHARED: Final = frozenset(
-    {"/api/v1/runs", "/api/v1/alerts", "/api/v1/scaling", "/api/v1/silences", "/api/v1/metrics/catalogue"}
+    {
+        "/api/v1/runs",
+        "/api/v1/alerts",
+        "/api/v1/deliveries",
+        "/api/v1/scaling",
+        "/api/v1/silences",
+        "/api/v1/metrics/catalogue",
+    }
 )
 """That tell a token of one project of that project alone; beside these it may ask for single runs and their alerts."""
 

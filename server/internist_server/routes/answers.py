@@ -1,6 +1,7 @@
 """How a view becomes a response: fast, and without the nulls that JSON libraries make of NaN."""
 
 import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -61,6 +62,15 @@ def _askable(dependant: Dependant) -> set[str]:
 
 
 def _answering(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(endpoint):
+
+        @functools.wraps(endpoint)
+        async def respond_at_once(**arguments: Any) -> Response:
+            said = await endpoint(**arguments)
+            return said if isinstance(said, Response) else answer(said)
+
+        return respond_at_once
+
     @functools.wraps(endpoint)
     def respond(**arguments: Any) -> Response:
         said = endpoint(**arguments)

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 
 from internist.schema.wire import (
     MSGPACK_CONTENT_TYPE,
+    SENT_AT_HEADER,
     SPOOL_CONTENT_TYPE,
     FramesReply,
     HeartbeatReply,
@@ -17,6 +18,16 @@ from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import BodyDep, ServicesDep
 
+SentAt = Annotated[
+    int | None,
+    Header(
+        alias=SENT_AT_HEADER,
+        ge=0,
+        le=admission.LAST_MS,
+        description="When this was sent by the client's own clock, in ms since 1970: moments that the client tells are "
+        "kept in the server's time.",
+    ),
+]
 router = APIRouter(prefix="/api/v1", route_class=ViewRoute, tags=["ingest"])
 
 
@@ -43,9 +54,10 @@ _STATUS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.post("/runs", openapi_extra=_takes("RunStart"), responses={**_STATUS, 200: examples.of("RunStarted")})
-def start_run(body: BodyDep, services: ServicesDep, caller: CallerDep) -> RunStarted:
+def start_run(body: BodyDep, services: ServicesDep, caller: CallerDep, sent_at_ms: SentAt = None) -> RunStarted:
     """Register a run, an attempt and a rank. Calling it again changes nothing and tells where to resume sending."""
-    return services.ingest.start(envelope.open_start(body.content, body.content_type), by=caller)
+    start = envelope.open_start(body.content, body.content_type)
+    return services.ingest.start(start, sent_at_ms=sent_at_ms, by=caller)
 
 
 @router.post(
@@ -60,6 +72,7 @@ def take_frames(
     caller: CallerDep,
     attempt: Annotated[str | None, Query(max_length=128, description="Attempt that a spool slice is of.")] = None,
     rank: Annotated[int | None, Query(ge=0, le=1 << 31, description="Rank that a spool slice is of.")] = None,
+    sent_at_ms: SentAt = None,
 ) -> FramesReply:
     """Take records of one rank: what the reply acknowledges is durable. A bad record is refused, its neighbours kept.
 
@@ -67,7 +80,7 @@ def take_frames(
     Sequence numbers that are stored already are skipped, so a slice may be sent again.
     """
     contents = envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
-    return services.ingest.take(run_id, contents, by=caller)
+    return services.ingest.take(run_id, contents, sent_at_ms=sent_at_ms, by=caller)
 
 
 @router.post(
@@ -75,7 +88,7 @@ def take_frames(
     openapi_extra=_takes("Heartbeat"),
     responses={**_STATUS, 200: examples.of("HeartbeatReply")},
 )
-def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep) -> HeartbeatReply:
+def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep, sent_at_ms: SentAt = None) -> HeartbeatReply:
     """Keep a rank's sign of life. Without one for 60 s the run is lost."""
     heartbeat = admission.tidy_heartbeat(envelope.open_heartbeat(body.content, body.content_type))
-    return services.ingest.heartbeat(run_id, heartbeat)
+    return services.ingest.heartbeat(run_id, heartbeat, sent_at_ms=sent_at_ms)

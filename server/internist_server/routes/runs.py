@@ -35,15 +35,16 @@ def list_runs(
 ) -> tuple[Run, ...]:
     """Runs, newest first."""
     found = runs.list_runs(
-        session, project=caller.only(project), name=name, limit=limit, offset=offset, now_ms=services.clock()
-    )
+        session, project=caller.only(project), name=name, limit=limit, offset=offset, now_ms=services.clock(),
+        since_ms=services.clock.listening_since_ms,
+    )  # fmt: skip
     return tuple(found)
 
 
 @router.get("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Run")})
 def read_run(run_id: str, services: ServicesDep, session: SessionDep) -> Run:
     """One run: its state, its verdict in a sentence, its attempts."""
-    return runs.read_run(session, run_id, now_ms=services.clock())
+    return runs.read_run(session, run_id, now_ms=services.clock(), since_ms=services.clock.listening_since_ms)
 
 
 @router.delete("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Usage")})

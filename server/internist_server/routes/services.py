@@ -1,20 +1,23 @@
 """What routes are given: a session, the parts of the server, and the body of a request within its limit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from internist_server.auditing import Audit
 from internist_server.boards import Boards
 from internist_server.changes import Changes
+from internist_server.clocks import ServerClock
 from internist_server.errors import TooLarge, UnsupportedContent
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
 from internist_server.inputs import whole_number
 from internist_server.keyring import Keyring
+from internist_server.readiness import Readiness
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings
@@ -37,7 +40,10 @@ class Services:
     keyring: Keyring
     throttle: Throttle
     audit: Audit
-    clock: Callable[[], int]
+    clock: ServerClock
+    readiness: Readiness
+    looking: CapacityLimiter
+    """Threads that look whether the server can work: they queue behind no request."""
 
 
 @dataclass(frozen=True, slots=True)

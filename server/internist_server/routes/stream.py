@@ -60,4 +60,4 @@ async def _events(services: Services, run_id: str, seen: int) -> AsyncIterator[S
 
 def _read(services: Services, run_id: str) -> Change:
     with services.database.read() as session:
-        return runs.read_change(session, run_id, now_ms=services.clock())
+        return runs.read_change(session, run_id, now_ms=services.clock(), since_ms=services.clock.listening_since_ms)

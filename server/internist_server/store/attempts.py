@@ -56,6 +56,8 @@ class Rank:
     heartbeat_at_ms: int | None = None
     heartbeat_step: int | None = None
     step_age_ms: int | None = None
+    clock_offset_ms: int | None = None
+    """How far the server's clock is ahead of its own; None: not known."""
     powers: tuple[int, ...] = ()
     """By how much its own costs ask to thin sampling; empty: it did not tell."""
     finished_at_ms: int | None = None
@@ -106,8 +108,13 @@ def touch_run(session: Session, run: str) -> None:
     session.execute(update(StandingRow).where(StandingRow.run_id == run).values(cursor=StandingRow.cursor + 1))
 
 
-def register(session: Session, start: RunStart, *, now_ms: int, by: Caller = EVERYONE) -> tuple[Attempt, Rank, bool]:
+def register(
+    session: Session, start: RunStart, *, now_ms: int, began_ms: int, by: Caller = EVERYONE
+) -> tuple[Attempt, Rank, bool]:
     """The attempt and rank that a start declares, made where they are new, with whether the attempt is new.
+
+    Args:
+        began_ms: when the attempt began, by the server's clock.
 
     Raises:
         Conflict: another rank of this attempt declared another world size.
@@ -144,7 +151,7 @@ def register(session: Session, start: RunStart, *, now_ms: int, by: Caller = EVE
             parent=start.parent,
             world_size=start.world_size,
             every=start.every,
-            started_at_ms=start.started_at_ms,
+            started_at_ms=began_ms,
             received_at_ms=now_ms,
             start_step=start.start_step,
             client=start.client,
@@ -221,7 +228,7 @@ def find_attempt(session: Session, run: str, name: str) -> Attempt:
 
 
 def newest_attempt(session: Session, run: str) -> Attempt:
-    """The attempt that started last: one that is shipped belatedly is not newer.
+    """The attempt that began last, by the server's clock: one that is shipped belatedly is not newer.
 
     Raises:
         RunNotFound: there is no such run.
@@ -304,6 +311,7 @@ def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
             frame_at_ms=rank.frame_at_ms,
             finished_at_ms=rank.finished_at_ms,
             heartbeat_step=rank.heartbeat_step,
+            clock_offset_ms=rank.clock_offset_ms,
             refused=rank.refused,
             refusal=rank.refusal,
         )
@@ -370,6 +378,7 @@ def _rank(row: RankRow) -> Rank:
         heartbeat_at_ms=row.heartbeat_at_ms,
         heartbeat_step=row.heartbeat_step,
         step_age_ms=row.step_age_ms,
+        clock_offset_ms=row.clock_offset_ms,
         powers=tuple(row.powers or ()),
         finished_at_ms=row.finished_at_ms,
         refused=row.refused,

@@ -31,7 +31,14 @@ def owner_of(session: Session, run: str) -> tuple[str, str | None] | None:
 
 
 def list_runs(
-    session: Session, *, project: str | None = None, name: str | None = None, limit: int, offset: int = 0, now_ms: int
+    session: Session,
+    *,
+    project: str | None = None,
+    name: str | None = None,
+    limit: int,
+    offset: int = 0,
+    now_ms: int,
+    since_ms: int = 0,
 ) -> list[Run]:
     """Runs, newest first, without their configurations and attempts; `name` is a part of
     the run's name, project or id."""
@@ -42,7 +49,7 @@ def list_runs(
         .scalar_subquery()
         .label("firing")
     )
-    query = select(*_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, firing)
+    query = select(*_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, StandingRow.next_check_ms, firing)
     query = query.join(StandingRow, StandingRow.run_id == RunRow.id)
     query = query.order_by(RunRow.created_at_ms.desc(), RunRow.id).limit(limit).offset(offset)
     if project is not None:
@@ -54,38 +61,45 @@ def list_runs(
             | RunRow.project.ilike(pattern, escape="~")
             | RunRow.id.like(pattern, escape="~")
         )
-    return [_listed(session, row, now_ms=now_ms) for row in session.execute(query).all()]
+    return [_listed(session, row, now_ms=now_ms, since_ms=since_ms) for row in session.execute(query).all()]
 
 
-def read_run(session: Session, run: str, *, now_ms: int) -> Run:
-    """One run, whole.
+def read_run(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -> Run:
+    """One run, whole; `since_ms`: since when the server listens.
 
     Raises:
         RunNotFound: there is no such run.
     """
-    query = select(*_RUN, RunRow.config, StandingRow.cursor).join(StandingRow, StandingRow.run_id == RunRow.id)
+    query = select(*_RUN, RunRow.config, StandingRow.cursor, StandingRow.next_check_ms).join(
+        StandingRow, StandingRow.run_id == RunRow.id
+    )
     row = session.execute(query.where(RunRow.id == run)).first()
     if row is None:
         raise RunNotFound(run)
     return _run(
         row, load_newest(session, run).standing(session), firing=alerts.count_firing(session, run),
         series=count_series(session, run), config=row.config, attempts=_attempts(session, run), now_ms=now_ms,
+        since_ms=since_ms,
     )  # fmt: skip
 
 
-def read_change(session: Session, run: str, *, now_ms: int) -> Change:
+def read_change(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -> Change:
     """What is new of a run, up to its present cursor.
 
     Raises:
         RunNotFound: there is no such run.
     """
-    cursor = read_cursor(session, run)
+    row = session.execute(
+        select(StandingRow.cursor, StandingRow.next_check_ms).where(StandingRow.run_id == run)
+    ).first()
+    if row is None:
+        raise RunNotFound(run)
     standing = load_newest(session, run).standing(session)
     return Change(
         run=run,
-        cursor=cursor,
+        cursor=row.cursor,
         step=standing.last_step,
-        state=standing.vitals(now_ms).state,
+        state=standing.vitals(now_ms, since_ms=_since_ms(row.next_check_ms, since_ms)).state,
         verdict=standing.verdict,
         open_alerts=alerts.count_firing(session, run),
         last_frame_at_ms=standing.last_frame_at_ms,
@@ -106,13 +120,15 @@ def read_cursor(session: Session, run: str) -> int:
     return found
 
 
-def _listed(session: Session, row: Row[Any], *, now_ms: int) -> Run:
+def _listed(session: Session, row: Row[Any], *, now_ms: int, since_ms: int) -> Run:
     """A run of a list; one of which nothing is known yet, as after an upgrade, is looked at anew."""
     if row.attempt_id is None:
         standing, series = load_newest(session, row.id).standing(session), count_series(session, row.id)
     else:
         standing, series = Standing(*row[len(_RUN) : len(_RUN) + len(_STANDING)]), row.series or 0
-    return _run(row, standing, firing=row.firing, series=series, config={}, attempts=(), now_ms=now_ms)
+    return _run(
+        row, standing, firing=row.firing, series=series, config={}, attempts=(), now_ms=now_ms, since_ms=since_ms
+    )
 
 
 def _run(
@@ -124,8 +140,9 @@ def _run(
     config: dict[str, Any],
     attempts: tuple[AttemptView, ...],
     now_ms: int,
+    since_ms: int,
 ) -> Run:
-    vitals = standing.vitals(now_ms)
+    vitals = standing.vitals(now_ms, since_ms=_since_ms(row.next_check_ms, since_ms))
     return Run(
         id=row.id,
         project=row.project,
@@ -157,10 +174,12 @@ def _run(
 
 
 def _attempts(session: Session, run: str) -> tuple[AttemptView, ...]:
-    seen = select(RankRow.attempt_id, func.count().label("ranks"), func.max(RankRow.last_step).label("step"))
+    seen = select(RankRow.attempt_id, func.count().label("ranks"), func.max(RankRow.last_step).label("step"),
+        func.min(RankRow.clock_offset_ms).label("least"), func.max(RankRow.clock_offset_ms).label("most"),
+    )  # fmt: skip
     counts = seen.group_by(RankRow.attempt_id).subquery()
     query = (
-        select(AttemptRow, counts.c.ranks, counts.c.step)
+        select(AttemptRow, counts.c.ranks, counts.c.step, counts.c.least, counts.c.most)
         .outerjoin(counts, counts.c.attempt_id == AttemptRow.id)
         .where(AttemptRow.run_id == run)
         .order_by(AttemptRow.number)
@@ -176,9 +195,15 @@ def _attempts(session: Session, run: str) -> tuple[AttemptView, ...]:
             start_step=row.start_step,
             last_step=step if step is not None and step >= 0 else None,
             finished_at_ms=row.finished_at_ms,
+            clock_skew_ms=None if least is None else -max(least, most, key=abs),
         )
-        for row, ranks, step in session.execute(query)
+        for row, ranks, step, least, most in session.execute(query)
     )
+
+
+def _since_ms(next_check_ms: int | None, since_ms: int) -> int:
+    """Since when the silence of a run counts: a run that waits for no time was lost before the server listened."""
+    return 0 if next_check_ms is None else since_ms
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,7 +13,14 @@ from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_at
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import JudgeState, Summary, load_state
 from internist_server.store.tables import StandingRow
-from internist_server.store.vitals import Vitals, last_contact_ms, step_reached, vitals_at, vitals_when_heard
+from internist_server.store.vitals import (
+    Vitals,
+    heard_at_ms,
+    last_contact_ms,
+    step_reached,
+    vitals_at,
+    vitals_when_heard,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,10 @@ class Standing:
     overhead: float | None
     coverage: float | None
 
-    def vitals(self, now_ms: int) -> Vitals:
-        """The state of the run now, and why."""
+    def vitals(self, now_ms: int, *, since_ms: int = 0) -> Vitals:
+        """The state of the run now, and why; `since_ms`: since when the server listens."""
         heard = Vitals(self.state, self.reason)
-        return vitals_at(heard, contact_ms=self.contact_ms, step=self.reached, now_ms=now_ms)
+        return vitals_at(heard, contact_ms=self.contact_ms, step=self.reached, now_ms=now_ms, since_ms=since_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +64,17 @@ class Newest:
         """Whether a client was ever live on it: one that is only shipped afterwards is not lost."""
         return any(rank.heartbeat_at_ms is not None for rank in self.ranks)
 
-    def vitals(self, now_ms: int) -> Vitals:
-        """Its state now, and why."""
+    def vitals(self, now_ms: int, *, since_ms: int = 0) -> Vitals:
+        """Its state now, and why; `since_ms`: since when the server listens."""
         contact_ms, step = last_contact_ms(self.attempt, self.ranks), step_reached(self.ranks)
-        return vitals_at(self._heard(), contact_ms=contact_ms, step=step, now_ms=now_ms)
+        return vitals_at(self._heard(), contact_ms=contact_ms, step=step, now_ms=now_ms, since_ms=since_ms)
 
-    def lost_at_ms(self, now_ms: int) -> int | None:
+    def lost_at_ms(self, now_ms: int, *, since_ms: int = 0) -> int | None:
         """When it will be lost if nothing is heard of it any more; None: never, or it is."""
         if not self.is_live or self._heard().state not in ("live", "stalled"):
             return None
-        at_ms = last_contact_ms(self.attempt, self.ranks) + int(LOST_AFTER_S * 1000) + 1
+        contact_ms = last_contact_ms(self.attempt, self.ranks)
+        at_ms = heard_at_ms(contact_ms, now_ms=now_ms, since_ms=since_ms) + int(LOST_AFTER_S * 1000) + 1
         return at_ms if at_ms > now_ms else None
 
     def standing(self, session: Session) -> Standing:
@@ -122,6 +130,11 @@ def due_runs(session: Session, *, now_ms: int, limit: int) -> list[str]:
     """Runs of which time alone has brought something, those that wait longest first."""
     query = select(StandingRow.run_id).where(StandingRow.next_check_ms <= now_ms)
     return list(session.scalars(query.order_by(StandingRow.next_check_ms).limit(limit)))
+
+
+def look_at_all(session: Session) -> None:
+    """Let every run that waits for time be looked at once: the clock by which they waited was set."""
+    session.execute(update(StandingRow).where(StandingRow.next_check_ms.is_not(None)).values(next_check_ms=0))
 
 
 def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:

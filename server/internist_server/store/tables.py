@@ -127,7 +127,7 @@ class AttemptRow(Base):
     world_size: Mapped[int]
     every: Mapped[int]
     started_at_ms: Mapped[int]
-    """By the client's clock."""
+    """By the server's clock, by which attempts are ordered: when they came, less what they had waited."""
     received_at_ms: Mapped[int]
     """By the server's clock."""
     start_step: Mapped[int]
@@ -162,6 +162,8 @@ class RankRow(Base):
     heartbeat_at_ms: Mapped[int | None]
     heartbeat_step: Mapped[int | None]
     step_age_ms: Mapped[int | None]
+    clock_offset_ms: Mapped[int | None]
+    """How far the server's clock is ahead of its own; None: it never told."""
     powers: Mapped[list[Any] | None]
     """By how much its own costs ask to thin sampling, as its last heartbeat told; None: it did not tell."""
     finished_at_ms: Mapped[int | None]
@@ -475,10 +477,10 @@ class TrajectoryRow(Base):
 
 
 class NotificationRow(Base):
-    """A message to the receivers, from the commit that queued it until it is delivered."""
+    """A message to receivers, from the commit that queued it."""
 
     __tablename__ = "notifications"
-    __table_args__ = (Index(None, "delivered_at_ms", "due_at_ms"), Index(None, "run_id", "condition"))
+    __table_args__ = (Index(None, "run_id", "condition"),)
 
     id: Mapped[int] = mapped_column(_KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
@@ -487,10 +489,29 @@ class NotificationRow(Base):
     alerts: Mapped[list[Any]]
     """Ids of its members."""
     queued_at_ms: Mapped[int]
+    addressed_at_ms: Mapped[int | None] = mapped_column(index=True)
+    """When it got its deliveries; None: nobody has looked yet whom it goes to."""
+
+
+class DeliveryRow(Base):
+    """A message on its way to one receiver, until it is delivered or given up."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index(None, "receiver", "due_at_ms"),)
+
+    notification_id: Mapped[int] = mapped_column(
+        _KEY, ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
+    )
+    receiver: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """A digest of its address, which may hold secrets."""
+    name: Mapped[str]
+    """What people call it."""
     due_at_ms: Mapped[int]
     attempts: Mapped[int] = mapped_column(default=0)
     delivered_at_ms: Mapped[int | None]
+    given_up_at_ms: Mapped[int | None]
     error: Mapped[str | None]
+    """Why the last try failed."""
 
 
 class TokenRow(Base):

@@ -1,9 +1,13 @@
-"""Whether a run is alive: pure functions of signs of life and the server's clock."""
+"""Whether a run is alive: pure functions of signs of life and the server's clock.
+
+A run is stalled while its ranks say that they live and their step does not move; when they say nothing it is lost.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import Final
 
 from internist.schema.rules import (
     LONGEST_PAUSE_S,
@@ -24,41 +28,39 @@ class Vitals:
     reason: str
 
 
+LONGEST_STEP_MS: Final = 86_400_000
+"""No step takes longer than a day: between two frames that say so a clock was set."""
+
+
 def step_time_ms(times: Sequence[tuple[int, int]]) -> float | None:
     """Median time of one step from (step, measured at) of frames; None with fewer than two steps."""
     earliest: dict[int, int] = {}
     for step, at_ms in times:
         earliest[step] = min(at_ms, earliest.get(step, at_ms))
     steps = sorted(earliest)
-    rates = [
-        (earliest[later] - earliest[sooner]) / (later - sooner)
-        for sooner, later in pairwise(steps)
-        if earliest[later] > earliest[sooner]
-    ]
-    return median(rates) if rates else None
+    rates = [(earliest[later] - earliest[sooner]) / (later - sooner) for sooner, later in pairwise(steps)]
+    likely = [rate for rate in rates if 0 < rate <= LONGEST_STEP_MS]
+    return median(likely) if likely else None
 
 
-def vitals_of(
-    attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, pause_ms: float, now_ms: int
-) -> Vitals:
-    """The state of a run by its newest attempt.
-
-    A run is stalled while its ranks say that they live and their step does not move; when they say nothing it is lost.
+def vitals_at(heard: Vitals, *, contact_ms: int, step: int, now_ms: int, since_ms: int = 0) -> Vitals:
+    """The state of a run by what its last signs of life said, which time turns into `lost`.
 
     Args:
-        step_ms: what a step usually takes; None: not known.
-        pause_ms: the longest pause so far after which the run went on.
+        since_ms: since when the server listens: before that nobody could have been heard.
     """
-    heard = vitals_when_heard(attempt, ranks, step_ms=step_ms, pause_ms=pause_ms)
-    return vitals_at(heard, contact_ms=last_contact_ms(attempt, ranks), step=step_reached(ranks), now_ms=now_ms)
-
-
-def vitals_at(heard: Vitals, *, contact_ms: int, step: int, now_ms: int) -> Vitals:
-    """The state of a run by what its last signs of life said, which time turns into `lost`."""
-    silence_s = (now_ms - contact_ms) / 1000
+    silence_s = (now_ms - heard_at_ms(contact_ms, now_ms=now_ms, since_ms=since_ms)) / 1000
     if heard.state not in ("live", "stalled") or silence_s <= LOST_AFTER_S:
         return heard
     return Vitals("lost", f"nothing has been heard of it for {_duration(silence_s)}; its last step was {step}")
+
+
+def heard_at_ms(contact_ms: int, *, now_ms: int, since_ms: int) -> int:
+    """From when on silence counts: since the last contact, or since the server listens. A contact that lies ahead was
+    before the server's clock was set back."""
+    if contact_ms > now_ms + int(LOST_AFTER_S * 1000):
+        contact_ms = since_ms
+    return max(since_ms, min(contact_ms, now_ms))
 
 
 def last_contact_ms(attempt: Attempt, ranks: Sequence[Rank]) -> int:

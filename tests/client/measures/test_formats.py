@@ -47,6 +47,8 @@ def test_shares_are_what_casts_to_the_real_formats_do(dtype, is_gradient):
 
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.stack((small, lost, ended, beyond)).float())
+    rows = [formats.shares(row.unsqueeze(0), is_gradient=is_gradient) for row in x]
+    torch.testing.assert_close(torch.cat(rows, dim=1), found)
 
 
 @pytest.mark.parametrize("dtype", IN_USE)

@@ -36,6 +36,7 @@ class SmallServer:
         self.misbehave = misbehave
         self.refuse: Callable[[Record], str | None] = lambda _: None
         self.directives: tuple[Directive, ...] = ()
+        self.retry_after: str | None = None
         self.requests: list[Request] = []
         self.stored: dict[tuple[str, str, int], dict[int, Record]] = {}
         self.acknowledged: dict[tuple[str, str, int], int] = {}
@@ -132,6 +133,8 @@ class SmallServer:
                     self.send_response(status)
                     if 300 <= status < 400:
                         self.send_header("Location", data.decode())
+                    if status == 503 and server.retry_after is not None:
+                        self.send_header("Retry-After", server.retry_after)
                     self.send_header("Content-Type", kind)
                     self.send_header("Content-Length", str(len(data)))
                     self.end_headers()

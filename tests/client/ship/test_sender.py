@@ -3,6 +3,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,26 @@ def test_a_server_that_refuses_every_slice_is_not_stormed_and_gets_all_once_it_i
     broken = False
 
     assert server.wait_for(lambda: server.steps() == list(range(100)))
+
+
+def test_a_busy_server_is_asked_again_when_it_wants_and_nothing_is_said_or_cut(server, train, caplog):
+    times = []
+
+    def busy(request):
+        if request.path.endswith("/frames"):
+            times.append(time.monotonic())
+            if len(times) < 3:
+                return json_answer({"error": "busy", "detail": "come again"}, 503)
+        return None
+
+    server.retry_after, server.misbehave = "1", busy
+    training = train(server.address)
+    training.measure(10, size=10_000)  # so much that a smaller slice would be tried, if its size were to blame
+
+    assert server.wait_for(lambda: server.steps() == list(range(10)))
+    assert all(later - sooner >= 1.0 for sooner, later in pairwise(times[:3]))
+    assert len([one for one in server.requests if one.path.endswith("/runs")]) == 1
+    assert caplog.records == []
 
 
 def test_directives_reach_the_training(server, train):

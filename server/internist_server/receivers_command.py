@@ -1,0 +1,74 @@
+"""`internist receivers`: who is told of alerts, and whether they can be."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from internist_server.alerts.address_book import Address, AddressBook, require_usable
+from internist_server.alerts.notify import TIMEOUT_S, Notification, deliver
+from internist_server.alerts.rule_files import read_rules
+from internist_server.cli import read_settings
+from internist_server.errors import RulesError, SettingsError
+from internist_server.receivers import book_of
+from internist_server.settings import Settings
+
+_AT_ONCE: Final = 16
+
+
+def command(argv: Sequence[str]) -> int:
+    """List who is told of alerts, and send each a test."""
+    options = _parser().parse_args(argv)
+    try:
+        settings, book = _read(options)
+        require_usable(book.everyone)
+    except (SettingsError, RulesError) as error:
+        sys.stderr.write(f"internist receivers: {error}\n")
+        return 1
+    if not book.everyone:
+        sys.stderr.write(
+            "internist receivers: there are none; set INTERNIST_WEBHOOK_URL, INTERNIST_APPRISE_URLS, or a [[receiver]] "
+            "in the file of rules\n"
+        )
+        return 1
+    if options.action == "list":
+        sys.stdout.writelines(f"{_kind(one):<8}  {one.name}\n" for one in book.everyone)
+        return 0
+    failures = test(book.everyone, external_url=settings.address)
+    for one, failure in zip(book.everyone, failures, strict=True):
+        sys.stdout.write(f"{_kind(one):<8}  {one.name}: {failure or 'took it'}\n")
+    return 1 if any(failures) else 0
+
+
+def test(addresses: Sequence[Address], *, external_url: str) -> list[str | None]:
+    """Send every receiver a message that says it is a test; for each what went wrong, or None."""
+    message = Notification(
+        id=0, run="test", run_name="a test of this receiver", project="test", condition="user", status="resolved",
+        alerts=(), attempts=0,
+    )  # fmt: skip
+    with ThreadPoolExecutor(_AT_ONCE) as pool, httpx.Client(timeout=TIMEOUT_S) as client:
+        return list(pool.map(lambda one: deliver(client, one, message, external_url=external_url), addresses))
+
+
+def _read(options: argparse.Namespace) -> tuple[Settings, AddressBook]:
+    settings = read_settings(options)
+    rules = None if settings.rules is None else read_rules(settings.rules)
+    return settings, book_of(settings, () if rules is None else rules.receiver)
+
+
+def _kind(address: Address) -> str:
+    return "webhook" if address.is_webhook else "apprise"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internist receivers", description="Who is told of alerts, by the settings of this environment."
+    )
+    parser.add_argument("action", choices=("list", "test"), help="`test` sends each receiver a message that is a test")
+    parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")
+    parser.set_defaults(host=None, port=None, database=None, token=None)
+    return parser
