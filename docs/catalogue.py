@@ -162,7 +162,9 @@ def criteria_section() -> str:
         "that much smaller, unless most modules have fallen together. The band is wider where its window scatters or "
         "grows, and stays as it is while a check fires: what is wrong does not become what it is measured by, until "
         "someone acknowledges a new normal. It is wider by the square of how much younger a run is than "
-        "512 steps, and above by the root of how far the learning rate has fallen since its window. "
+        "512 steps, above by the root of how far the learning rate has fallen since its window, below by all of it. "
+        "What a step does to an expert that none of its tokens came to is not judged, and how far it moves what a "
+        "choice of experts has made is judged below alone. "
         f"*Last values*: judged at every step it is known by its last {conditions.RECENT_POINTS} values that were in "
         f"their band, from {conditions.RECENT_MINIMUM_POINTS} on: more than {conditions.RECENT_RISE:g} standard "
         f"deviations over their mean or {conditions.RECENT_FALL:g} under it and under half of it; what scatters in "
@@ -217,16 +219,17 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     """The cells of one criterion."""
     of = {
         "all": "all", "blocks": "block outputs", "normalized_input": "modules with normalised input",
-        "stages": "block outputs, modules outside blocks",
+        "stages": "block outputs, modules outside blocks", "matrices": "hidden matrices",
     }  # fmt: skip
     bases = {None: "yes" if criterion.baseline else "", "sum": "its last values", "product": "its last values"}
-    applies = {"always": "always", "mup": "spectral or μP runs", "muon": "orthogonalised updates"}
     target = criterion.target
     bands = ""
     if target:
         critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
         times = ", times 1/√rank" if target.times == "inverse_root_rank" else ""
-        bands = f"{target.warn_above:g}, {critical}{times} ({applies[target.applies_when]}; {target.source})"
+        bands = f"{target.warn_above:g}, {critical}{times} ({conditions.APPLIES[target.applies_when]}; {target.source})"
+    if criterion.growth:
+        bands += f"; else {criterion.growth:g} times its first value, or of 1 where that was less, never"
     if criterion.sanity_relative_to:
         bands += f"sanity, against `{criterion.sanity_relative_to}`"
     return (
@@ -246,6 +249,8 @@ def sides(criterion: Criterion) -> str:
     if criterion.vanishing is not None:
         what = "one less it, " if criterion.complement else ""
         return f"{what}below {criterion.vanishing:g} of its baseline"
+    if criterion.target is not None and criterion.target.is_floor:
+        return "below"
     return "both" if criterion.two_sided else "above"
 
 

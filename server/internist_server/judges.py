@@ -175,12 +175,7 @@ def keep_checkpoint(session: Session, attempt_id: int, live: Restored) -> None:
 
 def refresh(session: Session, attempt: Attempt, live: Restored, step: int) -> bool:
     """Let the judge take its baselines anew before it judges a step, if that is due; whether it was."""
-    window = live.judge.window_due(step)
-    if window is None:
-        return False
-    matrix = read_window(session, attempt, live.judge, live.columns, window)
-    live.judge.refresh(step, matrix.values, matrix.steps)
-    return True
+    return _renew(session, attempt, live.judge, live.columns, step)
 
 
 def read_window(session: Session, attempt: Attempt, judge: Judge, columns: Columns, window: tuple[int, int]) -> Matrix:
@@ -202,12 +197,19 @@ def replayed(
     """What a judge says of every stored step of an attempt up to `last`, one after the other."""
     segment = Segment(attempt.id, 0, LAST_STEP)
     for matrix in read_history(session, [segment], columns, first=0, last=last):
-        for row, step in enumerate(matrix.steps.tolist()):
-            window = judge.window_due(step)
-            if window is not None:
-                points = read_window(session, attempt, judge, columns, window)
-                judge.refresh(step, points.values, points.steps)
-            yield judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+        for row in matrix.rows():
+            _renew(session, attempt, judge, columns, row.step)
+            yield judge.judge(row.step, row.values, row.present, skipped=row.skipped)
+
+
+def _renew(session: Session, attempt: Attempt, judge: Judge, columns: Columns, step: int) -> bool:
+    """Let a judge take its baselines anew before it judges a step, if that is due; whether it was."""
+    window = judge.window_due(step)
+    if window is None:
+        return False
+    points = read_window(session, attempt, judge, columns, window)
+    judge.refresh(step, points.values, points.steps)
+    return True
 
 
 def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: int) -> None:
@@ -215,9 +217,9 @@ def _judge_again(session: Session, attempt: Attempt, live: Restored, *, after: i
     last = live.stored.judged_step
     while steps := pending_steps(session, attempt.id, after=after, up_to=last, limit=_STEPS_AT_ONCE, is_timely=True):
         matrix = read_matrix(session, attempt.id, steps, live.columns, is_timely=True, is_new=True)
-        for row, step in enumerate(steps):
-            refresh(session, attempt, live, step)
-            live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
+        for row in matrix.rows():
+            refresh(session, attempt, live, row.step)
+            live.judge.judge(row.step, row.values, row.present, skipped=row.skipped)
         live.since += len(steps)
         after = steps[-1]
 

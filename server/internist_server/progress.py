@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from internist_server.store.judgements import (
 )
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
-from internist_server.store.vitals import longest_pause_ms, step_time_ms
+from internist_server.store.vitals import heard_at_ms, longest_pause_ms, step_time_ms
 from internist_server.telling import tell
 
 log = logging.getLogger(__name__)
@@ -247,10 +248,11 @@ def complete_bound(
     bound = max((reached(rank) for rank in ranks), default=NEVER)
     if attempt.finished_at_ms is not None or waiting_since_ms is None:
         return bound
-    if len(ranks) < attempt.world_size and now_ms - max(attempt.received_at_ms, since_ms) <= SILENT_AFTER_MS:
+    heard = partial(heard_at_ms, now_ms=now_ms, since_ms=since_ms)
+    if len(ranks) < attempt.world_size and now_ms - heard(attempt.received_at_ms) <= SILENT_AFTER_MS:
         return NEVER
     for rank in ranks:
-        is_silent = now_ms - max(rank.received_at_ms, waiting_since_ms, since_ms) > SILENT_AFTER_MS
+        is_silent = now_ms - heard(max(rank.received_at_ms, waiting_since_ms)) > SILENT_AFTER_MS
         if rank.finished_at_ms is None and not is_silent:
             bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
     return bound
@@ -270,7 +272,8 @@ def waits_until_ms(
     since = [max(rank.received_at_ms, waiting) for rank in ranks if rank.finished_at_ms is None]
     if len(ranks) < attempt.world_size:
         since.append(attempt.received_at_ms)
-    until = (max(moment, since_ms) + SILENT_AFTER_MS + 1 for moment in since)
+    heard = (heard_at_ms(moment, now_ms=now_ms, since_ms=since_ms) for moment in since)
+    until = (moment + SILENT_AFTER_MS + 1 for moment in heard)
     return min((moment for moment in until if moment > now_ms), default=None)
 
 

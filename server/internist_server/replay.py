@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -14,10 +13,8 @@ from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import Transition
 from internist_server.store import alerts
 from internist_server.store.attempts import LAST_STEP, Segment, list_attempts
-from internist_server.store.frames import MAX_CELLS, read_matrix, steps_between
+from internist_server.store.frames import read_history
 from internist_server.store.series import NO_SERIES, columns_for, list_plans, list_series
-
-STEPS_AT_ONCE: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +41,10 @@ def replay(session: Session, run: str, rules: Sequence[Rule]) -> Iterator[Replay
         series = [every[column] for column in Thresholds(rules, every).columns]
         columns = columns_for(session, np.array([one.id for one in series], np.int64), series)
         thresholds = Thresholds(rules, series)
-        rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(series))))
-        measured = steps_between(session, Segment(attempt.id, 0, LAST_STEP), first=0, last=LAST_STEP)
-        steps = np.unique(measured[:, 0])
-        for begin in range(0, len(steps), rows):
-            matrix = read_matrix(session, attempt.id, steps[begin : begin + rows], columns)
-            for row, step in enumerate(matrix.steps.tolist()):
-                found = thresholds.judge(
-                    step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row])
-                )
+        segment = Segment(attempt.id, 0, LAST_STEP)
+        for matrix in read_history(session, [segment], columns, first=0, last=LAST_STEP, is_whole=True):
+            for row in matrix.rows():
+                found = thresholds.judge(row.step, row.values, row.present, skipped=row.skipped)
                 yield from (Replayed(attempt.name, one) for one in found if one.opened_step is not None)
 
 

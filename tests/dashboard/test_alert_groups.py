@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from internist.schema.views import AlertsPage
+from internist.schema.views import AlertsPage, Delivery
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.pages import alerts
 from tests.dashboard.test_figures import alert
@@ -63,3 +63,13 @@ def test_a_thousand_alerts_are_drawn_in_a_moment():
     alerts.listing(AlertsPage((*many,), 1_000, 1_000), alerts.Asked())
 
     assert time.perf_counter() - began < MOST_S
+
+
+def test_a_receiver_that_does_not_listen_is_named_with_what_it_answered():
+    failing = Delivery(1, "r", "update", "firing", "http://pager", "failing", 3, 0, 9, None, None, "answered 503")
+    lost = replace(failing, notification=2, state="given up", given_up_at_ms=5)
+
+    shown = AlertsPage((opened(1, step=300, block="a"),), 1, 1)
+    page = text(alerts.listing(shown, alerts.Asked(), (), [failing, lost]))
+
+    assert "http://pager 2 messages not delivered, 1 given up" in page and "answered 503" in page

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from internist.schema.views import Attempt, Card, Run, Verdict, Verdicts
-from internist_dashboard import cards, sentence
+from internist_dashboard import cards, components, sentence
 
 RUN = Run(
     id="r", project="p", name="n", state="live", state_reason="", created_at_ms=0, last_step=420, last_frame_at_ms=0,
@@ -78,3 +78,11 @@ def test_a_card_that_is_not_measured_says_why():
 
     assert "sends no activation.spread or activation.lipschitz" in text(cards.card(nothing))
     assert "2 members: warming up" in text(cards.card(replace(CARD, state="not measured", ok=0, worst=warming)))
+
+
+def test_a_clock_that_is_off_is_told_on_the_badge_and_a_minute_is_not():
+    attempt = Attempt("a", 1, None, 1, 1, 0, 0, 10, None)
+    off = [replace(RUN, attempts=(replace(attempt, clock_skew_ms=ms),)) for ms in (-7_200_000, 900)]
+    badges = [components.run_badge(run) for run in off]
+
+    assert ["its clock is 2 h slow" in badge.title for badge in badges] == [True, False]

@@ -46,10 +46,19 @@ def test_a_first_step_that_is_well_says_nothing():
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        (9, 1.1 * facts.WEIGHT, "blocks.1.fc.weight: R(W) at the start is 11, over 10"),
-        (12, 9.0, "head: RMS of the logits at the start is 9, over 3"),
-        (3, 30.0, "blocks.3: growth of the residual stream over 4 blocks at the start is 30, over 4"),
-        (5, 2.4, "blocks.1: share of itself by which the first step moved its output is 2, over 1"),
+        (9, 1.1 * facts.WEIGHT, "blocks.1.fc.weight: R(W) at the start is 11, over 10 of a standard parametrisation"),
+        (12, 9.0, "head: RMS of the logits at the start is 9, over 3 of any parametrisation"),
+        (
+            3,
+            30.0,
+            "blocks.3: growth of the residual stream over 4 blocks at the start is 30, over 4"
+            " of a standard parametrisation",
+        ),
+        (
+            5,
+            2.4,
+            "blocks.1: share of itself by which the first step moved its output is 2, over 1 of any parametrisation",
+        ),
     ],
 )
 def test_what_is_out_of_proportion_from_the_start_warns_at_the_first_step(column, value, said):
@@ -65,8 +74,17 @@ def test_equal_spectral_norms_have_the_tighter_bound_and_declared_ones_a_target_
     values = changed(slice(8, 12), 1.2 * facts.WEIGHT_SPECTRAL)
 
     assert judged(values, mup=True)[1] == []
-    assert [t.value for t in judged(values)[1]] == pytest.approx([6.0])  # all alike: initialised to one norm
+    (found,) = judged(values)[1]  # all alike: initialised to one norm
+    assert found.value == pytest.approx(6.0)
+    assert "over 5 of a spectral parametrisation, by which norms are as alike as these" in found.message
     assert judged(changed(9, 1.2 * facts.WEIGHT_SPECTRAL))[1] == []
+
+
+def test_the_growth_of_a_stream_is_held_to_what_was_declared():
+    (found,) = judged(changed(3, 3.5), mup=True)[1]
+
+    assert "is 3.5, over 3 of the declared parametrisation" in found.message
+    assert judged(changed(3, 3.5))[1] == []
 
 
 def test_the_warning_ends_when_the_quantity_has_come_inside_and_not_before():

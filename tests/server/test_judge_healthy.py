@@ -132,3 +132,18 @@ def test_noise_of_the_size_of_rounding_is_no_baseline():
     assert {v.reason for v in told.judge.verdicts("r", "a").members if v.condition != "numeric"} == {
         "its baseline is zero"
     }
+
+
+@pytest.mark.parametrize(("then", "is_told"), [(0.004, False), (0.0, True)])
+def test_where_the_rate_falls_a_step_may_fall_further_for_a_while_but_not_to_nothing(then, is_told):
+    """A layer that swung about its minimum has smaller gradients then, and Adam remembers the larger ones."""
+    rate = lambda steps: np.where(steps < 1000, 1e-3, 1e-4)  # noqa: E731
+    own = lambda steps: np.where(steps < 1000, 1.0, then)  # noqa: E731
+    laws = [
+        (series(0, "learning_rate", "group 0", group=0, parameters=900), rate),
+        (series(1, "update.own", "blocks.0.ln1", block="blocks.0", group=0), own),
+    ]
+
+    fired = tell(laws, last=1400, noise=NOISE).fired("update")
+
+    assert bool(fired) == is_told

@@ -19,7 +19,7 @@ from internist.record.series_book import SeriesBook
 from internist.schema.metrics import METRICS, PIECEWISE, Bound
 from internist.schema.wire import Facts, Series
 
-PRODUCTS = tuple(metric for metric, known in METRICS.items() if known.made_of)
+PRODUCTS = tuple(m for m, known in METRICS.items() if known.made_of and known.family in ("branch", "attention"))
 """What is worked out here."""
 PLAIN_SUM = 0.5, 2.0
 """A block that adds between these times what its branches' outputs are together, adds them as they are: outputs that
@@ -75,7 +75,9 @@ class BranchProducts:
         self._read: _Read | None = None
         self._key: tuple[tuple[int, str], ...] = ()
 
-    def derive(self) -> "Callable[[Sequence[Series], Sequence[float]], list[Point]] | None":
+    def derive(
+        self,
+    ) -> "Callable[[Sequence[Series], Sequence[float], Sequence[int]], list[tuple[Series, float, int]]] | None":
         """What works out the products of the step under way from its values, on any thread and without the model; None
         where none is wanted or there is no branch."""
         if not self._sampling.wants(*PRODUCTS):
@@ -90,7 +92,9 @@ class BranchProducts:
         names = {chain.branch.module for chain in read.chains}
         factors = {name: multiplier(read.modules[name].module) for name in names if name in read.modules}
         scales = dict(self._scales)
-        return lambda series, values: list(self._products(read, factors, scales, _Values(*_whole(series, values))))
+        return lambda series, values, counts: [  # noqa: ARG005  # norms of whole matrices
+            (*point, 1) for point in self._products(read, factors, scales, _Values(*_whole(series, values)))
+        ]
 
     # ---- private ---------------------------------------------------------------------------------------------------
 

@@ -58,8 +58,9 @@ class ClippingCapture:
 
     def take(self, *, measured: bool = True) -> Tensor | None:
         """The round's norm before clipping, () float32; None where nothing was clipped, its norm is not known, or it is
-        not measured now: then it is `unread`. The next round begins."""
+        not measured now and does not lie on the host: then it is `unread`. The next round begins."""
         clips, reason = self._clips, self._reason
+        measured = measured or all(clip.norm.device.type == "cpu" for clip in clips)
         self._clips, self._reason, self._norm_type = [], "", None
         self.unread = clips[0].norm.detach() if len(clips) == 1 and not reason and not measured else None
         if reason or not clips or not measured:

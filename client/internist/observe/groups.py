@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from internist.observe.optimizer_facts import parameter_groups
+from internist.observe.optimizer_facts import parameter_groups, steps_of_group
 from internist.observe.sampling import Sampling
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
@@ -69,6 +69,7 @@ class Groups:
                     recorder.add_host(series, float(value))
                     if key == "lr":
                         rates.append((index, series))
+            self._record_steps(optimizer, group, subject, self.number(optimizer, index), recorder)
 
     def rates(self, optimizer: Any) -> list[tuple[Series, float]]:
         """The learning rates of an optimizer whose groups have been recorded, as far as they are numbers."""
@@ -76,6 +77,19 @@ class Groups:
         groups = parameter_groups(optimizer) if known else []
         found = ((series, groups[index].get("lr")) for index, series in known if index < len(groups))
         return [(series, float(rate)) for series, rate in found if isinstance(rate, int | float)]
+
+    def _record_steps(
+        self, optimizer: Any, group: dict[str, Any], subject: str, number: int, recorder: Recorder
+    ) -> None:
+        """Record how many steps the state of a group has seen; one that a device counts is read with the rest."""
+        steps = steps_of_group(optimizer, group)
+        if steps is None:
+            return
+        series = self._series("optimizer.steps", subject, number, group)
+        if isinstance(steps, Tensor) and steps.device.type != "cpu":
+            recorder.add([series], steps.detach().float().reshape(()))
+        else:
+            recorder.add_host(series, float(steps))
 
     def _record_rise(self, rise: float | None, recorder: Recorder) -> None:
         if rise is not None:

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from internist.model.outline import Outline, WatchedParameter
-from internist.observe.attention import METRICS as ATTENTION
 from internist.observe.captures import Captures
-from internist.observe.clipping import ClippingCapture
 from internist.observe.clock import Clock
 from internist.observe.faults import Faults
 from internist.observe.groups import reference_to
 from internist.observe.inline_calls import InlineCalls
-from internist.observe.loss import LossPickup, number_if_near, wants_gradient
+from internist.observe.loss import wants_gradient
 from internist.observe.mode import TrainingMode
+from internist.observe.model_values import ModelValues
 from internist.observe.optimizer_facts import step_of_state
 from internist.observe.pacing import Pacing
 from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
+from internist.observe.replays import Replays
 from internist.observe.reporting import CoverageReport, Seen
 from internist.observe.root import RootCalls, is_rehearsal, under_transform
 from internist.observe.sampling import NOTHING, Due, Sampling
@@ -29,7 +29,7 @@ from internist.observe.speaker import Speaker
 from internist.observe.taps import RAISED, Gate
 from internist.observe.turns import Turns
 from internist.record.recorder import Recorder
-from internist.schema.wire import CoverageEntry, Directive, Facts, Series
+from internist.schema.wire import CoverageEntry, Directive, Series
 
 
 class Observer:
@@ -68,13 +68,15 @@ class Observer:
         self._outline = outline
         self._pacing = Pacing(sampling, modules=len(outline.modules))
         self._turns = Turns(outline)
-        self._faults, self._loss, self._mode, self._patience = Faults(), LossPickup(), TrainingMode(), Patience()
+        self._faults, self._mode, self._patience = Faults(), TrainingMode(), Patience()
+        self._values = ModelValues(recorder, sampling, speaker, is_watched=self._is_watched)
+        self._replays = Replays(sampling)
         self._report = CoverageReport(self._faults, sampling, speaker, on_coverage)
         self.gate = Gate()
         self._due: Due = NOTHING
         self._compiled = False
         self._is_closed = self._is_manual = self._is_tentative = False
-        self._has_forward = self._has_replayed = self._has_followed = self._took_probe = False
+        self._has_forward = self._has_followed = self._took_probe = False
         self._rounds = 0
         self._rates: list[tuple[Series, float]] = []
         """Learning rates of the round under way, where it is not sampled."""
@@ -93,7 +95,6 @@ class Observer:
         self._instead_safely = guard(InlineCalls.instead)
         self._close_manual_safely = guard(self._after_manual)
         self._captures = self._captured(outline)
-        self._clipping = ClippingCapture(self._is_watched)
         self._root = RootCalls(model, outline.root, begins=self._begin_safely, ends=self._end_safely)
         guard(self._root.refresh)()
         self.clock = Clock(
@@ -169,14 +170,11 @@ class Observer:
         self.clock.close()
         self._optimizers.clear()
         self._root.remove()
-        self._clipping.remove()
-        self._loss.remove()
+        self._values.remove()
         self._captures.remove()
         self._captures.parameters.later.forget(self._recorder)
         self._captures.reset()
         self._captures.forget()
-        self._clipping.take()
-        self._loss.mean()
         self._recorder.discard_step()
 
     # ---- forward ---------------------------------------------------------------------------------------------------
@@ -217,7 +215,7 @@ class Observer:
                 self._snapshot_manual()
             self._captures.activations.mark()
             self._captures.attention.mark()
-            if any(self._replayed()) and not self._captures.probe.ready:
+            if self._wants_replay() and not self._captures.probe.ready:
                 self._took_probe = True
                 with torch.no_grad():
                     self._captures.probe.take(args, kwargs)
@@ -243,7 +241,7 @@ class Observer:
         if output is RAISED and was_training and self._due.light:
             self._captures.activations.roll_back()
             self._captures.attention.roll_back()
-            if took and not self._has_replayed:
+            if took and not self._replays.has_run:
                 self._captures.probe.reset()
         if not was_training or output is None or output is RAISED:
             return
@@ -253,7 +251,7 @@ class Observer:
         if self._is_tentative and not wants_gradient(output):
             self._captures.activations.reset()
             return
-        self._loss.take(output)
+        self._values.take(output)
 
     # ---- optimizer -------------------------------------------------------------------------------------------------
 
@@ -300,29 +298,10 @@ class Observer:
             self._on_start(found)
 
     def _replay_before(self) -> None:
-        probe = self._captures.probe
-        features, calls, attention = self._replayed()
-        if self._has_replayed or not probe.ready or probe.unsupported or not (features or calls or attention):
-            return
-        self._has_replayed = True
-        if attention:
-            self._captures.attention.install()
-        probe.before(features=features, activations=calls or attention)
-        if attention:
-            self._captures.attention.remove()
+        self._replays.run(self._captures, self._due, is_compiled=self._compiled)
 
-    def _replayed(self) -> tuple[bool, bool, bool]:
-        """What a replay of the probe is to tell of this step: changes of features, and what a compiler hides of the
-        training forward, calls of modules and attention's logits."""
-        wants, due = self._sampling.wants, self._due
-        is_hidden = self._compiled and (due.heavy or not self._measured_inline())
-        calls = is_hidden and self._captures.activations.wants_calls
-        attention = self._compiled and due.heavy and wants(*ATTENTION)
-        return due.heavy and wants("update.feature", "update.feature_mean"), calls, attention
-
-    def _measured_inline(self) -> bool:
-        inline = self._captures.activations.inline
-        return inline is not None and inline.has_measured
+    def _wants_replay(self) -> bool:
+        return any(self._replays.wanted(self._captures, self._due, is_compiled=self._compiled))
 
     def _call_of(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
         """What makes a call of a compiled model: a graph that measures, in the training forwards of a sampled step."""
@@ -358,39 +337,20 @@ class Observer:
             self._patience.round_ended()
             self._has_forward = False
             self._mode.round_ended()
-            norm, loss = self._clipping.take(measured=self._due.light), self._loss.mean()
-            if norm is not None and self._due.light and self._speaker.reports_replicated:
-                self._recorder.add([self._model_series("gradient.norm_before_clip")], norm)
-            is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
-            if loss is not None and is_asked:
-                waits = self._recorder.busy
-                self._recorder.log(step, "loss", number_if_near(loss))
-                if not waits:
-                    self.on_step()
+            if self._values.round_ended(step, is_sampled=self._due.light):
+                self.on_step()
             if self._due.light:
                 self.gate.on = False
                 with torch.no_grad():
                     self._collect(step)
             else:
-                self._leave_trail(step, has_loss=loss is not None or not is_asked)
+                self._values.leave_trail(step, self._rates)
             self._rates = []
             if not self._root.seen:
                 self._root.search()
         self._pacing.round_ended(self._due, self._spent_s())
         self._captures.activations.seconds = 0.0
         self.step_ended = time.monotonic()
-
-    def _leave_trail(self, step: int, *, has_loss: bool) -> None:
-        """Note what the host knows anyway of a step that is not sampled."""
-        scalars: list[tuple[Series, float | Tensor]] = [*self._rates]
-        norm = self._clipping.unread if self._speaker.reports_replicated else None
-        for series, value in (
-            (None if norm is None else self._model_series("gradient.norm_before_clip"), norm),
-            (None if has_loss else self._recorder.book.logged("loss"), self._loss.unread),
-        ):
-            if series is not None and value is not None:
-                scalars.append((series, value))
-        self._recorder.trail.note(step, scalars)
 
     def _collect(self, step: int) -> None:
         captures, recorder = self._captures, self._recorder
@@ -399,21 +359,17 @@ class Observer:
         captures.parameters.finish(recorder, step)
         if self._due.heavy:
             captures.replicas.record(captures.parameters.all, recorder)
-        captures.optimizers.finish(recorder, self._due)
+        captures.optimizers.finish(recorder, self._due, grouped=captures.parameters.grouped)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)
         self._report.step_ended(self._outline, captures, self._due, self._seen())
-        if self._speaker.reports_replicated and self._report.share is not None:
-            self._add_host("monitor.coverage", self._report.share)
-        self._add_host("monitor.dropped", float(recorder.dropped))
-        for metric, value in self._pacing.values(step):
-            self._add_host(metric, value)
-        self._add_host("monitor.overhead_ms", self._spent_s() * 1e3)
-        recorder.close_step(
-            step,
+        of_monitor = *self._pacing.values(step), ("monitor.overhead_ms", self._spent_s() * 1e3)
+        self._values.record(of_monitor, coverage=self._report.share)
+        derive = [
             captures.branches.derive() if self._due.matrices is not None else None,
-            more=captures.parameters.later.is_waiting,
-        )
+            captures.parameters.epsilons.derive() if self._due.heavy else None,
+        ]
+        recorder.close_step(step, [one for one in derive if one is not None], more=captures.parameters.later.is_waiting)
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
@@ -423,10 +379,10 @@ class Observer:
             return
         self._captures.reset()
         self._recorder.discard_step()
-        self._has_replayed = False
+        self._replays.has_run = False
         self._due = self._pacing.decide(step) if wish is None else wish
         self.gate.waiting = self._turns.waiting(self._due)
-        self._loss.is_sampled = self._due.light and self._sampling.wants("loss")
+        self._values.arm(is_sampled=self._due.light)
         self._has_followed = False
         if self._due.light:
             self._root.instead = self._call_of if self._sampling.inline else None
@@ -517,15 +473,8 @@ class Observer:
         return bool(self._captures.parameters.owned_by(optimizer))
 
     def _seen(self) -> Seen:
-        has_loss = self._loss.found or "loss" in self._recorder.logged
+        has_loss = self._values.has_loss
         return Seen(self._rounds, self._compiled, self._root.seen, has_loss, self._pacing.in_words())
-
-    def _add_host(self, metric: str, value: float) -> None:
-        self._recorder.add_host(self._model_series(metric), value)
-
-    def _model_series(self, metric: str) -> Series | None:
-        facts = Facts(method="as given", cadence=self._sampling.cadence(metric))
-        return self._recorder.book.series(metric, "model", "model", lambda: facts)
 
 
 def _nothing() -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from internist.model.plain import PLAIN
+
 
 def unwrap_optimizer(optimizer: Any) -> Any:
     """The torch optimizer inside a wrapper that is an `Optimizer` without hooks of its own (Accelerate's)."""
@@ -38,6 +40,19 @@ def parameters_of(optimizer: Any) -> Iterator[Tensor]:
         for tensor in group["params"]:
             if isinstance(tensor, Tensor):
                 yield tensor
+
+
+def steps_of_group(optimizer: Any, group: Mapping[str, Any]) -> float | Tensor | None:
+    """The `step` in the state of the first of a group's parameters that has a state; None where it counts none."""
+    state = getattr(unwrap_optimizer(optimizer), "state", None)
+    if not isinstance(state, Mapping):
+        return None
+    entries = (state.get(tensor) for tensor in group["params"] if isinstance(tensor, Tensor))
+    own = next((entry for entry in entries if isinstance(entry, Mapping) and entry), {})
+    steps = own.get("step")
+    if isinstance(steps, Tensor):
+        return steps if type(steps) in PLAIN and steps.numel() == 1 and not steps.is_meta else None
+    return float(steps) if isinstance(steps, int | float) else None
 
 
 def step_of_state(optimizers: Sequence[Any]) -> int | None:

@@ -7,7 +7,7 @@ optimizer that fails at it is not asked again.
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,8 @@ class OptimizerCapture:
         self._classes: dict[int, str] = {}
         self._told: set[tuple[int, str]] = set()
         self._has_warned = False
+        self._left_out: set[int] = set()
+        """Orders of parameters that were ever in no optimizer."""
 
     def request(self, optimizer: Any) -> None:
         """Before a model-heavy step: ask for the diagnostics of that step, which may cost as much as the step."""
@@ -71,9 +73,18 @@ class OptimizerCapture:
         for teller in self._tellers(optimizer):
             self._guarded(teller, partial(self._record, teller, optimizer, recorder))
 
-    def finish(self, recorder: Recorder, due: Due) -> None:
-        """When the round is over: record which hidden matrices are not on the matrix optimizer, if there is one."""
+    def finish(self, recorder: Recorder, due: Due, *, grouped: Collection[int]) -> None:
+        """When the round is over: record which hidden matrices are not on the matrix optimizer, if there is one, and
+        what was forgotten.
+
+        Args:
+            recorder: takes it.
+            due: what the step measures.
+            grouped: orders of parameters that are in some optimizer.
+        """
         self._told.clear()
+        if due.heavy and self._reports_routing and grouped:
+            self._record_left_out(recorder, grouped)
         if not due.heavy or not self._reports_routing or not self._sampling.wants("optimizer.misrouted"):
             return
         if not any(map(is_matrix_algorithm, self._algorithms.values())):
@@ -92,6 +103,18 @@ class OptimizerCapture:
             self._warn(astray)
 
     # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _record_left_out(self, recorder: Recorder, grouped: Collection[int]) -> None:
+        """Record which parameters want a gradient and are in no optimizer. Where most are, that is how it is meant, or
+        the optimizer's tensors are others than the model's."""
+        wanting = [p for p in self._outline.parameters if not p.excluded and p.tensor.requires_grad]
+        forgotten = {p.order for p in wanting if p.order not in grouped}
+        if 2 * len(forgotten) < len(wanting):
+            self._left_out |= forgotten
+        for parameter in self._outline.parameters if self._left_out else ():
+            if parameter.order in self._left_out:
+                series = self._series(parameter, "optimizer.left_out", "as grouped", rarely=True)
+                recorder.add_host(series, float(parameter.order in forgotten))
 
     def _tellers(self, optimizer: Any) -> list[Any]:
         return [

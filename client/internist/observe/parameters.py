@@ -1,6 +1,6 @@
 """Parameters around an optimizer step: gradients, weights, updates as stored, and what a module's own update does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from internist.measures import many, updates
 from internist.model.outline import Outline, WatchedModule, WatchedParameter
+from internist.observe.epsilon import Epsilons, eps_of
 from internist.observe.faults import Faults
 from internist.observe.gradients import GradientCapture, gradient_of
 from internist.observe.groups import Groups
@@ -55,6 +56,7 @@ class ParameterCapture:
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
         self.later = ShardedOwn(outline, activations, faults, self._own.parts)
         """Own updates that are known in the next forward."""
+        self.epsilons = Epsilons(self._series.of)
         self._groups = Groups(book=book, sampling=sampling, stage=speaker.stage)
         self._by_id: dict[int, WatchedParameter] = {}
         self._stepped_now: set[int] = set()
@@ -76,6 +78,11 @@ class ParameterCapture:
     def moved_now(self) -> set[int]:
         """Orders of modules whose own update was measured in the step that is being closed."""
         return self._own.measured_now | self.later.measured_last
+
+    @property
+    def grouped(self) -> Collection[int]:
+        """Orders of parameters that are in an optimizer, whether it has stepped or not."""
+        return self._series.group_of.keys() | self.stepped
 
     @property
     def with_gradient_now(self) -> set[int]:
@@ -201,11 +208,12 @@ class ParameterCapture:
 
     def _note_groups(self, optimizer: Any) -> None:
         for index, group in enumerate(parameter_groups(optimizer)):
-            number = self._groups.number(optimizer, index)
+            number, eps = self._groups.number(optimizer, index), eps_of(optimizer, group)
             for tensor in group["params"]:
                 parameter = self._by_id.get(id(tensor))
                 if parameter is not None:
                     self._series.group_of[parameter.order] = number
+                    self.epsilons.note(parameter, eps)
 
     def _updates(self, chosen: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
         on_host: list[WatchedParameter] = []

@@ -41,8 +41,9 @@ POLL_S = 0.01
 """Between two looks at a copy that is under way."""
 
 
-Derive = Callable[[Sequence[Series], Sequence[float]], Sequence[tuple[Series, float]]]
-"""What works further values out of those of a frame; called on the sender's thread."""
+Derive = Callable[[Sequence[Series], Sequence[float], Sequence[int]], Sequence[tuple[Series, float, int]]]
+"""What works further values, with the entries that each stands for, out of the series, values and counts of a frame;
+called on the sender's thread."""
 Also = tuple[int, Series, int]
 """A value that is a second series' too: its place among the values, that series, entries it stands for."""
 
@@ -74,7 +75,7 @@ class _Closed:
     also: list[Also]
     in_parts: bool
     """Whether a series may have several values, which are parts of one."""
-    derive: Derive | None = None
+    derive: Sequence[Derive] = ()
     more: bool = False
     """Whether values of it are still to come,"""
     late: list[_Late] = field(default_factory=list)
@@ -167,12 +168,17 @@ class Recorder:
         """Whether a scalar of that name was logged for that step and is not shipped yet."""
         return self._logs.has(step, self.book.logged(name))
 
-    def close_step(self, step: int, derive: Derive | None = None, *, more: bool = False) -> None:
+    def log_measured(self, step: int, series: Series | None, value: float) -> None:
+        """Record a measured value of a step that is not sampled: it travels like a scalar."""
+        if series is not None:
+            self._logs.put(step, series, value)
+
+    def close_step(self, step: int, derive: Sequence[Derive] = (), *, more: bool = False) -> None:
         """The step is over: start its one copy to the host.
 
         Args:
             step: its number.
-            derive: works more values out of the frame's, on the host; they travel with it.
+            derive: each works more values out of the frame's, on the host; they travel with it.
             more: values of it become known in the next forward: it is not written before `settle`, for `LATE_S` at
                 most.
         """
@@ -283,17 +289,17 @@ class Recorder:
                 metric, values, "no" if counts is None else counts, len(layout),
             )  # fmt: skip
 
-    def _derived(self, derive: Derive | None, series: Sequence[Series], raw: bytes) -> list[tuple[Series, float]]:
+    def _derived(
+        self, derive: Derive, series: Sequence[Series], raw: bytes, counts: Sequence[int]
+    ) -> list[tuple[Series, float, int]]:
         """What is worked out of a frame's values. A fault there costs these alone, and is said once."""
-        if derive is None:
-            return []
         try:
-            return list(derive(series, array("f", raw)))
+            return list(derive(series, array("f", raw), counts))
         except Exception as error:
             if "derived" not in self._refused:
                 self._refused.add("derived")
                 log.warning(
-                    "internist: %s: %s; products of norms are left out (training is not affected)",
+                    "internist: %s: %s; what is worked out of it is left out (training is not affected)",
                     type(error).__name__, error,
                 )  # fmt: skip
             return []
@@ -363,12 +369,12 @@ class Recorder:
         layout, counts, raw = _with_late(layout, counts, raw, () if skipped else closed.late)
         self._watch_loss(logged)
         series = [each for each in layout if each is not None]
-        extra = closed.host_values + logged + self._derived(closed.derive, series, raw)
-        series += [each for each, _ in extra]
-        raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value in extra))
-        self._plans.write(
-            closed.step, closed.measured_at_ms, series, tuple(counts) + (1,) * len(extra), raw, skipped=skipped
-        )
+        extra = [(each, value, 1) for each, value in closed.host_values + logged]
+        extra += [one for derive in closed.derive for one in self._derived(derive, series, raw, counts)]
+        series += [each for each, *_ in extra]
+        raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value, _ in extra))
+        counts = [*counts, *(count for *_, count in extra)]
+        self._plans.write(closed.step, closed.measured_at_ms, series, tuple(counts), raw, skipped=skipped)
 
 
 def _with_late(

@@ -24,6 +24,9 @@ RECENT_FALL = 8.0
 """and under it: learning is a fall; under half of the mean, too."""
 BASELINE_MINIMUM_POINTS = 8
 """Fewer positive points in [t/4, t/2] than this: not measured (warming up)."""
+WEIGHT_GROWTH = 25.0
+"""Times what it was at the start that R(W) of a run that declares no spectral parametrisation may become. Derived: no
+healthy run that the judge was tuned by passes 4 in 600 steps, and real ones are longer."""
 SANITY_RELATIVE_UPDATE = 0.3
 """A step that moves a module's output by more than this share of itself violates, whatever the baseline."""
 REFERENCE_EDGE = 2.5
@@ -79,6 +82,8 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
     Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
     Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
+    Condition("epsilon", "update", "Gradients over eps", "Gradients are lost in eps", "The gradients of a matrix are larger than the eps that Adam adds to the root of their second moment.", "a smaller eps of its optimizer: 1e-15 costs nothing where its state is float32", is_sign=True),
+    Condition("optimizer_state", "update", "The optimizer remembers", "The optimizer has lost its memory", "The state of the optimizer has seen every step that the run has made.", "whether the resume loaded the optimizer's state; then what clears or replaces it", is_sign=True),
     Condition("weight_jump", "spectral", "Only steps move weights", "Something else than the optimizer has written to a weight", "Between two samples a weight's RMS changes by no more than its steps can have moved it.", "what else writes to it: a checkpoint, an initialisation, a clamp, another optimizer", is_sign=True),
     Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
     Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
@@ -89,6 +94,15 @@ CONDITION: dict[str, Condition] = {condition.name: condition for condition in CO
 CARDS: tuple[str, ...] = ("forward", "dependency", "update", "spectral", "attention", "numeric")
 
 
+Applies = Literal["always", "mup", "muon"]
+"""`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
+APPLIES: dict[Applies, str] = {
+    "always": "every run",
+    "mup": "runs that declare a spectral or muP parametrisation",
+    "muon": "orthogonalised updates",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A band from theory. It is judged only where `applies_when` holds; elsewhere the value is only shown."""
@@ -96,9 +110,10 @@ class Target:
     warn_above: float
     critical_above: float | None
     """None: it warns, however far it goes."""
-    applies_when: Literal["always", "mup", "muon"]
-    """`mup`: the run declares a spectral or muP parametrisation. `muon`: the series carries `update_scale`."""
+    applies_when: Applies
     source: str
+    is_floor: bool = False
+    """Whether it warns, and is violated, below these numbers instead of above them."""
     times: Literal["one", "inverse_root_rank"] = "one"
     """What both numbers are multiplied by: `inverse_root_rank` is 1/sqrt(min(fan_in, fan_out)) of the matrix."""
 
@@ -110,8 +125,8 @@ class Criterion:
 
     condition: str
     metric: str
-    applies_to: Literal["all", "blocks", "stages", "normalized_input"] = "all"
-    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer."""
+    applies_to: Literal["all", "blocks", "stages", "normalized_input", "matrices"] = "all"
+    """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer; `matrices`: hidden ones."""
     two_sided: bool = False
     scheduled: bool = False
     """Divided by the run-wide schedule factor before it is judged."""
@@ -119,6 +134,9 @@ class Criterion:
     target: Target | None = None
     sanity_relative_to: str | None = None
     """If set: this metric's `_mean` form over that metric must stay under SANITY_RELATIVE_UPDATE."""
+    growth: float | None = None
+    """If set: judged by its own baseline it also warns where it is more than this many times what it was when first
+    measured, or than one where that was less."""
     recent: Literal["sum", "product"] | None = None
     """If set: judged at every step by its own last values, whose scatter adds to them or multiplies them."""
     vanishing: float | None = None
@@ -138,6 +156,7 @@ _INVARIANCE = "derived: a top pair off by this much is no longer the invariant o
 _GAP = "derived: ||W||_2 stays S while lr <= 1 - sigma_2 / S"
 _SHARE = "derived: no published evidence of what freezing a pair costs"
 _ROUTING = "a claim: 0 or 1"
+_EPSILON = "derived: where the root of the second moment is less than eps, eps decides the step (arXiv:2309.14322, as reported in notes on it)"
 _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -148,7 +167,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("dependency", "activation.lipschitz", two_sided=True, cause="feature", reference=False),  # of the two nearest tokens: no batch repeats it
     Criterion("update", "update.own", two_sided=True, scheduled=True, sanity_relative_to="activation.rms", cause="own"),
     Criterion("update", "update.feature", two_sided=True, scheduled=True, cause="feature"),
-    Criterion("spectral_weight", "weight.operator_norm", target=Target(2.5, 5.0, "mup", _SU)),
+    Criterion("spectral_weight", "weight.operator_norm", growth=WEIGHT_GROWTH, target=Target(2.5, 5.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.row_rms_max", baseline=False, target=Target(3.0, 10.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.head_norm", baseline=False, target=Target(30.0, 100.0, "mup", _SU)),
     Criterion("spectral_weight", "weight.abs_max", baseline=False, target=Target(5.0, 20.0, "mup", _SU)),
@@ -161,7 +180,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("depth", "branch.second_order", baseline=False, target=Target(4.0, 16.0, "mup", _DEPTH_UPDATE), reference=False),
     Criterion("invariance", "optimizer.audit", baseline=False, target=Target(1e-3, 1e-2, "always", _INVARIANCE), reference=False),
     Criterion("gap", "optimizer.gap_use", baseline=False, target=Target(0.5, 1.0, "always", _GAP), reference=False),
-    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, "inverse_root_rank"), reference=False),
+    Criterion("frozen_share", "optimizer.removed_share", baseline=False, target=Target(4.0, None, "always", _SHARE, times="inverse_root_rank"), reference=False),
     Criterion("routing", "optimizer.misrouted", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("attention", "attention.max_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
@@ -171,6 +190,8 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model", reference=False),
     Criterion("learning", "gradient.rms", vanishing=1e-4, reference=False),
     Criterion("learning", "update.unchanged", vanishing=0.1, complement=True, reference=False),
+    Criterion("epsilon", "gradient.over_eps", applies_to="matrices", baseline=False, target=Target(1.0, None, "always", _EPSILON, is_floor=True), reference=False),
+    Criterion("no_data", "optimizer.left_out", baseline=False, target=Target(0.5, None, "always", _ROUTING), cause="own", reference=False),
     Criterion("logit_scale", "attention.qk_product", target=Target(50.0, 200.0, "mup", _HEADS), reference=False),
     Criterion("forward", "block.contribution", applies_to="blocks", baseline=False, cause="feature"),
     Criterion("replicas", "weight.replicas_differ", baseline=False, target=Target(0.25, 0.5, "always", _ROUTING), cause="own", reference=False),

@@ -108,7 +108,8 @@ CATALOGUE: tuple[Metric, ...] = (
     # Gradients, as the optimizer receives them.
     Metric("gradient.rms", "gradient", "RMS of the gradient that the optimizer receives.", "mean_square", "light", "parameter"),
     Metric("gradient.global_norm", "gradient", "2-norm of all gradients that the optimizer receives.", "sum_square", "light", "model"),
-    Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found.", "first", "light", "model"),
+    Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found; at every step where it lies on the host.", "first", "light", "model"),
+    Metric("gradient.over_eps", "", "RMS of the gradient over the eps that Adam adds to the root of its second moment: under one, eps decides how far a step goes.", "mean_square", "model_heavy", "parameter", "arXiv:2309.14322, as reported in notes on it", made_of=("gradient.rms",)),
     Metric("gradient.underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
     Metric("gradient.saturation", "", "Share of a sample of the gradient's entries, as stored that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),
     Metric("gradient.narrow_underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and would round to zero in the next narrower format (of float32 float16, of 16 bits float8 E5M2), without a scale but that of a gradient scaler.", "mean", "model_heavy", "parameter"),
@@ -134,6 +135,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("optimizer.firings", "firings", "Times that the gap policy has fired so far (Muon++).", "first", "light", "parameter"),
     Metric("optimizer.clip_gamma", "", "Smallest factor over heads by which QK-Clip scaled their logits at this step; 1: none was clipped.", "first", "light", "parameter", _QK_CLIP),
     Metric("optimizer.clip_heads", "heads", "Number of heads that QK-Clip clipped at this step.", "first", "light", "parameter", _QK_CLIP),
+    Metric("optimizer.steps", "steps", "Steps that the optimizer's state has seen, of the first of the group's parameters that counts them.", "first", "light", "group"),
+    Metric("optimizer.left_out", "", "1 where a parameter wants a gradient and is in no optimizer, else 0; told of those that ever were, where they are the fewer.", "first", "model_heavy", "parameter"),
     Metric("optimizer.misrouted", "", "1 where a hidden matrix is stepped by another algorithm although a matrix optimizer takes part in the run, else 0.", "first", "model_heavy", "parameter"),
     # As given by the run.
     Metric("loss", "nats", "Training loss as the run reports it.", "mean", "logged", "model"),

@@ -75,8 +75,10 @@ RULES: tuple[Rule, ...] = (
     Rule("log_z_out_of_band", "logits", None, "critical"),
     Rule("gradient_norm_out_of_band", "gradient_norm", None, "critical", for_points=3),
     Rule("parameter_stopped_learning", "learning", None, "critical"),
+    Rule("gradient_under_eps", "epsilon", "warning", "warning"),
+    Rule("optimizer_state_lost", "optimizer_state", "warning", "warning", for_points=1),
     Rule("weight_jump", "weight_jump", "critical", "critical", for_points=1),
-    Rule("no_data", "no_data", "warning", "warning"),
+    Rule("no_data", "no_data", "warning", "warning", for_points=1),
     Rule("weight_decay_jump", "weight_decay_jump", "warning", "warning", for_points=1),
     Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),
 )

@@ -34,7 +34,8 @@ def refresh(memory: Memory, checks: Checks, *, step: int, values: Logs, steps: I
 
 def renew(memory: Memory, checks: Checks, check: int, *, values: Logs, steps: Indices) -> None:
     """Take the baseline of one check from the points of its excursion alone; earlier ones count no more."""
-    memory.accepted[check] = memory.violation.started[check]
+    is_out = memory.violation.phase[check] != INACTIVE
+    memory.accepted[check] = (memory.violation if is_out else memory.warning).started[check]
     memory.out_first[check] = memory.out_last[check] = NEVER
     memory.baseline[check] = np.nan
     at = np.array([check])

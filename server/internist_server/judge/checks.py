@@ -19,6 +19,7 @@ from internist.schema.conditions import (
 )
 from internist.schema.metrics import METRICS
 from internist.schema.rules import FOR_POINTS_HEAVY, FOR_POINTS_LIGHT, RULE_OF_CONDITION
+from internist_server.judge.experts import experts_of
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.thinning import Thinning
 
@@ -70,6 +71,10 @@ class Checks:
     """Judged is one less the value."""
     follows: Flags
     """Its lower edge follows where most checks of its criterion fall together."""
+    growing: Indices
+    """Checks that are judged by their own baseline and may not become too large a multiple of their first values,"""
+    growth_limit: Logs
+    """and log2 of that multiple; aligned with `growing`."""
     recent: Indices
     """Checks that are judged by their own last values,"""
     recent_multiplies: Flags
@@ -100,6 +105,8 @@ class Checks:
     thinning: Thinning
     rate_columns: Indices
     """Columns of the groups' learning rates, with the number of parameters of each group."""
+    state_columns: Indices
+    """Columns of how many steps the optimizers' states have seen."""
     decay_columns: Indices
     """(groups, 2): columns of each group's weight decay and of its learning rate; MISSING where one is not measured."""
     rate_weights: tuple[float, ...]
@@ -127,6 +134,8 @@ def criterion_of(series: JudgedSeries) -> Criterion | None:
     if criterion.applies_to == "blocks" and series.facts.role != "block":
         return None
     if criterion.applies_to == "stages" and not _is_stage(series):
+        return None
+    if criterion.applies_to == "matrices" and (series.facts.view is None or series.facts.role in ("embedding", "head")):
         return None
     if criterion.applies_to == "normalized_input" and not series.facts.input_normalized:
         return None
@@ -188,12 +197,18 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
     )
     times = np.array([_times(series[at], CRITERIA[of]) for at, of, *_ in rows], np.float64)
     warn, critical = np.where(has_target, _TARGET_EDGES[number].T * times, np.nan)
-    high = np.where(has_target, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
+    free = ~has_target & _of_choices(series, column, number)
+    is_floor = has_target & _IS_FLOOR[number]
+    high = np.where(has_target & ~is_floor, 0.0, np.inf)  # of its own baseline a value is well up to the one edge
     higher = np.where(has_target, np.log2(critical / warn), np.log2(BASELINE_CRITICAL))
     lower = np.where(_TWO_SIDED[number] & (baselined | promised | is_recent), higher, np.inf)
+    lower, higher = np.where(is_floor, np.abs(higher), lower), np.where(is_floor, np.inf, higher)
     vanishing = _VANISHING[number]
     lower = np.where(np.isnan(vanishing), lower, -np.log2(vanishing))
     higher = np.where(np.isnan(vanishing), higher, np.inf)
+    limit = np.where(baselined & ~_of_upper_bounds(series, column), _GROWTH[number], np.nan)
+    growing = np.flatnonzero(np.isfinite(limit))
+    higher = np.where(free, np.inf, higher)
     card = _CARD[number]
     by_card = np.argsort(card, kind="stable")
     cards_present, card_starts = np.unique(card[by_card], return_index=True)
@@ -203,20 +218,22 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         column=column,
         criterion=number,
         card=card,
-        two_sided=_TWO_SIDED[number],
+        two_sided=_TWO_SIDED[number] | is_floor,
         scheduled=_SCHEDULED[number] & baselined,
         baselined=baselined,
         complement=_COMPLEMENT[number],
         follows=baselined & np.isfinite(lower) & ~_COMPLEMENT[number],
+        growing=growing,
+        growth_limit=np.log2(limit[growing]).astype(np.float32),
         recent=np.flatnonzero(is_recent),
         recent_multiplies=_MULTIPLIES[number[is_recent]],
         target_centre=np.log2(warn).astype(np.float32),
-        target_edges=(_finite(warn), _finite(critical)),
+        target_edges=(_finite(np.where(is_floor, np.nan, warn)), _finite(np.where(is_floor, np.nan, critical))),
         warn_high=high.astype(np.float32),
         critical_high=higher.astype(np.float32),
-        warn_low=np.full(number.size, -np.inf, np.float32),
+        warn_low=np.where(is_floor, 0.0, -np.inf).astype(np.float32),
         critical_low=(-lower).astype(np.float32),
-        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent),
+        alarms_on_warning=_ALARMS_ON_WARNING[number] & (has_target | promised | is_recent | np.isfinite(limit)),
         cadence=thinning.cadence[column],
         needed=_POINTS_NEEDED[number],
         recovery=np.where(is_recent & (thinning.cadence[column] == 1), RECENT_RECOVERY, _POINTS_NEEDED[number]),
@@ -228,6 +245,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         counts_nonfinite=metrics == _METRIC_NUMBER[_COUNT_OF_NONFINITE],
         is_gradient=_IS_GRADIENT[metrics],
         thinning=thinning,
+        state_columns=np.flatnonzero(metrics == _METRIC_NUMBER["optimizer.steps"]),
         decay_columns=_decays(series),
         weight_columns=_weights(series),
         rate_columns=np.array(groups.rates, np.int64),
@@ -352,6 +370,26 @@ def _muon(
     )
 
 
+def _of_upper_bounds(series: Sequence[JudgedSeries], column: Indices) -> Flags:
+    """By check, whether its values are upper bounds: they prove no excess."""
+    return np.array([series[at].bound == "upper" for at in column.tolist()], bool)
+
+
+def _of_choices(series: Sequence[JudgedSeries], column: Indices, number: Indices) -> Flags:
+    """By check, whether its values are how far a step moves what a choice of experts has made: a token that chooses
+    another is moved as far as experts differ, however small the step."""
+    experts = experts_of(series)
+    if not experts:
+        return np.zeros(column.size, bool)
+    choosing = {series[at].facts.block for at in experts}
+    of_feature = np.array([criterion.metric == "update.feature" for criterion in CRITERIA])[number]
+    of_own = np.array([criterion.metric == "update.own" for criterion in CRITERIA])[number]
+    is_choosing = np.array(
+        [series[at].facts.role == "block" and series[at].subject in choosing for at in column.tolist()]
+    )
+    return np.asarray(of_feature | (of_own & is_choosing.astype(bool)))
+
+
 def _times(series: JudgedSeries, criterion: Criterion) -> float:
     """What the edges of a criterion's target are multiplied by for a series."""
     rank = min(series.facts.fan_in or 1, series.facts.fan_out or 1)
@@ -414,6 +452,8 @@ _IS_RECENT = np.array([criterion.recent is not None for criterion in CRITERIA])
 _MULTIPLIES = np.array([criterion.recent == "product" for criterion in CRITERIA])
 _COMPLEMENT = np.array([criterion.complement for criterion in CRITERIA])
 _VANISHING = np.array([np.nan if criterion.vanishing is None else criterion.vanishing for criterion in CRITERIA])
+_IS_FLOOR = np.array([criterion.target is not None and criterion.target.is_floor for criterion in CRITERIA])
+_GROWTH = np.array([np.nan if criterion.growth is None else criterion.growth for criterion in CRITERIA])
 _SCHEDULED = np.array([criterion.scheduled for criterion in CRITERIA])
 _CARD = np.array([CARDS.index(CONDITION[criterion.condition].card) for criterion in CRITERIA])
 _POINTS_NEEDED = np.array([_points_needed(criterion) for criterion in CRITERIA])

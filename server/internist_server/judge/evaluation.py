@@ -21,6 +21,9 @@ FAR = 1.5
 SLUGGISH = 0.5
 """Share of the fall of a learning rate's logarithm that a step's effect may not have followed: what gradient noise
 makes of weights falls like the root of the rate."""
+EAGER = 1.0
+"""And the share by which it may have fallen further than the rate: what swings about a minimum has gradients that fall
+like the rate, and Adam divides them for a while by what it remembers of larger ones."""
 TOGETHER_LOG = -1.0
 """log2 of the median ratio of all checks of a criterion under which the model has fallen as a whole: half."""
 TOGETHER_CHECKS = 4
@@ -89,8 +92,8 @@ class Bands:
         return cls(centre, highs, lows, (clear[0] + above, clear[1] + above), (clear_lows[0], clear_lows[1]))
 
     def under(self, ceiling: Logs) -> "Bands":
-        """The same where no value may be higher than this; log2 levels, NaN: no ceiling."""
-        room = ceiling - self.centre
+        """The same where no value that can be too high may be higher than this; log2 levels, NaN: no ceiling."""
+        room = np.where(np.isfinite(self.highs[1]), ceiling - self.centre, np.float32(np.inf))
         if not (room < self.highs[1]).any():
             return self
         return replace(
@@ -149,6 +152,7 @@ class Evaluator:
         schedule: Schedule,
         last_values: Logs,
         recent: Recent,
+        first: Logs,
         reference: ReferenceBands | None = None,
     ) -> Evaluation:
         """One step.
@@ -162,6 +166,7 @@ class Evaluator:
             schedule: the schedule, this step included.
             last_values: by column, the last value of every series, this step included.
             recent: the last values of the checks that are judged by them, without this step's.
+            first: the first value of each check.
             reference: where the reference run was at this step.
         """
         checks = self.checks
@@ -172,11 +177,14 @@ class Evaluator:
             levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
             if (fallen := schedule.fallen_since_window) > 0:
                 bands = bands.raised(self._scheduled * np.float32(SLUGGISH * fallen))
+                bands = bands.lowered(self._scheduled * np.float32(EAGER * fallen))
             bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
             if checks.recent.size and measured[checks.recent].any():
                 bands = self._with_recent(bands, recent)
+            if checks.growing.size and measured[checks.growing].any():
+                bands = self._with_growth(bands, first)
             ratio = levels - bands.centre
             if schedule.is_low:
                 bands = bands.without_lows(self.checks.scheduled)
@@ -191,6 +199,10 @@ class Evaluator:
             far = violates & checks.baselined & ((ratio > FAR * bands.highs[1]) | (ratio < FAR * bands.lows[1]))
             edges = bands.edges(checks)
             basis = self._basis
+            grown = np.zeros(ratio.size, bool)
+            grown[checks.growing] = (warns & ~violates)[checks.growing]
+            if grown.any():
+                ratio, basis = np.where(grown, ratio - bands.highs[0], ratio), np.where(grown, np.uint8(TARGET), basis)
             if checks.sanity.size:
                 excess, known = self._sanity(values, present, finite)
                 insane = known & (excess > 0)
@@ -288,6 +300,17 @@ class Evaluator:
             lows=(_set(bands.lows[0], at, -none), _set(bands.lows[1], at, low)),
             clear_highs=(_set(bands.clear_highs[0], at, none), _set(bands.clear_highs[1], at, inside * high)),
             clear_lows=(_set(bands.clear_lows[0], at, -none), _set(bands.clear_lows[1], at, inside * low)),
+        )
+
+    def _with_growth(self, bands: Bands, first: Logs) -> Bands:
+        """The same where what may not grow beyond a multiple of its first value warns from there on."""
+        at = self.checks.growing
+        edge = self.checks.growth_limit + np.maximum(np.log2(first[at]), np.float32(0)) - bands.centre[at]
+        (_, high), (_, clear) = bands.highs, bands.clear_highs
+        return replace(
+            bands,
+            highs=(_set(bands.highs[0], at, np.fmin(high[at], edge)), high),
+            clear_highs=(_set(bands.clear_highs[0], at, np.fmin(clear[at], edge + _RECOVERY_LOG)), clear),
         )
 
     def _sanity(self, values: Logs, present: Flags, finite: Flags) -> tuple[Logs, Flags]:

@@ -36,6 +36,11 @@ UPDATE: Final = 1.0
 """Share of itself by which the first step moves a block's output. Derived: the first step of Adam moves every weight by
 its full rate, which takes the stream of a small model that is well by up to two thirds of itself."""
 FEWEST_BLOCKS: Final = 3
+DECLARED: Final = "the declared parametrisation"
+SPECTRAL: Final = "a spectral parametrisation, by which norms are as alike as these"
+STANDARD: Final = "a standard parametrisation"
+ANY: Final = "any parametrisation"
+"""Whose bound it is: the declared parametrisation's, or that of the one which the first numbers fit."""
 EQUAL: Final = 0.05
 """Hidden matrices whose R(W) are this equal were initialised to one spectral norm."""
 FEWEST_EQUAL: Final = 4
@@ -51,6 +56,8 @@ class Fact:
     bound: float
     said: str
     """What it is, such as `R(W) at the start`."""
+    whose: str
+    """Whose bound it is, such as `a standard parametrisation`; empty where an earlier version found it."""
 
     @property
     def excess(self) -> float:
@@ -103,16 +110,16 @@ class Facts:
         """
         kept: list[OpenFact] = []
         changed: list[Changed] = []
-        for column, since, value, bound, said in known:
+        for column, since, value, bound, said, whose in known:
             now = self._again(column, values, present)
             if now is None:
-                kept.append((column, since, value, bound, said))
+                kept.append((column, since, value, bound, said, whose))
             elif now.excess > RECOVERY:
-                kept.append((column, since, now.value, bound, said))
+                kept.append((column, since, now.value, bound, said, whose))
             else:
                 changed.append(Changed(now, since, is_over=True))
         for fact in self._first(values, present, is_first=is_first) if is_first.any() else ():
-            kept.append((fact.column, step, fact.value, fact.bound, fact.said))
+            kept.append((fact.column, step, fact.value, fact.bound, fact.said, fact.whose))
             changed.append(Changed(fact, step, is_over=False))
         return tuple(kept), changed
 
@@ -136,13 +143,13 @@ class Facts:
         known = _known(self._weights, values, present)
         norms = values[known]
         alike = len(known) >= FEWEST_EQUAL and float(norms.max()) <= (1 + EQUAL) * float(norms.min())
-        bound = WEIGHT_SPECTRAL if alike else WEIGHT
+        bound, whose = (WEIGHT_SPECTRAL, SPECTRAL) if alike else (WEIGHT, STANDARD)
         for column in known:
-            yield Fact(column, float(values[column]), bound, "R(W) at the start")
+            yield Fact(column, float(values[column]), bound, "R(W) at the start", whose)
 
     def _of_logits(self, values: Logs, present: Flags) -> Iterator[Fact]:
         for column in _known(self._logits, values, present):
-            yield Fact(column, float(values[column]), LOGITS, "RMS of the logits at the start")
+            yield Fact(column, float(values[column]), LOGITS, "RMS of the logits at the start", ANY)
 
     def _of_depth(self, values: Logs, present: Flags) -> Iterator[Fact]:
         known = _known(self._stream, values, present)
@@ -150,13 +157,14 @@ class Facts:
             return
         bound = GROWTH_DECLARED if self._declared else GROWTH * math.sqrt(len(known))
         growth = float(values[known[-1]] / values[known[0]])
-        yield Fact(known[-1], growth, bound, f"growth of the residual stream over {len(known)} blocks at the start")
+        said = f"growth of the residual stream over {len(known)} blocks at the start"
+        yield Fact(known[-1], growth, bound, said, DECLARED if self._declared else STANDARD)
 
     def _of_update(self, values: Logs, present: Flags) -> Iterator[Fact]:
         for column, stream in self._changes:
             if _known([column, stream], values, present) == [column, stream]:
                 moved = float(values[column] / values[stream])
-                yield Fact(column, moved, UPDATE, "share of itself by which the first step moved its output")
+                yield Fact(column, moved, UPDATE, "share of itself by which the first step moved its output", ANY)
 
 
 def _is_hidden(series: JudgedSeries) -> bool:

@@ -17,12 +17,22 @@ from internist.schema.conditions import (
 from internist.schema.rules import RULE_OF_CONDITION
 from internist_server.judge import wording
 from internist_server.judge.checks import Checks, Flags, Indices, Logs
-from internist_server.judge.memory import NEVER, Memory
+from internist_server.judge.memory import LEAPS, NEVER, Leap, Memory
 from internist_server.judge.schedule import WARM_UP_STEPS
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import Transition
 
-_NAMES = {"learning_rate_jump": "learning rate of", "weight_decay_jump": "weight decay of", "weight_jump": "RMS of"}
+_NAMES = {
+    "learning_rate_jump": "learning rate of",
+    "weight_decay_jump": "weight decay of",
+    "weight_jump": "RMS of",
+    "optimizer_state": "optimizer of",
+}
+_CONDITIONS = {"decay": "weight_decay_jump", "weight": "weight_jump", "state": "optimizer_state"}
+
+
+FIRST_STEPS = 16
+"""Steps of an attempt that are its start: later, an optimizer that is new may rightly have a young state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +74,18 @@ class Jump:
         return cls("learning_rate_jump", column, schedule.jump_step, schedule.jump_from, now, schedule.jump_worst)
 
     @classmethod
-    def of_decay(cls, memory: Memory) -> "Jump | None":
-        """The open one of a weight decay, if any."""
-        if memory.decay_column == NEVER:
+    def of_leap(cls, memory: Memory, kind: str) -> "Jump | None":
+        """The open one of what leaps, if any."""
+        leap = memory.leaps.get(kind)
+        if leap is None:
             return None
-        now = float(memory.last[memory.decay_column])
-        away = times(now, memory.decay_before)
-        return cls("weight_decay_jump", memory.decay_column, memory.decay_step, memory.decay_before, now, away)
+        now = float(memory.last[leap.column])
+        return cls(_CONDITIONS[kind], leap.column, leap.step, leap.before, now, times(now, leap.before))
 
-    @classmethod
-    def of_weight(cls, memory: Memory) -> "Jump | None":
-        """The open one of a weight, if any."""
-        if memory.weight_column == NEVER:
-            return None
-        now = float(memory.last[memory.weight_column])
-        away = times(now, memory.weight_before)
-        return cls("weight_jump", memory.weight_column, memory.weight_step, memory.weight_before, now, away)
+
+def open_jumps(checks: Checks, memory: Memory) -> "list[Jump | None]":
+    """The open one of a learning rate, and of each kind of what leaps."""
+    return [Jump.of_rate(checks, memory), *(Jump.of_leap(memory, kind) for kind in LEAPS)]
 
 
 def watch_weights(
@@ -96,9 +102,8 @@ def watch_weights(
         seen: by column, when these were measured.
         present: by column, what is measured at this step.
     """
-    if memory.weight_column != NEVER:
-        if memory.step - memory.weight_step > WARM_UP_STEPS:
-            memory.weight_column, memory.weight_step, memory.weight_before = NEVER, NEVER, math.nan
+    if "weight" in memory.leaps:
+        _end_late(memory, "weight")
         return
     weight, step = checks.weight_columns.T
     is_known = present[weight] & present[step] & (seen[weight] != NEVER) & (before[weight] > 0)
@@ -109,8 +114,8 @@ def watch_weights(
     leaps = is_known & (change > WEIGHT_JUMP * explained) & (change > WEIGHT_JUMP_SHARE * before[weight])
     if leaps.any():
         found = weight[leaps]
-        memory.weight_column = int(found[np.argmin(places[found])])
-        memory.weight_step, memory.weight_before = memory.step, float(before[memory.weight_column])
+        column = int(found[np.argmin(places[found])])
+        memory.leaps["weight"] = Leap(column, memory.step, float(before[column]))
 
 
 def watch_decays(checks: Checks, memory: Memory, *, before: Logs, present: Flags) -> None:
@@ -124,10 +129,11 @@ def watch_decays(checks: Checks, memory: Memory, *, before: Logs, present: Flags
         present: by column, what was measured at this step.
     """
     now = memory.last
-    if memory.decay_column != NEVER:
-        is_back = times(float(now[memory.decay_column]), memory.decay_before) < SCHEDULE_JUMP
-        if is_back or memory.step - memory.decay_step > WARM_UP_STEPS:
-            memory.decay_column, memory.decay_step, memory.decay_before = NEVER, NEVER, math.nan
+    if (leap := memory.leaps.get("decay")) is not None:
+        if times(float(now[leap.column]), leap.before) < SCHEDULE_JUMP:
+            del memory.leaps["decay"]
+        else:
+            _end_late(memory, "decay")
         return
     for decay, rate in checks.decay_columns.tolist():
         if not present[decay] or not before[decay] > 0:
@@ -136,8 +142,40 @@ def watch_decays(checks: Checks, memory: Memory, *, before: Logs, present: Flags
         if times(float(now[decay]), float(before[decay])) > SCHEDULE_JUMP and (
             times(float(now[decay]), float(before[decay]) * with_rate) > SCHEDULE_JUMP
         ):
-            memory.decay_column, memory.decay_step, memory.decay_before = decay, memory.step, float(before[decay])
+            memory.leaps["decay"] = Leap(decay, memory.step, float(before[decay]))
             return
+
+
+def watch_states(checks: Checks, memory: Memory, *, before: Logs, seen: Indices, present: Flags) -> None:
+    """Notice an optimizer whose state has seen fewer steps than before, or, where the run begins at a later step, none
+    but those since then; it ends after a while: what was lost has no duration.
+
+    Args:
+        checks: with the columns of the states' steps.
+        memory: whose last values are those of this step.
+        before: by column, the last values before this step.
+        seen: by column, when these were measured.
+        present: by column, what is measured at this step.
+    """
+    if "state" in memory.leaps:
+        _end_late(memory, "state")
+        return
+    age = memory.step - memory.origin
+    for column in checks.state_columns[present[checks.state_columns]].tolist():
+        now, was = float(memory.last[column]), float(before[column])
+        if seen[column] == NEVER:
+            is_lost = memory.origin > 0 and age < FIRST_STEPS and now <= age + 1
+            was = memory.step + 1.0
+        else:
+            is_lost = now < was
+        if is_lost:
+            memory.leaps["state"] = Leap(column, memory.step, was)
+            return
+
+
+def _end_late(memory: Memory, kind: str) -> None:
+    if memory.step - memory.leaps[kind].step > WARM_UP_STEPS:
+        del memory.leaps[kind]
 
 
 def moved(
@@ -160,10 +198,13 @@ def moved(
     home = homes[jump.column]
     subject = wording.group(one.subject) if one.kind == "group" else one.subject
     where = f"{_NAMES[jump.condition]} {subject}{f' ({home})' if home else ''}"
-    said = (
-        f"{where}: {wording.jump(jump.ratio)} at step {jump.step}, from {wording.figure(jump.before)}"
-        f" to {wording.figure(jump.now)}"
-    )
+    if jump.condition == "optimizer_state":
+        said = f"{where}: {wording.forgotten(now=jump.now, before=jump.before)}, at step {jump.step}"
+    else:
+        said = (
+            f"{where}: {wording.jump(jump.ratio)} at step {jump.step}, from {wording.figure(jump.before)}"
+            f" to {wording.figure(jump.now)}"
+        )
     return [
         Transition(
             series=one.id,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from internist.schema import views
 from internist.schema.conditions import (
+    APPLIES,
     CARDS,
     CONDITION,
     CRITERIA,
@@ -23,7 +24,7 @@ from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, V
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Indices, Logs
 from internist_server.judge.edges import Edge, Edges
 from internist_server.judge.evaluation import BASES, REFERENCE, Bands
-from internist_server.judge.jumps import Jump
+from internist_server.judge.jumps import Jump, open_jumps
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
@@ -67,11 +68,7 @@ class Members:
         self._silent = is_silent(memory, checks.column, distances, checks.needed)
         self._silent_series = is_silent(memory, self._finite, distances, 2)
         self._own = set(checks.recent.tolist())
-        self._jumps = [
-            jump
-            for jump in (Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory))
-            if jump is not None
-        ]
+        self._jumps = [jump for jump in open_jumps(checks, memory) if jump is not None]
 
     def standing(self) -> Standing:
         """Where all members stand."""
@@ -98,7 +95,7 @@ class Members:
             np.int64
         )
         others_rank = [*(VIOLATED if jump.rose else DRIFTING for jump in jumps), *([DRIFTING] * len(facts))]
-        away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, _ in facts)]
+        away = [*(jump.away for jump in jumps), *(math.log2(value / bound) for _, _, value, bound, *_ in facts)]
         outline = self._outline
         return Standing(
             rank=np.concatenate([ranks, numeric, others_rank]).astype(np.uint8),
@@ -182,8 +179,10 @@ class Members:
         criterion = CRITERIA[int(self._checks.criterion[check])]
         if check in self._own:
             return f"its last {RECENT_POINTS} values that were in their band"
+        if basis == "target" and check in self._checks.growing:
+            return f"derived: {criterion.growth:g} times its first value, or of 1 where that was less"
         if basis == "target" and criterion.target is not None:
-            return criterion.target.source
+            return f"{criterion.target.source} (applies to: {APPLIES[criterion.target.applies_when]})"
         if basis == "baseline":
             where = "from a quarter to half of the run" if since == NEVER else f"before step {since}"
             return f"its own values {where}"
@@ -236,18 +235,18 @@ class Members:
         )
 
     def _of_fact(self, place: int) -> views.Verdict:
-        column, since, value, bound, said = self._memory.facts[place]
+        column, since, value, bound, said, whose = self._memory.facts[place]
         return self._verdict(
             column,
             condition="first_step",
             state="drifting",
             basis="target",
-            reason=wording.fact(said, value, bound),
+            reason=wording.fact(said, value, bound, whose=whose),
             ratio=number(value / bound),
             since=since,
             crossing=None,
             band=(None, bound),
-            source="derived: what is of order one from the start",
+            source="derived: what is of order one from the start" + (f" under {whose}" if whose else ""),
         )
 
     def _of_jump(self, jump: Jump) -> views.Verdict:
@@ -256,7 +255,9 @@ class Members:
             condition=jump.condition,
             state="violated" if jump.rose else "drifting",
             basis="target",
-            reason=wording.jump(jump.ratio),
+            reason=wording.jump(jump.ratio)
+            if jump.condition != "optimizer_state"
+            else wording.forgotten(now=jump.now, before=jump.before),
             ratio=number(jump.ratio),
             since=jump.step,
             crossing=None,

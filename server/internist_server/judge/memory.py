@@ -35,6 +35,7 @@ _FILL_OF_CHECK = {
     "critical_low": np.nan,
     "critical_high": np.nan,
     "unit": 1.0,
+    "first": np.nan,
 }
 _STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
 _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
@@ -47,12 +48,6 @@ _LATER_SCALARS: dict[str, Any] = {
     "numeric_step": NEVER,
     "silent_column": NEVER,
     "silent_step": NEVER,
-    "decay_column": NEVER,
-    "decay_step": NEVER,
-    "decay_before": math.nan,
-    "weight_column": NEVER,
-    "weight_step": NEVER,
-    "weight_before": math.nan,
     "facts": (),
 }
 """Those that states of earlier versions lack, as they are then."""
@@ -68,8 +63,21 @@ _SCHEDULE_SCALARS = (
 )
 
 
-OpenFact = tuple[int, int, float, float, str]
-"""Column, step since which, last value, bound, what it is in words."""
+LEAPS = ("decay", "weight", "state")
+"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leap:
+    """One that is open."""
+
+    column: int
+    step: int
+    before: float
+
+
+OpenFact = tuple[int, int, float, float, str, str]
+"""Column, step since which, last value, bound, what it is and whose the bound is in words."""
 
 
 def _floats() -> Logs:
@@ -123,6 +131,8 @@ class Memory:
     NaN: no such edge."""
     unit: Logs = field(default_factory=_floats)
     """What such a level is multiplied by to be a value at that point."""
+    first: Logs = field(default_factory=_floats)
+    """The first positive value; NaN: none yet."""
     out_first: Indices = field(default_factory=_integers)
     out_last: Indices = field(default_factory=_integers)
     """First and last step of the last excursion that fired: its points make no baseline."""
@@ -155,15 +165,8 @@ class Memory:
     """Column of the series that the open alert on absence names; NEVER: none is open."""
     silent_step: int = NEVER
     """Step at which it was opened."""
-    decay_column: int = NEVER
-    """Column of the weight decay that jumped; NEVER: none has."""
-    decay_step: int = NEVER
-    decay_before: float = math.nan
-    """When it jumped, and what it was before."""
-    weight_column: int = NEVER
-    """Column of the RMS of the weight that something else than its steps has moved; NEVER: none lately."""
-    weight_step: int = NEVER
-    weight_before: float = math.nan
+    leaps: dict[str, Leap] = field(default_factory=dict)
+    """Those that are open, by what leaps."""
 
     def grow(self, checks: Checks, size: int) -> None:
         """Room for these checks and this number of series, those it knows coming first."""
@@ -211,7 +214,7 @@ class Memory:
         pairs = [(here[columns[c]], check) for check, c in enumerate(parent.column.tolist()) if columns[c] in here]
         if pairs:
             mine, theirs = np.array(pairs, np.int64).T
-            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor"):
+            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor", "first"):
                 if getattr(parent, name).size:  # a state of an earlier version lacks some
                     getattr(self, name)[mine] = getattr(parent, name)[theirs]
         groups = {int(column): group for group, column in enumerate(self.rate_columns)}
@@ -253,6 +256,8 @@ class Memory:
             arrays |= _sparse(name, getattr(self, name))
         numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
         numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS} | {"window": schedule.window}
+        for kind, leap in self.leaps.items():
+            numbers |= {f"{kind}_column": leap.column, f"{kind}_step": leap.step, f"{kind}_before": leap.before}
         return packing.pack(numbers, arrays)
 
     @classmethod
@@ -269,7 +274,14 @@ class Memory:
             memory = cls(**scalars)  # type: ignore[arg-type]
             for name in _SCHEDULE_SCALARS:
                 setattr(memory.schedule, name, numbers[name])
-            memory.facts = tuple((int(c), int(at), float(v), float(b), str(said)) for c, at, v, b, said in memory.facts)
+            memory.facts = tuple(
+                (int(c), int(at), float(v), float(b), str(said), str(*whose))
+                for c, at, v, b, said, *whose in memory.facts
+            )
+            for kind in LEAPS:
+                column, step, before = (numbers.get(f"{kind}_{part}", NEVER) for part in ("column", "step", "before"))
+                if column != NEVER:
+                    memory.leaps[kind] = Leap(int(column), int(step), float(before))  # type: ignore[call-overload, arg-type]
             memory.schedule.window = float(numbers.get("window", math.nan))  # type: ignore[arg-type]
             memory.schedule.anchors = [(int(step), float(raw)) for step, raw in memory.schedule.anchors]
             for name in ("reference", "rates"):

@@ -67,7 +67,7 @@ class AlertPhases:
     @classmethod
     def of(cls, checks: Checks, warning: Lifecycle, violation: Lifecycle, is_critical: Flags) -> "AlertPhases":
         """From both lifecycles; `is_critical` is whether the open alert has been critical before."""
-        early = checks.alarms_on_warning
+        early = checks.alarms_on_warning & (warning.phase >= violation.phase)
         phase = np.where(early, warning.phase, violation.phase)
         return cls(
             phase=phase,
@@ -198,7 +198,7 @@ def of_fact(series: Sequence[JudgedSeries], memory: Memory, fact: Fact, *, since
     """The transition of a fact of the first step that is found at `memory.step`, or is over."""
     rule, condition, one = RULE_OF_CONDITION["first_step"], CONDITION["first_step"], series[fact.column]
     where, is_open = wording.place(one.subject, one.index), not is_over
-    said = f"{where}: {wording.fact(fact.said, fact.value, fact.bound)}"
+    said = f"{where}: {wording.fact(fact.said, fact.value, fact.bound, whose=fact.whose)}"
     return Transition(
         series=one.id,
         rule=rule.name,

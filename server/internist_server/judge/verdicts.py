@@ -20,7 +20,7 @@ from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
 from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
 from internist_server.judge.facts import Facts
-from internist_server.judge.jumps import Jump
+from internist_server.judge.idle import Idle
 from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of, homes
@@ -175,7 +175,7 @@ class Judge:
         memory, checks = self._memory, self._checks
         by_itself = [*np.flatnonzero(checks.baselined).tolist(), *checks.recent.tolist()]
         found = [check for check in by_itself if self._series[checks.column[check]].id == series]
-        if not found or memory.violation.phase[found[0]] == INACTIVE:
+        if not found or max(memory.violation.phase[found[0]], memory.warning.phase[found[0]]) == INACTIVE:
             return []
         check = found[0]
         before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
@@ -186,7 +186,8 @@ class Judge:
             (place,) = np.flatnonzero(checks.recent == check).tolist()
             own = checks.judged(values)[check]
             memory.recent.renew(place, own, multiplies=bool(checks.recent_multiplies[place]))
-        memory.violation = memory.violation.ended(check)
+        memory.first[check] = memory.last[checks.column[check]]
+        memory.warning, memory.violation = memory.warning.ended(check), memory.violation.ended(check)
         memory.ratio[check] = np.nan
         after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
         memory.is_critical = after.is_critical
@@ -213,6 +214,7 @@ class Judge:
         memory.begin(
             step, every=self._every, is_sampled=bool(present[checks.rate_columns].any() or present[checks.column].any())
         )
+        present = self._idle.without(present)
         before, seen = memory.last.copy(), memory.seen.copy()
         is_first = present & (seen == NEVER)
         np.copyto(memory.seen, step, where=present)
@@ -224,6 +226,7 @@ class Judge:
             bad &= ~checks.is_gradient
         changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
 
+        self._keep_first(values, present & finite)
         found = self._evaluator.evaluate(
             values,
             present,
@@ -233,6 +236,7 @@ class Judge:
             schedule=memory.schedule,
             last_values=memory.last,
             recent=memory.recent,
+            first=memory.first,
             reference=None if self._expected is None else self._expected.at(step, memory.schedule),
         )
         shown = found.judged & ~np.isnan(found.ratio)
@@ -305,6 +309,7 @@ class Judge:
         self._evaluator = Evaluator(self._checks)
         self._declared = Declared(self._series, self._checks)
         self._facts = Facts(self._series, declared=self._mup)
+        self._idle = Idle(self._series)
         self._forward: Outline | None = None
         self._homes = homes(self._series)
         self._memory.grow(self._checks, len(self._series))
@@ -330,9 +335,10 @@ class Judge:
     def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
         memory, checks = self._memory, self._checks
         rates, was_warming = checks.rate_columns, memory.schedule.is_warming_up
-        were = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
+        were = jumps.open_jumps(checks, memory)
         jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
+        jumps.watch_states(checks, memory, before=last_values, seen=seen, present=present)
         memory.schedule.observe(
             memory.step,
             np.where(present[rates], values[rates], np.nan).astype(np.float64),
@@ -341,17 +347,23 @@ class Judge:
         )
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
-        now = Jump.of_rate(checks, memory), Jump.of_decay(memory), Jump.of_weight(memory)
-        pairs = zip(were, now, strict=True)
+        pairs = zip(were, jumps.open_jumps(checks, memory), strict=True)
         return [one for pair in pairs for one in jumps.moved(self._series, self._homes, memory.step, *pair)]
 
     def _notice_silence(self) -> list[Transition]:
         """The alert on what was judged and is no longer measured."""
         memory, checks = self._memory, self._checks
         silent = is_silent(memory, checks.column, self._distances(), SILENCES * (checks.needed + 1))
+        silent &= ~self._idle.columns[checks.column]  # no token has come to them for a while
         return transitions.of_silence(
             self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
         )
+
+    def _keep_first(self, values: Logs, measured: Flags) -> None:
+        """Remember the first positive value of each check."""
+        memory, checks = self._memory, self._checks
+        value = checks.judged(values)
+        np.copyto(memory.first, value, where=np.isnan(memory.first) & measured[checks.column] & (value > 0))
 
     def _take_recent(self, values: Logs, measured: Flags, violates: Flags) -> None:
         """Take in what is judged by its own last values, and forget how far out those were that have no band now."""

@@ -21,6 +21,7 @@ _SUBJECT_OF_CONDITION = {
 }
 """What stands between a module's name and how far it is out."""
 _CLAIMS = {
+    "optimizer.left_out": ("in an optimizer", "no data: it wants a gradient and is in no optimizer"),
     "optimizer.misrouted": ("on the matrix optimizer", "a hidden matrix that another algorithm steps"),
     "weight.replicas_differ": ("the same on all ranks", "on some rank another model than on the others"),
 }
@@ -84,9 +85,10 @@ def nonfinite(metric: str, value: float) -> str:
     return f"{metric} is {'NaN' if math.isnan(value) else 'infinite'}"
 
 
-def fact(said: str, value: float, bound: float) -> str:
-    """A fact of the first step, such as `R(W) at the start is 12, over 5`."""
-    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}"
+def fact(said: str, value: float, bound: float, *, whose: str) -> str:
+    """A fact of the first step, such as `R(W) at the start is 12, over 10 of a standard parametrisation`."""
+    of = f" of {whose}" if whose else ""
+    return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}{of}"
 
 
 def group(subject: str) -> str:
@@ -123,6 +125,11 @@ def sentence(condition: str, where: str, phrase: str, since: int | None) -> str:
     said = f"{where} {verb} {phrase}" if verb else f"{where}: {phrase}"
     start = "" if since is None else f" since step {since}"
     return f"{known.card} - {said}{start}. Try: {known.advice}."
+
+
+def forgotten(*, now: float, before: float) -> str:
+    """How much of its steps an optimizer's state has lost."""
+    return f"its state has seen {figure(now)} steps where {figure(before)} were made"
 
 
 def jump(ratio: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,20 @@ class Matrix:
     present: Mask
     measured_at_ms: Ids
     skipped: Mask
+
+    def rows(self) -> "Iterator[Row]":
+        """Its steps, one after the other."""
+        for at, step in enumerate(self.steps.tolist()):
+            yield Row(step, self.values[at], self.present[at], bool(self.skipped[at]))
+
+
+class Row(NamedTuple):
+    """One step: its number, the values by column where they are present, and whether a gradient scaler skipped it."""
+
+    step: int
+    values: Floats
+    present: Mask
+    skipped: bool
 
 
 def add_frames(session: Session, attempt_id: int, rank: int, frames: Sequence[NewFrame], *, now_ms: int) -> None:
@@ -193,12 +207,14 @@ def read_matrix(
 
 
 def read_history(
-    session: Session, segments: Sequence[Segment], columns: Columns, *, first: int, last: int
+    session: Session, segments: Sequence[Segment], columns: Columns, *, first: int, last: int, is_whole: bool = False
 ) -> Iterator[Matrix]:
-    """A window of a history in pieces, oldest first: all steps at which one of the columns may have a point."""
+    """A window of a history in pieces, oldest first: all steps at which one of the columns may have a point, or, if it
+    is to be whole, at which anything has."""
     rows = max(1, MAX_CELLS // max(1, len(columns.ids)))
     for segment in reversed(segments):
-        wanted = {plan.number for plan in list_plans(session, segment.attempt_id) if _span(plan, columns) is not None}
+        plans = list_plans(session, segment.attempt_id)
+        wanted = {plan.number for plan in plans if is_whole or _span(plan, columns) is not None}
         if not wanted or first > segment.last or last < segment.first:
             continue
         found = steps_between(session, segment, first=first, last=last, plans=sorted(wanted))

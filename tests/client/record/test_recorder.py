@@ -206,15 +206,17 @@ def test_a_value_may_be_a_second_series_too(recorder, kept):
 def test_what_is_worked_out_of_a_frame_travels_with_it_and_a_fault_there_costs_that_alone(recorder, kept, caplog):
     own, more = series(recorder, "x"), series(recorder, "y")
 
-    def doubled(among, values):
-        return [(more, 2 * value) for each, value in zip(among, values, strict=True) if each is own]
+    def doubled(among, values, counts):
+        return [
+            (more, 2 * value, count) for each, value, count in zip(among, values, counts, strict=True) if each is own
+        ]
 
-    def broken(among, values):
+    def broken(among, values, counts):
         raise ZeroDivisionError("no depth")
 
     for step, derive in ((1, doubled), (2, broken), (3, broken)):
         recorder.add([None, own], torch.tensor([7.0, 5.0]))
-        recorder.close_step(step, derive)
+        recorder.close_step(step, [derive])
     with caplog.at_level(logging.WARNING, "internist"):
         recorder.drain(everything=True)
 
