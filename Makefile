@@ -46,6 +46,10 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.scaling_confusion --quick $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## Send the server what no client would, ten minutes (ARGS="--seconds 60": less)
+	$(BIN)/python -m tests.server.fuzzing $(ARGS)
+
 .PHONY: bench-faults
 bench-faults: $(VENV)/.installed-dev ## Measure the judge on healthy and sick runs, half an hour (ARGS=--short: a minute)
 	$(BIN)/python -m benchmarks.faults.bench $(ARGS)

@@ -21,9 +21,10 @@ from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.pages import alerts, compare, detail, optimizer, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
+from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.statics import CompressedStatics
-from internist_dashboard.viewer import VIEWER, viewer_of
+from internist_dashboard.viewer import GRANT, VIEWER, viewer_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 class Board:
     """The board as ASGI: notes who asks, guards what is sent, serves static files from memory, compresses the rest."""
 
-    def __init__(self, app: ASGIApp, hashes: Iterable[str]) -> None:
-        packed = CompressedStatics(SharedAnswers(GZipMiddleware(app, minimum_size=COMPRESS_OVER, compresslevel=4)))
-        self._app = Guarded(packed, hashes)
+    def __init__(self, server: ASGIApp, board: dash.Dash, hashes: Iterable[str]) -> None:
+        packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=4)))
+        self._app = Guarded(Questions(packed, board), hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request with the viewer's own credentials at hand."""
@@ -53,7 +54,7 @@ class Board:
         if not path.startswith(OWN_PATHS):
             # Dash answers pages at its root alone: its catch-all is set up at a lifespan event, which the API receives.
             path = "/assets/favicon.svg" if path == "/favicon.ico" else "/"
-        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"]))
+        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"], grant=scope.get(GRANT)))
         try:
             await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
         finally:
@@ -90,8 +91,9 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     for page in (runs, run, optimizer, detail, scaling, compare, alerts):
         page.register(app, api)
     browser.wire(app)
+    app._setup_server()  # what it does at its first request, so that it is known from the first on what may be asked
     # Dash's own inline scripts, and the one that chooses the colours before anything is drawn.
-    return Board(server, [*(f"'{one}'" for one in _dash_hashes(app)), *hashes_of(INDEX)])
+    return Board(server, app, [*(f"'{one}'" for one in _dash_hashes(app)), *hashes_of(INDEX)])
 
 
 def _dash_hashes(app: dash.Dash) -> list[str]:
@@ -189,7 +191,7 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
 
 def _place(text: str | None) -> int:
     """Where a page of a list begins, as the address says it."""
-    return int(text) if text and text.isdecimal() else 0
+    return int(text) if text and text.isdecimal() and len(text) < 10 else 0
 
 
 def _tell(error: Exception) -> None:

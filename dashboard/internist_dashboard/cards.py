@@ -1,6 +1,5 @@
 """The verdict board: six cards, the facts of the run, and the blocks."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from internist.schema.coverage import is_missing
 from internist.schema.views import BlockVerdict, Card, Coverage, Run, Verdict
 from internist_dashboard import components, sparkline, words
 from internist_dashboard.components import Node
+from internist_dashboard.filters import Filter
 
 BoardRow = dict[str, Any]
 """One block as the browser draws it."""
@@ -124,7 +124,7 @@ def told(run: Run) -> dict[str, str]:
     }
 
 
-def board_rows(blocks: Sequence[BlockVerdict], *, pattern: re.Pattern[str] | None = None) -> list[BoardRow]:
+def board_rows(blocks: Sequence[BlockVerdict], *, pattern: Filter | None = None) -> list[BoardRow]:
     """Blocks x conditions, worst first as the API orders them: the browser draws them, whatever their number."""
     shown = [block for block in blocks if pattern is None or pattern.search(block.name)]
     return [_board_row(block) for block in shown]

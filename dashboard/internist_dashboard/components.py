@@ -9,6 +9,7 @@ from dash import dcc, html
 from internist.schema.conditions import State
 from internist.schema.views import Run, RunState
 from internist_dashboard import words
+from internist_dashboard.viewer import VIEWER
 
 SKEW_SHOWN_MS = 60_000
 """A clock that is less off than this is not spoken of."""
@@ -52,11 +53,19 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
                     dcc.Link("Scaling", href="/scaling", className="crumb"),
                     dcc.Link("Alerts", href="/alerts", className="crumb"),
                     theme_button,
+                    *([sign_out()] if VIEWER.get().is_signed_in else []),
                 ],
                 className="head-tools",
             ),
         ],
         className="head",
+    )
+
+
+def sign_out() -> Node:
+    """Ends the browser's session; a form, so that it needs no script and no link can press it."""
+    return html.Form(
+        html.Button("Sign out", type="submit", className="plain crumb"), action="/logout", method="post", id="sign-out"
     )
 
 

@@ -141,4 +141,4 @@ def _short(x: float) -> float | None:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.isdecimal()]
+    return [int(part) for part in text.split(",") if part.isdecimal() and len(part) < 19]

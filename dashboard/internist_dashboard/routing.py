@@ -1,6 +1,5 @@
 """The optimizer's panel of a run page: how each parameter is stepped, and what its optimizer last told of it."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from internist.schema.views import Routing, SeriesView
 from internist.schema.wire import Route
 from internist_dashboard import components, figures, words
 from internist_dashboard.components import Node
+from internist_dashboard.filters import Filter
 
 TOLD = {
     "optimizer.gap": "gap",
@@ -46,7 +46,7 @@ def summary(routing: Routing) -> str:
     return words.listing(["Routing", *(f"{count} {algorithm}" for algorithm, count in counts.most_common())])
 
 
-def table(routing: Routing, series: Sequence[SeriesView], *, pattern: re.Pattern[str] | None = None) -> Node:
+def table(routing: Routing, series: Sequence[SeriesView], *, pattern: Filter | None = None) -> Node:
     """One row a parameter, in the order of the optimizers' groups; a value opens its series."""
     told = {(one.subject, one.metric): one for one in series}
     metrics = [metric for metric in TOLD if any(one.metric == metric for one in series)]

@@ -1,7 +1,6 @@
 """The rows of the layers x steps heat map: collapsed to blocks, opened on demand, as arrays ready to draw."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema.views import Heatmap, HeatmapRow, Number
+from internist_dashboard.filters import Filter
 
 FloatArray = NDArray[np.float32]
 MOST_ROWS = 200
@@ -45,7 +45,7 @@ class Cells:
     nonfinite: NDArray[np.bool_]
 
 
-def collapse(heatmap: Heatmap, *, opened: Iterable[str] = (), pattern: re.Pattern[str] | None = None) -> list[Row]:
+def collapse(heatmap: Heatmap, *, opened: Iterable[str] = (), pattern: Filter | None = None) -> list[Row]:
     """Rows in forward order: one for each block, its members below it where opened, modules outside blocks as they are.
 
     A block's row is its own where it has one alone; else at each step the member farthest from its band speaks for it.

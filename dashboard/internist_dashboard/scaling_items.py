@@ -1,6 +1,5 @@
 """The pieces of the scaling page: what is wrong in sentences, and a row for every exponent; pure."""
 
-import re
 from collections.abc import Sequence
 
 from dash import html
@@ -19,6 +18,7 @@ from internist.schema.scaling import (
 )
 from internist_dashboard import components, scaling_figures, words
 from internist_dashboard.components import Node
+from internist_dashboard.filters import Filter
 
 STATES: dict[ScalingVerdict, State] = {"PASS": "ok", "FAIL": "violated", "INCONCLUSIVE": "drifting"}
 """A verdict's shape and colour are those of the run page."""
@@ -76,7 +76,7 @@ def diagnoses(report: ScalingReport) -> Node:
     return html.Ol([_diagnosis(one) for one in report.diagnoses], className="diagnoses")
 
 
-def tables(report: ScalingReport, *, open_row: str | None, pattern: re.Pattern[str] | None) -> Node:
+def tables(report: ScalingReport, *, open_row: str | None, pattern: Filter | None) -> Node:
     """A table for width and one for depth, worst first; what is not judged is folded."""
     span = scaling_figures.span_of(report.exponents)
     parts: list[Node] = []

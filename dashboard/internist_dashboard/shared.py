@@ -114,7 +114,9 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _who(scope: Scope) -> str:
-    """What an answer depends on beside its question: the viewer, the address, and what encodings are taken."""
+    """What an answer depends on beside its question: what the viewer may see, whether it can sign out, the address,
+    and what encodings are taken."""
     viewer = VIEWER.get()
+    grant = f"{viewer.grant} {viewer.is_signed_in}" if viewer.grant is not None else sorted(viewer.headers.items())
     takes = next((value for name, value in scope["headers"] if name == b"accept-encoding"), b"").decode("latin-1")
-    return f"{sorted(viewer.headers.items())} {viewer.origin} {takes}"
+    return f"{grant} {viewer.origin} {takes}"

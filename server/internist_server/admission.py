@@ -2,8 +2,6 @@
 what may not. No database here."""
 
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -30,6 +28,7 @@ from internist.schema.wire import (
 from internist_server.alerts.rule_files import require_thresholds
 from internist_server.envelope import require_version
 from internist_server.errors import Invalid
+from internist_server.inputs import printable, refuse_text, require_id, shown
 from internist_server.store.attempts import LAST_STEP, MAX_CONFIG_BYTES, MAX_OUTLINE, fitting_config
 from internist_server.store.series import NO_SERIES
 
@@ -44,7 +43,6 @@ MAX_COVERAGE: Final = 8 * MAX_OUTLINE
 MAX_THRESHOLDS: Final = 1_000
 MAX_POWERS, MAX_POWER = 16, 62
 """Numbers that a heartbeat may tell of its sampling, and how large they may be."""
-_ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
 _CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish", "outline")
 _T = TypeVar("_T")
@@ -121,10 +119,20 @@ def require_heartbeat(heartbeat: Heartbeat) -> None:
         raise Invalid(f"powers are at most {MAX_POWERS} whole numbers from 0 to {MAX_POWER}, got {first}")
 
 
-def require_id(what: str, value: str) -> None:
-    """Refuse an id that could not stand in a path."""
-    if not _ID.fullmatch(value):
-        raise Invalid(f"the id of the {what} is 1 to 128 letters, digits, `.`, `_`, `-`, got {_shown(value)}")
+def require_speaker(attempt: str, rank: int) -> None:
+    """Refuse an attempt or a rank that cannot be. One below 0 was never registered.
+
+    Raises:
+        Invalid: with the reason.
+    """
+    require_id("attempt", attempt)
+    if rank >= MAX_WORLD_SIZE:
+        raise Invalid(f"the rank lies between 0 and {MAX_WORLD_SIZE - 1}, got {rank}")
+
+
+def tidy_heartbeat(heartbeat: Heartbeat) -> Heartbeat:
+    """A heartbeat whose words can be kept: they are a person's, and no reason to take a run for lost."""
+    return replace(heartbeat, pause=printable(heartbeat.pause[:MAX_NAME_LENGTH]))
 
 
 def is_single(record: Record) -> bool:
@@ -259,28 +267,16 @@ def _name(what: str, value: str) -> str | None:
     if not value.strip():
         return f"{what} is empty"
     if value.strip().lower() in _NOT_A_NAME:
-        return f"{what} is {_shown(value)}, which is no name"
+        return f"{what} is {shown(value)}, which is no name"
     return _short(what, value)
 
 
 def _short(what: str, value: str) -> str | None:
-    if len(value) > MAX_NAME_LENGTH:
-        return f"{what} has {len(value)} characters; at most {MAX_NAME_LENGTH}"
-    return _unprintable(what, value, allowed="")
+    return refuse_text(what, value)
 
 
 def _text(what: str, value: str) -> str | None:
-    if len(value) > MAX_TEXT_LENGTH:
-        return f"{what} has {len(value)} characters; at most {MAX_TEXT_LENGTH}"
-    return _unprintable(what, value, allowed="\n\r\t")
-
-
-def _unprintable(what: str, value: str, *, allowed: str) -> str | None:
-    if value.isascii() and value.isprintable():
-        return None
-    if any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in allowed for sign in value):
-        return f"{what} has a control character: {_shown(value)}"
-    return None
+    return refuse_text(what, value, longest=MAX_TEXT_LENGTH, allowed="\n\r\t")
 
 
 def _step(step: int) -> str | None:
@@ -307,16 +303,16 @@ def _tidy(value: Scalar) -> Scalar:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, str):
-        return "".join(sign if sign.isprintable() or sign in "\n\t" else " " for sign in value[:MAX_TEXT_LENGTH])
+        return printable(value[:MAX_TEXT_LENGTH])
     return value if math.isfinite(value) and abs(value) <= LAST_COUNT else str(value)
 
 
 def _module(module: Module) -> str | None:
     reason = _short("module", module.name) or _short("module type", module.type) or _short("block", module.block or "")
     if reason is None and not 0 <= module.parameters <= LAST_COUNT:
-        reason = f"module {_shown(module.name)} has {module.parameters} parameters"
+        reason = f"module {shown(module.name)} has {module.parameters} parameters"
     if reason is None and not math.isfinite(module.multiplier):
-        reason = f"the multiplier of module {_shown(module.name)} is not finite"
+        reason = f"the multiplier of module {shown(module.name)} is not finite"
     return reason
 
 
@@ -325,10 +321,10 @@ def _route(route: Route) -> str | None:
     reasons = (_short("route", text) for text in (*texts, route.coefficients, route.policy))
     reason = next((reason for reason in reasons if reason), None)
     if reason is None and (len(route.shape) > 16 or any(not 0 <= size <= LAST_COUNT for size in route.shape)):
-        reason = f"the shape of {_shown(route.parameter)} is none"
+        reason = f"the shape of {shown(route.parameter)} is none"
     numbers = (route.lr, route.weight_decay, route.eps, route.init_rms)
     if reason is None and any(number is not None and not math.isfinite(number) for number in numbers):
-        reason = f"a number of {_shown(route.parameter)} is not finite"
+        reason = f"a number of {shown(route.parameter)} is not finite"
     return reason
 
 
@@ -351,10 +347,6 @@ def _sift(
         else:
             reasons.append(reason if named is None else f"{named(line)}: {reason}")
     return tuple(kept), reasons
-
-
-def _shown(value: str) -> str:
-    return repr(value if len(value) <= 60 else value[:57] + "...")
 
 
 def _raise(reason: str | None) -> None:

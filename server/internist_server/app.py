@@ -12,20 +12,23 @@ from typing import Any, Final
 
 import httpx
 from anyio import CapacityLimiter
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
 from internist_server.alerts.notify import Notifier
 from internist_server.alerts.poster import Poster
 from internist_server.alerts.rule_files import read_rules
+from internist_server.auditing import Audit
 from internist_server.auth import TokenGate
 from internist_server.boards import Boards
+from internist_server.browsers import BrowserGuard
 from internist_server.changes import Changes
 from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
+from internist_server.keyring import Keyring
 from internist_server.overload import Overload
 from internist_server.readiness import Readiness
 from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
@@ -44,21 +47,29 @@ from internist_server.routes import (
     scaling,
     silences,
     stream,
+    tokens,
     windows,
 )
+from internist_server.routes.access import require_access
+from internist_server.routes.asked import require_plain
 from internist_server.routes.services import Services
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
-from internist_server.settings import Settings, require_safe
+from internist_server.settings import Settings, require_allowed, require_safe
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
+from internist_server.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 LAST_S: Final = 1.5
 """Seconds in which threads may end what they are at; what they leave undone is undone in the database, too."""
-_API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login"})
+_ROUTES: Final = (
+    frames, runs, checks, windows, stream, scaling, alerts, silences, deliveries, rules, tokens, catalogue, health,
+    login,
+)  # fmt: skip
+_API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login", "/logout"})
 
 
 def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> "RequestTimer":
@@ -75,18 +86,18 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     """
     require_safe(settings)
     api = create_api(settings, clock=clock)
-    pages = _create_board(api) if board else api
+    services: Services = api.state.services
+    gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
+    pages = _create_board(gate(api)) if board else api
     overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
-    app: ASGIApp = overload
-    if settings.token is not None:
-        app = TokenGate(app, settings.token)
-    return RequestTimer(app, on_close=overload.close)
+    return RequestTimer(BrowserGuard(gate(overload), settings), on_close=overload.close)
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
     """The HTTP API alone, without the token's gate."""
     clock = ServerClock() if clock is None else as_server_clock(clock)
     book = RuleBook(read_rules(settings.rules) if settings.rules is not None else None)
+    require_allowed(settings, (one.webhook_url for one in book.receivers if one.webhook_url is not None))
     database = Database(settings.database_url)
     changes = Changes()
     notifiers = make_notifiers(database, settings, book.receivers, clock=clock)
@@ -128,28 +139,16 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         version=version("internist"),
         description="Measures of training runs, what the judge says of them, and alerts.",
         lifespan=lifespan,
+        dependencies=[Depends(require_plain), Depends(require_access)],
         docs_url=None,  # its pages load scripts from other hosts
         redoc_url=None,
     )
+    keyring, audit = Keyring(database, settings.token, clock=clock), Audit(database, clock=clock)
     api.state.services = Services(
-        settings, database, ingest, handling, book, changes, Boards(), Scalings(), clock,
+        settings, database, ingest, handling, book, changes, Boards(), Scalings(), keyring, Throttle(), audit, clock,
         Readiness(database, settings.database_url), CapacityLimiter(2),
     )  # fmt: skip
-    for module in (
-        frames,
-        runs,
-        checks,
-        windows,
-        stream,
-        scaling,
-        alerts,
-        silences,
-        deliveries,
-        rules,
-        catalogue,
-        health,
-        login,
-    ):
+    for module in _ROUTES:
         api.include_router(module.router)
     problems.install(api)
     documents.install(api)
@@ -221,8 +220,8 @@ def _wake(notifiers: Sequence[Notifier]) -> None:
         notifier.wake()
 
 
-def _create_board(api: FastAPI) -> ASGIApp:
-    """The dashboard, which reads the API in process; what it shows has passed the token's gate already."""
+def _create_board(api: ASGIApp) -> ASGIApp:
+    """The dashboard, which reads the API in process, with its viewer's own credentials."""
     module: Any = import_module("internist_dashboard.app")
     board: ASGIApp = module.create_board(httpx.ASGITransport(app=api))
     return board

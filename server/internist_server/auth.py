@@ -1,63 +1,133 @@
-"""The one token that a server may ask of everyone: as a header by programs, as a cookie by browsers."""
+"""The gate of a server that asks for a token: programs present one in a header, browsers the session they were given
+for one. Whoever passes is named in the request, and what they may do is asked at each route."""
 
-import hmac
+import logging
+import math
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import urlencode
 
 import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-COOKIE: Final = "internist_token"
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/login"})
+from internist_server.callers import EVERYONE, Caller, hashed
+from internist_server.keyring import SESSION_MS, Keyring
+from internist_server.throttle import Throttle
+
+log = logging.getLogger(__name__)
+
+COOKIE: Final = "internist_session"
+CALLER: Final = "internist.caller"
+"""Where in a request's scope its caller is."""
+GRANT: Final = "internist.grant"
+"""Where the board reads what its viewer may see: equal grants are shown equal pages."""
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/login", "/logout"})
 _API_PATHS: Final = ("/api/", "/metrics", "/openapi.json")
 
 
 class TokenGate:
-    """Lets requests through that carry the token; sends browsers to the login page."""
+    """Lets requests through that show who asks; sends browsers to the login page."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._token = token
+    def __init__(self, app: ASGIApp, keyring: Keyring, throttle: Throttle) -> None:
+        self._app, self._keyring, self._throttle = app, keyring, throttle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        presented = presented_token(scope)
-        if presented is not None and is_same(presented, self._token):
+        if self._keyring.is_open:
+            scope[CALLER] = EVERYONE  # in place: what routes note in the scope is read outside of this, too
+            await self._app(scope, receive, send)
+            return
+        token, session = presented_token(scope), presented_session(scope)
+        wait_s = self._throttle.wait_s(address_of(scope), None if token is None else hashed(token))
+        caller = None if wait_s else await self._caller(token, session)
+        if caller is not None:
+            if token is not None:
+                self._throttle.trust(address_of(scope), hashed(token))
+            scope[CALLER], scope[GRANT] = caller, caller.grant
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "token required"})
         else:
-            await _refusal(scope, presented)(scope, receive, send)
+            await self._refusal(scope, token, wait_s)(scope, receive, send)
+
+    async def _caller(self, token: str | None, session: str | None) -> Caller | None:
+        """Who asks; a header wins over a cookie."""
+        if token is None and session is None:
+            return None
+        is_session = token is None
+        key = hashed(token if token is not None else session or "")
+        known = self._keyring.known(key, is_session=is_session)
+        if known is not None:
+            return known
+        return await run_in_threadpool(self._keyring.of_session if is_session else self._keyring.of_token, key)
+
+    def _refusal(self, scope: Scope, token: str | None, wait_s: float) -> Response:
+        is_board = not scope["path"].startswith(_API_PATHS) and scope["method"] in ("GET", "HEAD")
+        if is_board:
+            query = scope["query_string"].decode("latin-1")
+            target = scope["path"] + (f"?{query}" if query else "")
+            return RedirectResponse("/login?" + urlencode({"next": safe_next(target)}), status_code=303)
+        if wait_s:
+            return too_many(wait_s)
+        if token is None:
+            detail = "this server asks for a token: send `Authorization: Bearer TOKEN`"
+            return _problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
+        address = address_of(scope)
+        self._throttle.note(address, hashed(token))
+        log.warning("a token that is none, or none any more, was presented from %s", address)
+        return _problem(403, "token_refused", "this is no token of this server, or none any more", {})
+
+
+def too_many(wait_s: float) -> Response:
+    """The answer to an address that was wrong about tokens too often."""
+    detail = "too many wrong tokens came from here: wait, and present the right one"
+    return _problem(429, "too_many_attempts", detail, {"Retry-After": str(math.ceil(wait_s))})
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who asks. Without a gate before the API, everyone may do everything."""
+    caller: Caller = scope.get(CALLER, EVERYONE)
+    return caller
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request came from."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 def presented_token(scope: Scope) -> str | None:
-    """The token of a request; a header wins over a cookie."""
+    """The token in a request's header."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return _text(credentials.strip())
+    return _text(credentials.strip()) if scheme.lower() == b"bearer" else None
+
+
+def presented_session(scope: Scope) -> str | None:
+    """The session in a request's cookie."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     try:
         cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
     except CookieError:
         return None
-    return unquote(cookies[COOKIE].value) if COOKIE in cookies else None
+    return cookies[COOKIE].value if COOKIE in cookies else None
 
 
-def is_same(presented: str, token: str) -> bool:
-    """Whether two tokens are equal, in a time that does not tell how nearly."""
-    return hmac.compare_digest(presented.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
-
-
-def set_cookie(response: Response, token: str, *, is_secure: bool) -> None:
-    """Let a browser present the token from now on; scripts cannot read it."""
+def set_cookie(response: Response, session: str, *, is_secure: bool) -> None:
+    """Let a browser present its session from now on; scripts cannot read it."""
     response.set_cookie(
-        COOKIE, quote(token, safe=""), max_age=90 * 86_400, httponly=True, samesite="lax", secure=is_secure, path="/"
+        COOKIE, session, max_age=SESSION_MS // 1000, httponly=True, samesite="lax", secure=is_secure, path="/"
     )
+
+
+def drop_cookie(response: Response) -> None:
+    """Let a browser forget its session."""
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
 
 
 def safe_next(target: str) -> str:
@@ -72,18 +142,6 @@ def _text(header: bytes) -> str:
         return header.decode()
     except UnicodeDecodeError:
         return header.decode("latin-1")
-
-
-def _refusal(scope: Scope, presented: str | None) -> Response:
-    is_board = not scope["path"].startswith(_API_PATHS) and scope["method"] in ("GET", "HEAD")
-    if is_board:
-        query = scope["query_string"].decode("latin-1")
-        target = scope["path"] + (f"?{query}" if query else "")
-        return RedirectResponse("/login?" + urlencode({"next": safe_next(target)}), status_code=303)
-    if presented is None:
-        detail = "this server asks for a token: send `Authorization: Bearer TOKEN`"
-        return _problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
-    return _problem(403, "token_refused", "this is not the server's token", {})
 
 
 def _problem(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:

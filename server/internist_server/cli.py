@@ -24,7 +24,7 @@ from internist_server.alerts.rule_files import read_rules
 from internist_server.app import RequestTimer, create_app
 from internist_server.connections import BoundedProtocol
 from internist_server.errors import RulesError, SettingsError
-from internist_server.settings import Settings, require_safe
+from internist_server.settings import Settings, require_allowed, require_safe
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
     require_safe(settings)
     receivers = read_rules(settings.rules).receiver if settings.rules is not None else ()
     require_usable(AddressBook(settings.webhook_url, settings.apprise_urls, receivers).everyone)
+    require_allowed(settings, (one.webhook_url for one in receivers if one.webhook_url is not None))
     return settings
 
 

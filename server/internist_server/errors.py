@@ -9,14 +9,16 @@ ServerError
 │   ├── AttemptNotFound
 │   ├── FamilyNotFound
 │   ├── AlertNotFound
-│   └── SilenceNotFound
+│   ├── SilenceNotFound
+│   └── TokenNotFound
 └── Refused                what was sent is not taken; nothing of it was stored
     ├── Malformed          it cannot be read at all
     ├── Invalid            it can be read, and asks for something impossible
     ├── TooLarge           it is over a limit
     ├── UnsupportedContent its content type or encoding is not known
     ├── NewerVersion       it was written by a newer major version
-    └── Conflict           it contradicts what is stored
+    ├── Conflict           it contradicts what is stored
+    └── Forbidden          the token that was presented is not for it
 """
 
 
@@ -76,6 +78,13 @@ class SilenceNotFound(NotFound):
         super().__init__(f"there is no silence {silence}; GET /api/v1/silences lists them")
 
 
+class TokenNotFound(NotFound):
+    """No such token."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__(f"there is no token {token}; GET /api/v1/tokens lists them")
+
+
 class Refused(ServerError):  # noqa: N818
     """What was sent is not taken; nothing of it was stored."""
 
@@ -102,3 +111,7 @@ class NewerVersion(Refused):
 
 class Conflict(Refused):
     """It contradicts what is stored."""
+
+
+class Forbidden(Refused):
+    """The token that was presented is not for it."""

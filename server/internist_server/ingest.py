@@ -21,6 +21,7 @@ from internist.schema.wire import (
 from internist_server import admission, observability
 from internist_server.alerts.incidents import Policy
 from internist_server.alerts.rules import Terms, terms_of
+from internist_server.callers import EVERYONE, Caller
 from internist_server.changes import Changes
 from internist_server.clocks import ServerClock, as_server_clock, began_at_ms
 from internist_server.cursor import advance_cursor, reached
@@ -85,7 +86,7 @@ class Ingest:
         self._told_ms = 0
         """Up to when silences that expired have been looked at."""
 
-    def start(self, start: RunStart, *, sent_at_ms: int | None = None) -> RunStarted:
+    def start(self, start: RunStart, *, sent_at_ms: int | None = None, by: Caller = EVERYONE) -> RunStarted:
         """Register a run, an attempt and a rank; calling it again changes nothing but a first step that is larger.
 
         Args:
@@ -98,7 +99,7 @@ class Ingest:
         admission.require_start(start)
         now_ms = self._clock()
         with self._database.write() as session:
-            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms)
+            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             attempts.save_rank(session, attempt.id, rank)
             self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
@@ -106,17 +107,19 @@ class Ingest:
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
-    def take(self, run: str, contents: Contents, *, sent_at_ms: int | None = None) -> FramesReply:
+    def take(
+        self, run: str, contents: Contents, *, sent_at_ms: int | None = None, by: Caller = EVERYONE
+    ) -> FramesReply:
         """Store and judge the records of one rank; durable when this returns.
 
         Raises:
             NotFound: the run, attempt or rank was never registered, nor do the records begin with a start.
             Refused: the request as a whole cannot be taken.
         """
-        admission.require_id("attempt", contents.attempt)
+        admission.require_speaker(contents.attempt, contents.rank)
         now_ms = self._clock()
         with self.transaction(run, contents) as session:
-            attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms)
+            attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             intake = Intake(
                 session,
@@ -285,21 +288,21 @@ class Ingest:
             raise
 
     def _register(
-        self, session: Session, start: RunStart, *, now_ms: int, sent_at_ms: int | None
+        self, session: Session, start: RunStart, *, now_ms: int, sent_at_ms: int | None, by: Caller
     ) -> tuple[Attempt, Rank, bool]:
         """The attempt and rank of a start, and whether a notification was queued."""
         tidy, reasons = admission.tidy_start(start)
         if reasons:
             log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
         began_ms = began_at_ms(start.started_at_ms, sent_at_ms, now_ms=now_ms)
-        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms)
+        attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms, by=by)
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
     def _speaker(
-        self, session: Session, run: str, contents: Contents, *, sent_at_ms: int | None
+        self, session: Session, run: str, contents: Contents, *, sent_at_ms: int | None, by: Caller
     ) -> tuple[Attempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
         starts = [record.start for record in contents.records if record.start is not None]
@@ -316,7 +319,7 @@ class Ingest:
             if start is None:
                 raise
             admission.require_start(start)
-            attempt, found, _ = self._register(session, start, now_ms=self._clock(), sent_at_ms=sent_at_ms)
+            attempt, found, _ = self._register(session, start, now_ms=self._clock(), sent_at_ms=sent_at_ms, by=by)
         return attempt, found
 
     def _watch(self, session: Session, attempt: Attempt, newest: Newest, *, now_ms: int) -> bool:

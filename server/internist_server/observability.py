@@ -64,3 +64,4 @@ def exposition(*, open_alerts: int, undelivered: Iterable[tuple[str, str, int]])
 def set_up_logging(level: str = "INFO") -> None:
     """One line per event on standard error."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("internist_server.auditing").setLevel("INFO")  # whatever else is quiet

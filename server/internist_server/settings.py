@@ -1,6 +1,7 @@
 """Everything that can be set, read from the environment in one place."""
 
 import json
+from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from internist.schema.rules import REPEAT_AFTER_S, RESOLVE_AFTER_S
 from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
+from internist_server.alerts.addresses import is_local, receiver_name
 from internist_server.alerts.incidents import Policy
 from internist_server.errors import SettingsError
 
@@ -28,7 +30,14 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on. Beyond loopback a token is required.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    token: str | None = Field(default=None, description="If set, everyone must present it, readers of the board too.")
+    token: str | None = Field(
+        default=None, description="If set, everyone must present it, or a token that was made with it."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names by which this server may be asked, separated by commas, beside its own; `*`: any. "
+        "Without it a server on loopback takes loopback's names and that of its external address, one beyond it any.",
+    )
     webhook_url: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Receivers of notifications (Alertmanager webhook, version 4), separated by commas or a JSON list.",
@@ -36,6 +45,11 @@ class Settings(BaseSettings):
     apprise_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Receivers of notifications as Apprise URLs, separated by commas or, with commas in them, as JSON.",
+    )
+    local_webhooks: bool | None = Field(
+        default=None,
+        description="Whether webhooks may be on this machine or its link; without it, where the server itself listens "
+        "on loopback.",
     )
     alertmanager_url: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -85,7 +99,7 @@ class Settings(BaseSettings):
         default_factory=dict, description='The same by project, as JSON: `{"sweeps": 7, "production": 365}`.'
     )
 
-    @field_validator("webhook_url", "apprise_urls", "alertmanager_url", mode="before")
+    @field_validator("allowed_hosts", "webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Addresses as JSON where they hold commas, else separated by commas."""
@@ -151,12 +165,28 @@ def require_safe(settings: Settings) -> None:
     """Refuse to listen where strangers may reach the server without a token.
 
     Raises:
-        SettingsError: the host is not loopback and there is no token.
+        SettingsError: the host is not loopback and there is no token, or a webhook may not be where it is.
     """
     if settings.token is None and not is_loopback(settings.host):
         raise SettingsError(
             f"refusing to listen on {settings.host} without a token: anyone on the network could read and write runs. "
             "Set INTERNIST_TOKEN (or --token), or listen on 127.0.0.1"
+        )
+    require_allowed(settings, settings.webhook_url)
+
+
+def require_allowed(settings: Settings, webhooks: Iterable[str]) -> None:
+    """Refuse webhooks on this machine or its link, where others reach the server.
+
+    Raises:
+        SettingsError: one is, and nobody said that it may.
+    """
+    may = is_loopback(settings.host) if settings.local_webhooks is None else settings.local_webhooks
+    local = next((url for url in webhooks if is_local(url)), None)
+    if local is not None and not may:
+        raise SettingsError(
+            f"the webhook {receiver_name(local)} is on this machine or its link: set INTERNIST_LOCAL_WEBHOOKS=true if "
+            "that is meant"
         )
 
 

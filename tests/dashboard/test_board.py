@@ -24,7 +24,7 @@ TOKEN = "s3cret"
 def server(tmp_path: Path) -> Any:
     url = f"sqlite:///{tmp_path / 'board.db'}"
     upgrade(url)
-    return create_app(Settings(database_url=url, token=TOKEN), board=False)
+    return create_app(Settings(database_url=url, token=TOKEN, allowed_hosts=("internist",)), board=False)
 
 
 def answer(app: Any, path: str, **headers: str) -> httpx.Response:
@@ -35,9 +35,19 @@ def answer(app: Any, path: str, **headers: str) -> httpx.Response:
     return run_apart(ask())
 
 
+def session_of(app: Any) -> str:
+    """What the cookie of a browser holds that has signed in."""
+
+    async def sign_in() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://internist") as client:
+            return await client.post("/login", data={"token": TOKEN})
+
+    return run_apart(sign_in()).cookies["internist_session"]
+
+
 def asked(app: Any, question: Callable[[Api], Coroutine[Any, Any, Any]], *, cookie: str | None = None) -> Any:
     async def ask() -> Any:
-        given = [(b"cookie", f"other=1; internist_token={cookie}".encode())] if cookie else []
+        given = [(b"cookie", f"other=1; internist_session={cookie}".encode())] if cookie else []
         VIEWER.set(viewer_of("http", given))
         return await question(Api(httpx.ASGITransport(app), base_url="http://internist"))
 
@@ -107,16 +117,16 @@ def test_two_boards_live_in_one_process(server):
 
 def test_the_viewers_own_token_is_handed_on_and_no_other_cookie():
     viewer = viewer_of(
-        "https", [(b"cookie", b"a=b; internist_token=t"), (b"host", b"lab:1"), (b"authorization", b"Bearer x")]
+        "https", [(b"cookie", b"a=b; internist_session=t"), (b"host", b"lab:1"), (b"authorization", b"Bearer x")]
     )
 
-    assert viewer.headers == {"Cookie": "internist_token=t", "Authorization": "Bearer x"}
+    assert viewer.headers == {"Cookie": "internist_session=t", "Authorization": "Bearer x"}
     assert viewer.origin == "https://lab:1"
     assert "Bearer" not in repr(viewer)
 
 
 def test_the_api_answers_the_viewer_who_shows_the_token(server):
-    assert asked(server, lambda api: api.runs(limit=1), cookie=TOKEN) == []
+    assert asked(server, lambda api: api.runs(limit=1), cookie=session_of(server)) == []
 
 
 @pytest.mark.parametrize("cookie", [None, "wrong"])
@@ -131,7 +141,7 @@ def test_without_the_token_the_board_says_sign_in(server, cookie):
 
 def test_an_unknown_run_is_not_found(server):
     with pytest.raises(NotFound):
-        asked(server, lambda api: api.run("nope"), cookie=TOKEN)
+        asked(server, lambda api: api.run("nope"), cookie=session_of(server))
 
 
 def test_a_server_that_is_none_of_ours_is_unwell():
@@ -145,7 +155,9 @@ def test_a_server_that_is_none_of_ours_is_unwell():
 
 def test_an_empty_server_shows_the_lines_to_copy_with_its_address(server):
     async def show(api: Api) -> Any:
-        VIEWER.set(viewer_of("http", [(b"host", b"lab:8237"), (b"cookie", f"internist_token={TOKEN}".encode())]))
+        VIEWER.set(
+            viewer_of("http", [(b"host", b"lab:8237"), (b"cookie", f"internist_session={session_of(server)}".encode())])
+        )
         return await page_of("/", api)
 
     page, _ = asked(server, show)

@@ -300,4 +300,9 @@ def test_a_token_opens_the_board_and_an_empty_one_shows_the_lines_to_copy(visit,
         page.wait_for_selector("#two-lines")
         assert f'server="{address}"' in page.locator("#two-lines").inner_text()
         assert httpx.get(f"{address}/api/v1/runs").status_code == 401
+
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_selector("#token")
+        page.goto(address)
+        page.wait_for_selector("#token")
         page.close()

@@ -21,7 +21,7 @@ def guarded(sqlite_url):
 @pytest.fixture
 def open_server(sqlite_url):
     """A server on loopback without a token."""
-    with TestClient(create_app(Settings(database_url=sqlite_url), board=False)) as client:
+    with TestClient(create_app(Settings(database_url=sqlite_url), board=False), base_url="http://localhost") as client:
         yield client
 
 
@@ -73,7 +73,7 @@ def test_a_wrong_token_shows_the_form_again(guarded):
     answer = guarded.post("/login", data={"token": "no"})
 
     assert answer.status_code == 403
-    assert "not the server" in answer.text
+    assert "no token of this server" in answer.text
     assert "set-cookie" not in answer.headers
 
 
@@ -88,7 +88,7 @@ def test_the_login_leads_nowhere_else(target):
     assert safe_next(target) == "/"
 
 
-@pytest.mark.parametrize("cookie", ["internist_token=no", "internist_token", "a b=;;=", "\x80=\x81"])
+@pytest.mark.parametrize("cookie", ["internist_session=no", "internist_session", "a b=;;=", "\x80=\x81"])
 def test_a_cookie_that_is_none_is_no_token(guarded, cookie):
     headers = {"Cookie": cookie.encode("latin-1")}
 

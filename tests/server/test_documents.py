@@ -1,19 +1,9 @@
 import json
-import logging
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase
-from hypothesis import given as hypothesis_given
-from hypothesis import settings as hypothesis_settings
 
 from internist.schema.metrics import CATALOGUE
-from internist_server.app import create_api
-from internist_server.settings import Settings
 from tests.server.sending import Sender, module_series
-
-FUZZ_EXAMPLES = 8
-"""Per operation: a small budget, so that the suite stays quick."""
 
 
 @pytest.fixture
@@ -81,28 +71,3 @@ def test_prometheus_reads_what_was_taken(sqlite_api):
 def sample(api, name):
     lines = api.get("/metrics").text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(name + " "))
-
-
-def test_no_documented_request_makes_the_server_fail(sqlite_url):
-    """Requests made up from the API's own description get an answer that it documents."""
-    logging.getLogger("internist_server").setLevel(logging.ERROR)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_api(Settings(database_url=sqlite_url)))
-    limits = hypothesis_settings(
-        max_examples=FUZZ_EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        if operation.path.endswith("/stream"):
-            continue  # it does not end
-
-        @limits
-        @hypothesis_given(case=operation.as_strategy())
-        def answers(case):
-            answer = case.call()
-            assert answer.status_code < 500, (case.method, case.path, answer.text)
-
-        answers()

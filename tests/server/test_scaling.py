@@ -275,7 +275,9 @@ def test_an_interval_that_is_not_known_is_text_in_json(sqlite_api):
 
 
 def test_the_check_asks_for_the_token(sqlite_url):
-    with TestClient(create_app(Settings(database_url=sqlite_url, token="s3cret"), board=False)) as client:
+    with TestClient(
+        create_app(Settings(database_url=sqlite_url, token="s3cret"), board=False), base_url="http://localhost"
+    ) as client:
         assert client.get(PATH).status_code == 401
         allowed = client.get(PATH, headers={"Authorization": "Bearer s3cret"})
 

@@ -94,6 +94,11 @@ def test_the_next_free_port_is_taken_and_named_unless_one_was_asked_for(capsys):
         ([], {"INTERNIST_ALERTMANAGER_REFRESH_S": "0"}, "INTERNIST_ALERTMANAGER_REFRESH_S"),
         (["--database", "/nowhere/at/all.db"], {}, "the database /nowhere/at/all.db cannot be used"),
         (["--database", "nonsense://x"], {}, "cannot be used"),
+        (
+            ["--host", "0.0.0.0", "--token", "t"],
+            {"INTERNIST_WEBHOOK_URL": "http://169.254.169.254/x"},
+            "the webhook http://169.254.169.254 is on this machine or its link: set INTERNIST_LOCAL_WEBHOOKS=true",
+        ),
         (["--database", "postgresql://h:port/x"], {}, "cannot be used"),
         (["--host", "203.0.113.7", "--token", "t"], {}, "cannot listen on 203.0.113.7"),
     ],

@@ -173,6 +173,10 @@ class Connection:
         query = urlencode({name: value for name, value in asked.items() if value is not None}, doseq=True)
         return self._get(f"/api/v1/{path}{'?' if query else ''}{query}", reply)
 
+    def write(self, path: str, body: object, reply: type[_Reply]) -> _Reply:
+        """What the API answers to a JSON body that is posted to a path below `/api/v1/`."""
+        return self._post(f"/api/v1/{path}", msgspec.json.encode(body), _JSON, reply)
+
     def delete(self, path: str) -> None:
         """Delete what is at a path below `/api/v1/`."""
         answer = self._exchange("DELETE", f"/api/v1/{path}", None, self._headers)

@@ -1,7 +1,6 @@
 """The alerts page: what goes on first, then what is over, an event a line, each with what to try."""
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from internist_dashboard import alert_items, components, words
 from internist_dashboard.alert_groups import Group, grouped
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
-from internist_dashboard.filters import compiled
+from internist_dashboard.filters import Filter, compiled
 
 REFRESH_MS = 5_000
 LIMIT = 1_000
@@ -31,7 +30,7 @@ class Asked:
     """What the page shows: alerts of one run, or of all, that match a pattern."""
 
     run: str | None = None
-    pattern: re.Pattern[str] | None = None
+    pattern: Filter | None = None
 
 
 def layout(

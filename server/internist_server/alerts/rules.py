@@ -13,6 +13,7 @@ from internist.schema.conditions import CONDITION
 from internist.schema.rules import ABSENT, OF_RUN, RULES, RUN_RULE, THRESHOLD, Severity
 from internist.schema.wire import Threshold as RunThreshold
 from internist_server.alerts.labels import LABELS
+from internist_server.inputs import LINE, PROSE
 
 MAX_RULES: Final = 1_000
 MAX_STEPS: Final = 1 << 40
@@ -26,22 +27,10 @@ def _finite(value: float) -> float:
     return value
 
 
-def _plain(value: str) -> str:
-    if any(ord(sign) < 32 for sign in value):
-        raise ValueError(f"expected text on one line, got {value!r}")
-    return value
-
-
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("expected text without NUL: PostgreSQL keeps none")
-    return value
-
-
 Threshold = Annotated[float, AfterValidator(_finite)]
-Glob = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_plain)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=200), LINE]
 """A name with `*` for any signs, `?` for any one and `[abc]` for one of these."""
-Text = Annotated[str, StringConstraints(max_length=2_000), AfterValidator(_without_nul)]
+Text = Annotated[str, StringConstraints(max_length=2_000), PROSE]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Steps = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,9} steps?$")]
 Judged = Literal[(*CONDITION, *RUN_RULE)]  # type: ignore[valid-type]

@@ -9,13 +9,15 @@ from pydantic import Field
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
 from internist.schema.views import Alert, AlertsPage, AlertState
+from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import Limit, Offset
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import alerts
 
-Number = Annotated[int, Path(ge=1, le=1 << 62)]
+Number = Annotated[int, Path(ge=1, le=LAST_INTEGER)]
 """An id that a database can hold."""
 router = APIRouter(prefix="/api/v1/alerts", route_class=ViewRoute, tags=["alerts"])
 
@@ -28,7 +30,7 @@ AlertCondition = Literal[(*CONDITION, *RUN_RULE, THRESHOLD, ABSENT, "user")]  # 
 class Acknowledgement:
     """Who has seen an alert."""
 
-    by: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$", examples=["ada"])]
+    by: Annotated[str, Field(min_length=1, max_length=200, examples=["ada"]), LINE]
     new_normal: bool = False
     """What the value is now is well: its baseline is taken anew from there on, and the alert is resolved."""
 
@@ -36,6 +38,7 @@ class Acknowledgement:
 @router.get("", responses={200: examples.of("AlertsPage")})
 def list_alerts(
     session: SessionDep,
+    caller: CallerDep,
     run: Annotated[str | None, Query(max_length=128, description="Only of this run.")] = None,
     state: Annotated[list[AlertState] | None, Query(description="Only in these states; may be repeated.")] = None,
     condition: Annotated[AlertCondition | None, Query(description="Only of this condition.")] = None,
@@ -43,7 +46,9 @@ def list_alerts(
     offset: Offset = 0,
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
-    return alerts.list_alerts(session, run=run, states=state or (), condition=condition, limit=limit, offset=offset)
+    return alerts.list_alerts(
+        session, run=run, project=caller.only(None), states=state or (), condition=condition, limit=limit, offset=offset
+    )
 
 
 @router.delete(

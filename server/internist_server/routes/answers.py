@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from internist_server.errors import Invalid
+from internist_server.routes.access import audit
 
 
 class ViewRoute(APIRoute):
@@ -35,7 +36,9 @@ class ViewRoute(APIRoute):
                 raise Invalid(
                     f"{unknown[0]!r} is none of what can be asked here: {', '.join(sorted(known)) or 'nothing'}"
                 )
-            return await answer_known(request)
+            said = await answer_known(request)
+            await audit(request, self.name)
+            return said
 
         return respond
 

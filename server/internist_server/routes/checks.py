@@ -11,9 +11,10 @@ from internist.schema.reference import Trajectory
 from internist_server import checks, references
 from internist_server.errors import Malformed
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep, require_reach
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import AttemptQuery, Responses
-from internist_server.routes.services import BodyDep, SessionDep
+from internist_server.routes.services import BodyDep, ServicesDep, SessionDep
 from internist_server.store import attempts, scaling
 from internist_server.store.attempts import Attempt
 from internist_server.store.references import require_known
@@ -42,6 +43,8 @@ _DECODER: Final = msgspec.json.Decoder(Trajectory)
 def check_run(
     run_id: str,
     session: SessionDep,
+    services: ServicesDep,
+    caller: CallerDep,
     reference: Annotated[
         str | None, Query(max_length=512, description="The run to hold it to, by id or by a name that only it has.")
     ] = None,
@@ -49,6 +52,8 @@ def check_run(
 ) -> Check:
     """All steps of the run, judged once more: what was out of its band, when, and by what. Nothing is stored, and no
     alert is opened."""
+    if reference is not None:
+        require_reach(services, caller, reference)
     return checks.check(session, _attempt(session, run_id, attempt), reference=reference)
 
 

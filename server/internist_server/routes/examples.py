@@ -22,6 +22,7 @@ from internist.schema.scaling import (
     ScalingReport,
 )
 from internist.schema.views import (
+    Act,
     Alert,
     AlertsPage,
     Attempt,
@@ -33,6 +34,7 @@ from internist.schema.views import (
     Delivery,
     Heatmap,
     HeatmapRow,
+    NewToken,
     Points,
     PointsPage,
     Routing,
@@ -40,6 +42,7 @@ from internist.schema.views import (
     SeriesPage,
     SeriesView,
     Silence,
+    Token,
     Usage,
     Verdict,
     Verdicts,
@@ -249,6 +252,7 @@ _TRAJECTORY = Trajectory(
     1, _RUN, "proxy", 64, 2, 16.0, "mup", 400,
     (Curve("activation.rms", "mlp.fc1", 0.25, (0, 4), (-0.2, -0.1), (0.0, 0.1), (0.2, 0.3)),),
 )  # fmt: skip
+_TOKEN = Token(3, "cluster", ("ingest",), "production", "bootstrap", _NOW, None, _NOW, None)
 _EXAMPLES: dict[str, object] = {
     "RunStarted": RunStarted(_RUN, _ATTEMPT, 1, -1, f"/runs/{_RUN}"),
     "FramesReply": FramesReply(
@@ -345,6 +349,10 @@ _EXAMPLES: dict[str, object] = {
     ),
     "Silence": _SILENCE,
     "Silences": (_SILENCE,),
+    "Token": _TOKEN,
+    "Tokens": (_TOKEN,),
+    "NewToken": NewToken("int_0000000000000000000000000000000000000000000", _TOKEN),
+    "Acts": (Act(_NOW, "bootstrap", "127.0.0.1", "revoke_token", "3", ""),),
     "Rules": {"file": [], "rules": [_RULE], "receivers": ["oncall"]},
     "RuleSet": {"rules": [_RULE]},
     "Limits": {"thresholds": [Threshold("gradient.global_norm", above=5.0)]},

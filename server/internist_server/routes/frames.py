@@ -14,6 +14,7 @@ from internist.schema.wire import (
 )
 from internist_server import admission, envelope
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import BodyDep, ServicesDep
 
@@ -43,6 +44,7 @@ def _takes(name: str, *, with_spool: bool = False) -> dict[str, Any]:
 
 _STATUS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "The body cannot be read."},
+    403: {"description": "The token is not for it, or the run was started with another."},
     404: {"description": "The run, attempt or rank was never registered."},
     409: {"description": "A newer major version wrote it, or it contradicts what is stored."},
     413: {"description": "The body is over the limit."},
@@ -52,9 +54,10 @@ _STATUS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.post("/runs", openapi_extra=_takes("RunStart"), responses={**_STATUS, 200: examples.of("RunStarted")})
-def start_run(body: BodyDep, services: ServicesDep, sent_at_ms: SentAt = None) -> RunStarted:
+def start_run(body: BodyDep, services: ServicesDep, caller: CallerDep, sent_at_ms: SentAt = None) -> RunStarted:
     """Register a run, an attempt and a rank. Calling it again changes nothing and tells where to resume sending."""
-    return services.ingest.start(envelope.open_start(body.content, body.content_type), sent_at_ms=sent_at_ms)
+    start = envelope.open_start(body.content, body.content_type)
+    return services.ingest.start(start, sent_at_ms=sent_at_ms, by=caller)
 
 
 @router.post(
@@ -66,6 +69,7 @@ def take_frames(
     run_id: str,
     body: BodyDep,
     services: ServicesDep,
+    caller: CallerDep,
     attempt: Annotated[str | None, Query(max_length=128, description="Attempt that a spool slice is of.")] = None,
     rank: Annotated[int | None, Query(ge=0, le=1 << 31, description="Rank that a spool slice is of.")] = None,
     sent_at_ms: SentAt = None,
@@ -76,7 +80,7 @@ def take_frames(
     Sequence numbers that are stored already are skipped, so a slice may be sent again.
     """
     contents = envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
-    return services.ingest.take(run_id, contents, sent_at_ms=sent_at_ms)
+    return services.ingest.take(run_id, contents, sent_at_ms=sent_at_ms, by=caller)
 
 
 @router.post(
@@ -86,5 +90,5 @@ def take_frames(
 )
 def take_heartbeat(run_id: str, body: BodyDep, services: ServicesDep, sent_at_ms: SentAt = None) -> HeartbeatReply:
     """Keep a rank's sign of life. Without one for 60 s the run is lost."""
-    heartbeat = envelope.open_heartbeat(body.content, body.content_type)
+    heartbeat = admission.tidy_heartbeat(envelope.open_heartbeat(body.content, body.content_type))
     return services.ingest.heartbeat(run_id, heartbeat, sent_at_ms=sent_at_ms)

@@ -1,14 +1,19 @@
-"""The login of a browser: one field, one cookie."""
+"""The login of a browser: one field, one cookie, which holds the session that the token was exchanged for."""
 
+import logging
 from html import escape
 from typing import Annotated, Final
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from internist_server import auth
+from internist_server.callers import hashed
+from internist_server.errors import Forbidden
 from internist_server.routes.services import BodyDep, ServicesDep
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False)
 
@@ -43,7 +48,7 @@ button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; bo
 <body>
 <main>
 <h1>Internist</h1>
-<p>This server asks for its token.</p>
+<p>This server asks for a token.</p>
 <form method="post" action="/login">
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
@@ -55,10 +60,15 @@ button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; bo
 </body>
 </html>
 """
-_WRONG: Final = '<p class="wrong" role="alert">This is not the server’s token, the INTERNIST_TOKEN there.</p>'
+_WRONG: Final = '<p class="wrong" role="alert">{reason}</p>'
+_REASONS: Final = {
+    403: "This is no token of this server: INTERNIST_TOKEN there, or one that was made there and may read.",
+    429: "Too many wrong tokens came from here. Wait a minute.",
+}
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Content-Security-Policy": _POLICY,
     "X-Frame-Options": "DENY",
 }
 
@@ -70,20 +80,48 @@ def show_login(next: Annotated[str, Query(max_length=2_000)] = "/") -> HTMLRespo
 
 
 @router.post("/login")
-def log_in(body: BodyDep, services: ServicesDep) -> Response:
-    """Check the token of the form, and give the browser its cookie."""
+def log_in(request: Request, body: BodyDep, services: ServicesDep) -> Response:
+    """Check the token of the form, and give the browser a session for it."""
     form = parse_qs(body.content.decode("utf-8", "replace"), keep_blank_values=True)
     target = auth.safe_next(form.get("next", ["/"])[0])
-    token = services.settings.token
-    if token is not None and not auth.is_same(form.get("token", [""])[0], token):
+    if services.keyring.is_open:
+        return RedirectResponse(target, status_code=303)
+    token, address = form.get("token", [""])[0], auth.address_of(request.scope)
+    if services.throttle.wait_s(address, hashed(token)):
+        log.warning("a sign-in from %s was not looked at: too many wrong tokens came from there", address)
+        return _page(target, 429)
+    try:
+        signed_in = services.keyring.sign_in(token)
+    except Forbidden as error:
+        log.warning("a sign-in from %s was refused: %s", address, error)
         return _page(target, 403)
+    if signed_in is None:
+        services.throttle.note(address, hashed(token))
+        log.warning("a sign-in from %s was refused: it is no token", address)
+        return _page(target, 403)
+    caller, session = signed_in
+    services.throttle.trust(address, hashed(token))
+    services.audit.record("sign_in", actor=caller.name, address=address)
     response = RedirectResponse(target, status_code=303)
-    if token is not None:
-        auth.set_cookie(response, token, is_secure=services.settings.address.startswith("https://"))
+    auth.set_cookie(response, session, is_secure=services.settings.address.startswith("https://"))
+    return response
+
+
+@router.post("/logout")
+def log_out(request: Request, services: ServicesDep) -> Response:
+    """End the browser's session, here and there."""
+    session = auth.presented_session(request.scope)
+    if session is not None:
+        caller = services.keyring.of_session(hashed(session))
+        services.keyring.sign_out(hashed(session))
+        if caller is not None:
+            services.audit.record("sign_out", actor=caller.name, address=auth.address_of(request.scope))
+    response = RedirectResponse("/login", status_code=303)
+    auth.drop_cookie(response)
     return response
 
 
 def _page(target: str, status: int) -> HTMLResponse:
-    wrong = _WRONG if status == 403 else ""
+    wrong = _WRONG.replace("{reason}", _REASONS[status]) if status in _REASONS else ""
     page = _PAGE.replace("{next}", escape(auth.safe_next(target), quote=True)).replace("{wrong}", wrong)
     return HTMLResponse(page, status, _HEADERS)

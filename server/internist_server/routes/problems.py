@@ -20,6 +20,7 @@ STATUS: Final[dict[type[errors.ServerError], int]] = {
     errors.FamilyNotFound: 404,
     errors.AlertNotFound: 404,
     errors.SilenceNotFound: 404,
+    errors.TokenNotFound: 404,
     errors.Refused: 400,
     errors.Malformed: 400,
     errors.Invalid: 422,
@@ -27,6 +28,7 @@ STATUS: Final[dict[type[errors.ServerError], int]] = {
     errors.UnsupportedContent: 415,
     errors.NewerVersion: 409,
     errors.Conflict: 409,
+    errors.Forbidden: 403,
 }
 _CODES: Final = {404: "not_found", 405: "method_not_allowed", 401: "token_missing", 403: "token_refused"}
 _DISK_FULL: Final = ("database or disk is full", "No space left on device", "DiskFull")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 
 from internist.schema.views import Coverage, Routing, Run, Usage, Verdicts
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
@@ -26,6 +27,7 @@ NOT_FOUND: Responses = {404: {"description": "There is no such run or attempt."}
 def list_runs(
     services: ServicesDep,
     session: SessionDep,
+    caller: CallerDep,
     project: Annotated[str | None, Query(max_length=512, description="Only of this project.")] = None,
     name: Annotated[str | None, Query(max_length=512, description="A part of the run's name, project or id.")] = None,
     limit: Limit = 100,
@@ -33,7 +35,7 @@ def list_runs(
 ) -> tuple[Run, ...]:
     """Runs, newest first."""
     found = runs.list_runs(
-        session, project=project, name=name, limit=limit, offset=offset, now_ms=services.clock(),
+        session, project=caller.only(project), name=name, limit=limit, offset=offset, now_ms=services.clock(),
         since_ms=services.clock.listening_since_ms,
     )  # fmt: skip
     return tuple(found)

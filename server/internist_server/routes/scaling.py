@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 
 from internist.schema.scaling import Scaling
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep, require_reach
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import Responses
 from internist_server.routes.services import ServicesDep, SessionDep
@@ -34,6 +35,7 @@ Runs = Annotated[
 def read_scaling(
     services: ServicesDep,
     session: SessionDep,
+    caller: CallerDep,
     runs: Runs = None,
     family: Annotated[str | None, Query(max_length=128, description="A family's id, as the list gives it.")] = None,
     project: Annotated[str | None, Query(max_length=512, description="Only families of this project.")] = None,
@@ -43,4 +45,6 @@ def read_scaling(
     Without either, the families among the newest thousand runs: runs of one project that agree in everything but width,
     depth and seed; with the report of the only one that can be checked, where there is just one.
     """
-    return services.scalings.read(session, runs=runs or (), family=family, project=project)
+    for run in runs or ():
+        require_reach(services, caller, run)
+    return services.scalings.read(session, runs=runs or (), family=family, project=caller.only(project))

@@ -8,17 +8,21 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from internist_server.auditing import Audit
 from internist_server.boards import Boards
 from internist_server.changes import Changes
 from internist_server.clocks import ServerClock
-from internist_server.errors import Invalid, TooLarge, UnsupportedContent
+from internist_server.errors import TooLarge, UnsupportedContent
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
+from internist_server.inputs import whole_number
+from internist_server.keyring import Keyring
 from internist_server.readiness import Readiness
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
 from internist_server.settings import Settings
 from internist_server.store.database import Database
+from internist_server.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class Services:
     changes: Changes
     boards: Boards
     scalings: Scalings
+    keyring: Keyring
+    throttle: Throttle
+    audit: Audit
     clock: ServerClock
     readiness: Readiness
     looking: CapacityLimiter
@@ -68,15 +75,13 @@ async def read_body(request: Request, services: ServicesDep) -> Body:
     Raises:
         TooLarge: it is over the limit.
         UnsupportedContent: it is compressed.
-        Invalid: its declared length is no number.
+        Invalid: its declared length is no whole number.
     """
     limit = services.settings.max_request_bytes
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedContent("compressed bodies are not taken; send the records as they are")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal():
-        raise Invalid(f"the content length is a number, got {declared!r}")
-    if int(declared) > limit:
+    declared = whole_number("the content length", request.headers.get("content-length", "0"))
+    if declared > limit:
         raise TooLarge(f"the body has {declared} bytes; this server reads at most {limit}")
     pieces, size = [], 0
     async for piece in request.stream():

@@ -6,7 +6,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from internist.schema.views import Silence
+from internist_server.inputs import LINE
 from internist_server.routes import examples
+from internist_server.routes.access import CallerDep
 from internist_server.routes.alerts import Number
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.services import ServicesDep, SessionDep
@@ -15,10 +17,9 @@ from internist_server.store import silences
 router = APIRouter(prefix="/api/v1/silences", route_class=ViewRoute, tags=["alerts"])
 
 LONGEST_S = 31_536_000.0
-_PLAIN = r"^[^\x00-\x1f]+$"
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000, pattern=_PLAIN)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000), LINE]
 _NAME = StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=64)
-_GLOB = StringConstraints(min_length=1, max_length=200, pattern=_PLAIN)
+_GLOB = StringConstraints(min_length=1, max_length=200)
 
 
 class NewSilence(BaseModel):
@@ -26,7 +27,7 @@ class NewSilence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    matchers: dict[Annotated[str, _NAME], Annotated[str, _GLOB]] = Field(
+    matchers: dict[Annotated[str, _NAME], Annotated[str, _GLOB, LINE]] = Field(
         min_length=1, max_length=32, description="Globs by label; all of them must match.",
         examples=[{"run": "4f2a", "condition": "attention"}],
     )  # fmt: skip
@@ -39,10 +40,13 @@ class NewSilence(BaseModel):
 def list_silences(
     services: ServicesDep,
     session: SessionDep,
+    caller: CallerDep,
     expired: Annotated[bool, Query(description="Also those that are in force no more.")] = False,
 ) -> tuple[Silence, ...]:
     """Silences in force, the newest first."""
-    return tuple(silences.list_silences(session, now_ms=services.clock(), with_expired=expired))
+    found = silences.list_silences(session, now_ms=services.clock(), with_expired=expired)
+    project = caller.only(None)
+    return tuple(one for one in found if project is None or one.matchers.get("project") == project)
 
 
 @router.post("", responses={200: examples.of("Silence")})

@@ -9,6 +9,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from internist.schema.views import Change, RunState
+from internist_server.inputs import LAST_INTEGER, whole_number
 from internist_server.routes import examples
 from internist_server.routes.runs import NOT_FOUND
 from internist_server.routes.services import Services, ServicesDep
@@ -30,14 +31,14 @@ PING_S: Final = 15
 async def stream_changes(
     run_id: str,
     services: ServicesDep,
-    cursor: Annotated[int | None, Query(ge=-1, le=1 << 62, description="The last cursor seen; -1: none.")] = None,
+    cursor: Annotated[int | None, Query(ge=-1, le=LAST_INTEGER, description="The last cursor seen; -1: none.")] = None,
     last_event_id: Annotated[str | None, Header(description="What browsers send when they reconnect.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events `change`, each with the run's cursor: at once if `cursor` is behind, then as it happens.
 
     Between them, events `alive` every few seconds: they say nothing but that the stream lives.
     """
-    resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else -1
+    resumed = whole_number("Last-Event-ID", last_event_id) if last_event_id else -1
     seen = resumed if cursor is None else cursor
     await run_in_threadpool(_read, services, run_id)
     return EventSourceResponse(_events(services, run_id, seen), ping=PING_S)

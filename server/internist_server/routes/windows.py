@@ -19,7 +19,7 @@ FromStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="First step of t
 ToStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="Last step of the window.")]
 Pixels = Annotated[int, Query(ge=1, le=10_000, description="At most so many points, or steps, in the answer.")]
 Metrics = Annotated[list[str] | None, Query(max_length=100, description="Names of metrics; may be repeated.")]
-Subject = Annotated[str | None, Query(description="A regular expression that is searched for in subjects.")]
+Subject = Annotated[str | None, Query(description="A regular expression (RE2) that is searched for in subjects.")]
 
 
 @router.get("/{run_id}/series", responses={**NOT_FOUND, 200: examples.of("SeriesPage")})

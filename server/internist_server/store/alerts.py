@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, case, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, case, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import RUN_RULES, RunRule, Severity
@@ -199,13 +199,16 @@ def list_alerts(
     session: Session,
     *,
     run: str | None = None,
+    project: str | None = None,
     states: Sequence[str] = (),
     condition: str | None = None,
     limit: int = 200,
     offset: int = 0,
 ) -> AlertsPage:
     """Alerts, open ones first, then newest first."""
-    wanted = []
+    wanted: list[ColumnElement[bool]] = []
+    if project is not None:
+        wanted.append(AlertRow.run_id.in_(select(RunRow.id).where(RunRow.project == project)))
     if run is not None:
         wanted.append(AlertRow.run_id == run)
     if condition is not None:

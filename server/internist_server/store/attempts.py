@@ -8,6 +8,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
+from internist_server.callers import EVERYONE, Caller
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
@@ -107,7 +108,9 @@ def touch_run(session: Session, run: str) -> None:
     session.execute(update(StandingRow).where(StandingRow.run_id == run).values(cursor=StandingRow.cursor + 1))
 
 
-def register(session: Session, start: RunStart, *, now_ms: int, began_ms: int) -> tuple[Attempt, Rank, bool]:
+def register(
+    session: Session, start: RunStart, *, now_ms: int, began_ms: int, by: Caller = EVERYONE
+) -> tuple[Attempt, Rank, bool]:
     """The attempt and rank that a start declares, made where they are new, with whether the attempt is new.
 
     Args:
@@ -115,7 +118,9 @@ def register(session: Session, start: RunStart, *, now_ms: int, began_ms: int) -
 
     Raises:
         Conflict: another rank of this attempt declared another world size.
+        Forbidden: the run is another's, or of another project than the caller's.
     """
+    by.require_start(start.run, start.project)
     values = {
         "project": start.project,
         "name": start.name,
@@ -124,8 +129,12 @@ def register(session: Session, start: RunStart, *, now_ms: int, began_ms: int) -
         "optimizers": list(start.optimizers),
         "reference": start.reference,
     }
-    upsert(session, RunRow, [{"id": start.run, "created_at_ms": now_ms, **values}], key=["id"], update=[])
+    new = {"id": start.run, "created_at_ms": now_ms, "owner": by.owner, **values}
+    upsert(session, RunRow, [new], key=["id"], update=[])
     lock_run(session, start.run)
+    held = session.execute(select(RunRow.project, RunRow.owner).where(RunRow.id == start.run)).one()
+    by.require_start(start.run, held.project)
+    by.require_own(start.run, held.owner)
     upsert(session, StandingRow, [{"run_id": start.run, "cursor": 0}], key=["run_id"], update=[])
     row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == start.run, AttemptRow.name == start.attempt))
     is_new = row is None

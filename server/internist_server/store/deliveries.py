@@ -11,7 +11,7 @@ from internist_server.alerts.address_book import Address
 from internist_server.store import alerts
 from internist_server.store.dialects import upsert
 from internist_server.store.notifications import Queued, queued
-from internist_server.store.tables import DeliveryRow, NotificationRow
+from internist_server.store.tables import DeliveryRow, NotificationRow, RunRow
 
 LEASE_MS: Final = 120_000
 """What was claimed, one message at a time, comes up again after this, should its deliverer have died: longer than any
@@ -102,8 +102,10 @@ def give_up_others(session: Session, receivers: Iterable[str], *, now_ms: int) -
     )
 
 
-def list_deliveries(session: Session, *, states: Sequence[State], limit: int) -> list[Delivery]:
-    """Deliveries in these states (none: in all), the newest first."""
+def list_deliveries(
+    session: Session, *, states: Sequence[State], project: str | None = None, limit: int
+) -> list[Delivery]:
+    """Deliveries in these states (none: in all), the newest first; of one project's runs, or of all."""
     query = select(DeliveryRow, NotificationRow).join(
         NotificationRow, NotificationRow.id == DeliveryRow.notification_id
     )
@@ -112,6 +114,8 @@ def list_deliveries(session: Session, *, states: Sequence[State], limit: int) ->
         for state in states[1:]:
             is_wanted |= _IS[state]
         query = query.where(is_wanted)
+    if project is not None:
+        query = query.where(NotificationRow.run_id.in_(select(RunRow.id).where(RunRow.project == project)))
     query = query.order_by(DeliveryRow.notification_id.desc(), DeliveryRow.receiver).limit(limit)
     return [_delivery(*row) for row in session.execute(query)]
 

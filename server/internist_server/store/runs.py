@@ -24,6 +24,12 @@ def project_of(session: Session, run: str) -> str:
     return session.scalar(select(RunRow.project).where(RunRow.id == run)) or ""
 
 
+def owner_of(session: Session, run: str) -> tuple[str, str | None] | None:
+    """The project of a run, and the name of the token that started it, where it was one; None: there is no such run."""
+    found = session.execute(select(RunRow.project, RunRow.owner).where(RunRow.id == run)).first()
+    return None if found is None else (found.project, found.owner)
+
+
 def list_runs(
     session: Session,
     *,

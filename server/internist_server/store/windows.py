@@ -1,6 +1,5 @@
 """What charts are drawn from: windows of series at a pixel budget, and what is known of each series now."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from sqlalchemy.orm import Session
 from internist.schema.metrics import METRICS
 from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
+from internist_server.patterns import searcher
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
 from internist_server.store.bands import band_of, read_edges
 from internist_server.store.frames import read_history, read_matrix
@@ -28,7 +28,6 @@ from internist_server.store.thinning import Extent, thin
 
 MAX_WINDOWS = 512
 """Series of one answer."""
-MAX_PATTERN_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,8 @@ def read_series(
     """
     found = search_series(session, attempt.run, metrics=metrics, kinds=None if kind is None else [kind])
     if subject is not None:
-        pattern = _pattern(subject)
-        found = [one for one in found if pattern.search(one.subject)]
+        holds = searcher(subject, what="subjects")
+        found = [one for one in found if holds(one.subject)]
     page = found[offset : offset + limit]
     columns = columns_of(session, np.array([one.id for one in page], dtype=np.int64))
     steps, values = _last_points(session, attempt, columns)
@@ -97,8 +96,8 @@ def choose_series(
             raise Invalid(f"run {attempt.run!r} has no series {unknown[0]}")
         found = [known[one] for one in dict.fromkeys(ids)]
     if subject is not None:
-        pattern = _pattern(subject)
-        found = [one for one in found if pattern.search(one.subject)]
+        holds = searcher(subject, what="subjects")
+        found = [one for one in found if holds(one.subject)]
     if index is not None:
         found = [one for one in found if one.index == index]
     if len(found) > MAX_WINDOWS:
@@ -285,12 +284,3 @@ def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[
                 steps[column] = int(matrix.steps[rows[-1]])
                 values[column] = float(matrix.values[rows[-1], column])
     return steps, values
-
-
-def _pattern(subject: str) -> re.Pattern[str]:
-    if len(subject) > MAX_PATTERN_LENGTH:
-        raise Invalid(f"the pattern for subjects has {len(subject)} characters; at most {MAX_PATTERN_LENGTH}")
-    try:
-        return re.compile(subject)
-    except re.error as error:
-        raise Invalid(f"the pattern for subjects is no regular expression: {error}") from error
