@@ -50,16 +50,26 @@ class Frozen:
     """(B, 1, fan_in) v, as they are."""
 
 
-def frozen(u: Tensor, v: Tensor, dtype: torch.dtype) -> Frozen:
-    """The pairs (B, fan_out) and (B, fan_in) made ready for products with matrices of that dtype."""
-    u_parts, v_parts = _parts(u, dtype), _parts(v, dtype)
+def frozen(u: Tensor, v: Tensor, dtype: torch.dtype, *, in_parts: bool = True) -> Frozen:
+    """The pairs (B, fan_out) and (B, fan_in) made ready for products with matrices of that dtype.
+
+    Args:
+        u, v: the pairs.
+        dtype: of the matrices.
+        in_parts: whether what rounding loses of the vectors is kept: not where they move anyway.
+    """
+    u_parts, v_parts = (_parts(unit, dtype) if in_parts else unit.to(dtype).unsqueeze(1) for unit in (u, v))
     row, column = u_parts.narrow(1, 0, 1), v_parts.narrow(1, 0, 1)
     wide = u.unsqueeze(1)
     turned = row.mT, column, v_parts.mT
     return Frozen(u, v, u_parts, v_parts, row, column.mT, *turned, wide, wide.mT, v.unsqueeze(1))
 
 
-def projected(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Tensor, Tensor]:
+Columns = tuple[Tensor, Tensor]
+"""Two columns of a factor L, or two rows of R."""
+
+
+def projected(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Columns, Columns]:
     """P_u M P_v, and L and R with LR = M − P_u M P_v: what the projection takes away, of rank two.
 
     P_u M P_v = M − u(uᵀM) − (Mv − u(uᵀMv))vᵀ, to the precision of M's dtype, vectors included: made for what comes
@@ -70,13 +80,21 @@ def projected(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Tensor, Tensor]:
         pair: of the same dtype.
 
     Returns:
-        M itself, (B, fan_out, 2) and (B, 2, fan_in). NaN in, NaN out.
+        M itself, the (B, fan_out, 1) columns of L and (B, 1, fan_in) rows of R. NaN in, NaN out.
     """
     b = torch.bmm(matrices, pair.column)  # reads by rows, and so is the one to bring M into the cache
     a = torch.bmm(pair.row, matrices)
     b = torch.baddbmm(b, pair.turned_row, torch.bmm(pair.row, b), alpha=-1)
-    left, right = torch.cat([pair.turned_row, b], dim=2), torch.cat([a, pair.turned_column], dim=1)
-    return matrices.baddbmm_(left, right, alpha=-1), left, right
+    left, right = (pair.turned_row, b), (a, pair.turned_column)
+    return matrices.baddbmm_(torch.cat(left, dim=2), torch.cat(right, dim=1), alpha=-1), left, right
+
+
+def projected_in_turn(matrices: Tensor, pair: Frozen) -> tuple[Tensor, Columns, Columns]:
+    """As `projected`, one side after the other: three operators fewer, and one more pass over M."""
+    a = torch.bmm(pair.row, matrices)
+    matrices.baddbmm_(pair.turned_row, a, alpha=-1)
+    b = torch.bmm(matrices, pair.column)
+    return matrices.baddbmm_(b, pair.turned_column, alpha=-1), (pair.turned_row, b), (a, pair.turned_column)
 
 
 def complement_factors(

@@ -27,7 +27,7 @@ from internist.optim import passes, stack
 from internist.optim.adamw import step_adamw
 from internist.optim.bucket import STACK_BYTES, Bucket, Group, fits, learning_rate
 from internist.optim.coefficients import coefficients, norm_band, orthogonality_residual
-from internist.optim.group_checks import check_group
+from internist.optim.group_checks import check_decay, check_group
 from internist.optim.matrices import matrix_views
 from internist.optim.newton_schulz import newton_schulz
 from internist.optim.parallel import step_each
@@ -130,12 +130,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: a gradient is sparse.
+            ValueError: a schedule made weight decay take more than all of a weight. Nothing is stepped then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._diagnostics = {}
+        for group in self.param_groups:
+            self._check_schedule(group)
         matrices = [group for group in self.param_groups if group["algorithm"] != "adamw"]
         if self.traceable:
             self.exchange.run(self, matrices)
@@ -146,6 +149,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 step_adamw(list(self._with_gradient(group)), self.state, group)
         self._wants_diagnostics = False
         return loss
+
+    def _check_schedule(self, group: Group) -> None:
+        """Refuse rates that schedules led to and that would turn weights over. A subclass adds its own."""
+        check_decay(group)
 
     def _buckets(self, groups: Iterable[Group]) -> Iterator[Bucket]:
         """The buckets of this step, of parameters with a gradient, in the order of groups and parameters."""

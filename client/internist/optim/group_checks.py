@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from internist.optim.arrivals import has_numbers
-from internist.optim.bucket import Group
+from internist.optim.bucket import Group, learning_rate
 from internist.optim.coefficients import coefficients
 from internist.optim.constraints import spectral_radius
 from internist.optim.matrices import check_matrices
@@ -60,6 +60,24 @@ def check_group(group: Group, defaults: Mapping[str, Any]) -> None:
         _check_muon(group)
 
 
+def check_decay(group: Group) -> None:
+    """Refuse a weight decay that takes more than all of a weight in a step: it would change every sign.
+
+    Asked before every step, as schedules change rates. One on an accelerator is not read.
+
+    Raises:
+        ValueError: lr times weight_decay is above 1, or under Muon++'s `decay`, lr times decay above the radius.
+    """
+    lr, weight_decay = learning_rate(group), group["weight_decay"]
+    if isinstance(lr, Tensor) or isinstance(weight_decay, Tensor):
+        return
+    if lr * weight_decay > 1.0:
+        raise ValueError(f"expected lr * weight_decay of at most 1, got {lr} * {weight_decay} = {lr * weight_decay:g}")
+    if group.get("policy") == "decay" and lr * group["decay"] > group["radius"]:
+        decay, c = group["decay"], group["radius"]
+        raise ValueError(f"expected lr * decay / radius of at most 1, got {lr} * {decay} / {c} = {lr * decay / c:g}")
+
+
 def check_pair_keeping(group: Group, policies: tuple[str, ...]) -> None:
     """Refuse what Muon++ cannot keep a weight's top pair with.
 
@@ -70,7 +88,7 @@ def check_pair_keeping(group: Group, policies: tuple[str, ...]) -> None:
     Raises:
         ValueError: a value out of range, or a matrix of zeros.
     """
-    lr, policy, decay, share = float(group["lr"]), group["policy"], group["decay"], group["open_gap"]
+    policy, decay, share = group["policy"], group["decay"], group["open_gap"]
     if policy not in policies:
         raise ValueError(f"expected a policy of {policies}, got {policy!r}")
     if float(group["weight_decay"]) != 0.0:
@@ -80,8 +98,12 @@ def check_pair_keeping(group: Group, policies: tuple[str, ...]) -> None:
         )
     if group["scale"] != "spectral_mup":
         raise ValueError(f"the update is lr times the radius, expected scale 'spectral_mup', got {group['scale']!r}")
-    if policy == "decay" and not (decay >= 1.0 and lr * decay <= 1.0):
-        raise ValueError(f"expected a decay of at least 1 with lr * decay at most 1, got {decay} at lr {lr}")
+    spectral_radius((1, 1), group["radius"])
+    if policy == "decay" and not decay >= 1.0:
+        raise ValueError(f"expected a decay of at least 1, got {decay}")
+    check_decay(group)
+    if not 0.0 <= group["drive"] < 1.0 or (group["drive"] and policy != "retract"):
+        raise ValueError(f"expected a drive in [0, 1), and 0 but under policy 'retract', got {group['drive']}")
     if share is not None and not (group["initialize"] and 0.0 < share < 1.0):
         raise ValueError(f"expected an open_gap in (0, 1) together with initialize=True, got {share}")
     if not isinstance(group["audit_every"], int) or group["audit_every"] < 1:
@@ -90,10 +112,11 @@ def check_pair_keeping(group: Group, policies: tuple[str, ...]) -> None:
         raise ValueError(f"expected an adaptive_cap of at least 1, got {group['adaptive_cap']}")
     names = group.get("param_names") or [None] * len(group["params"])
     for name, parameter in zip(names, group["params"], strict=True):
-        spectral_radius(parameter.shape, group["radius"])
-        if has_numbers(parameter) and is_zero(parameter):
+        if policy != "retract" and has_numbers(parameter) and is_zero(parameter):
             what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
-            raise ValueError(f"{what} is all zeros and has no top singular pair to keep; initialise it first")
+            raise ValueError(
+                f"{what} is all zeros and has no top singular pair to keep; initialise it, or use policy='retract'"
+            )
 
 
 def _check_adamw(group: Group) -> None:

@@ -1,13 +1,16 @@
 """Muon++: Muon inside the two-sided complement of each weight's top singular pair, which it leaves where it is."""
 
+import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, linalg
 
-from internist.optim import frozen_step, stack
+from internist.optim import frozen_step, retraction, stack
+from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
 from internist.optim.coefficients import longest, norm_band
 from internist.optim.complement import (
@@ -17,6 +20,7 @@ from internist.optim.complement import (
     complement_factors,
     complement_residual,
     projected,
+    projected_in_turn,
     removed_norm,
 )
 from internist.optim.constraints import spectral_radius
@@ -26,15 +30,20 @@ from internist.optim.group_checks import check_pair_keeping
 from internist.optim.matrices import matrix_views
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, step_of
-from internist.optim.spectral_init import open_gap_init, spectral_init
+from internist.optim.rounding import rounded
+from internist.optim.spectral_init import set_radius
 from internist.optim.top_pair import pair_residual, warm_pair
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Policy = Literal["decay", "cap", "retract", "none"]
+logger = logging.getLogger("internist")
+
+Policy = Literal["retract", "decay", "cap", "none"]
 
 CAP_ROUNDS = 4
+CAP_ROUNDING = 1e-6
+"""Relative, of a rate that is turned into a share of its radius and back: less is no cap."""
 NET_ROUNDS = 5
 """Krylov rounds of what is estimated; each reads the matrices twice."""
 
@@ -42,50 +51,57 @@ NET_ROUNDS = 5
 class MuonPlusPlus(MatrixOptimizer):
     """Muon++, and AdamW for the groups that say `algorithm="adamw"`.
 
-    A matrix W with top singular value S, alone at the top, with vectors u and v, is stepped by
+    Two numbers say what a matrix W (fan_out, fan_in) does, in units of S₀ = √(fan_out / fan_in): its radius S = c S₀ is
+    the norm that it keeps, and η S₀ is the length of a step, whatever c is. With its top singular vectors u and v,
 
-        W <- W − ηS D,  D = msign(P_u M P_v),  P_u = I − uuᵀ,  P_v = I − vvᵀ
+        W <- W − η S₀ D,  D = msign(P_u M P_v),  P_u = I − uuᵀ,  P_v = I − vvᵀ
 
-    so u and v stay singular vectors with value S, and stay the top ones while η ≤ 1 − σ₂/S: the spectral conditions on
-    weights (‖W‖₂ = S) and updates (‖ΔW‖₂ = ηS) then hold at every step, with no normalisation of weights. S is
-    c √(fan_out / fan_in) after `initialize`; otherwise each matrix keeps the norm it has at its first step as its own
-    S, and `describe` says which c that is. What is left of the gap then decides, by policy:
+    leaves u, v and S alone, to first order where other singular values reach S. What is done about those is the policy:
 
-        decay    W⊥ <- (1 − ηλ) W⊥ as well, λ ≥ 1: σ₂ never passes S, whatever the gradients, and ends below S / λ
-        cap      η <- min(η, 0.95 (1 − σ₂/S)): exact too, but steps shrink to nothing once the gap is used up
-        retract  after the step W <- W S / ‖W‖₂, and the pair is found anew: the net update is at most 2ηS, and may
-                 be next to nothing
+        retract  W <- W S / ‖W‖₂ every few steps, and u and v are followed as they turn: the default
+        decay    W⊥ <- (1 − η'λ) W⊥ as well, η' = η S₀ / S, λ ≥ 1: σ₂ never passes S, whatever the gradients. What is
+                 trained shrinks below S / λ, beside one direction that is not trained and alone has norm S; logged
+        cap      η' <- min(η', 0.95 (1 − σ₂/S)): exact too, but steps shrink to nothing once the gap is used up
         none     nothing: the norm passes S when the gap is used up
 
-    Under every policy but `none`, a matrix whose gap 1 − σ₂/S is below 1e-3 (at its first step, or at an audit, from
-    the next audit on) has no well-defined top pair and is retracted from then on; that is counted and logged once.
-    `optimizer.firings` counts the capped steps, the retractions, and such falls.
+    Under all but `retract` u and v stay where they are. `optimizer.firings` counts retractions and capped steps.
 
-    A matrix with one row or one column is all top pair, and never moves. A momentum of zeros gives an update of
-    zeros (the complement still decays); one of rank one gives its own direction; NaN or infinity in a gradient makes
-    the matrix NaN, as in Muon. A momentum wholly along the pair leaves rounding, which is orthogonalised as any other.
+    Fresh weights are set to S when they are added. Trained ones keep the norm they have as their own S, at any factor
+    from c; a warning tells it where that is far, and `drive` takes them to c slowly. A weight that is replaced between
+    steps (averaged, loaded) is noticed at an audit, within `audit_every` steps: its pair is found anew, and it keeps
+    the norm it came with. Under `retract` a matrix of zeros steps as under plain Muon until its norm reaches S, and is
+    held there.
+
+    A matrix with one row or one column is all top pair, and never moves once held. A momentum of zeros gives an update
+    of zeros; one of rank one gives its own direction; NaN or infinity in a gradient makes the matrix NaN, as in Muon.
+    bfloat16 weights are stepped in float32 and written with stochastic rounding, which takes no random numbers from
+    torch's generators.
 
     Args:
         params: parameters or groups of them. Matrices, stacks and convolutions as in `Muon`.
-        lr: η, the spectral norm of one update as a share of S. 0-d tensors are accepted.
-        radius: c, in units of √(fan_out / fan_in), positive. It takes effect through `initialize`.
+        lr: η, the spectral norm of one update over S₀. 0-d tensors are accepted.
+        radius: c, the norm that weights keep over S₀, positive.
         policy: one of the four above.
-        decay: λ of the `decay` policy, at least 1; the complement shrinks by ηλ a step, which must not exceed 1.
+        decay: λ of the `decay` policy, at least 1; the complement shrinks by η λ / c a step, which must not exceed 1.
         momentum, nesterov, coefficients, steps, dtype, maximize: as in `Muon`. D is divided by the greatest singular
             value its coefficient set can make, so that ‖D‖₂ ≤ 1.
-        initialize: rescale each matrix to spectral norm S when it is added, in place. Matrices of zeros are refused.
-            Not when training is resumed: it would change the weights.
-        open_gap: ρ in (0, 1): `initialize` also scales what lies beneath the top pair to ρS (see `open_gap_init`).
-        audit_every: steps between two estimates of σ₂ (the gap), at least 1.
+        initialize: rescale each matrix to S when it is added, in place. None does so where it looks drawn: where no
+            singular value is above what independent entries make. One within 2 % of S is left as it is, so that
+            resuming a run changes nothing.
+        open_gap: ρ in (0, 1): `initialize=True` also scales what lies beneath the top pair to ρS (see `open_gap_init`).
+        drive: share of the logarithm of S / (c S₀) that goes in a step, in [0, 1): 0.001 takes a weight from five times
+            its radius to within 2 % in 4,400 steps. Under `retract` alone.
+        audit_every: steps between two audits, at least 1.
         adaptive: scale η by the gains fed to `feed_gains`. Experimental.
         adaptive_cap: the most by which it may be scaled, at least 1. Under `decay` λη scales with it.
 
     Raises:
-        ValueError: a value out of range; a matrix of zeros; weight decay on matrices (it would shrink S).
+        ValueError: a value out of range; a matrix of zeros, but under `retract`; weight decay on matrices (it would
+            shrink S).
 
     Source: the two-sided constraint and its condition are Zhao 2026, arXiv:2601.01306, sections 4.2-4.3 and 5.1, as
-    reported by a reader of version 1; the rescaling of nearly degenerate matrices likewise. The closed form of D, the
-    policies `decay`, `cap` and `none`, the open gap, audits and the adaptive scale are derived for this project.
+    reported by a reader of version 1. The closed form of D, the policies, the open gap, audits and the adaptive scale
+    are derived for this project.
     Momentum and Newton-Schulz are Muon's. The paper's own algorithm box, initialisation and weight decay were not seen.
     """
 
@@ -98,16 +114,17 @@ class MuonPlusPlus(MatrixOptimizer):
         params: Any,
         lr: float | Tensor = 0.01,
         *,
-        radius: float = 1.0,
-        policy: Policy = "decay",
+        radius: float = 2.0,
+        policy: Policy = "retract",
         decay: float = 1.0,
         momentum: float = 0.95,
         nesterov: bool = True,
         coefficients: str = "jordan",
         steps: int | None = None,
         dtype: torch.dtype | None = None,
-        initialize: bool = False,
+        initialize: bool | None = None,
         open_gap: float | None = None,
+        drive: float = 0.0,
         audit_every: int = 100,
         adaptive: bool = False,
         adaptive_cap: float = 4.0,
@@ -115,6 +132,7 @@ class MuonPlusPlus(MatrixOptimizer):
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         self._forget()
+        self._told_of_decay = False
         defaults = {
             "lr": lr,
             "weight_decay": 0.0,
@@ -130,6 +148,7 @@ class MuonPlusPlus(MatrixOptimizer):
             "decay": decay,
             "initialize": initialize,
             "open_gap": open_gap,
+            "drive": drive,
             "audit_every": audit_every,
             "adaptive": adaptive,
             "adaptive_cap": adaptive_cap,
@@ -139,26 +158,32 @@ class MuonPlusPlus(MatrixOptimizer):
     # -- groups
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, as torch's optimizers do, and rescale its matrices if it says `initialize`."""
+        """Add a group, as torch's optimizers do, and set its fresh matrices to their radius."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        if group["algorithm"] != "adamw" and group["initialize"]:
+        if group["algorithm"] == "adamw":
+            return
+        if group["policy"] == "decay" and not self._told_of_decay:
+            self._told_of_decay = True
+            logger.warning(
+                "Muon++: under policy='decay' what is trained of a weight shrinks below its radius, and an untrained "
+                "direction alone keeps the norm; policy='retract' holds the norm of what is trained"
+            )
+        if group["initialize"] is not False:
             for parameter in group["params"]:
                 self._initialize(parameter, group)
 
     @torch.no_grad()
     def _initialize(self, parameter: Tensor, group: Group) -> None:
+        if not has_numbers(parameter):
+            return
         values = parameter
         if is_shared(parameter):
             from internist.optim.distributed import overwrite, whole
 
             values = whole(parameter)
-        for view in matrix_views(values, values, group):
-            radius = spectral_radius(view.shape, group["radius"])
-            share = group["open_gap"]
-            start = spectral_init(view, radius) if share is None else open_gap_init(view, radius, share)
-            view.copy_(start.matrices)
-        if is_shared(parameter):
+        changed = [set_radius(view, group) for view in matrix_views(values, values, group)]
+        if is_shared(parameter) and any(changed):
             overwrite(parameter, values)
 
     def _check_group(self, group: Group) -> None:
@@ -170,8 +195,9 @@ class MuonPlusPlus(MatrixOptimizer):
 
     def _state_of(self, parameter: Tensor, group: Group) -> dict[str, Any]:
         state = super()._state_of(parameter, group)
-        if "u" not in state:
-            state.update(new_state(parameter, group))
+        if "block" not in state:
+            for name, value in new_state(parameter, group).items():
+                state.setdefault(name, value)
         return state
 
     def _forget(self) -> None:
@@ -201,7 +227,7 @@ class MuonPlusPlus(MatrixOptimizer):
             state = state_dict["state"].get(index, {})
             if "u" in state:
                 expected = new_state(parameter, group)
-                if any(state[name].shape != expected[name].shape for name in ("u", "v")):
+                if any(state[name].shape != expected[name].shape for name in ("u", "v", "block") if name in state):
                     what = f"{tuple(state['v'].shape)}, expected {tuple(expected['v'].shape)}"
                     raise ValueError(f"the saved pairs are of other matrices than the parameter's: {what}")
         super().load_state_dict(state_dict)
@@ -234,37 +260,82 @@ class MuonPlusPlus(MatrixOptimizer):
     def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:
         if self._single(bucket) is not None:
             return direction
-        n, left, right = projected(direction, self._keeper.ready(bucket, _shrink(bucket)).frozen)
+        frozen = self._keeper.ready(bucket, _shrink(bucket)).frozen
+        if bucket.stacked and bucket.group["policy"] == "retract":
+            n, left, right = projected_in_turn(direction, frozen)
+        else:
+            n, left, right = projected(direction, frozen)
         if self._wants_diagnostics:
-            self._note_removed(bucket, removed_norm(left, right), n)
+            self._note_removed(bucket, removed_norm(torch.cat(left, dim=2), torch.cat(right, dim=1)), n)
         return n
 
     def _write(self, bucket: Bucket, d: Tensor) -> None:
-        """W <- W − ηλW⊥ − ηS P_u D P_v, then what the policy asks for after a step."""
+        """W <- W − η S₀ P_u D P_v, and what the policy asks for."""
+        if bucket.weights[0].dtype.itemsize < torch.float32.itemsize:
+            self._write_narrow(bucket, d)
+            return
         group, single = bucket.group, self._single(bucket)
         ready = single or self._keeper.ready(bucket, _shrink(bucket))
         before = stack.weights_of(bucket).clone() if self._wants_diagnostics else None
-        decay = group["decay"] if group["policy"] == "decay" else 0.0
         rate = self._rate(bucket, ready.pairs)
         if before is not None:
             self._diagnose_direction(bucket, d, ready, ready.length * rate)
-        if single is None:
-            self._write_together(bucket, d, ready, rate, decay)
-        else:
-            rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
-            for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
-                length = own * pair.radius * ready.shrink
-                frozen_step.write(weight, step, pair, length=length, decay=own * decay)
         self._stepped.bucket = self._stepped.ready = None
-        self._after(bucket, ready.pairs)
+        audits = step_of(self.state, bucket) % group["audit_every"] == 0
+        if audits:
+            self._keeper.audit(bucket)
+            ready = self._keeper.ready(bucket, _shrink(bucket))
+        if group["policy"] == "retract":
+            self._write_retracted(bucket, d, ready, rate, exact=audits)
+        elif single is None:
+            self._write_together(bucket, d, ready, rate)
+        else:
+            self._write_each(bucket, d, ready, rate)
         if before is not None:
             self._diagnose_weights(bucket, before)
 
-    def _write_together(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, decay: float) -> None:
+    def _write_narrow(self, bucket: Bucket, d: Tensor) -> None:
+        """The same of weights of two bytes: in float32, and rounded once, at random."""
+        wide = replace(bucket, weights=[weight.float() for weight in bucket.weights])
+        self._write(wide, d)
+        made = stack.weights_of(wide)
+        narrow = bucket.weights[0].dtype
+        seed = step_of(self.state, bucket)
+        parts = rounded(made, seed) if narrow == torch.bfloat16 else made.to(narrow)
+        torch._foreach_copy_(bucket.weights, list(bucket.pieces(parts)))
+
+    def _write_retracted(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, *, exact: bool) -> None:
+        length = ready.unit_length * rate
+        if not (exact or retraction.is_due(bucket, step_of(self.state, bucket))):
+            stack.step_along(bucket, d, length)
+        elif bucket.stacked:
+            weights = stack.weights_of(bucket)
+            if isinstance(length, Tensor):
+                weights.sub_(d * length)
+            else:
+                weights.add_(d, alpha=-length)
+            factor = retraction.retraction(self.state, ready, bucket, weights, exact=exact)
+            torch._foreach_copy_(bucket.weights, list(bucket.pieces(weights.mul_(factor))))
+        else:
+            stack.step_along(bucket, d, length)
+            weights = stack.weights_of(bucket)
+            factor = retraction.retraction(self.state, ready, bucket, weights, exact=exact)
+            for weight, piece in zip(bucket.weights, bucket.pieces(factor), strict=True):
+                weight.mul_(piece.to(weight.dtype))
+
+    def _write_each(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor) -> None:
+        rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
+        for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
+            length = own * ready.unit_length
+            share = length / ready.shrink / pair.radius * _decay(bucket)
+            frozen_step.write(weight, step, pair, length=length, decay=share)
+
+    def _write_together(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor) -> None:
         # with the same product: the decay takes from S uvᵀ what is put back here
+        decay = _decay(bucket)
         left, right = complement_factors(d, ready.frozen, extra=decay / ready.shrink, stacked=bucket.stacked)
         length = ready.length * rate
-        keep = 1.0 - rate * decay if decay else 1.0
+        keep = 1.0 - length * (decay / ready.shrink) / ready.pairs.radius.view(-1, 1, 1) if decay else 1.0
         if bucket.stacked:
             stack.add(bucket, torch.baddbmm(d.to(left.dtype), left, right, beta=-1.0).mul_(length), keep)
             return
@@ -285,22 +356,14 @@ class MuonPlusPlus(MatrixOptimizer):
             rate = rate * gather(self.state, bucket, "factor")
         if group["policy"] == "cap":
             below = self._keeper.below(bucket, pairs, rounds=CAP_ROUNDS)
-            free = gather(self.state, bucket, "fallen") > 0  # those are retracted instead
-            capped = torch.where(free, rate, capped_rate(rate, below.sigma, pairs.radius))
-            self._keeper.count(bucket, capped < rate)
+            c = pairs.radius / spectral_radius((bucket.fan_out, bucket.fan_in))
+            capped = capped_rate(rate / c, below.sigma, pairs.radius) * c
+            self._keeper.count(bucket, capped < rate * (1.0 - CAP_ROUNDING))
             scatter(self.state, bucket, "second", below.v)
             rate = capped
         if group["adaptive"]:
             scatter(self.state, bucket, "rate", rate)
         return rate.view(-1, 1, 1)
-
-    def _after(self, bucket: Bucket, pairs: Pairs) -> None:
-        """Retract and audit, where it is time to."""
-        policy = bucket.group["policy"]
-        if policy == "retract" or (policy != "none" and self._keeper.has_fallen(bucket)):
-            self._keeper.retract(bucket, pairs)
-        if step_of(self.state, bucket) % bucket.group["audit_every"] == 0:
-            self._keeper.audit(bucket)
 
     # -- the adaptive condition
 
@@ -310,7 +373,7 @@ class MuonPlusPlus(MatrixOptimizer):
 
         The learning rate of the next steps is the group's times min(adaptive_cap, 1/a), where a is the gain over the
         update's RMS-to-RMS operator norm: an update is made longer when inputs lie where it does little, so that what
-        they feel is ηc. See `complement.adaptive_factor`.
+        they feel is η. See `complement.adaptive_factor`.
 
         Args:
             gains: parameter -> RMS(ΔW x) / RMS(x) over the inputs x of its layer, ΔW being the latest update. Numbers,
@@ -325,9 +388,7 @@ class MuonPlusPlus(MatrixOptimizer):
             if group is None or group["algorithm"] == "adamw" or "rate" not in state:
                 shape = tuple(parameter.shape)
                 raise ValueError(f"expected a stepped matrix of a group with adaptive=True, got a parameter of {shape}")
-            fan_in = state["v"].shape[1]
-            fan_out = state["u"].numel() / state["v"].shape[0]
-            norm = (fan_in / fan_out) ** 0.5 * state["rate"] * state["radius"]
+            norm = state["rate"]  # RMS to RMS: a step's length is in units of what has one
             alignment = torch.as_tensor(gain, dtype=norm.dtype, device=norm.device) / norm
             state["factor"].copy_(adaptive_factor(alignment, group["adaptive_cap"]))
 
@@ -382,6 +443,11 @@ class _Stepped(threading.local):
 
     bucket: Bucket | None = None
     ready: Ready | None = None
+
+
+def _decay(bucket: Bucket) -> float:
+    """λ, or zero."""
+    return float(bucket.group["decay"]) if bucket.group["policy"] == "decay" else 0.0
 
 
 def _shrink(bucket: Bucket) -> float:

@@ -10,8 +10,8 @@ from internist.optim.bucket import Bucket, Group
 from internist.optim.constraints import Retraction, retraction_factor, spectral_radius
 from internist.optim.core import MatrixOptimizer, is_shared, learning_rate
 from internist.optim.matrices import matrix_views
-from internist.optim.pair_keeper import AT_RADIUS
 from internist.optim.pair_state import gather, scatter, step_of
+from internist.optim.retraction import AT_RADIUS
 from internist.optim.spectral_init import spectral_init
 from internist.optim.top_pair import warm_pair
 

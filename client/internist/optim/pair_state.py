@@ -5,15 +5,16 @@ A parameter of k matrices has, in float32 (float64 for a float64 parameter):
     u        (rows of all k,)  left top vectors, one matrix after the other
     v        (k, fan_in)       right top vectors
     second   (k, fan_in)       right vectors of what lies beneath, where an estimate of σ₂ starts
+    block    (k, w, fan_in)    right vectors that follow the top (`following`); w is 0 but under `retract`
     radius   (k,)              S; 0 until the first step
-    found    (k,)              1 where the latest audit found the pair ill-defined
-    fallen   (k,)              1 from when that was acted on
+    growth   (k,)              by how much of itself a round may raise the norm; 0 while a matrix of zeros grows to S
+    found    (k,)              1 where the weight was found to be another than the one that was left there
     firings  (k,)              how often the policy fired
     factor   (k,)              adaptive factor of the learning rate
     rate     (k,)              learning rate of the latest update, where it is adaptive
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +23,19 @@ from torch import Tensor
 from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
 from internist.optim.complement import Frozen, frozen
+from internist.optim.constraints import spectral_radius
+from internist.optim.following import width
 from internist.optim.frozen_step import FrozenPair, is_large
 from internist.optim.matrices import matrix_views
 
 OF_COLUMNS = ("v", "second")
-NUMBERS = ("radius", "found", "fallen", "firings", "factor", "rate")
+NUMBERS = ("radius", "growth", "found", "firings", "factor", "rate")
 
-States = Mapping[Tensor, Mapping[str, Any]]
+GROWTH = 0.02
+"""What a round of retraction raises a norm by at most. An estimate comes from below, and one that is far off would blow
+weights up."""
+
+States = Mapping[Tensor, MutableMapping[str, Any]]
 
 
 class Pairs(NamedTuple):
@@ -50,10 +57,16 @@ def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
     views = matrix_views(shape, shape, group)
     count, fan_in = sum(view.shape[0] for view in views), views[0].shape[2]
     rows = sum(view.shape[0] * view.shape[1] for view in views)
-    sizes = {"u": (rows,)} | dict.fromkeys(OF_COLUMNS, (count, fan_in)) | dict.fromkeys(NUMBERS, (count,))
+    followed = min(width(*view.shape[1:]) for view in views) if group["policy"] == "retract" else 0
+    sizes = (
+        {"u": (rows,), "block": (count, followed, fan_in)}
+        | dict.fromkeys(OF_COLUMNS, (count, fan_in))
+        | dict.fromkeys(NUMBERS, (count,))
+    )
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     state = {name: torch.zeros(size, dtype=dtype, device=parameter.device) for name, size in sizes.items()}
     state["factor"].fill_(1.0)
+    state["growth"].fill_(GROWTH)
     return state
 
 
@@ -96,23 +109,103 @@ def step_of(states: States, bucket: Bucket) -> int:
     return int(step) if has_numbers(step) else 1
 
 
+class Followed(NamedTuple):
+    """The state of a retracted bucket, gathered: what a round reads and writes."""
+
+    u: Tensor
+    v: Tensor
+    block: Tensor
+    radius: Tensor
+    growth: Tensor
+    found: Tensor
+    firings: Tensor
+
+
+def gather_followed(states: States, bucket: Bucket) -> tuple[Followed, bool]:
+    """What a round needs, and whether it is the state itself.
+
+    Where every piece is a whole parameter, the states of all become parts of one tensor each, so that a round reads and
+    writes them by one operator and not by copies to and fro.
+    """
+    gathered = Followed(*(gather(states, bucket, name) for name in Followed._fields))
+    if len(bucket.params) == 1:
+        return gathered, True
+    lengths = (states[parameter]["v"].shape[0] for parameter in bucket.params)
+    if any(bucket.offsets) or any(own != count for own, count in zip(lengths, bucket.counts, strict=True)):
+        return gathered, False
+    for name, whole in zip(Followed._fields, gathered, strict=True):
+        for parameter, own in zip(bucket.params, torch.split(whole, bucket.counts), strict=True):
+            states[parameter][name] = own.view(-1) if name == "u" else own
+    return gathered, True
+
+
 class Ready:
     """A bucket's pairs, gathered and made ready for its arithmetic."""
 
-    __slots__ = ("_made_of", "frozen", "length", "pairs", "shrink", "single")
+    __slots__ = (
+        "_dtype",
+        "_frozen",
+        "_made_of",
+        "_radii",
+        "followed",
+        "is_state",
+        "may_grow",
+        "pairs",
+        "shrink",
+        "single",
+        "unit_length",
+    )
 
     def __init__(self, states: States, bucket: Bucket, shrink: float) -> None:
-        self.pairs = gather_pairs(states, bucket)
-        self.frozen: Frozen = frozen(self.pairs.u, self.pairs.v, bucket.dtype)
+        self.followed: Followed | None = None
+        """What a round of retraction reads and writes;"""
+        self.may_grow = True
+        """Whether a matrix may have begun with zeros and be on its way to S;"""
+        self.is_state = False
+        """whether it is the state itself, else it is to be scattered."""
+        if bucket.group["policy"] == "retract":
+            self.followed, self.is_state = gather_followed(states, bucket)
+        self.pairs = gather_pairs(states, bucket) if self.followed is None else self._of_followed(states, bucket)
+        self._dtype = bucket.dtype
+        self._frozen: Frozen | None = None
         self.shrink = shrink
-        self.length = (self.pairs.radius * shrink).view(-1, 1, 1)
-        """(B, 1, 1) what one unit of learning rate is of the orthogonalised direction."""
+        self.unit_length = spectral_radius((bucket.fan_out, bucket.fan_in)) * shrink
+        """What one unit of learning rate is of the orthogonalised direction."""
         self.single: list[FrozenPair] = []
         """What `frozen_step` knows of each matrix, where it steps them."""
         if is_large(bucket):
-            radii = self.pairs.radius.tolist()
-            self.single = [FrozenPair(*matrix) for matrix in zip(self.pairs.u, self.pairs.v, radii, strict=True)]
+            self._radii = self.pairs.radius.tolist()
+            self.single = [FrozenPair(*own) for own in zip(self.pairs.u, self.pairs.v, self._radii, strict=True)]
         self._made_of = self._read(states, bucket, shrink)
+
+    def _of_followed(self, states: States, bucket: Bucket) -> Pairs:
+        followed = self.followed
+        assert followed is not None
+        return Pairs(followed.u, followed.v, gather(states, bucket, "second"), followed.radius)
+
+    def was_written(self, states: States, bucket: Bucket) -> None:
+        """Take note that a round wrote what it followed: nothing is gathered anew where that is the state itself."""
+        if self.followed is None:
+            return
+        if not self.is_state:
+            for name, value in zip(Followed._fields, self.followed, strict=True):
+                scatter(states, bucket, name, value)
+        self._frozen = None
+        if self.single:
+            self.single = [FrozenPair(*own) for own in zip(self.pairs.u, self.pairs.v, self._radii, strict=True)]
+        self._made_of = self._read(states, bucket, self.shrink)
+
+    @property
+    def length(self) -> Tensor:
+        """(B, 1, 1) the same of each matrix."""
+        return torch.full_like(self.pairs.radius, self.unit_length).view(-1, 1, 1)
+
+    @property
+    def frozen(self) -> Frozen:
+        """The pairs in the arithmetic's dtype: made when first asked for."""
+        if self._frozen is None:
+            self._frozen = frozen(self.pairs.u, self.pairs.v, self._dtype, in_parts=self.followed is None)
+        return self._frozen
 
     def is_current(self, states: States, bucket: Bucket, shrink: float) -> bool:
         """Whether no pair was written to since, and the arithmetic is the same."""

@@ -22,7 +22,7 @@ def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         `update_scale` and `update_band` [lowest, highest], JSON-able. Under Muon++'s policy `decay` the band has room
         for what it takes off the complement (the triangle inequality). Empty where nothing is promised: for a
         parameter of several matrices, whose whole has another norm; a scale that changes as the run goes on; Muon++
-        with a radius that it has yet to find, with a policy that changes the length of steps, or adaptive.
+        with a policy that changes the length of steps, or adaptive.
     """
     whole = torch.empty(parameter.shape, device="meta")
     views = matrix_views(whole, whole, group)
@@ -34,11 +34,11 @@ def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if group["scale"] == "dynamic":
             return {}
         return {"update_scale": scale(group["scale"], fan_out, fan_in), "update_band": [image.low, image.high]}
-    if not group["initialize"] or group["policy"] not in ("decay", "none") or group["adaptive"]:
+    if group["policy"] not in ("decay", "none") or group["adaptive"]:
         return {}
     decayed = group["decay"] if group["policy"] == "decay" else 0.0
     low = image.low / longest(group["coefficients"], group["steps"], torch.bfloat16)
     return {
-        "update_scale": spectral_radius((fan_out, fan_in), group["radius"]),
+        "update_scale": spectral_radius((fan_out, fan_in)),
         "update_band": [max(0.0, low - decayed), 1.0 + decayed],
     }

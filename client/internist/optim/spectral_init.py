@@ -1,12 +1,17 @@
 """Starting points of a spectral optimizer: a matrix at its radius, with or without an open gap under its top pair."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from internist.measures.precision import full_precision
+from internist.optim.constraints import spectral_radius
+from internist.optim.freshness import looks_drawn
 from internist.optim.top_pair import TopPair, top_pair
+
+AT_TARGET = 0.02
+"""A norm this near its radius, relative to it, was set there: what a run saved, which keeps it no nearer, is left."""
 
 
 class Start(NamedTuple):
@@ -69,6 +74,37 @@ def open_gap_init(matrices: Tensor, radius: float, share: float) -> Start:
         factor = torch.where(empty, 0.0, share * radius / beneath).view(-1, 1, 1)
         opened = top * (radius / pair.sigma).view(-1, 1, 1) + (work - top) * factor
     return Start(opened.to(matrices.dtype), pair._replace(sigma=torch.full_like(pair.sigma, radius)))
+
+
+def set_radius(matrices: Tensor, group: dict[str, Any]) -> bool:
+    """Rescale in place those of a group's (B, fan_out, fan_in) matrices that are to start at their radius.
+
+    All that are not there yet (within 2 %) where the group says `initialize`; where it says None, those of them that
+    look drawn and not trained. Zeros stay zeros under `retract`, which lets them grow.
+
+    Returns:
+        Whether any was changed.
+
+    Raises:
+        ValueError: a matrix is not finite, or zero under another policy.
+    """
+    radius, share = spectral_radius(matrices.shape, group["radius"]), group["open_gap"]
+    sigma = top_pair(matrices).sigma
+    wrong = [value for value in sigma.tolist() if not 0.0 <= value < float("inf")]
+    if wrong or (group["policy"] != "retract" and not bool(sigma.all())):
+        found = wrong[0] if wrong else 0.0
+        raise ValueError(f"expected a matrix with a positive, finite spectral norm to rescale, got {found}")
+    chosen = (sigma > 0) & ((sigma / radius - 1.0).abs() > AT_TARGET)
+    if group["initialize"] is None:
+        chosen &= looks_drawn(matrices, sigma)
+    elif share is not None:
+        chosen = sigma > 0
+    if not bool(chosen.any()):
+        return False
+    own = matrices[chosen]
+    start = spectral_init(own, radius) if share is None else open_gap_init(own, radius, share)
+    matrices[chosen] = start.matrices
+    return True
 
 
 def _checked_pair(matrices: Tensor, radius: float) -> TopPair:

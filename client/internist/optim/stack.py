@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from internist.optim import passes
 from internist.optim.bucket import Bucket
 
 
@@ -69,6 +70,18 @@ def subtract(bucket: Bucket, d: Tensor, length: float | Tensor) -> None:
         torch._foreach_sub_(bucket.weights, list(parts))
     else:
         torch._foreach_add_(bucket.weights, list(bucket.pieces(d.to(wide))), alpha=-length)
+
+
+def step_along(bucket: Bucket, d: Tensor, length: float | Tensor) -> None:
+    """W <- W − length D of a bucket's matrices, stacked or not, by a number or (B, 1, 1)."""
+    if isinstance(length, Tensor):
+        parts = list(bucket.pieces(d.to(length.dtype) * length))
+        torch._foreach_sub_(bucket.weights, [part.to(bucket.weights[0].dtype) for part in parts])
+    elif bucket.stacked:
+        subtract(bucket, d, length)
+    else:
+        for weight, part in zip(bucket.weights, bucket.pieces(d), strict=True):
+            passes.write(weight, part, keep=1.0, length=length)
 
 
 def add(bucket: Bucket, change: Tensor, keep: float | Tensor) -> None:
