@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from internist.mup.initialise import draw_normal, draw_spectral, reset_vector
 from internist.mup.multipliers import multiply
 from internist.mup.rules import OPTIMIZERS
 from internist.mup.words import table_of
+from internist.optim.constraints import spectral_radius
+from internist.optim.matrices import matrix_views
 
 log = logging.getLogger("internist")
 
@@ -81,7 +83,7 @@ class Plan:
     def apply(self) -> list[dict[str, Any]]:
         """Initialise the weights, set the multipliers, and return the optimizer's parameter groups.
 
-        Again, it draws the weights anew and sets the same multipliers once. With `init=None` weights stay as they are;
+        Again, it draws the weights anew and sets the same multipliers once. Frozen weights are never drawn. With `init=None` weights stay as they are;
         those that are not as planned are logged. Apply before the monitor, `torch.compile` and data parallelism.
 
         Returns:
@@ -135,6 +137,8 @@ class Plan:
                 group["eps"] = eps
             if known.scale is not None:
                 group |= {"scale": known.scale, "layout": layout, "row_blocks": row_blocks}
+            if known.name == "muon_plus_plus":
+                group |= self._radius_of(members)
             if known.torch_scale is not None:
                 group["adjust_lr_fn"] = known.torch_scale
             groups.append(group)
@@ -244,6 +248,16 @@ class Plan:
     def _tensors(self) -> dict[str, nn.Parameter]:
         return {plain_name(name): tensor for name, tensor in unwrap(self.model).named_parameters()}
 
+    def _radius_of(self, members: Sequence[tuple[str, nn.Parameter]]) -> dict[str, Any]:
+        """The norm that Muon++ is to keep of weights that were drawn to one; of others, it keeps its own default."""
+        name, tensor = members[0]
+        row = next(row for row in self.rows if row.parameter == name)
+        if row.init_norm is None:
+            return {}
+        shape = torch.empty(tensor.shape, device="meta")
+        view = matrix_views(shape, shape, {"layout": row.layout, "row_blocks": row.row_blocks})[0]
+        return {"radius": row.init_norm / spectral_radius(view.shape)}
+
     def _is_matrix_row(self, row: PlanRow) -> bool:
         return OPTIMIZERS[row.optimizer].scale is not None
 
@@ -255,6 +269,8 @@ class Plan:
         tensors = self._tensors()
         for row in self.rows:
             tensor, (place, _, attribute) = tensors[row.parameter], row.parameter.rpartition(".")
+            if not tensor.requires_grad:
+                continue
             owner = modules[place]
             if row.init_norm is not None:
                 draw_spectral(tensor, row.init_norm, layout=row.layout, row_blocks=row.row_blocks)

@@ -194,7 +194,7 @@ _OPTIMIZERS = (
     ),
     Optimizer(
         "muon_plus_plus", "muon", SAME, SAME, Powers(fan_in=1),
-        f"{_DERIVED}: Muon++'s steps have norm lr √(fan_out / fan_in) times the radius", "D", scale="spectral_mup",
+        f"{_DERIVED}: Muon++'s steps have norm lr √(fan_out / fan_in)", "D", scale="spectral_mup",
     ),
     Optimizer(
         "shampoo", "shampoo", Powers(fan_out=_HALF), Powers(fan_in=-_HALF, fan_out=_HALF), Powers(fan_in=_HALF),

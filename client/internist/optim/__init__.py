@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internist.optim.coefficients import COEFFICIENTS, orthogonalize
+    from internist.optim.conversion import convert_state
     from internist.optim.groups import split_parameters
     from internist.optim.muon import Muon
     from internist.optim.muon_clip import MuonClip
@@ -28,12 +29,14 @@ __all__ = [
     "MuonSphere",
     "QKClip",
     "Separate",
+    "convert_state",
     "orthogonalize",
     "split_parameters",
 ]
 
 _HOMES = {
     "COEFFICIENTS": "internist.optim.coefficients",
+    "convert_state": "internist.optim.conversion",
     "Fused": "internist.optim.projections",
     "Latent": "internist.optim.projections",
     "Separate": "internist.optim.projections",
