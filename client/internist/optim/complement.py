@@ -124,6 +124,13 @@ def complement_factors(
     return torch.stack([u, b], dim=2), torch.stack([torch.addcmul(a, c, v, value=-1.0), v], dim=1)
 
 
+def put_back(weights: Tensor, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
+    """P_u W P_v + S uvᵀ of (B, fan_out, fan_in) weights and their pairs and radii, both in float32."""
+    left, right = complement_factors(weights, frozen(u, v, u.dtype))
+    rest = torch.baddbmm(weights, left, right, alpha=-1.0)
+    return torch.baddbmm(rest, (radius.unsqueeze(1) * u).unsqueeze(2), v.unsqueeze(1))
+
+
 def add_step(weights: Tensor, left: Tensor, right: Tensor, step: Tensor, length: Tensor, keep: float | Tensor) -> None:
     """W <- keep W + LR − length D, in place, in parts that a CPU's cache holds.
 

@@ -1,8 +1,8 @@
 """State of other Muons turned into ours and back: torch.optim.Muon's, Keller Jordan's and dion's.
 
 All keep one momentum per matrix. Ours and torch's is a moving average, M <- μ M + (1 − μ) G; Keller Jordan's since
-2024-11 (and modded-nanogpt's) is the same, dion's is a sum, M <- μ M + G, which is 1 / (1 − μ) times as long. Directions
-do not depend on that length: what is lost where it is left alone is the memory of some 1 / (1 − μ) steps.
+2024-11 (and modded-nanogpt's) is the same, dion's is a sum, M <- μ M + G, which is 1 / (1 − μ) times as long, and is
+rescaled: directions do not depend on a momentum's length, but on how it compares with the next gradient.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ Kind = Literal["torch", "keller_jordan", "dion"]
 OURS = "momentum_buffer"
 NAMES: dict[Kind, str] = {"torch": "momentum_buffer", "keller_jordan": "momentum_buffer", "dion": "momentum"}
 SUMS: tuple[Kind, ...] = ("dion",)
+
 
 def convert_state(
     state_dict: Mapping[str, Any], like: Mapping[str, Any], *, source: Kind | None = None, target: Kind | None = None

@@ -15,8 +15,9 @@ WIDTH = 8
 """Vectors of a block. Four let a norm pass its radius by 5 % under gradients that keep pushing one way, where eight
 stay within 2 %; a product with either reads the matrix once."""
 
-SQUARINGS = 5
-"""Squarings of the block's Gram matrix: a value a tenth below the top then counts a thousandth."""
+SQUARINGS = 7
+"""Squarings of the block's Gram matrix: a value a hundredth below the top then counts a
+thirteenth. In float64, which has room for that power."""
 
 EDGE, DEGREE = 0.97, 4
 """Directions below the edge, as a share of the radius, are damped alike by a Chebyshev polynomial of that degree in
@@ -27,6 +28,8 @@ JITTER = 1e-6
 
 SMALL = 1e-30
 """Norms below this are taken as this: what is divided by them is zero then, and not NaN."""
+TINY = 1e-300
+"""The same of what was multiplied by itself so often, in float64."""
 
 SLIGHT = 0.03
 """Noise beside a row of length one: enough to keep rows apart, and gone after a few rounds."""
@@ -62,12 +65,12 @@ def follow(matrices: Tensor, block: Tensor, radius: Tensor) -> Followed:
     """
     turned = matrices.mT
     images = torch.bmm(block, turned)
-    gram = torch.bmm(images, images.mT)
+    gram = torch.bmm(images, images.mT).double()
     gram = gram / linalg.vector_norm(gram, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
     for _ in range(SQUARINGS):
         gram = torch.bmm(gram, gram)
     top = gram.sum(1, keepdim=True)
-    top = top / linalg.vector_norm(top, dim=2, keepdim=True).clamp_(min=SMALL)
+    top = (top / linalg.vector_norm(top, dim=2, keepdim=True).clamp_(min=TINY)).to(block.dtype)
     v, image = torch.bmm(top, block).squeeze(1), torch.bmm(top, images).squeeze(1)
     sigma = linalg.vector_norm(image, dim=1, keepdim=True).clamp_(min=SMALL)
     return Followed(sigma.squeeze(1), image / sigma, v, _filtered(matrices, turned, block, images, radius))
@@ -93,11 +96,12 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 
 def started(rows: Tensor, width: int) -> Tensor:
-    """(B, width, n) a block whose first rows are the (B, k, n) ones, and the others random."""
+    """(B, width, n) a block whose first rows are the (B, k, n) ones where those are not zero, and the others random."""
     batch, known, size = rows.shape
-    noise = _noise(rows.new_empty(batch, width, size), seed=0)
-    noise[:, : min(known, width)] += rows[:, :width] * (1.0 / SLIGHT)
-    return orthonormal(noise)
+    block = _noise(rows.new_empty(batch, width, size), seed=0)
+    first = block.narrow(1, 0, min(known, width))
+    first.copy_(torch.where(rows[:, :width].any(2, keepdim=True), rows[:, :width], first))
+    return orthonormal(block)
 
 
 def refreshed(block: Tensor, v: Tensor, *, seed: int) -> Tensor:

@@ -21,6 +21,7 @@ from internist.optim.complement import (
     complement_residual,
     projected,
     projected_in_turn,
+    put_back,
     removed_norm,
 )
 from internist.optim.constraints import spectral_radius
@@ -299,6 +300,9 @@ class MuonPlusPlus(MatrixOptimizer):
         wide = replace(bucket, weights=[weight.float() for weight in bucket.weights])
         self._write(wide, d)
         made = stack.weights_of(wide)
+        if bucket.group["policy"] != "retract":  # what rounding did to the pair would add up
+            pairs = gather_pairs(self.state, bucket)
+            made = put_back(made, pairs.u, pairs.v, pairs.radius)
         narrow = bucket.weights[0].dtype
         seed = step_of(self.state, bucket)
         parts = rounded(made, seed) if narrow == torch.bfloat16 else made.to(narrow)
@@ -306,6 +310,8 @@ class MuonPlusPlus(MatrixOptimizer):
 
     def _write_retracted(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, *, exact: bool) -> None:
         length = ready.unit_length * rate
+        if min(bucket.fan_out, bucket.fan_in) == 1:  # all top pair: what is left of it is rounding, made long
+            length = length * (ready.pairs.v.abs().sum(1) == 0).view(-1, 1, 1)
         if not (exact or retraction.is_due(bucket, step_of(self.state, bucket))):
             stack.step_along(bucket, d, length)
         elif bucket.stacked:

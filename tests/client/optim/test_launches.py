@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from internist.optim import retraction
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
 from internist.optim.muon_sphere import MuonSphere
@@ -20,8 +21,11 @@ SETTLED = 2
 MUON, MUON_PLUS_PLUS = 150, 240
 """Bars for the 48 matrices of GPT-2 124M."""
 
-OTHERS = {("cap", 100): 1700, ("retract", 100): 2500, ("none", 100): 240}
-"""Of the policies that estimate something every step: a Krylov iteration for each of the four shapes."""
+ROUND = 510
+"""A step that ends with a round of retraction; at the defaults every fourth does."""
+
+OTHERS = {("cap", 100): 1700, ("decay", 100): 260, ("none", 100): 240}
+"""Of the policy that estimates something every step, a Krylov iteration for each of the four shapes; and of others."""
 AUDIT = 1800
 """What an audit adds under any policy, every hundredth step by default."""
 
@@ -82,6 +86,16 @@ def test_muon_plus_plus_steps_48_matrices_by_240_operators(dtype):
     own_steps = len(GPT2_SHAPES)  # numbers of the host's that are read, where they are numbers
 
     assert launches(MuonPlusPlus, dtype=dtype) + own_steps <= MUON_PLUS_PLUS
+
+
+def test_a_round_of_retraction_reads_nothing_and_is_rare_enough_for_a_mean_of_250(monkeypatch):
+    plain = launches(MuonPlusPlus)
+    monkeypatch.setattr(retraction, "MOST_STEPS", 1)
+    ended = launches(MuonPlusPlus)
+    steps = int(retraction.STACKED_ROOM * 2.0 / 0.01)
+
+    assert plain < ended <= ROUND
+    assert (ended + (steps - 1) * plain) / steps <= 250
 
 
 @pytest.mark.parametrize(("policy", "audit_every"), OTHERS)

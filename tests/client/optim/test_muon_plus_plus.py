@@ -128,7 +128,8 @@ def test_the_fast_step_is_the_slow_one(double, policy, shape, options):
         slow.step(weight.grad)
         optimizer.step()
 
-    torch.testing.assert_close(weight.detach(), slow.W, rtol=0, atol=1e-9)
+    allowed = 2e-5 if policy == "retract" else 1e-9  # a norm that near its radius is left alone
+    torch.testing.assert_close(weight.detach(), slow.W, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("policy", ["decay", "none"])  # what the others do hangs on estimates of σ₂ and ‖W‖₂
@@ -480,7 +481,7 @@ def test_no_gradient_of_its_own_still_decays_the_complement():
 
     after = singular_values(weight)
     assert abs(after[0] - before[0]) < ROUNDING
-    torch.testing.assert_close(after[1:], 0.9 * before[1:], rtol=1e-4, atol=0)
+    torch.testing.assert_close(after[1:], (1 - 0.1 * 1.2**0.5) * before[1:], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (160, 104)])
@@ -519,7 +520,7 @@ def test_a_gradient_of_rank_one_moves_its_own_direction():
     state = optimizer.state[weight]
     u, v = state["u"], state["v"][0]
     left, right = g - u * (u @ g), h - v * (v @ h)
-    expected = before - 0.1 * torch.outer(left / left.norm(), right / right.norm())
+    expected = before - 0.1 * 1.2**0.5 * torch.outer(left / left.norm(), right / right.norm())
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-3)
 
 
