@@ -83,8 +83,9 @@ class Plan:
     def apply(self) -> list[dict[str, Any]]:
         """Initialise the weights, set the multipliers, and return the optimizer's parameter groups.
 
-        Again, it draws the weights anew and sets the same multipliers once. Frozen weights are never drawn. With `init=None`
-        weights stay as they are; those that are not as planned are logged. Apply before the monitor, `torch.compile` and data parallelism.
+        Again, it draws the weights anew and sets the same multipliers once. Frozen weights are never drawn. With
+        `init=None` weights stay as they are; those that are not as planned are logged. Apply before the monitor,
+        `torch.compile` and data parallelism.
 
         Returns:
             As `groups`.

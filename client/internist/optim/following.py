@@ -23,7 +23,7 @@ EDGE, DEGREE = 0.97, 4
 """Directions below the edge, as a share of the radius, are damped alike by a Chebyshev polynomial of that degree in
 WᵀW; one at the radius grows 4 times against them, where a power of that degree would have it grow by a quarter."""
 
-JITTER = 1e-6
+JITTER = 1e-5
 """Added to a Gram matrix, as a share of its trace, so that a matrix of lower rank than the block has a factor."""
 
 SMALL = 1e-30

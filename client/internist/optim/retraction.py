@@ -14,7 +14,7 @@ from internist.optim.constraints import spectral_radius
 from internist.optim.pair_state import GROWTH, Ready, States, scatter, step_of
 from internist.optim.top_pair import warm_pair
 
-ROOM = 0.005
+ROOM = 0.004
 """What steps may do to a norm between two rounds, by the triangle inequality, as a share of the radius;"""
 STACKED_ROOM = 0.02
 """where they are stacks, on accelerators, on which a round's operators cost more;"""

@@ -56,9 +56,13 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     "no_nesterov": (Muon, {"lr": 0.05, "dtype": torch.float32, "nesterov": False, "maximize": True}),
     "lr_tensor": (Muon, {"lr": torch.tensor(0.05), "dtype": torch.float32, "scale": "match_rms_adamw"}),
     **{
-        policy: (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32, "policy": policy, "audit_every": 2})
+        policy: (
+            MuonPlusPlus,
+            {"lr": 0.05, "dtype": torch.float32, "policy": policy, "audit_every": 2, "initialize": False},
+        )
         for policy in ("decay", "cap", "retract", "none")
     },
+    "default": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32}),
     "initialised": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32, "initialize": True, "open_gap": 0.5}),
 }
 

@@ -54,7 +54,9 @@ def test_ranks_step_like_one_process(gang, kind, layout):
 
 
 @pytest.mark.parametrize("layout", FEW_LAYOUTS)
-@pytest.mark.parametrize("kind", ["bfloat16", "no_nesterov", "lr_tensor", "cap", "retract", "none", "initialised"])
+@pytest.mark.parametrize(
+    "kind", ["bfloat16", "no_nesterov", "lr_tensor", "cap", "retract", "none", "initialised", "default"]
+)
 def test_every_option_is_that_of_one_process(gang, kind, layout):
     for differences in gang.run(CASES, "steps_like_one_process", kind, layout):
         assert max(differences.values()) <= SAME, differences

@@ -43,7 +43,7 @@ def test_zeros_low_ranks_and_numbers_too_large_give_numbers_or_spoil_their_own_m
     matrices = torch.stack([torch.zeros(12, 10), flat, 1e4 * gaussian(12, 10), torch.full((12, 10), torch.nan)])
     block = following.started(gaussian(4, 1, 10), 8)
     for _ in range(3):
-        found = following.follow(matrices, block, torch.ones(4))
+        found = following.follow(matrices, block, torch.tensor([1.0, 11.0, 1.0, 1.0]))
         block = found.block
 
     assert block.isfinite().all()
