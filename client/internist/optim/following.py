@@ -92,7 +92,8 @@ def orthonormal(rows: Tensor) -> Tensor:
     norm = linalg.vector_norm(gram, dim=(1, 2)).clamp_(min=SMALL)
     gram.diagonal(dim1=1, dim2=2).add_(norm.unsqueeze(1), alpha=JITTER)
     factor, _ = linalg.cholesky_ex(gram)
-    return linalg.solve_triangular(factor, rows, upper=False)
+    solved: Tensor = linalg.solve_triangular(factor, rows, upper=False)
+    return solved
 
 
 def started(rows: Tensor, width: int) -> Tensor:

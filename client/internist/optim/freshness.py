@@ -25,4 +25,5 @@ def looks_drawn(matrices: Tensor, sigma: Tensor) -> Tensor:
     fan_out, fan_in = matrices.shape[1:]
     rms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=sigma.dtype) / (fan_out * fan_in) ** 0.5
     edge = ROOM * (fan_out**0.5 + fan_in**0.5) + DEVIATIONS
-    return (sigma > 0) & (sigma <= edge * rms)
+    drawn: Tensor = (sigma > 0) & (sigma <= edge * rms)
+    return drawn
