@@ -14,8 +14,6 @@ from internist.mup.initialise import draw_normal, draw_spectral, reset_vector
 from internist.mup.multipliers import multiply
 from internist.mup.rules import OPTIMIZERS
 from internist.mup.words import table_of
-from internist.optim.constraints import spectral_radius
-from internist.optim.matrices import matrix_views
 
 log = logging.getLogger("internist")
 
@@ -255,9 +253,9 @@ class Plan:
         row = next(row for row in self.rows if row.parameter == name)
         if row.init_norm is None:
             return {}
-        shape = torch.empty(tensor.shape, device="meta")
-        view = matrix_views(shape, shape, {"layout": row.layout, "row_blocks": row.row_blocks})[0]
-        return {"radius": row.init_norm / spectral_radius(view.shape)}
+        shape = tensor.shape if tensor.ndim < 4 else tensor.shape[:1] + (math.prod(tensor.shape[1:]),)
+        fan_out, fan_in = shape[-2:] if row.layout == "out_in" else (shape[-1], shape[-2])
+        return {"radius": row.init_norm / math.sqrt(fan_out / (row.row_blocks or 1) / fan_in)}
 
     def _is_matrix_row(self, row: PlanRow) -> bool:
         return OPTIMIZERS[row.optimizer].scale is not None
