@@ -253,7 +253,7 @@ class Plan:
         row = next(row for row in self.rows if row.parameter == name)
         if row.init_norm is None:
             return {}
-        shape = tensor.shape if tensor.ndim < 4 else tensor.shape[:1] + (math.prod(tensor.shape[1:]),)
+        shape = tensor.shape if tensor.ndim < 4 else (*tensor.shape[:1], math.prod(tensor.shape[1:]))
         fan_out, fan_in = shape[-2:] if row.layout == "out_in" else (shape[-1], shape[-2])
         return {"radius": row.init_norm / math.sqrt(fan_out / (row.row_blocks or 1) / fan_in)}
 
