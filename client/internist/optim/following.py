@@ -19,20 +19,18 @@ SQUARINGS = 7
 """Squarings of the block's Gram matrix: a value a hundredth below the top then counts a
 thirteenth. In float64, which has room for that power."""
 
-EDGE, DEGREE = 0.97, 4
-"""Directions below the edge, as a share of the radius, are damped alike by a Chebyshev polynomial of that degree in
+EDGE = 0.97
+"""Directions below the edge, as a share of the radius, are damped alike by a Chebyshev polynomial of degree four in
 WᵀW; one at the radius grows 4 times against them, where a power of that degree would have it grow by a quarter."""
 
 JITTER = 1e-5
-"""Added to a Gram matrix, as a share of its trace, so that a matrix of lower rank than the block has a factor."""
+"""Added to the diagonal of a Gram matrix, so that a matrix of lower rank than the block has a factor."""
 
 SMALL = 1e-30
 """Norms below this are taken as this: what is divided by them is zero then, and not NaN."""
 TINY = 1e-300
 """The same of what was multiplied by itself so often, in float64."""
 
-SLIGHT = 0.03
-"""Noise beside a row of length one: enough to keep rows apart, and gone after a few rounds."""
 SEEDS = 9973
 """Seeds that look somewhere else each: a prime, so that no small number of steps comes back."""
 
@@ -41,11 +39,11 @@ class Followed(NamedTuple):
     """What one round found of B matrices. NaN for a matrix that is not finite."""
 
     sigma: Tensor
-    """(B,) the largest singular value, from below, and no less than `SMALL`."""
+    """(B, 1, 1) the largest singular value, from below, and no less than `SMALL`."""
     u: Tensor
-    """(B, fan_out) W v / sigma: a unit vector, zero for a matrix of zeros."""
+    """(B, 1, fan_out) W v / sigma: a unit vector, zero for a matrix of zeros."""
     v: Tensor
-    """(B, fan_in) a unit vector, to the rounding of the block."""
+    """(B, 1, fan_in) a unit vector, to the rounding of the block."""
     block: Tensor
     """(B, k, fan_in) orthonormal rows to go on from."""
 
@@ -55,13 +53,18 @@ def width(fan_out: int, fan_in: int) -> int:
     return min(WIDTH, fan_out, fan_in)
 
 
-def follow(matrices: Tensor, block: Tensor, radius: Tensor) -> Followed:
+def share_of(radius: Tensor) -> Tensor:
+    """(B, 1, 1) of (B,) radii, positive: what WᵀW is multiplied by so that the edge is at one."""
+    return (radius * EDGE).square_().reciprocal_().view(-1, 1, 1)
+
+
+def follow(matrices: Tensor, block: Tensor, share: Tensor) -> Followed:
     """One round: the best vector in the block, and the block put through a polynomial of WᵀW.
 
     Args:
         matrices: (B, fan_out, fan_in) W, float32 or float64.
         block: (B, k, fan_in) orthonormal rows, of the last round.
-        radius: (B,) about ‖W‖₂, positive.
+        share: `share_of` of what ‖W‖₂ is about.
     """
     turned = matrices.mT
     images = torch.bmm(block, turned)
@@ -69,28 +72,33 @@ def follow(matrices: Tensor, block: Tensor, radius: Tensor) -> Followed:
     gram = gram / linalg.vector_norm(gram, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
     for _ in range(SQUARINGS):
         gram = torch.bmm(gram, gram)
-    top = gram.sum(1, keepdim=True)
+    # a power is nearly λ ttᵀ: its column of the largest entry is t, whatever the signs of the rows
+    best = gram.diagonal(dim1=1, dim2=2).argmax(dim=1).view(-1, 1, 1)
+    top = gram.gather(1, best.expand(-1, 1, gram.shape[2]))
     top = (top / linalg.vector_norm(top, dim=2, keepdim=True).clamp_(min=TINY)).to(block.dtype)
-    v, image = torch.bmm(top, block).squeeze(1), torch.bmm(top, images).squeeze(1)
-    sigma = linalg.vector_norm(image, dim=1, keepdim=True).clamp_(min=SMALL)
-    return Followed(sigma.squeeze(1), image / sigma, v, _filtered(matrices, turned, block, images, radius))
+    v, image = torch.bmm(top, block), torch.bmm(top, images)
+    sigma = linalg.vector_norm(image, dim=2, keepdim=True).clamp_(min=SMALL)
+    return Followed(sigma, image / sigma, v, _filtered(matrices, turned, block, images, share))
 
 
-def _filtered(matrices: Tensor, turned: Tensor, block: Tensor, images: Tensor, radius: Tensor) -> Tensor:
-    """The block put through T(2 WᵀW / (EDGE S)² − 1) of `DEGREE`, orthonormal: zeros where that is no number."""
-    share = (radius * EDGE).square_().reciprocal_().view(-1, 1, 1)
-    before, now = block, torch.baddbmm(block, images * share, matrices, beta=-1.0, alpha=2.0)
-    for _ in range(DEGREE - 1):
-        image = torch.bmm(now, turned).mul_(share)
-        before, now = now, torch.baddbmm(before, image, matrices, beta=-1.0, alpha=4.0).sub_(now, alpha=2.0)
-    return orthonormal(now).nan_to_num_(0.0, 0.0, 0.0)
+def _filtered(matrices: Tensor, turned: Tensor, block: Tensor, images: Tensor, share: Tensor) -> Tensor:
+    """The block put through T₄(2 G − 1) with G = WᵀW / (EDGE S)², orthonormal: zeros where that is no number.
+
+    T₂(2 G − 1) = 1 + 8 G (G − 1), and T₄ = 2 T₂² − 1.
+    """
+    inner = torch.baddbmm(block, images * share, matrices, beta=-1.0)
+    once = torch.baddbmm(block, torch.bmm(inner, turned).mul_(share), matrices, alpha=8.0)
+    inner = torch.baddbmm(once, torch.bmm(once, turned).mul_(share), matrices, beta=-1.0)
+    rest = torch.add(block, once, alpha=-2.0)
+    twice = torch.baddbmm(rest, torch.bmm(inner, turned).mul_(share), matrices, beta=-1.0, alpha=16.0)
+    return orthonormal(twice).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """(B, k, n) rows made orthonormal, by a Cholesky factor of their Gram matrix; short where they are dependent."""
+    """(B, k, n) rows of length about one made orthonormal, by a Cholesky factor of their Gram matrix; short where they
+    are dependent."""
     gram = torch.bmm(rows, rows.mT)
-    norm = linalg.vector_norm(gram, dim=(1, 2)).clamp_(min=SMALL)
-    gram.diagonal(dim1=1, dim2=2).add_(norm.unsqueeze(1), alpha=JITTER)
+    gram.diagonal(dim1=1, dim2=2).add_(JITTER)
     factor, _ = linalg.cholesky_ex(gram)
     solved: Tensor = linalg.solve_triangular(factor, rows, upper=False)
     return solved
@@ -106,9 +114,10 @@ def started(rows: Tensor, width: int) -> Tensor:
 
 
 def refreshed(block: Tensor, v: Tensor, *, seed: int) -> Tensor:
-    """A (B, k, n) block with the (B, n) vectors as its first rows, and a little noise in the others."""
-    rows = torch.cat([v.unsqueeze(1), block[:, :-1]], dim=1)
-    return orthonormal(rows + SLIGHT * _noise(block, seed=seed))
+    """A (B, k, n) block with the (B, 1, n) vectors before the others, and a random one at the end."""
+    kept, noise = block.shape[1] - 2, _noise(block.narrow(1, 0, 1), seed=seed)
+    rows = v if kept < 0 else torch.cat([v, block.narrow(1, 0, kept), noise], dim=1)
+    return orthonormal(rows)
 
 
 def _noise(block: Tensor, *, seed: int) -> Tensor:

@@ -24,7 +24,7 @@ from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
 from internist.optim.complement import Frozen, frozen
 from internist.optim.constraints import spectral_radius
-from internist.optim.following import width
+from internist.optim.following import share_of, width
 from internist.optim.frozen_step import FrozenPair, is_large
 from internist.optim.matrices import matrix_views
 
@@ -139,6 +139,28 @@ def gather_followed(states: States, bucket: Bucket) -> tuple[Followed, bool]:
     return gathered, True
 
 
+class Seen(NamedTuple):
+    """What a round reads and writes, as its products have it: views of a `Followed`."""
+
+    u: Tensor
+    """(B, 1, fan_out)"""
+    v: Tensor
+    """(B, 1, fan_in)"""
+    radius: Tensor
+    """(B, 1, 1), as are those below."""
+    growth: Tensor
+    found: Tensor
+    firings: Tensor
+    share: Tensor
+    """`following.share_of` of the radius: no view."""
+
+
+def seen(known: Followed) -> Seen:
+    """The state of a retracted bucket as a round's products have it."""
+    numbers = (number.view(-1, 1, 1) for number in (known.radius, known.growth, known.found, known.firings))
+    return Seen(known.u.unsqueeze(1), known.v.unsqueeze(1), *numbers, share_of(known.radius))
+
+
 class Ready:
     """A bucket's pairs, gathered and made ready for its arithmetic."""
 
@@ -151,6 +173,7 @@ class Ready:
         "is_state",
         "may_grow",
         "pairs",
+        "seen",
         "shrink",
         "single",
         "unit_length",
@@ -165,6 +188,7 @@ class Ready:
         """whether it is the state itself, else it is to be scattered."""
         if bucket.group["policy"] == "retract":
             self.followed, self.is_state = gather_followed(states, bucket)
+        self.seen = None if self.followed is None else seen(self.followed)
         self.pairs = gather_pairs(states, bucket) if self.followed is None else self._of_followed(states, bucket)
         self._dtype = bucket.dtype
         self._frozen: Frozen | None = None

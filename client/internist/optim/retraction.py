@@ -14,18 +14,13 @@ from internist.optim.constraints import spectral_radius
 from internist.optim.pair_state import GROWTH, Ready, States, scatter, step_of
 from internist.optim.top_pair import warm_pair
 
-ROOM = 0.004
+ROOM = 0.02
 """What steps may do to a norm between two rounds, by the triangle inequality, as a share of the radius;"""
-STACKED_ROOM = 0.02
-"""where they are stacks, on accelerators, on which a round's operators cost more;"""
 MOST_STEPS = 8
 """and how many steps at most. Where the learning rate is on a device, and not read, every step ends with a round."""
 
 AT_RADIUS = 1e-5
 """A norm this near its radius, relative to it, is left alone: nearer than float32 finds it."""
-
-NEAR = 1e-4
-"""A pair's residual, relative to its value, at which the value is known far better than `AT_RADIUS`."""
 
 ROUNDS = 6
 """Krylov rounds of an audit; each reads the matrices twice."""
@@ -40,8 +35,7 @@ def is_due(bucket: Bucket, step: int) -> bool:
     lr = learning_rate(bucket.group)
     if isinstance(lr, Tensor) or bucket.group["adaptive"]:
         return True
-    room = STACKED_ROOM if bucket.stacked else ROOM
-    steps = room * bucket.group["radius"] / lr if lr > 0.0 else MOST_STEPS
+    steps = ROOM * bucket.group["radius"] / lr if lr > 0.0 else MOST_STEPS
     return step % max(1, min(MOST_STEPS, int(steps))) == 0
 
 
@@ -58,31 +52,32 @@ def retraction(states: States, ready: Ready, bucket: Bucket, weights: Tensor, *,
     Returns:
         (B, 1, 1). One where the norm is at S, or below S while a matrix that began with zeros grows.
     """
-    known = ready.followed
-    assert known is not None
-    sigma, u, v, block = following.follow(weights, known.block, known.radius)
+    known, seen = ready.followed, ready.seen
+    assert known is not None and seen is not None
+    sigma, u, v, block = following.follow(weights, known.block, seen.share)
     if exact:
         seed = step_of(states, bucket)
-        start = torch.stack([v, ready.pairs.second], dim=1)
-        sought = warm_pair(weights, start, rounds=ROUNDS, seed=seed, enough=NEAR, batched=bucket.stacked)
-        sigma, u, v = sought.sigma, sought.u, sought.v
+        start = torch.cat([v, ready.pairs.second.unsqueeze(1)], dim=1)
+        sought = warm_pair(weights, start, rounds=ROUNDS, seed=seed, batched=bucket.stacked)
+        sigma, u, v = sought.sigma.view(-1, 1, 1), sought.u.unsqueeze(1), sought.v.unsqueeze(1)
         block = following.refreshed(block, v, seed=seed)
         scatter(states, bucket, "second", sought.beneath)
     if bucket.group["drive"]:
         target = spectral_radius((bucket.fan_out, bucket.fan_in), bucket.group["radius"])
         known.radius.mul_((target / known.radius) ** bucket.group["drive"])
-    more = known.radius / sigma - 1.0
+        seen.share.copy_(following.share_of(known.radius))
+    more = seen.radius / sigma - 1.0
     other = more.abs() > FAR_OFF
     if ready.may_grow:
-        other = other & (known.growth > 0)
-    known.found.masked_fill_(other, 1.0)
-    more = torch.minimum(torch.nn.functional.hardshrink(more, AT_RADIUS), known.growth)
-    more.masked_fill_(known.found > 0, 0.0)
-    known.firings.add_(more != 0)
+        other = other & (seen.growth > 0)
+    seen.found.masked_fill_(other, 1.0)
+    more = torch.minimum(torch.nn.functional.hardshrink(more, AT_RADIUS), seen.growth)
+    more.masked_fill_(seen.found > 0, 0.0)
+    seen.firings.add_(more != 0)
     if ready.may_grow:
-        known.growth.masked_fill_(more < 0, GROWTH)
-        free = (known.growth == 0).unsqueeze(1)  # plain Muon until it reaches S: nothing is projected away
+        seen.growth.masked_fill_(more < 0, GROWTH)
+        free = seen.growth == 0  # plain Muon until it reaches S: nothing is projected away
         u, v = u.masked_fill(free, 0.0), v.masked_fill(free, 0.0)
-    torch._foreach_copy_([known.u, known.v, known.block], [u, v, block])
+    torch._foreach_copy_([seen.u, seen.v, known.block], [u, v, block])
     ready.was_written(states, bucket)
-    return more.add_(1.0).view(-1, 1, 1)
+    return more.add_(1.0)

@@ -92,7 +92,7 @@ def test_a_round_of_retraction_reads_nothing_and_is_rare_enough_for_a_mean_of_25
     plain = launches(MuonPlusPlus)
     monkeypatch.setattr(retraction, "MOST_STEPS", 1)
     ended = launches(MuonPlusPlus)
-    steps = int(retraction.STACKED_ROOM * 2.0 / 0.01)
+    steps = int(retraction.ROOM * 2.0 / 0.01)
 
     assert plain < ended <= ROUND
     assert (ended + (steps - 1) * plain) / steps <= 250
