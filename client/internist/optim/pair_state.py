@@ -214,7 +214,8 @@ class Ready:
         if not self.is_state:
             for name, value in zip(Followed._fields, self.followed, strict=True):
                 scatter(states, bucket, name, value)
-        self._frozen = None
+        if self._frozen is not None:
+            self._frozen = self._made()
         if self.single:
             self.single = [FrozenPair(*own) for own in zip(self.pairs.u, self.pairs.v, self._radii, strict=True)]
         self._made_of = self._read(states, bucket, self.shrink)
@@ -228,8 +229,11 @@ class Ready:
     def frozen(self) -> Frozen:
         """The pairs in the arithmetic's dtype: made when first asked for."""
         if self._frozen is None:
-            self._frozen = frozen(self.pairs.u, self.pairs.v, self._dtype, in_parts=self.followed is None)
+            self._frozen = self._made()
         return self._frozen
+
+    def _made(self) -> Frozen:
+        return frozen(self.pairs.u, self.pairs.v, self._dtype, in_parts=self.followed is None)
 
     def is_current(self, states: States, bucket: Bucket, shrink: float) -> bool:
         """Whether no pair was written to since, and the arithmetic is the same."""

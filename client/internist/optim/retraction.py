@@ -16,14 +16,14 @@ from internist.optim.top_pair import warm_pair
 
 ROOM = 0.02
 """What steps may do to a norm between two rounds, by the triangle inequality, as a share of the radius;"""
-MOST_STEPS = 8
+MOST_STEPS = 6
 """and how many steps at most. Where the learning rate is on a device, and not read, every step ends with a round."""
 
 AT_RADIUS = 1e-5
 """A norm this near its radius, relative to it, is left alone: nearer than float32 finds it."""
 
-ROUNDS = 6
-"""Krylov rounds of an audit; each reads the matrices twice."""
+ROUNDS = 4
+"""Krylov rounds of an audit, from two vectors and a random one; each reads the matrices twice."""
 
 FAR_OFF = 0.3
 """Distance of S over the norm that was found from one, beyond which the weight is another one than was left there: it

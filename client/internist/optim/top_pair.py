@@ -110,7 +110,6 @@ def warm_pair(
     frozen: tuple[Tensor, Tensor] | None = None,
     rounds: int = WARM_ROUNDS,
     seed: int = 0,
-    enough: float = 0.0,
     batched: bool | None = None,
 ) -> TopPair:
     """Top singular pairs by a number of block Krylov rounds from known vectors. Never waits for the device.
@@ -124,8 +123,6 @@ def warm_pair(
         frozen: as in `top_pair`.
         rounds: block steps, at least 1; each reads the matrices twice.
         seed: of the random vector; another each time looks somewhere else each time.
-        enough: a residual, as a share of sigma, below which two rounds do for a single matrix on a CPU, which need not
-            wait to know.
         batched: whether by few operators, as accelerators want it; None is where the matrices are not on a CPU.
 
     Returns:
@@ -143,36 +140,10 @@ def warm_pair(
         known = torch.nan_to_num(start.to(work.dtype).reshape(len(work), -1, work.shape[2]), posinf=0.0, neginf=0.0)
         block = torch.cat([known, _noise(work, seed=seed, batched=batched)], dim=1)
         block = block.narrow(1, 0, min(block.shape[1:]))
-        roomy = 2 * block.shape[1] <= min(work.shape[1:])
-        if enough > 0.0 and frozen is None and roomy and not batched and len(work) == 1:
-            pair = _two_rounds(work[0], block[0])
-            if pair is not None and float(pair.residual) <= enough:
-                return pair
         krylov = (_BatchedKrylov if batched else _Krylov)(work, block, room=rounds * block.shape[1], frozen=frozen)
         for _ in range(rounds):
             krylov.extend()
         return krylov.top()
-
-
-def _two_rounds(matrix: Tensor, block: Tensor) -> TopPair | None:
-    """The best pair of (fan_out, fan_in) after two rounds from (k, fan_in) rows, by few operators.
-
-    None where anything is not finite.
-    """
-    # rows times a matrix take a third of the time of a matrix times columns
-    first = linalg.qr(block.T)[0].T.contiguous()
-    basis = linalg.qr(torch.cat([first, first @ matrix.T @ matrix]).T)[0].T.contiguous()
-    images = basis @ matrix.T
-    gram = (images @ images.T).double()
-    if not bool(gram.isfinite().all()):
-        return None
-    vectors = linalg.eigh(gram).eigenvectors[:, -2:].T.to(matrix.dtype)
-    second, v = vectors @ basis
-    u = vectors[1] @ images
-    sigma = linalg.vector_norm(u)
-    u = u / sigma
-    residual = linalg.vector_norm(u @ matrix - sigma * v) / sigma
-    return TopPair(sigma[None], u[None], v[None], residual[None], second[None])
 
 
 def pair_residual(matrices: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SETTLED = 2
 MUON, MUON_PLUS_PLUS = 150, 240
 """Bars for the 48 matrices of GPT-2 124M."""
 
-ROUND = 510
+ROUND = 470
 """A step that ends with a round of retraction; at the defaults every fourth does."""
 
 OTHERS = {("cap", 100): 1700, ("decay", 100): 260, ("none", 100): 240}
@@ -88,14 +88,14 @@ def test_muon_plus_plus_steps_48_matrices_by_240_operators(dtype):
     assert launches(MuonPlusPlus, dtype=dtype) + own_steps <= MUON_PLUS_PLUS
 
 
-def test_a_round_of_retraction_reads_nothing_and_is_rare_enough_for_a_mean_of_250(monkeypatch):
+def test_a_round_of_retraction_reads_nothing_and_is_rare_enough_for_a_mean_of_240(monkeypatch):
     plain = launches(MuonPlusPlus)
     monkeypatch.setattr(retraction, "MOST_STEPS", 1)
     ended = launches(MuonPlusPlus)
     steps = int(retraction.ROOM * 2.0 / 0.01)
 
     assert plain < ended <= ROUND
-    assert (ended + (steps - 1) * plain) / steps <= 250
+    assert (ended + (steps - 1) * plain) / steps <= MUON_PLUS_PLUS
 
 
 @pytest.mark.parametrize(("policy", "audit_every"), OTHERS)
@@ -105,7 +105,9 @@ def test_other_policies_launch_what_they_estimate_and_no_more(policy, audit_ever
 
 @pytest.mark.parametrize("policy", ["decay", "cap", "retract", "none"])
 def test_an_audit_reads_nothing_and_launches_no_more_than_its_estimate(policy):
-    assert plus_plus(policy, 1) <= plus_plus(policy, 100) + AUDIT
+    before = ROUND if policy == "retract" else plus_plus(policy, 100)  # it also ends with a round
+
+    assert plus_plus(policy, 1) <= before + AUDIT
 
 
 @pytest.mark.parametrize("policy", ["decay", "cap", "retract", "none"])

@@ -142,8 +142,8 @@ def test_every_cut_of_a_parameter_is_stacked(kind, options):
 
 def test_a_parameter_without_a_gradient_stays_where_it_is():
     weights = parameters([(48, 32)])
-    before = weights[1].detach().clone()
     optimizer = of_stacks(MuonPlusPlus)(weights)
+    before = weights[1].detach().clone()
 
     for step in range(3):
         go_on(optimizer, [weights[0], weights[2]], [step])
