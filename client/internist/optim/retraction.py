@@ -7,6 +7,7 @@ for this project.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from internist.optim import following
 from internist.optim.bucket import Bucket, learning_rate
@@ -16,8 +17,12 @@ from internist.optim.top_pair import warm_pair
 
 ROOM = 0.02
 """What steps may do to a norm between two rounds, by the triangle inequality, as a share of the radius;"""
-MOST_STEPS = 6
+MOST_STEPS = 8
 """and how many steps at most. Where the learning rate is on a device, and not read, every step ends with a round."""
+
+TAKEN_BACK = 1.5
+"""What is taken of a norm over what it passed its radius by: it goes on growing until the next round, and so stays as
+much below as above. At an audit, no more than it passed it by."""
 
 AT_RADIUS = 1e-5
 """A norm this near its radius, relative to it, is left alone: nearer than float32 finds it."""
@@ -71,7 +76,9 @@ def retraction(states: States, ready: Ready, bucket: Bucket, weights: Tensor, *,
     if ready.may_grow:
         other = other & (seen.growth > 0)
     seen.found.masked_fill_(other, 1.0)
-    more = torch.minimum(torch.nn.functional.hardshrink(more, AT_RADIUS), seen.growth)
+    more = torch.minimum(functional.hardshrink(more, AT_RADIUS), seen.growth)
+    if not exact:
+        more = functional.leaky_relu_(more, TAKEN_BACK)
     more.masked_fill_(seen.found > 0, 0.0)
     seen.firings.add_(more != 0)
     if ready.may_grow:
