@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, linalg
 
-from internist.optim import frozen_step, retraction, stack
+from internist.optim import frozen_step, stack
 from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
 from internist.optim.coefficients import longest, norm_band
 from internist.optim.complement import (
     adaptive_factor,
-    add_step,
     capped_rate,
-    complement_factors,
     complement_residual,
     projected,
     projected_in_turn,
@@ -31,6 +29,7 @@ from internist.optim.group_checks import check_pair_keeping
 from internist.optim.matrices import matrix_views
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, step_of
+from internist.optim.pair_writes import write_each, write_retracted, write_together
 from internist.optim.rounding import rounded
 from internist.optim.spectral_init import set_radius
 from internist.optim.top_pair import pair_residual, warm_pair
@@ -287,11 +286,11 @@ class MuonPlusPlus(MatrixOptimizer):
             self._keeper.audit(bucket)
             ready = self._keeper.ready(bucket, _shrink(bucket))
         if group["policy"] == "retract":
-            self._write_retracted(bucket, d, ready, rate, exact=audits)
+            write_retracted(self.state, ready, bucket, d, rate, exact=audits)
         elif single is None:
-            self._write_together(bucket, d, ready, rate)
+            write_together(ready, bucket, d, rate)
         else:
-            self._write_each(bucket, d, ready, rate)
+            write_each(ready, bucket, d, rate)
         if before is not None:
             self._diagnose_weights(bucket, before)
 
@@ -307,50 +306,6 @@ class MuonPlusPlus(MatrixOptimizer):
         seed = step_of(self.state, bucket)
         parts = rounded(made, seed) if narrow == torch.bfloat16 else made.to(narrow)
         torch._foreach_copy_(bucket.weights, list(bucket.pieces(parts)))
-
-    def _write_retracted(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor, *, exact: bool) -> None:
-        length = ready.unit_length * rate
-        if min(bucket.fan_out, bucket.fan_in) == 1:  # all top pair: what is left of it is rounding, made long
-            length = length * (ready.pairs.v.abs().sum(1) == 0).view(-1, 1, 1)
-        if not (exact or retraction.is_due(bucket, step_of(self.state, bucket))):
-            stack.step_along(bucket, d, length)
-        elif bucket.stacked:
-            weights = stack.weights_of(bucket)
-            if isinstance(length, Tensor):
-                weights.sub_(d * length)
-            else:
-                weights.add_(d, alpha=-length)
-            factor = retraction.retraction(self.state, ready, bucket, weights, exact=exact)
-            torch._foreach_copy_(bucket.weights, list(bucket.pieces(weights.mul_(factor))))
-        else:
-            stack.step_along(bucket, d, length)
-            weights = stack.weights_of(bucket)
-            factor = retraction.retraction(self.state, ready, bucket, weights, exact=exact)
-            for weight, piece in zip(bucket.weights, bucket.pieces(factor), strict=True):
-                weight.mul_(piece.to(weight.dtype))
-
-    def _write_each(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor) -> None:
-        rates = rate.flatten().tolist() if isinstance(rate, Tensor) else [rate] * len(d)
-        for weight, step, pair, own in zip(bucket.weights[0], d, ready.single, rates, strict=True):
-            length = own * ready.unit_length
-            share = length / ready.shrink / pair.radius * _decay(bucket)
-            frozen_step.write(weight, step, pair, length=length, decay=share)
-
-    def _write_together(self, bucket: Bucket, d: Tensor, ready: Ready, rate: float | Tensor) -> None:
-        # with the same product: the decay takes from S uvᵀ what is put back here
-        decay = _decay(bucket)
-        left, right = complement_factors(d, ready.frozen, extra=decay / ready.shrink, stacked=bucket.stacked)
-        length = ready.length * rate
-        keep = 1.0 - length * (decay / ready.shrink) / ready.pairs.radius.view(-1, 1, 1) if decay else 1.0
-        if bucket.stacked:
-            stack.add(bucket, torch.baddbmm(d.to(left.dtype), left, right, beta=-1.0).mul_(length), keep)
-            return
-        left = left * length
-        cut = 0
-        for weight, step in zip(bucket.weights, bucket.pieces(d), strict=True):
-            own = slice(cut, cut + weight.shape[0])
-            cut = own.stop
-            add_step(weight, left[own], right[own], step, length[own], keep if isinstance(keep, float) else keep[own])
 
     def _rate(self, bucket: Bucket, pairs: Pairs) -> float | Tensor:
         """η: one number for all matrices of the bucket, or (B, 1, 1)."""
@@ -449,11 +404,6 @@ class _Stepped(threading.local):
 
     bucket: Bucket | None = None
     ready: Ready | None = None
-
-
-def _decay(bucket: Bucket) -> float:
-    """λ, or zero."""
-    return float(bucket.group["decay"]) if bucket.group["policy"] == "decay" else 0.0
 
 
 def _shrink(bucket: Bucket) -> float:
