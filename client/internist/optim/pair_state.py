@@ -157,8 +157,11 @@ class Seen(NamedTuple):
 
 def seen(known: Followed) -> Seen:
     """The state of a retracted bucket as a round's products have it."""
-    numbers = (number.view(-1, 1, 1) for number in (known.radius, known.growth, known.found, known.firings))
-    return Seen(known.u.unsqueeze(1), known.v.unsqueeze(1), *numbers, share_of(known.radius))
+    radius, growth, found, firings = (
+        number.view(-1, 1, 1) for number in (known.radius, known.growth, known.found, known.firings)
+    )
+    share = share_of(known.radius)
+    return Seen(known.u.unsqueeze(1), known.v.unsqueeze(1), radius, growth, found, firings, share)
 
 
 class Ready:
