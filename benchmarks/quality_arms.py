@@ -51,7 +51,7 @@ class Arm:
         if self.kind == "AdamW":
             return [torch.optim.AdamW(model.parameters(), lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)]
         if self.kind == "torch.optim.Muon":
-            rest = [p for group in split_parameters(model) if group["name"] != "hidden" for _, p in group["params"]]
+            rest = [p for group in split_parameters(model) if group["role"] != "hidden" for _, p in group["params"]]
             # torch's AdamW takes no options of ours: its decay, like that of the groups below, spares gains and biases
             groups: list[dict[str, Any]] = [{"params": [p for p in rest if p.dim() > 1]}]
             groups.append({"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0})
@@ -80,7 +80,7 @@ class Arm:
 
 def hidden_matrices(model: nn.Module) -> dict[str, Tensor]:
     """Name to hidden matrix, as the routing has them."""
-    return {name: p for group in split_parameters(model) if group["name"] == "hidden" for name, p in group["params"]}
+    return {name: p for group in split_parameters(model) if group["role"] == "hidden" for name, p in group["params"]}
 
 
 def arms(radius: float) -> list[Arm]:

@@ -21,6 +21,8 @@ QUERY_NAMES = ("q_proj", "query", "wq", "w_q", "to_q", "q_lin", "query_proj", "q
 KEY_NAMES = ("k_proj", "key", "wk", "w_k", "to_k", "k_lin", "key_proj", "k")
 QKV_NAMES = ("qkv", "qkv_proj", "Wqkv", "to_qkv", "c_attn", "query_key_value")
 """What attention's projections are called in the modules that own them: apart, or one for all."""
+_PACKED_BY_HEAD = ("query_key_value",)
+"""Of those, the ones whose rows go head by head: query, key and value of one, then of the next."""
 ROUTER_WORDS = re.compile(r"(router|gate)$", re.IGNORECASE)
 """What the layer is called that sends tokens to experts."""
 UP_WORDS = re.compile(r"(up|gate|gate_up|w1|w3|fc1|wi|wi_0|wi_1|c_fc)(_proj|_weight)*$", re.IGNORECASE)
@@ -91,6 +93,31 @@ def _owns_projections(module: nn.Module) -> bool:
     names.update(name for name, _ in module.named_parameters(recurse=False))
     apart = not names.isdisjoint(QUERY_NAMES) and not names.isdisjoint(KEY_NAMES)
     return apart or not names.isdisjoint(QKV_NAMES)
+
+
+def fused_rows(owner: nn.Module, name: str) -> tuple[int, int, int] | None:
+    """Output rows of queries, keys and values in a fused projection, in that order; None where the tree tells none.
+
+    Queries have as many as the one other projection of the module that owns it takes, and keys and values share what is
+    left. Projections whose names say that rows go head by head, or that share them out unevenly, are not told.
+
+    Args:
+        owner: the module that holds the projection.
+        name: what it is called there.
+    """
+    projections = {child_name: child for child_name, child in owner.named_children() if is_linear(child)}
+    others = [child for child_name, child in projections.items() if child_name != name]
+    if name not in QKV_NAMES or name in _PACKED_BY_HEAD or name not in projections or len(others) != 1:
+        return None
+    rows, queries = _fans(projections[name])[0], _fans(others[0])[1]
+    keys, odd = divmod(rows - queries, 2)
+    return (queries, keys, keys) if not odd and 0 < keys <= queries and queries % keys == 0 else None
+
+
+def _fans(linear: nn.Module) -> tuple[int, int]:
+    """(fan_out, fan_in)."""
+    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
+    return (int(columns), int(rows)) if is_transposed_linear(linear) else (int(rows), int(columns))
 
 
 def stored_weight(module: nn.Module) -> nn.Parameter | None:

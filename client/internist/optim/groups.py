@@ -24,6 +24,7 @@ from torch.nn.parameter import is_lazy
 from internist.model.roles import (
     block_names,
     block_of,
+    fused_rows,
     head_name,
     is_norm,
     module_role,
@@ -121,8 +122,9 @@ def split_parameters(
     """Sort a model's parameters into groups for a matrix optimizer that also steps AdamW groups.
 
     Every parameter that wants a gradient is in exactly one group; tied ones count once, a tied embedding and head as an
-    embedding. Grouped convolutions are split into one matrix per group and `nn.MultiheadAttention`'s fused weight into
-    queries, keys and values; no other fused projection is split unless `qkv` says so.
+    embedding. Grouped convolutions are split into one matrix per group, and fused projections into queries, keys and
+    values, where the module tree says how many rows are whose (`internist.model.roles.fused_rows`, and
+    `nn.MultiheadAttention`'s); `qkv` says otherwise.
 
     Args:
         model: wrappers of compilation and data parallelism are looked through.
@@ -131,7 +133,8 @@ def split_parameters(
         lr_ratios: group name to a factor of that rate, 1 where none is given.
         options: group name to further keys of its groups (`weight_decay`, `betas`, `scale`, ...), which win.
         overrides: regular expression that a parameter's whole name matches, to the name of its group.
-        qkv: the same, to `row_blocks`: a number of equal blocks of output rows, or the row counts.
+        qkv: the same, to `row_blocks`: a number of equal blocks of output rows (1: one matrix; three times the heads:
+            one for each head's queries, keys and values), or the row counts.
         output: name of the head's module, where it is not the last linear layer outside the blocks.
 
     Returns:
@@ -186,6 +189,7 @@ def _places(root: nn.Module, output: str | None) -> list[_Place]:
     """Every parameter once, with what all its places say of it."""
     blocks = block_names(root)
     tree = [(plain_name(raw), module) for raw, module in root.named_modules()]
+    owners = dict(tree)
     head = head_name(root, tree, blocks, output)
     found: dict[int, _Place] = {}
     for name, module in tree:
@@ -197,6 +201,10 @@ def _places(root: nn.Module, output: str | None) -> list[_Place]:
                 raise ValueError(f"parameter {full!r} has no shape yet: call the model once before splitting it")
             place = found.setdefault(id(tensor), _Place(full, tensor))
             _sort(place, full, module, role, attribute, inside_trunk=inside)
+            above, _, own = name.rpartition(".")
+            fused = fused_rows(owners[above], own) if attribute == "weight" and above in owners else None
+            if fused is not None:
+                place.row_blocks = 3 if len(set(fused)) == 1 else fused
     return list(found.values())
 
 

@@ -94,8 +94,9 @@ def test_a_gpt_is_routed_as_stated():
     groups = groups_of(split_parameters(gpt()))
 
     assert {n for n, g in groups.items() if g == "hidden"} == {
-        f"blocks.{i}.{name}.weight" for i in range(2) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        f"blocks.{i}.{name}.weight" for i in range(2) for name in ("attn.proj", "mlp.fc1", "mlp.fc2")
     }
+    assert {n for n, g in groups.items() if g == "hidden.rows=3"} == {f"blocks.{i}.attn.qkv.weight" for i in range(2)}
     assert {n for n, g in groups.items() if g == "embedding"} == {"embed.weight", "position.weight"}
     assert {n for n, g in groups.items() if g == "head"} == {"lm_head.weight"}
     assert all(g == ("bias" if n.endswith("bias") else "gain") for n, g in groups.items() if "ln" in n)
@@ -214,6 +215,26 @@ def test_frozen_parameters_are_left_out_and_listed():
     assert [name for name, _ in routing.frozen] == ["embed.weight"]
     assert groups_of(routing)["embed.weight"] == "frozen"
     assert all(p is not model.embed.weight for group in routing for _, p in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("fused", "out", "rows"),
+    [
+        ({"qkv": nn.Linear(8, 24)}, {"proj": nn.Linear(8, 8)}, 3),
+        ({"c_attn": Conv1D(24, 8)}, {"c_proj": Conv1D(8, 8)}, 3),
+        ({"qkv_proj": nn.Linear(8, 16)}, {"o_proj": nn.Linear(8, 8)}, [8, 4, 4]),
+        ({"qkv": nn.Linear(8, 24)}, {}, None),  # whose rows are whose is not told
+        ({"qkv": nn.Linear(8, 22)}, {"proj": nn.Linear(8, 8)}, None),
+        ({"query_key_value": nn.Linear(8, 24)}, {"dense": nn.Linear(8, 8)}, None),  # rows go head by head
+    ],
+)
+def test_fused_projections_are_split_where_the_tree_says_whose_rows_are_whose(fused, out, rows):
+    blocks = nn.ModuleList(nn.ModuleDict({"attn": nn.ModuleDict(fused | out)}) for _ in range(2))
+    routing = split_parameters(blocks, output="1.attn." + next(iter(out), next(iter(fused))))
+    row = routing.describe()[0]
+
+    assert row["parameter"] == f"0.attn.{next(iter(fused))}.weight"
+    assert row["row_blocks"] == rows
 
 
 def test_names_override_and_fused_projections_are_split_where_asked():
