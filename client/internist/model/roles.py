@@ -116,7 +116,7 @@ def fused_rows(owner: nn.Module, name: str) -> tuple[int, int, int] | None:
 
 def _fans(linear: nn.Module) -> tuple[int, int]:
     """(fan_out, fan_in)."""
-    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
+    rows, columns = linear.weight.shape  # type: ignore[misc]
     return (int(columns), int(rows)) if is_transposed_linear(linear) else (int(rows), int(columns))
 
 
