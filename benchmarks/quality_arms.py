@@ -15,6 +15,8 @@ from internist.optim.muon_sphere import MuonSphere
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
+WHOLE = {r".*\.qkv\.weight": 1}
+"""Fused queries, keys and values are one matrix here, as torch's Muon has them and their norms are reported."""
 OPEN_GAP = 0.25
 """What lies beneath the top pair at the start, as a share of it, where the gap is opened."""
 
@@ -62,6 +64,7 @@ class Arm:
             model,
             lr=lr,
             adamw_lr=rest_lr,
+            qkv=WHOLE,
             options={
                 "embedding": adamw_options,
                 "head": adamw_options,

@@ -1,5 +1,6 @@
 """Where every parameter goes, in the words of the table that is printed and stored."""
 
+import copy
 import json
 import math
 
@@ -182,6 +183,7 @@ def test_rates_and_decay_are_by_group():
 
     assert {name: group["lr"] for name, group in groups.items()} == {
         "hidden": 0.02,
+        "hidden.rows=3": 0.02,
         "embedding": 0.004,
         "head": 0.002,
         "gain": 0.004,
@@ -189,13 +191,14 @@ def test_rates_and_decay_are_by_group():
     }
     assert {name: group["weight_decay"] for name, group in groups.items()} == {
         "hidden": 0.1,
+        "hidden.rows=3": 0.1,
         "embedding": 0.3,
         "head": 0.1,
         "gain": 0.0,
         "bias": 0.0,
     }
     assert groups["embedding"]["betas"] == (0.8, 0.9) and groups["hidden"]["momentum"] == 0.9
-    assert [groups[n]["algorithm"] for n in groups] == ["muon", "adamw", "adamw", "adamw", "adamw"]
+    assert [groups[n]["algorithm"] for n in groups] == ["muon", "muon", "adamw", "adamw", "adamw", "adamw"]
     assert all("lr" not in group for group in split_parameters(gpt()))
 
 
@@ -229,8 +232,9 @@ def test_frozen_parameters_are_left_out_and_listed():
     ],
 )
 def test_fused_projections_are_split_where_the_tree_says_whose_rows_are_whose(fused, out, rows):
-    blocks = nn.ModuleList(nn.ModuleDict({"attn": nn.ModuleDict(fused | out)}) for _ in range(2))
-    routing = split_parameters(blocks, output="1.attn." + next(iter(out), next(iter(fused))))
+    block = nn.ModuleDict({"attn": nn.ModuleDict(fused | out)})
+    blocks = nn.ModuleList([block, copy.deepcopy(block)])
+    routing = split_parameters(blocks, output="1.attn." + next(iter(out or fused)))
     row = routing.describe()[0]
 
     assert row["parameter"] == f"0.attn.{next(iter(fused))}.weight"
