@@ -77,7 +77,8 @@ class Router:
         for each in output if isinstance(output, tuple | list) else ():
             is_whole = isinstance(each, Tensor) and each.dtype in (torch.int64, torch.int32)
             if is_whole and each.dim() > 1 and each.numel() == tokens * each.shape[-1] <= tokens * self.experts:
-                return each.reshape(tokens, -1)
+                found: Tensor = each.reshape(tokens, -1)
+                return found
         return None
 
     @property
