@@ -35,6 +35,7 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 	$(BIN)/python -m benchmarks.client $(ARGS)
 	$(BIN)/python -m benchmarks.governor $(ARGS)
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
+	$(BIN)/python -m benchmarks.ranks --quick $(ARGS)
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 	$(BIN)/python -m benchmarks.optimizer --quick $(ARGS)
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)

@@ -15,6 +15,7 @@ SUBJECTS = {
     "Residual branches": ("branch",),
     "Gradients": ("gradient",),
     "Attention": ("attention",),
+    "Experts": ("router",),
     "Output": ("output",),
     "Optimizers, of themselves": ("optimizer",),
     "As the run gives them": ("loss", "learning_rate", "weight_decay", "schedule"),

@@ -238,6 +238,28 @@ def test_logits_over_a_hundred_warn_and_over_a_thousand_are_critical():
     assert "150, over 100" in fired[0].message
 
 
+def test_an_expert_that_gets_nearly_all_tokens_warns_and_an_even_share_is_well():
+    law: Law = lambda steps: np.where(steps < 500, 0.25, 0.97)  # noqa: E731
+
+    fired = rising(series(0, "router.load", "blocks.0.mlp.gate", index=3), law, last=1500)
+
+    assert [(c.severity, c.condition) for c in fired] == [("warning", "experts")]
+    assert "blocks.0.mlp.gate [3]" in fired[0].message and "0.97, over 0.9" in fired[0].message
+
+
+def test_routers_that_all_become_sure_of_one_expert_warn_and_those_that_learn_to_choose_are_well():
+    def collapses(steps: Steps) -> Steps:
+        return 0.8 * np.where(steps < 4000, 1.0, np.maximum(np.exp(-(steps - 4000) / 150), 0.02))
+
+    def learns(steps: Steps) -> Steps:
+        return 0.3 + 0.69 * np.exp(-steps / 700)
+
+    routers = [series(n, "router.entropy", f"blocks.{n}.mlp.gate", block=f"blocks.{n}") for n in range(4)]
+    fired = tell([(router, collapses) for router in routers], last=5500).fired()
+    assert [(c.severity, c.condition) for c in fired] == [("warning", "experts")] * 4
+    assert tell([(router, learns) for router in routers], last=5500).fired() == []
+
+
 def test_logits_under_a_hundred_are_well_however_much_they_grow():
     assert rising(series(0, "attention.max_logit", "attn"), lambda steps: 0.1 + steps / 25, last=2000) == []
 

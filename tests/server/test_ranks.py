@@ -105,6 +105,39 @@ def test_a_run_that_goes_on_in_pieces_keeps_its_series(sqlite_api):
     assert later.points("weight.rms") == {0: 2.0, 1: 3.0}
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 3)], ids=["smaller", "larger"])
+def test_a_run_that_is_started_again_with_other_ranks_keeps_its_series_and_waits_for_the_new_ones_alone(
+    sqlite_api, before, after
+):
+    def train(world, steps, **start):
+        """Steps of so many ranks, of which each has one token more than the one before it."""
+        ranks = [Sender(sqlite_api, start_of(rank=rank, world_size=world, **start)) for rank in range(world)]
+        for rank, sender in enumerate(ranks):
+            sender.send(sender.declare(SERIES, counts=(rank + 1, 1, 1)))
+            sender.send([sender.frame(step, [(rank + 1.0) ** 2, rank + step, 1.0]) for step in steps])
+        return ranks
+
+    first = train(before, range(0, 100, 10))
+    assert judged_step(first[0]) == 90
+    known = {(one["metric"], one["subject"]): one["id"] for one in first[0].get("/series")["series"]}
+    later = train(after, range(50, 150, 10), attempt="run1-b", parent="run1-a", start_step=50)
+
+    seen = {(one["metric"], one["subject"]): one["id"] for one in later[0].get("/series")["series"]}
+    assert seen == known
+    rms = later[0].points("activation.rms")
+    for step in range(0, 150, 10):  # one history: the first ranks' until it resumed, then the others'
+        world = before if step < 50 else after
+        tokens, squares = (sum((rank + 1) ** power for rank in range(world)) for power in (1, 3))
+        assert rms[step] == pytest.approx((squares / tokens) ** 0.5)
+        assert later[0].points("activation.rms_max")[step] == world - 1 + step
+    assert judged_step(later[0]) == 140
+    for sender in later[:-1]:
+        sender.send([sender.frame(150, [1.0, 1.0, 1.0])])
+    assert judged_step(later[0]) == 140
+    later[-1].send([later[-1].frame(150, [1.0, 1.0, 1.0])])
+    assert judged_step(later[0]) == 150
+
+
 def test_a_nan_of_one_rank_shows(api):
     first, second = two_ranks(api)
 

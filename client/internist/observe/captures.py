@@ -71,6 +71,7 @@ class Captures:
         ledger.note("update", self.parameters.updated_now, turns=self.parameters.turns * due.turns)
         if due.heavy:
             ledger.note("attention", self.attention.measured_now)
+            ledger.note("router", self.activations.routers.measured_now)
             ledger.note("update.feature", self.probe.measured_now, turns=self.probe.turns)
         if due.matrices is not None:
             ledger.note("spectrum", self.parameters.spectra.measured_now, turns=MATRIX_ROTATION)

@@ -75,6 +75,8 @@ class Circumstances:
     """How often the run is sampled, and why, once steps are counted."""
     gradients: Mapping[int, str] = field(default_factory=dict)
     """By order of a parameter: why its gradient is not read."""
+    routers: frozenset[int] = frozenset()
+    """Orders of the modules that send tokens to experts."""
     own_rule: Callable[[nn.Module], bool] = bool
     """Whether it is known how a module's output depends on its own parameters."""
 
@@ -154,6 +156,12 @@ def _of_module(
             if not (reason := faults.reason("attention", watched.name)) or order in measured["attention"]
             else ("attention", "unsupported", reason)
         )
+    if order in known.routers:
+        reason = faults.reason("router", watched.name) or faults.reason("router load", watched.name)
+        if reason and order not in measured["router"]:
+            yield "router", "unsupported", reason
+        else:
+            yield state("router", "never called in a measured training forward")
     trained = [p for p in watched.parameters.values() if _wants_gradient(p)]
     if watched.parameters and order not in inner and not _is_list(module):
         own_fault = faults.reason("own update", watched.name)

@@ -31,6 +31,7 @@ from internist.observe.own import (
 from internist.observe.pieces import Piece, held, piece_of_input, piece_of_output
 from internist.observe.proofs import Proofs
 from internist.observe.root import under_transform
+from internist.observe.router_calls import RouterCalls
 from internist.observe.sampling import Sampling
 from internist.observe.seen import Seen, Wanted
 from internist.observe.streams import is_recorded
@@ -65,6 +66,7 @@ class ActivationCapture:
         self._wanted = Wanted.of(sampling)
         self._wants_own = sampling.wants("update.own", "update.own_mean")
         self.series = CallSeries(outline, book=book, sampling=sampling, world_size=world_size)
+        self.routers = RouterCalls(outline, self.series, book=book, faults=faults, sampling=sampling)
         self._on_host = HostCalls(self.series, self._wanted)
         self._on_devices: dict[torch.device, DeviceCalls] = {}
         self.inline: InlineCalls | None = None
@@ -131,7 +133,7 @@ class ActivationCapture:
         self._gate.stack.clear()
         self.probes.clear()
         self.outputs.clear()
-        for calls in self._ways:
+        for calls in self._told:
             calls.reset()
 
     def forget(self) -> None:
@@ -143,12 +145,12 @@ class ActivationCapture:
     @property
     def wants_calls(self) -> bool:
         """Whether anything that is asked for is measured in calls."""
-        return self._wants_own or self._wanted.any
+        return self._wants_own or self._wanted.any or bool(self.routers.orders)
 
     def mark(self) -> None:
         """A forward begins: `roll_back` forgets what is measured from here on."""
         self._marked = dict(self._calls)
-        for calls in self._ways:
+        for calls in self._told:
             calls.mark()
 
     def roll_back(self) -> None:
@@ -157,7 +159,7 @@ class ActivationCapture:
             self.probes.pop(order, None)
             self.outputs.pop(order, None)
         self._calls = dict(self._marked)
-        for calls in self._ways:
+        for calls in self._told:
             calls.roll_back()
 
     def replay_records(self, records: bool, /) -> None:
@@ -179,6 +181,7 @@ class ActivationCapture:
             return True
         return (
             self._wanted.measures(watched, is_head=watched is self._outline.head)
+            or self.routers.knows(watched)
             or (self._wants_own and bool(watched.parameters))
             or any(
                 p.view == "unknown" for p in watched.parameters.values()
@@ -189,6 +192,10 @@ class ActivationCapture:
     def _ways(self) -> "list[HostCalls | DeviceCalls | InlineCalls]":
         inline = [] if self.inline is None else [self.inline]
         return [self._on_host, *self._on_devices.values(), *inline]
+
+    @property
+    def _told(self) -> "list[HostCalls | DeviceCalls | InlineCalls | RouterCalls]":
+        return [*self._ways, self.routers]
 
     def _way_of(self, tensor: Tensor, other: Tensor | None = None) -> "HostCalls | DeviceCalls":
         """Where calls with these tensors are measured."""
@@ -318,6 +325,8 @@ class ActivationCapture:
             way.measure(Seen(watched, out, axis, entered, in_axis, residual, is_head, heavy, piece, in_piece))
         elif entered is not None:
             self._note_normalized(order, entered)
+        if self._gate.heavy and piece is in_piece is None and self.routers.knows(watched):
+            self.routers.measure(watched, output, source)
         if watched.role == "norm":
             self._norm_outputs[id(out)] = weakref.ref(out)
         if order not in self._calls and watched.parameters and self._wants_own:
@@ -415,7 +424,7 @@ class ActivationCapture:
         Args:
             sampled: the values come from a replay of the probe, not from the training forward.
         """
-        for calls in self._ways:
+        for calls in self._told:
             calls.collect(recorder, sampled=sampled)
         self.measured_now = set(self._calls)
 

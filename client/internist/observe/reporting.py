@@ -21,6 +21,7 @@ NAMED = 5
 FAMILY_METRICS: dict[Family, tuple[str, ...]] = {
     "activation": ("activation.rms", "activation.rms_max", "activation.rms_q99", "activation.abs_max"),
     "attention": ("attention.max_logit", "attention.max_abs_logit"),
+    "router": ("router.load", "router.entropy"),
     "update.own": ("update.own", "update.own_mean"),
     "update.feature": ("update.feature", "update.feature_mean"),
     "gradient": ("gradient.rms", "gradient.global_norm"),
@@ -88,6 +89,7 @@ class CoverageReport:
             clock="" if seen.rounds else "no optimizer step was seen",
             sampling=seen.sampling,
             gradients=captures.parameters.unread_gradients,
+            routers=captures.activations.routers.orders,
             own_rule=has_rule,
         )
         return coverage(outline, self._ledger, self._faults, known, wanted=self._wants)

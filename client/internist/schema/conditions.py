@@ -80,6 +80,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("replicas", "numeric", "Replicas are alike", "Replicas of the weights differ", "Ranks that train replicas of one model have the same weights, bit by bit.", "a rank's memory, its links, a step that some ranks skipped"),
     Condition("loss", "forward", "The loss", "The loss has left its band", "The loss stays among its own last values: it leaps neither up nor down.", "the batches of those steps, then what left its band beside it", is_sign=True),
     Condition("gradient_norm", "update", "Gradient norm", "The gradient is too large", "The norm of all gradients stays among its own last values.", "the batch of that step, then clipping and the learning rate", is_sign=True),
+    Condition("experts", "forward", "Experts share the tokens", "The tokens all go to the same experts", "No expert gets nearly all tokens, and routers do not become sure of one expert all at once.", "the weight of the loss that balances the experts, then the router's learning rate", is_sign=True),
     Condition("logits", "forward", "Scale of the logits", "The logits' scale has left its band", "log Z, the scale of the output head's logits, stays where it was.", "the learning rate of the output head, then a z-loss", is_sign=True),
     Condition("learning", "update", "Parameters learn", "A parameter no longer learns", "Each parameter gets a gradient, and steps move its entries.", "whether its gradient reaches it, its learning rate, and the number format of its weights", is_sign=True),
     Condition("epsilon", "update", "Gradients over eps", "Gradients are lost in eps", "The gradients of a matrix are larger than the eps that Adam adds to the root of their second moment.", "a smaller eps of its optimizer: 1e-15 costs nothing where its state is float32", is_sign=True),
@@ -141,6 +142,8 @@ class Criterion:
     """If set: judged at every step by its own last values, whose scatter adds to them or multiplies them."""
     vanishing: float | None = None
     """If set: judged by its own baseline for being less than this share of it, and for nothing else."""
+    alone: bool = False
+    """A fall is judged also where all that share the criterion fall together."""
     complement: bool = False
     """Of a share: what is judged is one less it."""
     cause: Literal["own", "weight", "feature", "model"] = "weight"
@@ -157,6 +160,7 @@ _GAP = "derived: ||W||_2 stays S while lr <= 1 - sigma_2 / S"
 _SHARE = "derived: no published evidence of what freezing a pair costs"
 _ROUTING = "a claim: 0 or 1"
 _EPSILON = "derived: where the root of the second moment is less than eps, eps decides the step (arXiv:2309.14322, as reported in notes on it)"
+_EXPERTS = "derived: what nine of ten tokens use is no choice among experts"
 _LOGIT = "Kimi Team 2025, arXiv:2507.20534 (tau = 100)"
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -186,6 +190,8 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("attention", "attention.max_abs_logit", baseline=False, target=Target(100.0, 1000.0, "always", _LOGIT)),
     Criterion("loss", "loss", two_sided=True, baseline=False, recent="sum", cause="model", reference=False),
     Criterion("logits", "output.log_z_max", cause="model", reference=False),
+    Criterion("experts", "router.load", baseline=False, target=Target(0.9, None, "always", _EXPERTS), cause="feature", reference=False),
+    Criterion("experts", "router.entropy", vanishing=0.1, alone=True, cause="feature", reference=False),
     Criterion("gradient_norm", "gradient.norm_before_clip", baseline=False, recent="product", cause="model", reference=False),
     Criterion("gradient_norm", "gradient.global_norm", baseline=False, recent="product", cause="model", reference=False),
     Criterion("learning", "gradient.rms", vanishing=1e-4, reference=False),

@@ -6,12 +6,22 @@ from typing import Final, Literal
 from internist.schema.wire import CoverageEntry, CoverageState
 
 Family = Literal[
-    "activation", "attention", "update.own", "update.feature", "gradient", "update", "spectrum", "loss", "clock"
+    "activation",
+    "attention",
+    "router",
+    "update.own",
+    "update.feature",
+    "gradient",
+    "update",
+    "spectrum",
+    "loss",
+    "clock",
 ]
 
 FAMILIES: Final[dict[str, str]] = {
     "activation": "size, outliers and dependency of a module's output",
     "attention": "largest attention logits",
+    "router": "how a router shares the tokens among experts",
     "update.own": "change of a module's output by its own update",
     "update.feature": "change of a block's output by the whole update",
     "gradient": "gradient of a parameter",

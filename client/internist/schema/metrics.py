@@ -120,6 +120,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("attention.qk_product", "", "s * d * R(W_Q) * R(W_K) of attention that multiplies the products of queries and keys by s, in heads of d features: of order one at every width where s goes with 1 / d.", "max", "matrix_heavy", "module", made_of=_BRANCH_OF),
     Metric("attention.qk_first_order", "", "The larger of s * d * R(dW_Q) * R(W_K) and s * d * R(W_Q) * R(dW_K).", "max", "matrix_heavy", "module", made_of=_CHANGE_OF),
     Metric("attention.qk_second_order", "", "s * d * R(dW_Q) * R(dW_K).", "max", "matrix_heavy", "module", made_of=_CHANGE_OF),
+    Metric("router.load", "", "Share of the tokens that a router sends to an expert, per expert; of experts alike it is the experts a token is sent to over all experts.", "mean", "model_heavy", "module"),
+    Metric("router.entropy", "", "Mean over tokens of the entropy of the softmax of the router's logits, over the logarithm of the number of experts: 1 for a token to which all experts are alike, 0 for one of which a single expert is sure.", "mean", "model_heavy", "module"),
     Metric("output.log_z", "nats", "Mean over tokens of logsumexp of the output head's logits.", "mean", "light", "module"),
     Metric("output.log_z_max", "nats", "Largest logsumexp of the output head's logits.", "max", "light", "module"),
     # What an optimizer tells of itself, on sampled steps; a parameter of several matrices (heads, experts) tells the worst.

@@ -72,6 +72,7 @@ RULES: tuple[Rule, ...] = (
     Rule("first_step_out_of_band", "first_step", "warning", "warning", for_points=1),
     Rule("replicas_differ", "replicas", "critical", "critical", for_points=1),
     Rule("loss_out_of_band", "loss", None, "critical", for_points=3),
+    Rule("experts_out_of_balance", "experts", "warning", "warning"),
     Rule("log_z_out_of_band", "logits", None, "critical"),
     Rule("gradient_norm_out_of_band", "gradient_norm", None, "critical", for_points=3),
     Rule("parameter_stopped_learning", "learning", None, "critical"),

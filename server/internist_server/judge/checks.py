@@ -17,6 +17,7 @@ from internist.schema.metrics import METRICS
 from internist_server.judge.columns import MISSING, Columns, Indices
 from internist_server.judge.criteria import (
     ALARMS_ON_WARNING,
+    ALONE,
     CARD,
     COMPLEMENT,
     GROWTH,
@@ -213,7 +214,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         scheduled=SCHEDULED[number] & baselined,
         baselined=baselined,
         complement=COMPLEMENT[number],
-        follows=baselined & np.isfinite(lower) & ~COMPLEMENT[number],
+        follows=baselined & np.isfinite(lower) & ~COMPLEMENT[number] & ~ALONE[number],
         growing=growing,
         growth_limit=np.log2(limit[growing]).astype(np.float32),
         recent=np.flatnonzero(is_recent),

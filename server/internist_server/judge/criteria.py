@@ -24,6 +24,7 @@ def _target_edges(target: Target | None) -> tuple[float, float]:
 
 TWO_SIDED = np.array([criterion.two_sided for criterion in CRITERIA])
 MULTIPLIES = np.array([criterion.recent == "product" for criterion in CRITERIA])
+ALONE = np.array([criterion.alone for criterion in CRITERIA])
 COMPLEMENT = np.array([criterion.complement for criterion in CRITERIA])
 VANISHING = np.array([np.nan if criterion.vanishing is None else criterion.vanishing for criterion in CRITERIA])
 IS_FLOOR = np.array([criterion.target is not None and criterion.target.is_floor for criterion in CRITERIA])

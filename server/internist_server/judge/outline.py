@@ -9,7 +9,7 @@ from internist_server.judge.columns import MISSING, Indices
 from internist_server.judge.series import JudgedSeries
 
 _BACKWARD = 1
-_STAGES = {"activation": 0, "attention": 0, "block": 0, "output": 0, "gradient": _BACKWARD}
+_STAGES = {"activation": 0, "attention": 0, "block": 0, "output": 0, "router": 0, "gradient": _BACKWARD}
 """Stage of a step by the subject of the metric; what is not here comes of the update."""
 _UPDATE, _GROUP, _LAST = 2, 3, 4
 

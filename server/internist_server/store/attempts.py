@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
@@ -16,6 +16,9 @@ from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow, St
 
 _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 """Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
+
+_OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name != "mesh")
+"""What `Rank` is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +295,8 @@ def find_rank(session: Session, attempt_id: int, rank: int) -> Rank | None:
 def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
     """The ranks of an attempt that ever spoke, lowest first."""
     session.flush()
-    query = select(RankRow).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
-    return [_rank(row) for row in session.scalars(query.execution_options(populate_existing=True))]
+    query = select(*_OF_RANK).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
+    return [_rank(row) for row in session.execute(query)]  # plain rows: every frame of every rank asks for all of them
 
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
@@ -365,7 +368,7 @@ def _outcome(row: AttemptRow) -> Outcome | None:
     return cast(Outcome | None, row.outcome)
 
 
-def _rank(row: RankRow) -> Rank:
+def _rank(row: RankRow | Row[Any]) -> Rank:
     return Rank(
         rank=row.rank,
         received_at_ms=row.received_at_ms,

@@ -106,8 +106,9 @@ def test_every_metric_of_the_catalogue_is_produced(trained):
         "optimizer.steps"
     }  # see test_optimizers.py
     of_many_ranks = {"update.base", "weight.replicas_differ"}  # see tests/stacks/test_sharded.py
+    of_routers = {"router.load", "router.entropy"}  # see test_router_calls.py
     declared = {"schedule.multiplier", "schedule.rise"}  # see test_schedules.py
-    others = told_by_optimizers | of_many_ranks | declared
+    others = told_by_optimizers | of_many_ranks | of_routers | declared
     assert {metric for metric, _, _ in points} - {"extra"} == set(METRICS) - others
 
 
