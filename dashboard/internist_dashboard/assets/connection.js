@@ -34,8 +34,9 @@
       });
   };
 
+  /** The path under which this page was reached: what it asks for lies there, too. */
   function base() {
-    return (window.internistBase || "/").replace(/\/?$/, "/");
+    return root.dataset.base;
   }
 
   function hear() {
@@ -134,6 +135,9 @@
   });
   window.addEventListener("pagehide", () => { state.wentAway = true; });
   window.addEventListener("pageshow", () => { state.wentAway = false; });
-  window.addEventListener("offline", () => lose());
-  setInterval(check, PROBE_MS / 2);
+  /* Only then are the scripts there that are told of it. */
+  window.addEventListener("load", () => {
+    window.addEventListener("offline", () => lose());
+    setInterval(check, PROBE_MS / 2);
+  });
 })();

@@ -18,6 +18,7 @@ from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
 from internist_dashboard.filters import compiled
 from internist_dashboard.frame import Frame
+from internist_dashboard.links import link
 from internist_dashboard.rows import MOST_ROWS, collapse
 from internist_dashboard.theme import Scheme
 
@@ -287,7 +288,7 @@ def _alerts(run: str, page: AlertsPage, now_ms: int) -> Node:
     items: list[Node] = [alert_items.line(one, now_ms) for one in shown]
     rest = len(groups) - len(shown)
     said = f"{rest} more of this run" if rest else "all that is known of them"
-    items.append(dcc.Link(said, href=f"/alerts?run={quote(run)}", className="crumb pad"))
+    items.append(dcc.Link(said, href=link(f"/alerts?run={quote(run)}"), className="crumb pad"))
     return html.Div(items)
 
 

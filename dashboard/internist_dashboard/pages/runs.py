@@ -9,6 +9,7 @@ from internist.schema.views import Run
 from internist_dashboard import components, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
+from internist_dashboard.links import link
 from internist_dashboard.sentence import ADVICE
 from internist_dashboard.viewer import VIEWER
 
@@ -129,7 +130,7 @@ _COLUMNS = (
 
 
 def _row(run: Run) -> Node:
-    href = f"/runs/{run.id}"
+    href = link(f"/runs/{run.id}")
     named = [dcc.Link(run.name, href=href, className="run-name"), html.Span(run.project, className="quiet run-project")]
     alerts: Node = (
         html.Span(str(run.open_alerts), className="open-alerts")
