@@ -1,7 +1,7 @@
 """The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -30,7 +30,6 @@ PAGE = 1_000
 """Series of one answer."""
 UNDELIVERED = 100
 """Messages that no receiver took, of one answer."""
-Collapse = Literal["blocks", "modules"]
 Query = Mapping[str, str | int | Sequence[int] | Sequence[str]]
 
 
@@ -54,14 +53,17 @@ class Api:
         """The verdict board of a run, with at most `limit` members."""
         return await self._get(f"/runs/{quote(run, safe='')}/verdicts", Verdicts, limit=limit)
 
-    async def series(self, run: str, *, metric: str | Sequence[str], limit: int) -> tuple[SeriesView, ...]:
+    async def series(
+        self, run: str, *, metric: str | Sequence[str], limit: int, subject: str | None = None
+    ) -> tuple[SeriesView, ...]:
         """Series of one metric or of several, in forward order, at most `limit`; where they are many, in pages."""
         found: list[SeriesView] = []
         while len(found) < limit:
             size = min(PAGE, limit - len(found))
             page = await self._get(
-                f"/runs/{quote(run, safe='')}/series", SeriesPage, metric=metric, limit=size, offset=len(found)
-            )
+                f"/runs/{quote(run, safe='')}/series", SeriesPage,
+                metric=metric, subject=subject, limit=size, offset=len(found),
+            )  # fmt: skip
             found += page.series
             if len(page.series) < size or len(found) >= page.total:
                 break
@@ -79,12 +81,17 @@ class Api:
         )
 
     async def heatmap(
-        self, run: str, *, metric: str | None, first: int, last: int, pixels: int, collapse: Collapse
-    ) -> Heatmap:
-        """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most."""
+        self, run: str, *, metric: str | None, first: int, last: int, pixels: int, rows: int,
+        opened: Sequence[str] = (), subject: str | None = None,
+    ) -> Heatmap:  # fmt: skip
+        """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most.
+
+        A row for each block, at most `rows`; for each module of the `opened` ones, or for each that matches `subject`.
+        """
         return await self._get(
             f"/runs/{quote(run, safe='')}/heatmap", Heatmap,
-            metric=metric, from_step=first, to_step=last, pixels=pixels, collapse=collapse,
+            metric=metric, from_step=first, to_step=last, pixels=pixels, limit=rows,
+            opened=list(opened) or None, subject=subject,
         )  # fmt: skip
 
     async def coverage(self, run: str) -> Coverage:

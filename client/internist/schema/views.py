@@ -266,6 +266,8 @@ class Heatmap:
     basis: Basis | None
     metrics: tuple[str, ...]
     """The metrics of this run that can be drawn so."""
+    total: int = 0
+    """Rows that there are; the answer has the first of them where it was asked for fewer."""
 
 
 @dataclass(frozen=True, slots=True)

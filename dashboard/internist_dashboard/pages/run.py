@@ -16,7 +16,7 @@ from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
-from internist_dashboard.filters import compiled
+from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.frame import Frame
 from internist_dashboard.links import link
 from internist_dashboard.rows import MOST_ROWS, collapse
@@ -189,15 +189,10 @@ def register(app: dash.Dash, api: Api) -> None:
         name = page["run"]
         run = await api.run(name)
         frame = frame_of(run, window, scheme, is_narrow=narrow)
-        is_detailed = bool(heat.get("opened") or text)
         heatmap = await api.heatmap(
-            name,
-            metric=heat.get("metric"),
-            first=frame.first,
-            last=frame.last,
-            pixels=COLUMNS,
-            collapse="modules" if is_detailed else "blocks",
-        )
+            name, metric=heat.get("metric"), first=frame.first, last=frame.last, pixels=COLUMNS,
+            rows=MOST_ROWS, opened=heat.get("opened") or (), subject=subject_of(text),
+        )  # fmt: skip
         options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
         found = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
         rows = found[:MOST_ROWS]
@@ -206,9 +201,8 @@ def register(app: dash.Dash, api: Api) -> None:
             if rows
             else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
         )
-        counted = (
-            f"{len(rows)} rows" if len(rows) == len(found) else f"the first {len(rows)} of {len(found)} rows: filter"
-        )
+        total = heatmap.total + len(found) - len(heatmap.rows)  # an open block has a row of its own, too
+        counted = f"{len(rows)} rows" if len(rows) == total else f"the first {len(rows)} of {total} rows: filter"
         note = words.listing([counted, f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
         return figure, options, heatmap.metric, heatmap.metric, note
 
@@ -227,11 +221,11 @@ def register(app: dash.Dash, api: Api) -> None:
     ) -> Any:
         name = page["run"]
         run, heads = await asyncio.gather(
-            api.run(name), api.series(name, metric="attention.max_logit", limit=HEADS_ASKED)
+            api.run(name),
+            api.series(name, metric="attention.max_logit", subject=subject_of(text), limit=HEADS_ASKED),
         )
         frame = frame_of(run, window, scheme, is_narrow=narrow)
-        pattern = compiled(text)
-        chosen = chosen_heads([head for head in heads if pattern is None or pattern.search(head.subject)])
+        chosen = chosen_heads(list(heads))
         if not chosen:
             return figures.empty(
                 "No attention logits: no attention that can be read has run, or the filter matches none.", frame
