@@ -22,6 +22,7 @@ from internist.schema.views import (
     Verdicts,
 )
 from internist_dashboard.errors import NotFound, NotSignedIn, Refused, ServerUnwell
+from internist_dashboard.order import NEWEST, Order
 from internist_dashboard.viewer import VIEWER
 
 T = TypeVar("T")
@@ -41,9 +42,12 @@ class Api:
             transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S
         )
 
-    async def runs(self, *, name: str | None = None, limit: int, offset: int = 0) -> list[Run]:
-        """Runs, newest first; `name` is a part of their name, project or id."""
-        return await self._get("/runs", list[Run], name=name, limit=limit, offset=offset)
+    async def runs(self, order: Order = NEWEST, *, name: str | None = None, limit: int, offset: int = 0) -> list[Run]:
+        """Runs in an order; `name` is a part of their name, project or id, or of a tag."""
+        return await self._get(
+            "/runs", list[Run], name=name, limit=limit, offset=offset, sort=order.sort,
+            reverse=str(order.is_reversed).lower(), archived=str(order.is_archived).lower(),
+        )  # fmt: skip
 
     async def run(self, run: str) -> Run:
         """One run."""

@@ -21,7 +21,8 @@ from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.links import link, page_at
-from internist_dashboard.pages import alerts, compare, detail, optimizer, run, runs, scaling
+from internist_dashboard.order import order_of
+from internist_dashboard.pages import alerts, compare, conditions, detail, optimizer, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
@@ -99,6 +100,7 @@ def create_board(
     _route(app, api)
     for page in (runs, run, optimizer, detail, scaling, compare, alerts):
         page.register(app, api)
+    conditions.register(app)
     browser.wire(app)
     app._setup_server()  # what it does at its first request, so that it is known from the first on what may be asked
     # Dash's own inline scripts, and the one that chooses the colours before anything is drawn.
@@ -147,12 +149,13 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
         match parts:
             case []:
                 first, text = _place(asked.get("first")), asked.get("filter", "")
-                found_runs = await runs.page_of_runs(api, first=first, search=text)
+                order = order_of(asked)
+                found_runs = await runs.page_of_runs(api, order, first=first, search=text)
                 page = {"kind": "runs", "headline": runs.headline(found_runs)}
-                return runs.layout(found_runs, first=first, search=text), page
+                return runs.layout(found_runs, order, first=first, search=text), page
             case ["runs", name]:
                 found = await api.run(unquote(name))
-                return run.layout(found), {
+                return run.layout(found, axis=asked.get("axis")), {
                     "kind": "run",
                     "run": found.id,
                     "cursor": found.cursor,
@@ -166,6 +169,9 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
                 return compare.layout(chosen), {"kind": "compare", "runs": [one.id for one in chosen]}
             case ["scaling"]:
                 return scaling.layout(), {"kind": "scaling"}
+            case ["conditions", *names] if len(names) < 2:
+                chosen_name = unquote(names[0]) if names else None
+                return conditions.layout(chosen_name), {"kind": "conditions", "condition": chosen_name}
             case ["alerts"]:
                 one = asked.get("run")
                 of_run, silences, undelivered = await asyncio.gather(

@@ -34,6 +34,13 @@
       });
   };
 
+  /** Tell the server something; its answer, or an error that says why not. */
+  async function told(method, path, body) {
+    const answer = await window.internistConnection.send(method, path, body);
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}: ${(await answer.text()).slice(0, 200)}`);
+    return answer.json();
+  }
+
   /** The path under which this page was reached: what it asks for lies there, too. */
   function base() {
     return root.dataset.base;
@@ -125,6 +132,7 @@
     isBusy: () => state.requests > 0,
     isLost: () => state.lostAt !== null,
     ask: (path) => plainFetch(base() + path, { cache: "no-store" }),
+    told,
     send: (method, path, body) => plainFetch(base() + path, { method, ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }) }),
     base,
   };
