@@ -52,8 +52,8 @@ def told(condition: Condition) -> list[Node]:
     criteria = _criteria(condition)
     siblings = [one for one in CONDITIONS if one.card == condition.card and one is not condition]
     also: list[Node] = [html.Span("On the same card: ", className="quiet")] if siblings else []
-    for one in siblings:
-        also += [_link(one), " "]
+    for place, one in enumerate(siblings):
+        also += [" · " if place else "", _link(one)]
     return [
         html.P(words.crossed(condition.summary), className="condition-summary"),
         components.definition(

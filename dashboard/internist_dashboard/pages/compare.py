@@ -126,7 +126,7 @@ def _difference(runs: Sequence[Run]) -> Node:
     metric = dmc.Select(
         id="difference-metric", data=[], size="xs", w=210, allowDeselect=False, **{"aria-label": "metric that differs"}
     )
-    legend = [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× the other; grey: not both measured")]
+    legend = [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× the other; blank: not both measured")]
     return components.panel(
         "Difference, layers × steps",
         html.Div([picks[0], html.Span("over", className="quiet"), picks[1], metric], className="compare-tools"),
