@@ -56,7 +56,9 @@ def list_runs(
         .scalar_subquery()
         .label("firing")
     )
-    query = select(*_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, StandingRow.next_check_ms, firing, *_LABELS)
+    query = select(
+        *_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, StandingRow.next_check_ms, firing, *_LABELS
+    )
     query = query.join(StandingRow, StandingRow.run_id == RunRow.id)
     query = query.outerjoin(LabelRow, LabelRow.run_id == RunRow.id)
     query = query.where(func.coalesce(LabelRow.is_archived, False).is_(wanted.is_archived))
