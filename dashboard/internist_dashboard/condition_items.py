@@ -106,12 +106,12 @@ def _value(step: int, criterion: Criterion, edges: Edges) -> Number:
     wave = 1 + 0.08 * math.sin(step / 17) + 0.05 * math.sin(step / 5.3)
     gone = max(0.0, (step - BREAKS) / (STEPS[-1] - BREAKS))
     if criterion.vanishing is not None:
-        return edges.centre * wave * (edges.low or _CENTRE) ** (1.6 * gone)
+        return float(edges.centre * wave * (edges.low or _CENTRE) ** (1.6 * gone))
     top = 2 * (edges.critical or edges.warning or 1.0)
     start = edges.centre or top / 8
     if edges.warning == 0:  # a count: none is well, one is too many
         return 3.0 if step >= BREAKS else 0.0
-    return start * wave * (top / start) ** gone
+    return float(start * wave * (top / start) ** gone)
 
 
 def _judged_by(criterion: Criterion) -> list[Node]:
