@@ -29,7 +29,7 @@ def about(run: Run) -> Node:
     switches = [
         _switch("Unpin" if run.pinned else "Pin", {"pinned": not run.pinned}),
         _switch("Restore" if run.archived else "Archive", {"archived": not run.archived}),
-        html.Button("Delete", className="small-button is-grave", **{"data-delete-run": run.name}),
+        html.Button("Delete", className="small-button", **{"data-delete-run": run.name}),
     ]
     return html.Div(
         [html.Dl(rows, className="about"), html.Div(switches, className="about-switches"), _settings(run)],

@@ -185,7 +185,7 @@ def _actions(order: Order) -> list[Node]:
             html.Button(said, className="small-button", **{"data-change-chosen": json.dumps(change)})
             for said, change in changes
         ),
-        html.Button("Delete", className="small-button is-grave", **{"data-delete-chosen": ""}),
+        html.Button("Delete", className="small-button", **{"data-delete-chosen": ""}),
     ]
 
 
