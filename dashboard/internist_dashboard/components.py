@@ -68,7 +68,10 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
 def sign_out() -> Node:
     """Ends the browser's session; a form, so that it needs no script and no link can press it."""
     return html.Form(
-        html.Button("Sign out", type="submit", className="plain crumb"), action=link("/logout"), method="post", id="sign-out"
+        html.Button("Sign out", type="submit", className="plain crumb"),
+        action=link("/logout"),
+        method="post",
+        id="sign-out",
     )
 
 

@@ -12,7 +12,9 @@ TOKEN = "secret"
 @pytest.fixture
 def under(sqlite_url):
     """A server with its board that people reach under a path, and that asks for a token."""
-    app = create_app(Settings(database_url=sqlite_url, token=TOKEN, base_path=f"{BASE}/"))
+    app = create_app(
+        Settings(database_url=sqlite_url, token=TOKEN, base_path=f"{BASE}/", allowed_hosts=("testserver",))
+    )
     with TestClient(app, follow_redirects=False) as client:
         yield client
 
