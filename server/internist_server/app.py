@@ -91,8 +91,10 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
     pages = _create_board(gate(api), settings.base_path) if board else api
     overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
-    app: ASGIApp = RequestTimer(BrowserGuard(gate(overload), settings), on_close=overload.close)
-    return UnderPath(app, settings.base_path) if settings.base_path else app
+    guarded: ASGIApp = BrowserGuard(gate(overload), settings)
+    if settings.base_path:
+        guarded = UnderPath(guarded, settings.base_path)
+    return RequestTimer(guarded, on_close=overload.close)
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:

@@ -28,7 +28,8 @@ class UnderPath:
         path: str = scope["path"]
         if path == self._base or path.startswith(f"{self._base}/"):
             raw = scope.get("raw_path") or quote(path).encode()
-            scope = {**scope, "path": path[len(self._base) :] or "/", "raw_path": raw[len(self._raw) :] or b"/"}
+            # In place: what routes note in the scope is read outside of this, too.
+            scope.update(path=path[len(self._base) :] or "/", raw_path=raw[len(self._raw) :] or b"/")
 
         async def send_under(message: Message) -> None:
             if message["type"] == "http.response.start":
