@@ -124,8 +124,11 @@ def _zoom(page: Any) -> None:
 
 
 def _filter(page: Any) -> None:
-    page.fill("#filter-box", "mlp")
-    page.wait_for_function("document.querySelector('#heat-note').innerText.includes('filter')")
+    page.fill("#filter-box", "attn|mlp")
+    page.wait_for_function(
+        "(() => { const y = document.querySelector('#heat-graph .js-plotly-plot')._fullLayout.yaxis.categoryarray;"
+        " return y && y.length && [...y].every(name => /attn|mlp/.test(name)); })()"
+    )
 
 
 def _live(browser: Any, client: httpx.Client, address: str, server: int) -> Iterator[Row]:

@@ -20,7 +20,12 @@ WIDTHS = (1440, 390)
 SCHEMES = ("light", "dark")
 REST_MS = 1_500
 """Charts have come to rest after this long."""
-PAGES = (("runs", "/", ".runs tbody tr"), ("alerts", "/alerts", ".alerts, .empty"), ("scaling", "/scaling", ".empty"))
+PAGES = (
+    ("runs", "/", ".runs tbody tr"),
+    ("alerts", "/alerts", ".alerts, .empty"),
+    ("scaling", "/scaling", ".empty"),
+    ("condition", "/conditions/spectral_weight", "#condition-graph .scatterlayer .trace"),
+)
 
 
 def pages(client: httpx.Client) -> Iterator[tuple[str, str, str]]:

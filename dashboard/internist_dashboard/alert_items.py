@@ -10,6 +10,7 @@ from internist.schema.views import Alert, Delivery, Silence
 from internist_dashboard import components, words
 from internist_dashboard.alert_groups import Group
 from internist_dashboard.components import Node
+from internist_dashboard.links import link
 
 FRESH_MS = 15_000
 """An alert younger than this blinks once."""
@@ -112,7 +113,9 @@ def _title(group: Group) -> Node:
         words.listing([_extent(group), _where_and_when(group)]),
         className="subject",
     )
-    return dcc.Link([html.Strong(_condition(first).capitalize()), where], href=f"/runs/{quote(first.run)}{series}")
+    return dcc.Link(
+        [html.Strong(_condition(first).capitalize()), where], href=link(f"/runs/{quote(first.run)}{series}")
+    )
 
 
 def _extent(group: Group) -> str:
@@ -142,7 +145,7 @@ def _ends(group: Group) -> str:
 
 def _run_link(alert: Alert) -> Node:
     said = words.listing([alert.project, alert.run_name])
-    return dcc.Link(said, href=f"/runs/{quote(alert.run)}", className="crumb alert-run")
+    return dcc.Link(said, href=link(f"/runs/{quote(alert.run)}"), className="crumb alert-run")
 
 
 def _handling(group: Group) -> Node:
@@ -206,7 +209,9 @@ def _series_link(alert: Alert) -> Node:
     name = words.subject(alert.subject, alert.index)
     if alert.series is None:
         return name
-    return dcc.Link(name, href=f"/runs/{quote(alert.run)}?{urlencode({'series': alert.series})}", className="link")
+    return dcc.Link(
+        name, href=link(f"/runs/{quote(alert.run)}?{urlencode({'series': alert.series})}"), className="link"
+    )
 
 
 def _condition(alert: Alert) -> str:

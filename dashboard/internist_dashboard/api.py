@@ -1,7 +1,7 @@
 """The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -22,6 +22,7 @@ from internist.schema.views import (
     Verdicts,
 )
 from internist_dashboard.errors import NotFound, NotSignedIn, Refused, ServerUnwell
+from internist_dashboard.order import NEWEST, Order
 from internist_dashboard.viewer import VIEWER
 
 T = TypeVar("T")
@@ -30,7 +31,6 @@ PAGE = 1_000
 """Series of one answer."""
 UNDELIVERED = 100
 """Messages that no receiver took, of one answer."""
-Collapse = Literal["blocks", "modules"]
 Query = Mapping[str, str | int | Sequence[int] | Sequence[str]]
 
 
@@ -42,9 +42,12 @@ class Api:
             transport=transport, base_url=f"{base_url.rstrip('/')}/api/v1", timeout=TIMEOUT_S
         )
 
-    async def runs(self, *, name: str | None = None, limit: int, offset: int = 0) -> list[Run]:
-        """Runs, newest first; `name` is a part of their name, project or id."""
-        return await self._get("/runs", list[Run], name=name, limit=limit, offset=offset)
+    async def runs(self, order: Order = NEWEST, *, name: str | None = None, limit: int, offset: int = 0) -> list[Run]:
+        """Runs in an order; `name` is a part of their name, project or id, or of a tag."""
+        return await self._get(
+            "/runs", list[Run], name=name, limit=limit, offset=offset, sort=order.sort,
+            reverse=str(order.is_reversed).lower(), archived=str(order.is_archived).lower(),
+        )  # fmt: skip
 
     async def run(self, run: str) -> Run:
         """One run."""
@@ -54,14 +57,17 @@ class Api:
         """The verdict board of a run, with at most `limit` members."""
         return await self._get(f"/runs/{quote(run, safe='')}/verdicts", Verdicts, limit=limit)
 
-    async def series(self, run: str, *, metric: str | Sequence[str], limit: int) -> tuple[SeriesView, ...]:
+    async def series(
+        self, run: str, *, metric: str | Sequence[str], limit: int, subject: str | None = None
+    ) -> tuple[SeriesView, ...]:
         """Series of one metric or of several, in forward order, at most `limit`; where they are many, in pages."""
         found: list[SeriesView] = []
         while len(found) < limit:
             size = min(PAGE, limit - len(found))
             page = await self._get(
-                f"/runs/{quote(run, safe='')}/series", SeriesPage, metric=metric, limit=size, offset=len(found)
-            )
+                f"/runs/{quote(run, safe='')}/series", SeriesPage,
+                metric=metric, subject=subject, limit=size, offset=len(found),
+            )  # fmt: skip
             found += page.series
             if len(page.series) < size or len(found) >= page.total:
                 break
@@ -79,12 +85,17 @@ class Api:
         )
 
     async def heatmap(
-        self, run: str, *, metric: str | None, first: int, last: int, pixels: int, collapse: Collapse
-    ) -> Heatmap:
-        """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most."""
+        self, run: str, *, metric: str | None, first: int, last: int, pixels: int, rows: int,
+        opened: Sequence[str] = (), subject: str | None = None,
+    ) -> Heatmap:  # fmt: skip
+        """Layers x steps of one metric, at most `pixels` columns; without a metric, of the one that says most.
+
+        A row for each block, at most `rows`; for each module of the `opened` ones, or for each that matches `subject`.
+        """
         return await self._get(
             f"/runs/{quote(run, safe='')}/heatmap", Heatmap,
-            metric=metric, from_step=first, to_step=last, pixels=pixels, collapse=collapse,
+            metric=metric, from_step=first, to_step=last, pixels=pixels, limit=rows,
+            opened=list(opened) or None, subject=subject,
         )  # fmt: skip
 
     async def coverage(self, run: str) -> Coverage:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
@@ -19,7 +20,9 @@ from internist_dashboard import browser, components, news, theme
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
-from internist_dashboard.pages import alerts, compare, detail, optimizer, run, runs, scaling
+from internist_dashboard.links import link, page_at
+from internist_dashboard.order import order_of
+from internist_dashboard.pages import alerts, compare, conditions, detail, optimizer, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
@@ -38,7 +41,8 @@ OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 class Board:
     """The board as ASGI: notes who asks, guards what is sent, serves static files from memory, compresses the rest."""
 
-    def __init__(self, server: ASGIApp, board: dash.Dash, hashes: Iterable[str]) -> None:
+    def __init__(self, server: ASGIApp, board: dash.Dash, hashes: Iterable[str], *, base: str = "") -> None:
+        self._base = base
         packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=4)))
         self._app = Guarded(Questions(packed, board), hashes)
 
@@ -54,19 +58,23 @@ class Board:
         if not path.startswith(OWN_PATHS):
             # Dash answers pages at its root alone: its catch-all is set up at a lifespan event, which the API receives.
             path = "/assets/favicon.svg" if path == "/favicon.ico" else "/"
-        token = VIEWER.set(viewer_of(scope.get("scheme", "http"), scope["headers"], grant=scope.get(GRANT)))
+        viewer = viewer_of(scope.get("scheme", "http"), scope["headers"], grant=scope.get(GRANT), base=self._base)
+        token = VIEWER.set(viewer)
         try:
             await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
         finally:
             VIEWER.reset(token)
 
 
-def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = "http://internist") -> Board:
+def create_board(
+    transport: httpx.AsyncBaseTransport | None, *, base_url: str = "http://internist", base_path: str = ""
+) -> Board:
     """The board over a server's API, in process (an ASGI transport) or over HTTP (None and a base URL).
 
     It serves every path; `/` is the table of runs, `/runs/<id>` one run, `/scaling` families of runs, `/alerts` the
-    alerts.
+    alerts. People reach it under `base_path`, which is taken off before it is asked.
     """
+    index = INDEX.replace("{base}", escape(base_path))
     api = Api(transport, base_url=base_url)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app = dash.Dash(
@@ -76,9 +84,11 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
         title="Internist",
         update_title=None,
         use_pages=False,
+        routes_pathname_prefix="/",
+        requests_pathname_prefix=f"{base_path}/",
         assets_folder=str(ASSETS),
         assets_ignore=r".*\.html",
-        index_string=INDEX,
+        index_string=index,
         suppress_callback_exceptions=True,
         add_log_handler=False,
         on_error=_tell,
@@ -90,10 +100,11 @@ def create_board(transport: httpx.AsyncBaseTransport | None, *, base_url: str = 
     _route(app, api)
     for page in (runs, run, optimizer, detail, scaling, compare, alerts):
         page.register(app, api)
+    conditions.register(app)
     browser.wire(app)
     app._setup_server()  # what it does at its first request, so that it is known from the first on what may be asked
     # Dash's own inline scripts, and the one that chooses the colours before anything is drawn.
-    return Board(server, app, [*(f"'{one}'" for one in _dash_hashes(app)), *hashes_of(INDEX)])
+    return Board(server, app, [*(f"'{one}'" for one in _dash_hashes(app)), *hashes_of(index)], base=base_path)
 
 
 def _dash_hashes(app: dash.Dash) -> list[str]:
@@ -138,12 +149,13 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
         match parts:
             case []:
                 first, text = _place(asked.get("first")), asked.get("filter", "")
-                found_runs = await runs.page_of_runs(api, first=first, search=text)
+                order = order_of(asked)
+                found_runs = await runs.page_of_runs(api, order, first=first, search=text)
                 page = {"kind": "runs", "headline": runs.headline(found_runs)}
-                return runs.layout(found_runs, first=first, search=text), page
+                return runs.layout(found_runs, order, first=first, search=text), page
             case ["runs", name]:
                 found = await api.run(unquote(name))
-                return run.layout(found), {
+                return run.layout(found, axis=asked.get("axis")), {
                     "kind": "run",
                     "run": found.id,
                     "cursor": found.cursor,
@@ -157,6 +169,9 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
                 return compare.layout(chosen), {"kind": "compare", "runs": [one.id for one in chosen]}
             case ["scaling"]:
                 return scaling.layout(), {"kind": "scaling"}
+            case ["conditions", *names] if len(names) < 2:
+                chosen_name = unquote(names[0]) if names else None
+                return conditions.layout(chosen_name), {"kind": "conditions", "condition": chosen_name}
             case ["alerts"]:
                 one = asked.get("run")
                 of_run, silences, undelivered = await asyncio.gather(
@@ -173,11 +188,14 @@ async def page_of(path: str, api: Api, search: str | None = None) -> tuple[Node,
             "Sign in",
             what,
             safe="Training and recording go on.",
-            do=html.A("Sign in with a token", href=f"/login?next={quote(path)}", className="link"),
+            do=html.A("Sign in with a token", href=link(f"/login?next={quote(link(path))}"), className="link"),
         )
     except NotFound as error:
         body = components.problem(
-            "Not found", str(error), safe="Nothing was changed.", do=dcc.Link("All runs", href="/", className="link")
+            "Not found",
+            str(error),
+            safe="Nothing was changed.",
+            do=dcc.Link("All runs", href=link("/"), className="link"),
         )
     except BoardError as error:
         body = components.problem(
@@ -214,5 +232,5 @@ def _route(app: dash.Dash, api: Api) -> None:
         State("url", "search"),
     )
     async def show(path: str | None, search: str | None) -> Any:
-        content, page = await page_of(path or "/", api, search)
+        content, page = await page_of(page_at(path or "/"), api, search)
         return content, page, {"cursor": page.get("cursor")}, None

@@ -48,6 +48,7 @@ def wire(app: dash.Dash) -> None:
         Input("optimizer-graph", "relayoutData"),
         Input("reset-zoom", "n_clicks"),
     )
+    connect("keepAxis", Output("axis", "className"), Input("axis", "value"))
     connect("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)
     connect(
         "pressRow",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dash import html
+from dash import dcc, html
 
 from internist.schema.conditions import CARDS, CONDITION, CRITERIA
 from internist.schema.coverage import is_missing
@@ -11,6 +11,7 @@ from internist.schema.views import BlockVerdict, Card, Coverage, Run, Verdict
 from internist_dashboard import components, sparkline, words
 from internist_dashboard.components import Node
 from internist_dashboard.filters import Filter
+from internist_dashboard.links import link
 
 BoardRow = dict[str, Any]
 """One block as the browser draws it."""
@@ -51,7 +52,7 @@ def card(answer: Card, *, is_over: bool = False) -> Node:
             html.Div(
                 [
                     components.mark(answer.state),
-                    html.H2(CARD_NAMES.get(answer.name, answer.title)),
+                    html.H2(_explained(answer)),
                     html.Span(verdict, className="card-verdict"),
                 ],
                 className="card-head",
@@ -68,6 +69,13 @@ def card(answer: Card, *, is_over: bool = False) -> Node:
         title=answer.summary,
         id={"card": answer.name},
     )
+
+
+def _explained(answer: Card) -> Node:
+    """The card's name, which leads to what it means."""
+    name = CARD_NAMES.get(answer.name, answer.title)
+    first = next((one.name for one in CONDITION.values() if one.card == answer.name), None)
+    return name if first is None else dcc.Link(name, href=link(f"/conditions/{first}"), className="card-name")
 
 
 def member_button(worst: Verdict) -> Node:

@@ -7,6 +7,7 @@ from dash import dcc, html
 from internist.schema.views import Run
 from internist_dashboard import components, words
 from internist_dashboard.components import Node
+from internist_dashboard.links import link
 from internist_dashboard.sentence import ADVICE
 
 
@@ -18,7 +19,7 @@ def standing(runs: Sequence[Run]) -> Node:
     rows = [
         html.Tr(
             [
-                html.Th(dcc.Link(run.name, href=f"/runs/{run.id}", className="link"), scope="row"),
+                html.Th(dcc.Link(run.name, href=link(f"/runs/{run.id}"), className="link"), scope="row"),
                 html.Td(
                     components.life_mark(run.state) if run.state in ADVICE else components.mark(run.verdict),
                 ),

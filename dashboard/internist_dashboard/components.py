@@ -9,6 +9,7 @@ from dash import dcc, html
 from internist.schema.conditions import State
 from internist.schema.views import Run, RunState
 from internist_dashboard import words
+from internist_dashboard.links import link
 from internist_dashboard.viewer import VIEWER
 
 SKEW_SHOWN_MS = 60_000
@@ -19,10 +20,12 @@ Node = Any
 
 def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, filter_hint: str | None = None) -> Node:
     """The page's head: where we are, how the run lives, a filter, scaling, the alerts and the theme."""
-    trail: list[Node] = [dcc.Link("Internist", href="/", className="brand")]
+    trail: list[Node] = [dcc.Link("Internist", href=link("/"), className="brand")]
     for name, href in crumbs:
         trail.append(html.Span("›", className="crumb-gap"))
-        trail.append(dcc.Link(name, href=href, className="crumb") if href else html.Span(name, className="crumb here"))
+        trail.append(
+            dcc.Link(name, href=link(href), className="crumb") if href else html.Span(name, className="crumb here")
+        )
     box = dmc.TextInput(
         id="filter-box",
         placeholder=filter_hint or "",
@@ -50,8 +53,8 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
             html.Div(
                 [
                     box,
-                    dcc.Link("Scaling", href="/scaling", className="crumb"),
-                    dcc.Link("Alerts", href="/alerts", className="crumb"),
+                    dcc.Link("Scaling", href=link("/scaling"), className="crumb"),
+                    dcc.Link("Alerts", href=link("/alerts"), className="crumb"),
                     theme_button,
                     *([sign_out()] if VIEWER.get().is_signed_in else []),
                 ],
@@ -65,7 +68,10 @@ def header(crumbs: Sequence[tuple[str, str | None]], *, middle: Node = None, fil
 def sign_out() -> Node:
     """Ends the browser's session; a form, so that it needs no script and no link can press it."""
     return html.Form(
-        html.Button("Sign out", type="submit", className="plain crumb"), action="/logout", method="post", id="sign-out"
+        html.Button("Sign out", type="submit", className="plain crumb"),
+        action=link("/logout"),
+        method="post",
+        id="sign-out",
     )
 
 

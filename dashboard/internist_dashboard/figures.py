@@ -273,10 +273,17 @@ def _figure(
             "shapes": marks.attempts(frame, palette(frame.scheme)),
             "xaxis": {
                 "range": list(frame.span), "tickformat": ",d", "nticks": 5 if frame.narrow else 10,
-                "title": {"text": "step"}, "fixedrange": frame.narrow, "exponentformat": "none",
+                "title": {"text": "step" if frame.ticks is None else frame.ticks.title}, "fixedrange": frame.narrow,
+                "exponentformat": "none", **_ticks(frame),
             },
         }
     )  # fmt: skip
+
+
+def _ticks(frame: Frame) -> dict[str, Any]:
+    if frame.ticks is None:
+        return {}
+    return {"tickmode": "array", "tickvals": list(frame.ticks.at), "ticktext": list(frame.ticks.text)}
 
 
 def _line(figure: go.Figure, points: Points, p: Palette, *, name: str, markers: bool = False) -> None:

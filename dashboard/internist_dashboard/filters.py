@@ -5,8 +5,9 @@ from typing import Final
 
 import re2
 
-MAX_LENGTH: Final = 200
-"""Characters that are looked at."""
+MAX_LENGTH: Final = 196
+"""Characters that are looked at: with `_ANY_CASE` as many as the server takes."""
+_ANY_CASE: Final = "(?i)"
 MAX_MEMORY: Final = 1 << 17
 """Bytes of a compiled pattern and its automaton: a few thousand states, each of which a character may cost."""
 
@@ -22,7 +23,10 @@ class Filter:
         try:
             self._pattern = re2.compile(written, options)
         except re2.error:
-            self._pattern = re2.compile(re2.escape(written), options)
+            written = re2.escape(written)
+            self._pattern = re2.compile(written, options)
+        self.asked = _ANY_CASE + written
+        """The same as the server is asked."""
 
     def search(self, text: str) -> bool:
         """Whether a text holds it."""
@@ -32,3 +36,8 @@ class Filter:
 def compiled(text: str | None) -> Filter | None:
     """The filter of what is typed; None for none."""
     return Filter(text) if text else None
+
+
+def subject_of(text: str | None) -> str | None:
+    """The filter as the server is asked by it, so that it answers with what matches alone; None for no filter."""
+    return Filter(text).asked if text else None

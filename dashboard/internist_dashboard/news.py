@@ -14,7 +14,7 @@ from internist.schema.views import Heatmap, Number, Points, Run
 from internist_dashboard import cards, components
 from internist_dashboard.api import Api
 from internist_dashboard.errors import BoardError
-from internist_dashboard.filters import compiled
+from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.rows import MOST_ROWS, cells, collapse
 
 PATH: Final = "/_board/runs/{run}/news"
@@ -103,10 +103,9 @@ async def _heatmap(
 ) -> Heatmap | None:
     if metric is None or after >= last:
         return None
-    collapsed = "modules" if opened or text else "blocks"
     return await api.heatmap(
-        name, metric=metric, first=after + 1, last=last, pixels=COLUMNS,
-        collapse="modules" if collapsed == "modules" else "blocks",
+        name, metric=metric, first=after + 1, last=last, pixels=COLUMNS, rows=MOST_ROWS, opened=opened,
+        subject=subject_of(text),
     )  # fmt: skip
 
 

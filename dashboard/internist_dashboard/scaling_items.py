@@ -19,6 +19,7 @@ from internist.schema.scaling import (
 from internist_dashboard import components, scaling_figures, words
 from internist_dashboard.components import Node
 from internist_dashboard.filters import Filter
+from internist_dashboard.links import link
 
 STATES: dict[ScalingVerdict, State] = {"PASS": "ok", "FAIL": "violated", "INCONCLUSIVE": "drifting"}
 """A verdict's shape and colour are those of the run page."""
@@ -107,7 +108,9 @@ def family_facts(report: ScalingReport) -> Node:
     members = [
         html.Li(
             [
-                html.A(one.name, href=f"/runs/{one.run}", className="run-name") if one.run else html.Span(one.name),
+                html.A(one.name, href=link(f"/runs/{one.run}"), className="run-name")
+                if one.run
+                else html.Span(one.name),
                 html.Span(
                     words.listing(
                         [

@@ -15,8 +15,11 @@ class Viewer:
 
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     origin: str = ""
+    """Scheme, host and base: what training is given as its server."""
     grant: str | None = None
     """What the viewer may see, where the server says so."""
+    base: str = ""
+    """The path under which the viewer reaches the board; empty: at the root."""
 
     @property
     def is_signed_in(self) -> bool:
@@ -27,7 +30,9 @@ class Viewer:
 VIEWER: ContextVar[Viewer] = ContextVar("internist_viewer", default=Viewer())  # noqa: B039 - frozen, never written to
 
 
-def viewer_of(scheme: str, headers: Iterable[tuple[bytes, bytes]], *, grant: str | None = None) -> Viewer:
+def viewer_of(
+    scheme: str, headers: Iterable[tuple[bytes, bytes]], *, grant: str | None = None, base: str = ""
+) -> Viewer:
     """The viewer of an ASGI request. Of the cookies only the board's own is handed on."""
     given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
     handed_on: dict[str, str] = {}
@@ -38,4 +43,4 @@ def viewer_of(scheme: str, headers: Iterable[tuple[bytes, bytes]], *, grant: str
         if name == SESSION_COOKIE:
             handed_on["Cookie"] = f"{name}={value}"
     scheme = given.get("x-forwarded-proto", scheme)
-    return Viewer(handed_on, f"{scheme}://{given.get('host', 'localhost')}", grant)
+    return Viewer(handed_on, f"{scheme}://{given.get('host', 'localhost')}{base}", grant, base)

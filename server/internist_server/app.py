@@ -59,6 +59,7 @@ from internist_server.settings import Settings, require_allowed, require_safe
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
 from internist_server.throttle import Throttle
+from internist_server.underpath import UnderPath
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,12 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     api = create_api(settings, clock=clock)
     services: Services = api.state.services
     gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
-    pages = _create_board(gate(api)) if board else api
+    pages = _create_board(gate(api), settings.base_path) if board else api
     overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
-    return RequestTimer(BrowserGuard(gate(overload), settings), on_close=overload.close)
+    guarded: ASGIApp = BrowserGuard(gate(overload), settings)
+    if settings.base_path:
+        guarded = UnderPath(guarded, settings.base_path)
+    return RequestTimer(guarded, on_close=overload.close)
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
@@ -220,8 +224,8 @@ def _wake(notifiers: Sequence[Notifier]) -> None:
         notifier.wake()
 
 
-def _create_board(api: ASGIApp) -> ASGIApp:
+def _create_board(api: ASGIApp, base_path: str) -> ASGIApp:
     """The dashboard, which reads the API in process, with its viewer's own credentials."""
     module: Any = import_module("internist_dashboard.app")
-    board: ASGIApp = module.create_board(httpx.ASGITransport(app=api))
+    board: ASGIApp = module.create_board(httpx.ASGITransport(app=api), base_path=base_path)
     return board

@@ -67,7 +67,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
         RulesError: the file of rules is wrong.
     """
     given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
-    given["rules"] = options.rules
+    given |= {"rules": options.rules, "base_path": options.base_path}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -183,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default internist.db)")
     parser.add_argument("--token", help="token that everyone must present (better: INTERNIST_TOKEN)")
     parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")
+    parser.add_argument("--base-path", help="path under which people reach it, behind a proxy (INTERNIST_BASE_PATH)")
     parser.add_argument("--open", action="store_true", help="open the board in a browser")
     parser.add_argument("--port-file", type=Path, help="write the port to this file when the server is ready")
     parser.add_argument("--no-board", dest="board", action="store_false", help="serve the API alone")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from internist.schema.views import Alert, Silence
 from internist.schema.wire import Threshold
@@ -10,7 +11,9 @@ from internist_server.alerts.rules import RuleSet
 from internist_server.ingest import Ingest
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
+from internist_server.store.attempts import touch_run
 from internist_server.store.database import Database
+from internist_server.store.labels import change_labels
 from internist_server.store.rules import set_run_thresholds
 from internist_server.store.silences import add_silence, end_silence
 
@@ -51,6 +54,17 @@ class Handling:
             is_queued = self._ingest.tell(session, run, now_ms=self._clock())
         self._ingest.announce(run, is_queued=is_queued)
         return seen
+
+    def label(self, run: str, changes: Mapping[str, Any]) -> None:
+        """A person names, tags, notes, pins or archives a run.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        with self._ingest.transaction(run) as session:
+            change_labels(session, run, changes)
+            touch_run(session, run)
+        self._ingest.announce(run, is_queued=False)
 
     def set_rules(self, rules: RuleSet) -> RuleSet:
         """Set the rules of the API; live runs are judged by them from their next step on.

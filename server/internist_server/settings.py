@@ -1,6 +1,7 @@
 """Everything that can be set, read from the environment in one place."""
 
 import json
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -82,6 +83,11 @@ class Settings(BaseSettings):
     external_url: str | None = Field(
         default=None, description="Address of this server as people reach it; links in notifications begin with it."
     )
+    base_path: str = Field(
+        default="",
+        description="Path under which people reach this server, such as `/internist`, or `/proxy/8237` behind a "
+        "notebook's proxy; whether the proxy takes it off does not matter.",
+    )
     max_request_bytes: int = Field(
         default=MAX_REQUEST_BYTES, ge=1024, description="Largest body of one request that is read."
     )
@@ -135,6 +141,14 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if isinstance(value, str) and not value.strip() else value
 
+    @field_validator("base_path")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        path = value.strip().rstrip("/")
+        if path and not re.fullmatch(r"(/[A-Za-z0-9._~@:+-]+)+", path):
+            raise ValueError(f"expected a path such as /internist or /user/ann/proxy/8237, got {value!r}")
+        return path
+
     @field_validator("database_url")
     @classmethod
     def _to_url(cls, value: str) -> str:
@@ -149,7 +163,7 @@ class Settings(BaseSettings):
     def address(self) -> str:
         """Where people reach this server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return (self.external_url or f"http://{host}:{self.port}").rstrip("/")
+        return (self.external_url or f"http://{host}:{self.port}{self.base_path}").rstrip("/")
 
 
 def database_url(place: str) -> str:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -27,11 +28,17 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def served(directory: Path, *, token: str | None = None, port: int = 0) -> Iterator[str]:
+def served(directory: Path, *, token: str | None = None, port: int = 0, base_path: str = "") -> Iterator[str]:
     """A server over the SQLite database of a directory; its address."""
     url = f"sqlite:///{directory / 'board.db'}"
     upgrade(url)
-    app = create_app(Settings(database_url=url, token=token))
+    with listening(create_app(Settings(database_url=url, token=token, base_path=base_path)), port=port) as address:
+        yield address
+
+
+@contextmanager
+def listening(app: Any, *, port: int = 0) -> Iterator[str]:
+    """An ASGI app on a port, in a thread; its address."""
     server = _Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", timeout_graceful_shutdown=1)
     )

@@ -1,10 +1,12 @@
 """The rows of the heat map: collapsed, opened, held."""
 
 import numpy as np
+import pytest
 
 from internist.schema.views import Heatmap, HeatmapRow
-from internist_dashboard.filters import compiled
+from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.rows import cells, collapse
+from internist_server.patterns import searcher
 
 
 def row(subject, ratios, *, values=None, block=None, order=0, series=(1,)):
@@ -87,3 +89,21 @@ def test_measured_nan_is_marked_and_absent_is_not():
 
     assert found.nonfinite.tolist() == [[False, True, False]]
     assert np.isnan(found.ratios[0, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "matches"),
+    [
+        ("MLP", "blocks.0.mlp", True),
+        ("a|b", "xB", True),
+        ("(", "f(x)", True),
+        ("(", "f", False),
+        ("(?s)a.b", "a\nb", True),
+        ("", "anything", None),
+    ],
+)
+def test_a_filter_finds_the_same_here_and_on_the_server(text, subject, matches):
+    here, there = compiled(text), subject_of(text)
+
+    assert (here and bool(here.search(subject))) == matches
+    assert (there and searcher(there, what="subjects")(subject)) == matches

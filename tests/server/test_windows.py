@@ -113,6 +113,7 @@ def test_points_are_chosen_by_id_in_the_order_asked_for(sick):
         ("heatmap?collapse=rows", "blocks"),
         ("series?kind=thing", "kind"),
         ("series?subject=" + "a" * 300, "at most 200"),
+        ("heatmap?subject=(", "no regular expression"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_422(sqlite_api, path, reason):
@@ -162,6 +163,17 @@ def test_a_heat_map_opens_blocks_into_modules(api):
     assert [(row["subject"], row["values"], len(row["series"])) for row in blocks] == [("blocks.0", [300.0, "inf"], 5)]
     assert [row["subject"] for row in modules] == ["blocks.0.attn", "blocks.0.cross"]
     assert blocks[0]["ratios"][1] == "inf"
+
+
+def test_a_heat_map_of_what_matches_has_the_first_rows_of_it_and_says_how_many_there_are(sick):
+    whole = sick.get("/heatmap", metric="update.own", collapse="modules")
+    found = sick.get("/heatmap", metric="update.own", subject=r"blocks\.[12]", limit=1)
+    opened = sick.get("/heatmap", metric="update.own", opened="blocks.1")
+
+    matching = [row for row in whole["rows"] if row["subject"].startswith(("blocks.1", "blocks.2"))]
+    assert (found["rows"], found["total"]) == (matching[:1], len(matching))
+    assert [row["subject"].count(".") for row in opened["rows"]] == [1, 2, 1]
+    assert opened["rows"][1] == matching[0]
 
 
 def test_a_run_without_points_has_empty_views(sqlite_api):

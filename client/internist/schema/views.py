@@ -73,6 +73,13 @@ class Run:
     """Empty in lists of runs."""
     cursor: int
     """Rises with every change; what the live stream sends."""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    """What people wrote of it; empty in lists of runs."""
+    pinned: bool = False
+    """Stands before the others in lists."""
+    archived: bool = False
+    """Left out of lists that do not ask for it; it goes on as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +273,8 @@ class Heatmap:
     basis: Basis | None
     metrics: tuple[str, ...]
     """The metrics of this run that can be drawn so."""
+    total: int = 0
+    """Rows that there are; the answer has the first of them where it was asked for fewer."""
 
 
 @dataclass(frozen=True, slots=True)

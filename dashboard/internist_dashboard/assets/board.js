@@ -70,6 +70,7 @@
     return view;
   }
 
+  window.internistView = { remember, query };
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.internist = {
     /** First of all: the scheme and the screen. */
@@ -125,6 +126,11 @@
       remember({ steps: `${first}-${last}` });
       zoomAll(first, last);
       return { first, last };
+    },
+
+    keepAxis(axis) {
+      remember({ axis: axis === "step" ? null : axis }, { isStep: false });
+      return nothing();
     },
 
     windowed(steps) {
@@ -259,7 +265,10 @@
       put("heat", { data: { metric: params.get("metric"), opened } });
       put("panel", { data: panelOf(params) });
     } else if (document.getElementById("scaling-report")) put("scaling-view", { data: scalingOf(params) });
-    else if (document.getElementById("runs-table")) put("runs-first", { data: Number(params.get("first")) || 0 });
+    else if (document.getElementById("runs-table")) {
+      put("runs-first", { data: Number(params.get("first")) || 0 });
+      put("runs-order", { data: Object.fromEntries(["sort", "reverse", "archived"].map((name) => [name, params.get(name)])) });
+    }
     const box = document.getElementById("filter-box");
     if (box && box.value !== (params.get("filter") || "")) put("filter-box", { value: params.get("filter") || "" });
   });

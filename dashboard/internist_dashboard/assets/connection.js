@@ -34,8 +34,16 @@
       });
   };
 
+  /** Tell the server something; its answer, or an error that says why not. */
+  async function told(method, path, body) {
+    const answer = await window.internistConnection.send(method, path, body);
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}: ${(await answer.text()).slice(0, 200)}`);
+    return answer.json();
+  }
+
+  /** The path under which this page was reached: what it asks for lies there, too. */
   function base() {
-    return (window.internistBase || "/").replace(/\/?$/, "/");
+    return root.dataset.base;
   }
 
   function hear() {
@@ -124,6 +132,7 @@
     isBusy: () => state.requests > 0,
     isLost: () => state.lostAt !== null,
     ask: (path) => plainFetch(base() + path, { cache: "no-store" }),
+    told,
     send: (method, path, body) => plainFetch(base() + path, { method, ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }) }),
     base,
   };
@@ -134,6 +143,9 @@
   });
   window.addEventListener("pagehide", () => { state.wentAway = true; });
   window.addEventListener("pageshow", () => { state.wentAway = false; });
-  window.addEventListener("offline", () => lose());
-  setInterval(check, PROBE_MS / 2);
+  /* Only then are the scripts there that are told of it. */
+  window.addEventListener("load", () => {
+    window.addEventListener("offline", () => lose());
+    setInterval(check, PROBE_MS / 2);
+  });
 })();

@@ -4,7 +4,7 @@
 
   const AT_ONCE = 8;
   const SPANS = [["1 hour", 3600], ["8 hours", 28800], ["1 day", 86400], ["7 days", 604800]];
-  const connection = window.internistConnection;
+  const { told } = window.internistConnection;
 
   function kept() {
     try { return localStorage.getItem("internist-who") || ""; } catch (error) { return ""; }
@@ -63,12 +63,6 @@
     button.disabled = false;
     button.textContent = "try again";
     button.title = String(error.message || error);
-  }
-
-  async function told(method, path, body) {
-    const answer = await connection.send(method, path, body);
-    if (!answer.ok) throw new Error(`the server answered ${answer.status}: ${(await answer.text()).slice(0, 200)}`);
-    return answer.json();
   }
 
   async function each(ids, work) {

@@ -12,6 +12,7 @@ from internist.schema.views import Points
 from internist_dashboard import alert_items, components, coverage_items, figures, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
+from internist_dashboard.axis import on_axis
 from internist_dashboard.components import Node
 from internist_dashboard.errors import NotFound, Refused
 from internist_dashboard.frame import Frame
@@ -31,6 +32,7 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("panel", "data"),
         Input("detail-tick", "data"),
         Input("scheme", "data"),
+        Input("axis", "value"),
         State("window", "data"),
         State("narrow", "data"),
         State("filter", "data"),
@@ -40,6 +42,7 @@ def register(app: dash.Dash, api: Api) -> None:
         panel: dict[str, Any] | None,
         _: object,
         scheme: Scheme,
+        axis: str | None,
         window: Window,
         narrow: bool,
         text: str | None,
@@ -53,7 +56,7 @@ def register(app: dash.Dash, api: Api) -> None:
             return "Coverage", coverage_items.listing(await api.coverage(name), text), no_update, hidden, None
         number = int(panel["series"])
         run, alerts = await asyncio.gather(api.run(name), api.alerts(run=name, limit=ALERT_LIMIT))
-        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         found = await _window(api, name, number, frame)
         if not found:
             said = f"This run has no series {number}: the link may be of another run."

@@ -11,6 +11,7 @@ from dash import Input, Output, State
 from internist.schema.views import SeriesView
 from internist_dashboard import figures, routing, words
 from internist_dashboard.api import Api
+from internist_dashboard.axis import on_axis
 from internist_dashboard.filters import compiled
 from internist_dashboard.pages.run import PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
@@ -35,16 +36,17 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("filter", "data"),
         Input("scheme", "data"),
         Input("narrow", "data"),
+        Input("axis", "value"),
         State("page", "data"),
     )
     async def draw(
-        _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]
+        _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, axis: str, page: dict[str, Any]
     ) -> Any:
         name, pattern = page["run"], compiled(text)
         run, table, series = await asyncio.gather(
             api.run(name), api.routing(name), api.series(name, metric=list(routing.TOLD), limit=SERIES_ASKED)
         )
-        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         shown = [one for one in series if pattern is None or pattern.search(one.subject)]
         chosen = worst(shown)
         windows = (

@@ -11,13 +11,15 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.views import Alert, AlertsPage, Run, SeriesView
-from internist_dashboard import alert_items, cards, components, figures, routing, sentence, words
+from internist_dashboard import about_items, alert_items, cards, components, figures, routing, sentence, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
+from internist_dashboard.axis import AXES, on_axis
 from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
-from internist_dashboard.filters import compiled
+from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.frame import Frame
+from internist_dashboard.links import link
 from internist_dashboard.rows import MOST_ROWS, collapse
 from internist_dashboard.theme import Scheme
 
@@ -37,8 +39,8 @@ PIXELS = 700
 Window = dict[str, int] | None
 
 
-def layout(run: Run) -> Node:
-    """The page's frame; its callbacks fill it."""
+def layout(run: Run, *, axis: str | None = None) -> Node:
+    """The page's frame; its callbacks fill it. `axis`: what its steps are told in."""
     return html.Div(
         [
             components.header(
@@ -57,7 +59,10 @@ def layout(run: Run) -> Node:
                     html.Div(
                         [
                             components.panel(
-                                "Loss and learning rate", _graph("loss-graph"), aside=_reset(), class_name="area-loss"
+                                "Loss and learning rate",
+                                _graph("loss-graph"),
+                                aside=_tools(axis),
+                                class_name="area-loss",
                             ),
                             components.panel(
                                 "Layers × steps",
@@ -82,6 +87,10 @@ def layout(run: Run) -> Node:
                         [
                             components.panel("Blocks, worst first", html.Div(id="board"), class_name="area-board"),
                             components.panel("Alerts of this run", html.Div(id="run-alerts"), class_name="area-alerts"),
+                            components.panel(
+                                "About this run", html.Div(about_items.about(run), id="about"), class_name="area-about"
+                            ),
+                            dcc.Store(id="about-tick"),
                         ],
                         className="area-rail",
                     ),
@@ -137,14 +146,26 @@ def register(app: dash.Dash, api: Api) -> None:
         )
 
     @app.callback(  # type: ignore[untyped-decorator]
+        Output("about", "children"),
+        Input("about-tick", "data"),
+        State("page", "data"),
+        prevent_initial_call=True,
+    )
+    async def tell_about(_: object, page: dict[str, Any]) -> Any:
+        return about_items.about(await api.run(page["run"]))
+
+    @app.callback(  # type: ignore[untyped-decorator]
         Output("loss-graph", "figure"),
         Input("tick", "data"),
         Input("window", "data"),
         Input("scheme", "data"),
         Input("narrow", "data"),
+        Input("axis", "value"),
         State("page", "data"),
     )
-    async def draw_loss(_: object, window: Window, scheme: Scheme, narrow: bool, page: dict[str, Any]) -> Any:
+    async def draw_loss(
+        _: object, window: Window, scheme: Scheme, narrow: bool, axis: str, page: dict[str, Any]
+    ) -> Any:
         name = page["run"]
         run, losses, rates, alerts = await asyncio.gather(
             api.run(name),
@@ -152,7 +173,7 @@ def register(app: dash.Dash, api: Api) -> None:
             api.series(name, metric="learning_rate", limit=RATE_LIMIT),
             api.alerts(run=name, limit=ALERT_LIMIT),
         )
-        frame = frame_of(run, window, scheme, is_narrow=narrow)
+        frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         wanted = [view.id for view in (*losses, *rates)]
         if not wanted:
             return figures.empty("Neither loss nor learning rate yet: report it with internist.log(loss=loss).", frame)
@@ -174,6 +195,7 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("filter", "data"),
         Input("scheme", "data"),
         Input("narrow", "data"),
+        Input("axis", "value"),
         State("page", "data"),
     )
     async def draw_heat(
@@ -183,20 +205,16 @@ def register(app: dash.Dash, api: Api) -> None:
         text: str | None,
         scheme: Scheme,
         narrow: bool,
+        axis: str,
         page: dict[str, Any],
     ) -> Any:
         name = page["run"]
         run = await api.run(name)
-        frame = frame_of(run, window, scheme, is_narrow=narrow)
-        is_detailed = bool(heat.get("opened") or text)
+        frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         heatmap = await api.heatmap(
-            name,
-            metric=heat.get("metric"),
-            first=frame.first,
-            last=frame.last,
-            pixels=COLUMNS,
-            collapse="modules" if is_detailed else "blocks",
-        )
+            name, metric=heat.get("metric"), first=frame.first, last=frame.last, pixels=COLUMNS,
+            rows=MOST_ROWS, opened=heat.get("opened") or (), subject=subject_of(text),
+        )  # fmt: skip
         options = [{"value": metric, "label": metric} for metric in heatmap.metrics]
         found = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
         rows = found[:MOST_ROWS]
@@ -205,9 +223,8 @@ def register(app: dash.Dash, api: Api) -> None:
             if rows
             else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
         )
-        counted = (
-            f"{len(rows)} rows" if len(rows) == len(found) else f"the first {len(rows)} of {len(found)} rows: filter"
-        )
+        total = heatmap.total + len(found) - len(heatmap.rows)  # an open block has a row of its own, too
+        counted = f"{len(rows)} rows" if len(rows) == total else f"the first {len(rows)} of {total} rows: filter"
         note = words.listing([counted, f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
         return figure, options, heatmap.metric, heatmap.metric, note
 
@@ -219,18 +236,19 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("filter", "data"),
         Input("scheme", "data"),
         Input("narrow", "data"),
+        Input("axis", "value"),
         State("page", "data"),
     )
     async def draw_logits(
-        _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, page: dict[str, Any]
+        _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, axis: str, page: dict[str, Any]
     ) -> Any:
         name = page["run"]
         run, heads = await asyncio.gather(
-            api.run(name), api.series(name, metric="attention.max_logit", limit=HEADS_ASKED)
+            api.run(name),
+            api.series(name, metric="attention.max_logit", subject=subject_of(text), limit=HEADS_ASKED),
         )
-        frame = frame_of(run, window, scheme, is_narrow=narrow)
-        pattern = compiled(text)
-        chosen = chosen_heads([head for head in heads if pattern is None or pattern.search(head.subject)])
+        frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
+        chosen = chosen_heads(list(heads))
         if not chosen:
             return figures.empty(
                 "No attention logits: no attention that can be read has run, or the filter matches none.", frame
@@ -287,7 +305,7 @@ def _alerts(run: str, page: AlertsPage, now_ms: int) -> Node:
     items: list[Node] = [alert_items.line(one, now_ms) for one in shown]
     rest = len(groups) - len(shown)
     said = f"{rest} more of this run" if rest else "all that is known of them"
-    items.append(dcc.Link(said, href=f"/alerts?run={quote(run)}", className="crumb pad"))
+    items.append(dcc.Link(said, href=link(f"/alerts?run={quote(run)}"), className="crumb pad"))
     return html.Div(items)
 
 
@@ -335,10 +353,15 @@ def _metric_picker() -> Node:
     )
 
 
-def _reset() -> Node:
+def _tools(axis: str | None) -> Node:
+    """How far the charts are zoomed, and what their common axis is told in."""
+    choices = [{"value": name, "label": said} for name, said in AXES.items()]
+    picked = axis if axis in AXES else "step"
     return html.Span(
         [
             html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True),
             html.Span("drag to zoom all charts, double click to reset", className="quiet hint"),
-        ]
+            dmc.SegmentedControl(id="axis", data=choices, value=picked, size="xs", **{"aria-label": "axis"}),
+        ],
+        className="axis-tools",
     )

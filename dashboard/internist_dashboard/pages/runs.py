@@ -1,14 +1,18 @@
-"""The first page: every run, a line each, newest first, in pages; the server searches them all."""
+"""The first page: every run, a line each, in pages; the server searches and sorts them all."""
 
+import json
+from itertools import groupby
 from typing import Any
 
 import dash
 from dash import Input, Output, dcc, html
 
 from internist.schema.views import Run
-from internist_dashboard import components, words
+from internist_dashboard import about_items, components, words
 from internist_dashboard.api import Api
 from internist_dashboard.components import Node
+from internist_dashboard.links import link
+from internist_dashboard.order import SORTS, Order, order_of
 from internist_dashboard.sentence import ADVICE
 from internist_dashboard.viewer import VIEWER
 
@@ -18,7 +22,7 @@ PAGE = 50
 WORST = ("violated", "drifting", "ok")
 
 
-def layout(runs: list[Run], *, first: int = 0, search: str = "") -> Node:
+def layout(runs: list[Run], order: Order, *, first: int = 0, search: str = "") -> Node:
     """The page, with its rows already in it."""
     return html.Div(
         [
@@ -27,8 +31,9 @@ def layout(runs: list[Run], *, first: int = 0, search: str = "") -> Node:
             dcc.Store(id="runs-tick"),
             dcc.Store(id="runs-headline"),
             dcc.Store(id="runs-first", data=first),
+            dcc.Store(id="runs-order", data=stored(order)),
             html.Main(
-                html.Div(table(runs, first=first, search=search, origin=VIEWER.get().origin), id="runs-table"),
+                html.Div(table(runs, order, first=first, search=search, origin=VIEWER.get().origin), id="runs-table"),
                 className="page",
                 id="main",
             ),
@@ -45,16 +50,23 @@ def register(app: dash.Dash, api: Api) -> None:
         Input("runs-tick", "data"),
         Input("filter", "data"),
         Input("runs-first", "data"),
+        Input("runs-order", "data"),
         prevent_initial_call=True,
     )
-    async def draw(_: object, text: str | None, first: int | None) -> Any:
-        runs = await page_of_runs(api, first=first or 0, search=text or "")
-        return table(runs, first=first or 0, search=text or "", origin=VIEWER.get().origin), headline(runs)
+    async def draw(_: object, text: str | None, first: int | None, asked: dict[str, str] | None) -> Any:
+        order = order_of(asked)
+        runs = await page_of_runs(api, order, first=first or 0, search=text or "")
+        return table(runs, order, first=first or 0, search=text or "", origin=VIEWER.get().origin), headline(runs)
 
 
-async def page_of_runs(api: Api, *, first: int, search: str) -> list[Run]:
+async def page_of_runs(api: Api, order: Order, *, first: int, search: str) -> list[Run]:
     """The runs of a page, and one more if there are more."""
-    return await api.runs(name=search or None, limit=PAGE + 1, offset=first)
+    return await api.runs(order, name=search or None, limit=PAGE + 1, offset=first)
+
+
+def stored(order: Order) -> dict[str, str]:
+    """An order as the browser keeps it."""
+    return {"sort": order.sort, "reverse": str(int(order.is_reversed)), "archived": str(int(order.is_archived))}
 
 
 def headline(runs: list[Run]) -> dict[str, Any]:
@@ -69,30 +81,38 @@ def headline(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def table(runs: list[Run], *, first: int, search: str, origin: str) -> Node:
+def table(runs: list[Run], order: Order, *, first: int, search: str, origin: str) -> Node:
     """The table of runs; without any, the lines to copy."""
     if not runs and not first:
+        if order.is_archived:
+            said = (
+                "No run is archived. Choose runs of the list, then Archive." if not search else f"None has “{search}”."
+            )
+            return html.Section(
+                [html.H1("The archive is empty"), html.P(said), _archive(order)], className="empty panel"
+            )
         if not search:
             return components.empty_state(origin, asks_token=bool(VIEWER.get().headers))
-        said = f"No run's name, project or id contains “{search}”."
+        said = f"No run's name, project, id or tag contains “{search}”."
         return html.Section([html.H1("No match"), html.P(said)], className="empty panel")
-    head = html.Tr([html.Th(name, scope="col", className=kind) if name else html.Td() for name, kind in _COLUMNS])
+    head = html.Tr([_head(column, order) for column in _COLUMNS])
     return html.Div(
         [
             html.Div(
                 [
-                    html.H1("Runs", className="page-title"),
-                    html.Button("Compare", className="small-button", hidden=True, **{"data-compare": ""}),
+                    html.H1("Archived runs" if order.is_archived else "Runs", className="page-title"),
+                    html.Div(_actions(order), className="chosen-actions", id="chosen-actions", hidden=True),
+                    _archive(order),
                 ],
                 className="page-head",
             ),
-            html.Table([html.Thead(head), html.Tbody([_row(run) for run in runs[:PAGE]])], className="runs panel"),
-            _pager(first, len(runs)),
+            html.Table([html.Thead(head), html.Tbody(_rows(runs[:PAGE], order))], className="runs panel"),
+            _pager(first, len(runs), order),
         ]
     )
 
 
-def _pager(first: int, found: int) -> Node:
+def _pager(first: int, found: int, order: Order) -> Node:
     """Which runs are shown, and the ways to those before and after."""
     shown = min(found, PAGE)
     if not first and found <= PAGE:
@@ -100,9 +120,9 @@ def _pager(first: int, found: int) -> Node:
     last = f"{words.step(first + 1)} to {words.step(first + shown)}"
     return html.Nav(
         [
-            _turn("Newer", max(0, first - PAGE), is_there=first > 0),
-            html.Span(f"runs {last}, newest first", className="quiet num"),
-            _turn("Older", first + PAGE, is_there=found > PAGE),
+            _turn("Before", max(0, first - PAGE), is_there=first > 0),
+            html.Span(f"runs {last}, {order.said}", className="quiet num"),
+            _turn("After", first + PAGE, is_there=found > PAGE),
         ],
         className="pager",
         **{"aria-label": "pages of runs"},
@@ -116,21 +136,85 @@ def _turn(said: str, first: int, *, is_there: bool) -> Node:
 
 
 _COLUMNS = (
-    ("", "cell-choice"),
-    ("Run", ""),
-    ("State", ""),
-    ("Verdict", ""),
-    ("Step", "right"),
-    ("it/s", "right cell-minor"),
-    ("Loss", "right"),
-    ("Alerts", "right cell-minor"),
-    ("Last frame", "right cell-minor"),
+    ("", "cell-choice", ""),
+    ("Run", "", "name"),
+    ("State", "", ""),
+    ("Verdict", "", "verdict"),
+    ("Step", "right", "step"),
+    ("it/s", "right cell-minor", ""),
+    ("Loss", "right", "loss"),
+    ("Alerts", "right cell-minor", ""),
+    ("Last frame", "right cell-minor", ""),
 )
+"""Of each its title, its class, and what the server sorts by where it is pressed."""
+
+
+def _head(column: tuple[str, str, str], order: Order) -> Node:
+    name, kind, sort = column
+    if not name:
+        return html.Td()
+    if not sort:
+        return html.Th(name, scope="col", className=kind)
+    buttons = [_sort(name, sort, order)]
+    if sort == "name":
+        buttons += [_sort("project", "project", order), _sort("newest", "newest", order)]
+    sorted_by = "descending" if order.is_reversed else "ascending"
+    extra = {"aria-sort": sorted_by} if order.sort == sort else {}
+    return html.Th(buttons, scope="col", className=kind, **extra)
+
+
+def _sort(said: str, sort: str, order: Order) -> Node:
+    """Pressed once it sorts, pressed again the other way round."""
+    is_on = order.sort == sort
+    arrow = ("▴" if order.is_reversed else "▾") if is_on else ""
+    return html.Button(
+        [said, html.Span(arrow, className="sort-arrow", **{"aria-hidden": "true"})],
+        className="plain sort" + (" is-on" if is_on else ""),
+        title=f"sort {SORTS[sort]}",
+        **{"data-sort": sort},
+    )
+
+
+def _actions(order: Order) -> list[Node]:
+    """What is done with the runs that are chosen."""
+    restore = ("Restore", {"archived": False}) if order.is_archived else ("Archive", {"archived": True})
+    changes = [restore, ("Pin", {"pinned": True}), ("Unpin", {"pinned": False})]
+    return [
+        html.Button("Compare", className="small-button", hidden=True, **{"data-compare": ""}),
+        *(
+            html.Button(said, className="small-button", **{"data-change-chosen": json.dumps(change)})
+            for said, change in changes
+        ),
+        html.Button("Delete", className="small-button", **{"data-delete-chosen": ""}),
+    ]
+
+
+def _archive(order: Order) -> Node:
+    said = "All runs" if order.is_archived else "Archive"
+    return html.Button(said, className="plain link archive-link", **{"data-archived": str(int(not order.is_archived))})
+
+
+def _rows(runs: list[Run], order: Order) -> list[Node]:
+    """The rows, below the names of their projects where they are sorted by these."""
+    if order.sort != "project":
+        return [_row(run) for run in runs]
+    rows: list[Node] = []
+    for (is_pinned, project), members in groupby(runs, key=lambda run: (run.pinned, run.project)):
+        said = f"{project}, pinned" if is_pinned else project
+        rows.append(html.Tr(html.Th(said, colSpan=len(_COLUMNS), scope="rowgroup"), className="runs-group"))
+        rows += [_row(run) for run in members]
+    return rows
 
 
 def _row(run: Run) -> Node:
-    href = f"/runs/{run.id}"
-    named = [dcc.Link(run.name, href=href, className="run-name"), html.Span(run.project, className="quiet run-project")]
+    href = link(f"/runs/{run.id}")
+    named = [
+        dcc.Link(run.name, href=href, className="run-name"),
+        html.Span(
+            [run.project, *about_items.marks(run)],
+            className="quiet run-project",
+        ),
+    ]
     alerts: Node = (
         html.Span(str(run.open_alerts), className="open-alerts")
         if run.open_alerts

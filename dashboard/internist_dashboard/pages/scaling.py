@@ -13,6 +13,7 @@ from internist_dashboard.api import Api
 from internist_dashboard.components import Node
 from internist_dashboard.errors import NotFound, Refused
 from internist_dashboard.filters import compiled
+from internist_dashboard.links import link
 from internist_dashboard.theme import Scheme
 
 _EMPTY: dict[str, Any] = {"layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}}
@@ -126,7 +127,7 @@ async def ask(api: Api, view: View) -> tuple[Scaling, Node]:
             "These runs cannot be checked",
             str(error),
             safe="The runs themselves are as they were.",
-            do=dcc.Link("All families", href="/scaling", className="link"),
+            do=dcc.Link("All families", href=link("/scaling"), className="link"),
         )
         families = await api.scaling()
         return Scaling(families.families, families.excluded, None, None), said

@@ -298,6 +298,7 @@ _EXAMPLES: dict[str, object] = {
         (HeatmapRow("blocks.2", "blocks.2", 20, (17,), (4.8, 4.95), (0.29, 0.31)),),
         "baseline",
         ("activation.rms", "update.own"),
+        1,
     ),
     "Scaling": _SCALING,
     "Check": Check(

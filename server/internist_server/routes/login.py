@@ -49,7 +49,7 @@ button { margin-top: 8px; font: inherit; font-weight: 500; padding: 8px 12px; bo
 <main>
 <h1>Internist</h1>
 <p>This server asks for a token.</p>
-<form method="post" action="/login">
+<form method="post" action="login">
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <input type="hidden" name="next" value="{next}">

@@ -8,9 +8,11 @@ from internist.schema.views import Coverage, Routing, Run, Usage, Verdicts
 from internist_server.routes import examples
 from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
+from internist_server.routes.run_changes import RunChanges
 from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
 from internist_server.store.coverage import read_coverage
+from internist_server.store.order import Sort
 from internist_server.store.removal import read_usage
 from internist_server.store.routing import read_routing
 
@@ -29,13 +31,19 @@ def list_runs(
     session: SessionDep,
     caller: CallerDep,
     project: Annotated[str | None, Query(max_length=512, description="Only of this project.")] = None,
-    name: Annotated[str | None, Query(max_length=512, description="A part of the run's name, project or id.")] = None,
+    name: Annotated[
+        str | None, Query(max_length=512, description="A part of the run's name, project or id, or of a tag.")
+    ] = None,
+    archived: Annotated[bool, Query(description="Those that are archived, instead of the others.")] = False,
+    sort: Annotated[Sort, Query(description="By what; pinned ones come first. `verdict`: the worst first.")] = "newest",
+    reverse: Annotated[bool, Query(description="The other way; what has no value stays last.")] = False,
     limit: Limit = 100,
     offset: Offset = 0,
 ) -> tuple[Run, ...]:
-    """Runs, newest first."""
+    """Runs: pinned ones, then the newest, first."""
+    wanted = runs.Listing(caller.only(project), name, archived, sort, reverse)
     found = runs.list_runs(
-        session, project=caller.only(project), name=name, limit=limit, offset=offset, now_ms=services.clock(),
+        session, wanted, limit=limit, offset=offset, now_ms=services.clock(),
         since_ms=services.clock.listening_since_ms,
     )  # fmt: skip
     return tuple(found)
@@ -45,6 +53,13 @@ def list_runs(
 def read_run(run_id: str, services: ServicesDep, session: SessionDep) -> Run:
     """One run: its state, its verdict in a sentence, its attempts."""
     return runs.read_run(session, run_id, now_ms=services.clock(), since_ms=services.clock.listening_since_ms)
+
+
+@router.patch("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Run")})
+def change_run(run_id: str, changes: RunChanges, services: ServicesDep, session: SessionDep) -> Run:
+    """Rename, tag, note, pin or archive a run: what is not named stays. A later start of the run does not undo it."""
+    services.handling.label(run_id, changes.labels())
+    return read_run(run_id, services, session)
 
 
 @router.delete("/{run_id}", responses={**NOT_FOUND, 200: examples.of("Usage")})

@@ -68,10 +68,19 @@ def read_heatmap(
     to_step: ToStep = LAST_STEP,
     pixels: Pixels = 1_000,
     collapse: Annotated[heatmap.Collapse, Query(description="One row a block, or one a module.")] = "blocks",
+    opened: Annotated[
+        list[str] | None, Query(max_length=1_000, description="Blocks whose modules have rows; may be repeated.")
+    ] = None,
+    subject: Subject = None,
+    limit: Annotated[int, Query(ge=1, le=100_000, description="At most so many rows, the first of them.")] = 100_000,
     attempt: AttemptQuery = None,
 ) -> Heatmap:
-    """Layers x steps of one metric: how far each was from its band. Thinning keeps what is largest in magnitude."""
+    """Layers x steps of one metric: how far each was from its band. Thinning keeps what is largest in magnitude.
+
+    With `subject`, rows are the modules that match it.
+    """
     chosen = attempts.choose_attempt(session, run_id, attempt)
+    wanted = heatmap.Rows(collapse, frozenset(opened or ()), subject, limit)
     return heatmap.read_heatmap(
-        session, chosen, metric=metric, first=from_step, last=to_step, pixels=pixels, collapse=collapse
+        session, chosen, metric=metric, first=from_step, last=to_step, pixels=pixels, wanted=wanted
     )

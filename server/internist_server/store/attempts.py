@@ -12,7 +12,7 @@ from internist_server.callers import EVERYONE, Caller
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
 from internist_server.store.sequences import Intervals
-from internist_server.store.tables import NEVER, AttemptRow, RankRow, RunRow, StandingRow
+from internist_server.store.tables import NEVER, AttemptRow, LabelRow, RankRow, RunRow, StandingRow
 
 _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 """Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
@@ -142,7 +142,10 @@ def register(
     row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == start.run, AttemptRow.name == start.attempt))
     is_new = row is None
     if row is None:
-        session.execute(update(RunRow).where(RunRow.id == start.run).values(**values))
+        given = session.scalar(select(LabelRow.name).where(LabelRow.run_id == start.run))
+        session.execute(
+            update(RunRow).where(RunRow.id == start.run).values(**values | ({"name": given} if given else {}))
+        )
         number = session.scalar(select(func.max(AttemptRow.number)).where(AttemptRow.run_id == start.run)) or 0
         if start.thresholds:  # those that were set since an earlier start stay where a later one names none
             thresholds = [asdict(one) for one in start.thresholds]

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from internist.schema.conditions import CRITERIA, Basis
 from internist.schema.metrics import METRICS
 from internist.schema.views import Heatmap, HeatmapRow
+from internist_server.patterns import searcher
 from internist_server.store.attempts import Attempt, Segment, lineage
 from internist_server.store.frames import MAX_CELLS, read_matrix
 from internist_server.store.judgements import JudgedWindow, count_judged, read_judged
@@ -31,6 +32,24 @@ _PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Which rows are wanted."""
+
+    collapse: Collapse = "blocks"
+    opened: frozenset[str] = frozenset()
+    """Blocks that have a row for each of their modules, whatever others have."""
+    subject: str | None = None
+    """A regular expression that is searched for in subjects: a row for each that matches."""
+    limit: int = 100_000
+
+    def row_of(self, series: StoredSeries) -> str:
+        """The row that a series belongs to."""
+        block = series.facts.block
+        is_whole = self.collapse == "blocks" and self.subject is None and block not in self.opened
+        return block or series.subject if is_whole else series.subject
+
+
+@dataclass(frozen=True, slots=True)
 class _Piece:
     """Rows over some steps: of each row the ratio that is most severe, and its value."""
 
@@ -47,15 +66,21 @@ def read_heatmap(
     first: int,
     last: int,
     pixels: int,
-    collapse: Collapse,
+    wanted: Rows,
 ) -> Heatmap:
-    """The heat map of a metric; without one, of the first that says most."""
+    """The heat map of a metric; without one, of the first that says most.
+
+    Raises:
+        Invalid: the pattern for subjects is none.
+    """
     judged = {criterion.metric for criterion in CRITERIA}
     drawable = tuple(name for name in METRICS if name in judged & set(metrics_of_run(session, attempt.run)))
     chosen = metric or next((name for name in (*_PREFERRED, *drawable) if name in drawable), "")
-    found = search_series(session, attempt.run, metrics=[chosen])
+    all_members = _members(search_series(session, attempt.run, metrics=[chosen]), wanted)
+    kept = list(all_members.items())[: wanted.limit]
+    found = [one for _, of_row in kept for one in of_row]
     columns = columns_of(session, np.array([one.id for one in found], dtype=np.int64))
-    members = _members(found, collapse)
+    members = _places(kept)
     is_two_sided = any(criterion.two_sided for criterion in CRITERIA if criterion.metric == chosen)
     pieces: list[_Piece] = []
     bases = np.zeros(len(BASES), dtype=np.int64)
@@ -79,16 +104,29 @@ def read_heatmap(
     )
     unit = METRICS[chosen].unit if chosen in METRICS else ""
     basis = next((BASES[number] for number in _WEAKEST_FIRST if bases[number]), None)
-    return Heatmap(attempt.run, attempt.name, chosen, unit, tuple(steps.tolist()), rows, basis, drawable)
+    return Heatmap(
+        attempt.run, attempt.name, chosen, unit, tuple(steps.tolist()), rows, basis, drawable, len(all_members)
+    )
 
 
-def _members(found: Sequence[StoredSeries], collapse: Collapse) -> dict[str, list[int]]:
-    """Places of the series of each row, rows in forward order."""
-    members: dict[str, list[int]] = {}
-    for place, one in enumerate(found):
-        name = one.facts.block or one.subject if collapse == "blocks" else one.subject
-        members.setdefault(name, []).append(place)
+def _members(found: Sequence[StoredSeries], wanted: Rows) -> dict[str, list[StoredSeries]]:
+    """The series of each row, rows in forward order."""
+    holds = None if wanted.subject is None else searcher(wanted.subject, what="subjects")
+    members: dict[str, list[StoredSeries]] = {}
+    for one in found:
+        if holds is None or holds(one.subject):
+            members.setdefault(wanted.row_of(one), []).append(one)
     return members
+
+
+def _places(members: Sequence[tuple[str, Sequence[StoredSeries]]]) -> dict[str, list[int]]:
+    """Places of the series of each row, where they stand one row after the other."""
+    places: dict[str, list[int]] = {}
+    begin = 0
+    for name, of_row in members:
+        places[name] = list(range(begin, begin + len(of_row)))
+        begin += len(of_row)
+    return places
 
 
 def _collapse(

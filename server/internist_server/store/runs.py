@@ -1,6 +1,6 @@
 """Runs as the runs table and the run page show them."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Row, func, select
@@ -10,12 +10,15 @@ from internist.schema.views import Attempt as AttemptView
 from internist.schema.views import Change, Run
 from internist_server.errors import RunNotFound
 from internist_server.store import alerts
+from internist_server.store.labels import Labels, read_labels, tags_of
 from internist_server.store.numbers import number
+from internist_server.store.order import Sort, order_of
 from internist_server.store.series import count_series
 from internist_server.store.standings import Standing, load_newest
-from internist_server.store.tables import AlertRow, AttemptRow, RankRow, RunRow, StandingRow
+from internist_server.store.tables import AlertRow, AttemptRow, LabelRow, RankRow, RunRow, StandingRow
 
 _RUN = (RunRow.id, RunRow.project, RunRow.name, RunRow.created_at_ms, RunRow.parametrization, RunRow.optimizers)
+_LABELS = (LabelRow.tags, LabelRow.is_pinned, LabelRow.is_archived)
 _STANDING = tuple(getattr(StandingRow, one.name) for one in fields(Standing))
 
 
@@ -30,18 +33,22 @@ def owner_of(session: Session, run: str) -> tuple[str, str | None] | None:
     return None if found is None else (found.project, found.owner)
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which runs are listed, and in which order."""
+
+    project: str | None = None
+    name: str | None = None
+    """A part of the run's name, project or id, or of one of its tags."""
+    is_archived: bool = False
+    sort: Sort = "newest"
+    is_reversed: bool = False
+
+
 def list_runs(
-    session: Session,
-    *,
-    project: str | None = None,
-    name: str | None = None,
-    limit: int,
-    offset: int = 0,
-    now_ms: int,
-    since_ms: int = 0,
+    session: Session, wanted: Listing, *, limit: int, offset: int = 0, now_ms: int, since_ms: int = 0
 ) -> list[Run]:
-    """Runs, newest first, without their configurations and attempts; `name` is a part of
-    the run's name, project or id."""
+    """Runs, pinned ones first, without their configurations, attempts and notes."""
     firing = (
         select(func.count())
         .where(AlertRow.run_id == RunRow.id, AlertRow.state == "firing")
@@ -49,17 +56,22 @@ def list_runs(
         .scalar_subquery()
         .label("firing")
     )
-    query = select(*_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, StandingRow.next_check_ms, firing)
+    query = select(
+        *_RUN, *_STANDING, StandingRow.series, StandingRow.cursor, StandingRow.next_check_ms, firing, *_LABELS
+    )
     query = query.join(StandingRow, StandingRow.run_id == RunRow.id)
-    query = query.order_by(RunRow.created_at_ms.desc(), RunRow.id).limit(limit).offset(offset)
-    if project is not None:
-        query = query.where(RunRow.project == project)
-    if name is not None:
-        pattern = f"%{name.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
+    query = query.outerjoin(LabelRow, LabelRow.run_id == RunRow.id)
+    query = query.where(func.coalesce(LabelRow.is_archived, False).is_(wanted.is_archived))
+    query = query.order_by(*order_of(wanted.sort, is_reversed=wanted.is_reversed)).limit(limit).offset(offset)
+    if wanted.project is not None:
+        query = query.where(RunRow.project == wanted.project)
+    if wanted.name is not None:
+        pattern = f"%{wanted.name.replace('~', '~~').replace('%', '~%').replace('_', '~_')}%"
         query = query.where(
             RunRow.name.ilike(pattern, escape="~")
             | RunRow.project.ilike(pattern, escape="~")
             | RunRow.id.like(pattern, escape="~")
+            | LabelRow.tags.ilike(pattern, escape="~")
         )
     return [_listed(session, row, now_ms=now_ms, since_ms=since_ms) for row in session.execute(query).all()]
 
@@ -78,8 +90,8 @@ def read_run(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -> R
         raise RunNotFound(run)
     return _run(
         row, load_newest(session, run).standing(session), firing=alerts.count_firing(session, run),
-        series=count_series(session, run), config=row.config, attempts=_attempts(session, run), now_ms=now_ms,
-        since_ms=since_ms,
+        series=count_series(session, run), labels=read_labels(session, run), config=row.config,
+        attempts=_attempts(session, run), now_ms=now_ms, since_ms=since_ms,
     )  # fmt: skip
 
 
@@ -126,9 +138,11 @@ def _listed(session: Session, row: Row[Any], *, now_ms: int, since_ms: int) -> R
         standing, series = load_newest(session, row.id).standing(session), count_series(session, row.id)
     else:
         standing, series = Standing(*row[len(_RUN) : len(_RUN) + len(_STANDING)]), row.series or 0
+    labels = Labels(None, tags_of(row.tags), "", bool(row.is_pinned), bool(row.is_archived))
     return _run(
-        row, standing, firing=row.firing, series=series, config={}, attempts=(), now_ms=now_ms, since_ms=since_ms
-    )
+        row, standing, firing=row.firing, series=series, labels=labels, config={}, attempts=(), now_ms=now_ms,
+        since_ms=since_ms,
+    )  # fmt: skip
 
 
 def _run(
@@ -137,6 +151,7 @@ def _run(
     *,
     firing: int,
     series: int,
+    labels: Labels,
     config: dict[str, Any],
     attempts: tuple[AttemptView, ...],
     now_ms: int,
@@ -170,6 +185,10 @@ def _run(
         optimizers=tuple(row.optimizers),
         attempts=attempts,
         cursor=row.cursor,
+        tags=labels.tags,
+        notes=labels.notes,
+        pinned=labels.is_pinned,
+        archived=labels.is_archived,
     )
 
 

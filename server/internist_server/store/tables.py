@@ -77,6 +77,21 @@ class RunRow(Base):
     """The name of the token that started it, which alone may write to it; None: whoever administers the server."""
 
 
+class LabelRow(Base):
+    """What people say of a run; none where nobody has said anything."""
+
+    __tablename__ = "labels"
+
+    run_id: Mapped[str] = mapped_column(String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None]
+    """In place of the one that its start gave it."""
+    tags: Mapped[str]
+    """One a line, so that a search finds them."""
+    notes: Mapped[str]
+    is_pinned: Mapped[bool]
+    is_archived: Mapped[bool]
+
+
 class StandingRow(Base):
     """How a run stood after the last transaction that changed it: what lists show, and when time alone brings more.
 
