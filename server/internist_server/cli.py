@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -40,7 +40,7 @@ def serve(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     observability.set_up_logging("INFO" if options.verbose else "WARNING")
     try:
-        settings = read_settings(options)
+        settings = read_settings(_given(options))
         listener = bind(settings, is_exact="port" in settings.model_fields_set)
     except (SettingsError, RulesError, OSError) as error:
         return _fail(str(error))
@@ -59,15 +59,22 @@ def serve(argv: Sequence[str]) -> int:
     return 0 if server.started else 1
 
 
-def read_settings(options: argparse.Namespace) -> Settings:
+def _given(options: argparse.Namespace) -> dict[str, object]:
+    """What the command line says of settings, by their names."""
+    given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
+    return given | {"rules": options.rules, "base_path": options.base_path}
+
+
+def read_settings(given: Mapping[str, object]) -> Settings:
     """Settings from the environment; what the command line says wins.
+
+    Args:
+        given: what it says, by the names of settings; None where it says nothing.
 
     Raises:
         SettingsError: a setting is wrong, or unsafe, or nobody can be told at an address.
         RulesError: the file of rules is wrong.
     """
-    given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
-    given |= {"rules": options.rules, "base_path": options.base_path}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

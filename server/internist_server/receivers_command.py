@@ -55,7 +55,7 @@ def test(addresses: Sequence[Address], *, external_url: str) -> list[str | None]
 
 
 def _read(options: argparse.Namespace) -> tuple[Settings, AddressBook]:
-    settings = read_settings(options)
+    settings = read_settings({"rules": options.rules})
     rules = None if settings.rules is None else read_rules(settings.rules)
     return settings, book_of(settings, () if rules is None else rules.receiver)
 
@@ -70,5 +70,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("action", choices=("list", "test"), help="`test` sends each receiver a message that is a test")
     parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")
-    parser.set_defaults(host=None, port=None, database=None, token=None)
     return parser

@@ -34,7 +34,7 @@ def test_a_deleted_run_leaves_nothing(sender, api):
     assert api.delete("/api/v1/runs/run1").status_code == 404
     assert api.delete("/api/v1/runs/run2").status_code == 200
     with api.app.state.services.database.read() as session:
-        for table in Base.metadata.sorted_tables:
+        for table in set(Base.metadata.sorted_tables) - {Base.metadata.tables["acts"]}:  # who deleted them is kept
             assert session.scalar(sqlalchemy.select(sqlalchemy.func.count()).select_from(table)) == 0, table.name
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from internist.model.roles import is_linear, is_norm
+from internist.model.roles import is_linear, is_norm, stored_weight
 
 
 def told_axis(module: nn.Module, tensor: Tensor) -> int | None:
@@ -32,7 +32,7 @@ def told_axis(module: nn.Module, tensor: Tensor) -> int | None:
 
 def _by_width(module: nn.Module, tensor: Tensor) -> int:
     """Of a normalisation layer: the last dimension, unless only the one behind the batch is as wide as its gain."""
-    weight = module._parameters.get("weight")
+    weight = stored_weight(module)
     width = weight.numel() if weight is not None and weight.dim() == 1 else None
     shape = tensor.shape
     if width is not None and tensor.dim() > 2 and shape[-1] != width and shape[1] == width:

@@ -120,10 +120,16 @@ def _fans(linear: nn.Module) -> tuple[int, int]:
     return (int(columns), int(rows)) if is_transposed_linear(linear) else (int(rows), int(columns))
 
 
-def stored_weight(module: nn.Module) -> nn.Parameter | None:
-    """The parameter that a module stores as its `weight`; None where it has none, or computes it (parametrizations,
+def stored_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter that a module stores under a name; None where it has none, or computes it (parametrizations,
     weight norm): reading that would run the computation, which may have a state."""
-    return module._parameters.get("weight")
+    parameters = module._parameters
+    return parameters.get(name) if isinstance(parameters, dict) else dict(parameters.items()).get(name)  # TorchScript's
+
+
+def stored_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter that a module stores as its `weight`, as `stored_parameter` gives it."""
+    return stored_parameter(module, "weight")
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -133,7 +139,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_transposed_linear(module: nn.Module) -> bool:
     """Hugging Face's `Conv1D`, a linear layer whose weight is stored (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and module._parameters.get("weight") is not None
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and stored_weight(module) is not None
 
 
 def module_role(name: str, module: nn.Module, blocks: set[str], head: str | None, *, is_root: bool) -> Role:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from internist.model.plain import PLAIN
-from internist.model.roles import is_attention, is_linear, is_router, plain_name, stored_weight
+from internist.model.roles import is_attention, is_linear, is_router, plain_name, stored_parameter, stored_weight
 
 CHOICES = (
     "top_k",
@@ -63,7 +63,7 @@ class Router:
         """
         if is_linear(self.module) and isinstance(output, Tensor):
             return output.reshape(-1, self.experts) if output.shape[-1] == self.experts else None
-        weight, bias = stored_weight(self.module), self.module._parameters.get("bias")
+        weight, bias = stored_weight(self.module), stored_parameter(self.module, "bias")
         if source is None or weight is None or type(weight) not in PLAIN or weight.shape[0] != self.experts:
             return None
         if source.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from internist.measures import updates
-from internist.model.roles import is_linear, is_transposed_linear, stored_weight
+from internist.model.roles import is_linear, is_transposed_linear, stored_parameter, stored_weight
 from internist.model.shards import is_cut, is_sharded, local
 from internist.observe.tokens import OWN_TOKENS, at_positions, owned
 
@@ -114,7 +114,7 @@ def output_of(module: nn.Module, tokens: Tensor) -> Tensor:
         module: one that `has_rule`.
         tokens: what it received.
     """
-    weight, bias = stored_weight(module), module._parameters.get("bias")
+    weight, bias = stored_weight(module), stored_parameter(module, "bias")
     if isinstance(module, CONVOLUTIONS):
         assert weight is not None
         offset = None if bias is None else bias.detach().float()
@@ -188,7 +188,7 @@ def _change(module: nn.Module, tokens: Tensor, deltas: Mapping[str, Tensor]) -> 
 
 
 def _forward(module: nn.Module, tokens: Tensor) -> Tensor:
-    stored, stored_bias = stored_weight(module), module._parameters.get("bias")
+    stored, stored_bias = stored_weight(module), stored_parameter(module, "bias")
     weight = None if stored is None else local(stored)
     bias = None if stored_bias is None else local(stored_bias)
     offset = 0.0 if bias is None else bias.detach().float()

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from internist.model.roles import QKV_NAMES, QUERY_NAMES, is_linear, is_transposed_linear
+from internist.model.roles import QKV_NAMES, QUERY_NAMES, is_linear, is_transposed_linear, stored_weight
 from internist.model.shards import is_partial, is_sharded, local, shard_of
 
 
@@ -63,7 +63,7 @@ def heads_before(attention: nn.Module) -> float:
     for name, module in attention.named_modules():
         if name.rpartition(".")[2] not in QUERY_NAMES + QKV_NAMES:
             continue
-        weight = module._parameters.get("weight")
+        weight = stored_weight(module)
         if weight is None or not is_sharded(weight) or hasattr(module, "unshard"):  # sharded for storage alone
             return 0.0
         row, shard = (1 if is_transposed_linear(module) else 0), shard_of(weight)
@@ -76,7 +76,7 @@ def _of_layout(tensor: Tensor, axis: int) -> Piece | None:
 
 
 def _of_weight(module: nn.Module, dim: int, width: int) -> Piece | None:
-    weight = module._parameters.get("weight")
+    weight = stored_weight(module)
     if weight is None or not is_sharded(weight) or weight.dim() != 2 or not (is_linear(module) or _embeds(module)):
         return None
     # a module that is sharded for storage alone computes with the whole weight, and its activations are whole
