@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from pydantic import ValidationError
@@ -59,13 +59,13 @@ def serve(argv: Sequence[str]) -> int:
     return 0 if server.started else 1
 
 
-def _given(options: argparse.Namespace) -> dict[str, object]:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of settings, by their names."""
     given = {"host": options.host, "port": options.port, "database_url": options.database, "token": options.token}
     return given | {"rules": options.rules, "base_path": options.base_path}
 
 
-def read_settings(given: Mapping[str, object]) -> Settings:
+def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from the environment; what the command line says wins.
 
     Args:
