@@ -139,7 +139,7 @@ def measure_reads(server: Server, length: int) -> Iterator[Figure]:
             attempt = attempts.choose_attempt(session, RUN, None)
             heatmap.read_heatmap(
                 session, attempt, metric="update.own", first=0, last=attempts.LAST_STEP, pixels=HEATMAP_PIXELS,
-                collapse="modules",
+                wanted=heatmap.Rows("modules"),
             )  # fmt: skip
 
     for name, read in (("one series, 1,000 px", read_series), ("heat map, 120 modules, 500 px", read_heatmap)):

@@ -98,7 +98,7 @@ class World:
             return repr(
                 heatmap.read_heatmap(
                     session, attempt, metric="activation.rms", first=0, last=LAST_STEP, pixels=pixels,
-                    collapse="modules",
+                    wanted=heatmap.Rows("modules"),
                 )
             )  # fmt: skip
 

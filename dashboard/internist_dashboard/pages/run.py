@@ -243,9 +243,10 @@ def register(app: dash.Dash, api: Api) -> None:
         _: object, window: Window, text: str | None, scheme: Scheme, narrow: bool, axis: str, page: dict[str, Any]
     ) -> Any:
         name = page["run"]
+        subject = subject_of(text)
         run, heads = await asyncio.gather(
             api.run(name),
-            api.series(name, metric="attention.max_logit", subject=subject_of(text), limit=HEADS_ASKED),
+            api.series(name, metric="attention.max_logit", subject=subject, limit=HEADS_ASKED),
         )
         frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         chosen = chosen_heads(list(heads))
