@@ -15,7 +15,7 @@ from internist_dashboard.viewer import VIEWER, viewer_of
 from internist_migrations.upgrade import upgrade
 from internist_server.app import create_app
 from internist_server.settings import Settings
-from tests.dashboard.loops import run_apart
+from tests.loops import run_apart
 
 TOKEN = "s3cret"
 

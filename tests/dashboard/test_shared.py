@@ -7,7 +7,7 @@ import httpx
 
 from internist_dashboard.shared import SharedAnswers
 from internist_dashboard.viewer import VIEWER, Viewer
-from tests.dashboard.loops import run_apart
+from tests.loops import run_apart
 
 CALLBACK = "/_dash-update-component"
 

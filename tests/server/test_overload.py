@@ -16,6 +16,7 @@ from internist_server import connections, overload
 from internist_server.connections import BoundedProtocol
 from internist_server.lanes import RETRY_AFTER_S, Busy, Lane
 from internist_server.overload import Lanes, Overload
+from tests.loops import run_apart
 
 PATIENCE_S = 20.0
 FRAMES = "/api/v1/runs/{}/frames"
@@ -46,7 +47,7 @@ def test_every_client_has_its_turn_however_many_requests_another_has():
         await asyncio.gather(*greedy, *others)
         return order, lane
 
-    order, lane = asyncio.run(scene())
+    order, lane = run_apart(scene())
     assert max(order.index(f"client {place}") for place in range(5)) <= 6
     assert (len(order), lane.waiting) == (45, 0)
 
@@ -65,7 +66,7 @@ def test_a_lane_holds_so_many_of_all_and_of_one():
         await asyncio.wait(waits)
         assert lane.waiting == 0 and lane.has_room("a")
 
-    asyncio.run(scene())
+    run_apart(scene())
 
 
 def test_one_that_waits_for_too_long_is_sent_away_and_takes_nobodys_place():
@@ -79,7 +80,7 @@ def test_one_that_waits_for_too_long_is_sent_away_and_takes_nobodys_place():
         lane.leave()
         return lane
 
-    assert asyncio.run(scene()).waiting == 0
+    assert run_apart(scene()).waiting == 0
 
 
 def test_a_lane_that_is_closed_sends_everyone_away():
@@ -94,7 +95,7 @@ def test_a_lane_that_is_closed_sends_everyone_away():
         with pytest.raises(Busy):
             await lane.enter("c")
 
-    asyncio.run(scene())
+    run_apart(scene())
 
 
 class Server:
@@ -167,7 +168,7 @@ def test_what_there_is_no_room_for_is_told_when_to_come_again_and_health_never_w
         await asyncio.gather(*(one.task for one in (*requests, health, heartbeat)))
         assert [one.status for one in requests] == [200, 200, 503]
 
-    asyncio.run(scene())
+    run_apart(scene())
 
 
 def test_work_whose_client_has_gone_is_not_begun_and_its_place_is_free():
@@ -185,7 +186,7 @@ def test_work_whose_client_has_gone_is_not_begun_and_its_place_is_free():
         assert [path for path, _ in server.began] == [FRAMES.format("a"), FRAMES.format("c")]
         assert second.sent == []
 
-    asyncio.run(scene())
+    run_apart(scene())
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
@@ -197,7 +198,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
         await slow.task
         return slow, server
 
-    slow, server = asyncio.run(scene())
+    slow, server = run_apart(scene())
     assert (slow.status, server.began) == (408, [])
     assert slow.headers[b"connection"] == b"close"
 
@@ -210,7 +211,7 @@ def test_a_body_over_the_limit_is_refused_whatever_length_it_claims(pieces, leng
         await request.task
         return request.status, server.began
 
-    assert asyncio.run(scene()) == (413, [])
+    assert run_apart(scene()) == (413, [])
 
 
 def test_bodies_that_are_held_at_once_are_bounded(monkeypatch):
@@ -226,7 +227,7 @@ def test_bodies_that_are_held_at_once_are_bounded(monkeypatch):
         await third.task
         return first.status, second.status, third.status
 
-    assert asyncio.run(scene()) == (200, 503, 200)
+    assert run_apart(scene()) == (200, 503, 200)
 
 
 @contextmanager

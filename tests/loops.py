@@ -9,4 +9,4 @@ from typing import Any
 def run_apart(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What a coroutine returns."""
     with ThreadPoolExecutor(1) as apart:
-        return apart.submit(asyncio.run, coroutine).result()
+        return apart.submit(asyncio.run, coroutine).result()  # noqa: TID251
