@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS
 
 .PHONY: test
 test: $(VENV)/.installed-dev browser compiler alertmanager ## Run all tests (ARGS=tests/client: some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -p tests.workers -n auto $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.installed-dev ## Check format, lint, types and imports

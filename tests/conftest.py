@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.speed import LONGEST, SLOW_FIXTURES, is_slow_place, why_slow
+from tests.speed import LONG_FIXTURES, LONGEST, SLOW_FIXTURES, is_slow_place, why_slow
 
 ROOT = PurePosixPath(Path(__file__).parents[1].as_posix())
-LONG_FIXTURES = pytest.StashKey[dict[str, float]]()
-"""Seconds that the setting up of a fixture took, by its name and place."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

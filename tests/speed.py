@@ -9,6 +9,11 @@ import json
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+import pytest
+
+LONG_FIXTURES = pytest.StashKey[dict[str, float]]()
+"""Seconds that the setting up of a fixture took, by its name and place."""
+
 LONGEST = 2.0
 """Seconds that a fast test may take on a quiet machine."""
 

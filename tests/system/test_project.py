@@ -17,6 +17,8 @@ from docs import catalogue
 from internist.schema.conditions import CARDS, CONDITIONS, CRITERIA
 from internist.schema.metrics import CATALOGUE, METRICS
 from internist.schema.rules import RULES
+from tests.speed import SLOW_PATHS
+from tests.workers import TOGETHER
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -256,3 +258,7 @@ def test_make_help_lists_every_command():
         "browser",
         "compiler",
     }
+
+
+def test_places_that_are_named_for_the_sake_of_speed_exist():
+    assert [place for place in (*SLOW_PATHS, *TOGETHER) if not (ROOT / place).exists()] == []
