@@ -26,6 +26,7 @@ BAND: Final = np.dtype([("place", "<i4"), ("scheduled", "<i4"), ("edges", "<f4",
 _BASES: Final[Mapping[int, Basis]] = {1: "target", 2: "reference", 3: "baseline", 4: "sanity"}
 _BASELINE: Final = 3
 _EDGES: Final = 4
+_ADD: Final = insert(BandRow.__table__)  # type: ignore[arg-type]
 Records = NDArray[np.void]
 
 
@@ -57,7 +58,7 @@ def add_bands(session: Session, attempt_id: int, changed: Sequence[StoredBands])
         {"attempt_id": attempt_id, "step": one.step, "bands": one.bands.tobytes()} for one in changed if len(one.bands)
     ]
     if rows:
-        session.execute(insert(BandRow), rows)
+        session.execute(_ADD, rows)
 
 
 def read_edges(

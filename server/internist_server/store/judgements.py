@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
@@ -19,6 +19,12 @@ Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
 _PIECE = 512
 _CELLS = 8_000_000
+_STATE = JudgeStateRow.__table__.c
+_OF_ATTEMPT = _STATE.attempt_id == bindparam("attempt")
+_GET_STATE = select(_STATE.version, _STATE.judged_step, _STATE.summary).where(_OF_ATTEMPT)
+_GET_VERSION = select(_STATE.version).where(_OF_ATTEMPT)
+_GET_JUDGED_STEP = select(_STATE.judged_step).where(_OF_ATTEMPT)
+_ADD_JUDGEMENTS = insert(JudgementRow.__table__)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,7 @@ class JudgedWindow:
 
 def load_state(session: Session, attempt_id: int) -> JudgeState:
     """Where the judge is; that of one who has seen nothing, if nothing is stored."""
-    query = select(JudgeStateRow.version, JudgeStateRow.judged_step, JudgeStateRow.summary)
-    row = session.execute(query.where(JudgeStateRow.attempt_id == attempt_id)).first()
+    row = session.execute(_GET_STATE, {"attempt": attempt_id}).first()
     return JudgeState() if row is None else JudgeState(row.version, row.judged_step, _summary(row.summary))
 
 
@@ -106,12 +111,12 @@ def load_order(session: Session, attempt_id: int) -> Ids:
 
 def load_version(session: Session, attempt_id: int) -> int:
     """The version of the judge's state; 0 without one."""
-    return session.scalar(select(JudgeStateRow.version).where(JudgeStateRow.attempt_id == attempt_id)) or 0
+    return session.scalar(_GET_VERSION, {"attempt": attempt_id}) or 0
 
 
 def load_judged_step(session: Session, attempt_id: int) -> int:
     """The last judged step; `NEVER` without one."""
-    found = session.scalar(select(JudgeStateRow.judged_step).where(JudgeStateRow.attempt_id == attempt_id))
+    found = session.scalar(_GET_JUDGED_STEP, {"attempt": attempt_id})
     return NEVER if found is None else found
 
 
@@ -160,7 +165,7 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
         }
         for one in judged
     ]
-    session.execute(insert(JudgementRow), rows)
+    session.execute(_ADD_JUDGEMENTS, rows)
 
 
 def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, last: int) -> Iterator[JudgedWindow]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import and_, func, select
+from sqlalchemy import Row, and_, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
@@ -25,6 +25,17 @@ _LOGGED = "as given"
 _PLAN_NUMBERS = 1 << 31
 """Plans of a rank are numbered below this. One that is declared anew under a used number is another plan: it is stored
 under that number plus a multiple of this."""
+_PLANS = PlanRow.__table__.c
+_LIST_PLANS = (
+    select(PlanRow.__table__).where(_PLANS.attempt_id == bindparam("attempt")).order_by(_PLANS.rank, _PLANS.number)
+)
+_FIND_PLAN = (
+    select(PlanRow.__table__)
+    .where(_PLANS.attempt_id == bindparam("attempt"), _PLANS.rank == bindparam("rank"))
+    .where(_PLANS.number % _PLAN_NUMBERS == bindparam("number"))
+    .order_by(_PLANS.number.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +187,7 @@ def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequ
 
 def find_plan(session: Session, attempt_id: int, rank: int, number: int) -> StoredPlan | None:
     """The plan that a rank declared last under a number; None if it declared none."""
-    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank)
-    mine = query.where(PlanRow.number % _PLAN_NUMBERS == number).order_by(PlanRow.number.desc()).limit(1)
-    row = session.scalar(mine)
+    row = session.execute(_FIND_PLAN, {"attempt": attempt_id, "rank": rank, "number": number}).first()
     return None if row is None else _plan(row)
 
 
@@ -196,8 +205,7 @@ def is_sampled(metric: str) -> bool:
 
 def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
     """Plans of an attempt."""
-    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
-    return [_plan(row) for row in session.scalars(query)]
+    return [_plan(row) for row in session.execute(_LIST_PLANS, {"attempt": attempt_id})]
 
 
 def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
@@ -334,7 +342,7 @@ def _series(row: Any) -> StoredSeries:
     )
 
 
-def _plan(row: PlanRow) -> StoredPlan:
+def _plan(row: Row[Any]) -> StoredPlan:
     return StoredPlan(
         rank=row.rank,
         number=row.number,
