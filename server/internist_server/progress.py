@@ -111,7 +111,7 @@ class Progress:
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
         is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, live.columns, is_new=True)
+        matrix = read_matrix(session, attempt.id, steps, live.columns, layout=live.layout, is_new=True)
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):

@@ -23,6 +23,7 @@ _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error":
 _ALERT = AlertRow.__table__.c
 _FIRES = (_ALERT.run_id == bindparam("run")) & (_ALERT.state == "firing")
 _RUN_ALERT = select(_ALERT.id).where(_FIRES, _ALERT.rule == bindparam("rule"))
+_RULES_ON_RUN = select(_ALERT.rule).where(_FIRES, _ALERT.cause == "run")
 _NEWEST_CRITICAL = select(func.max(_ALERT.opened_step)).where(
     _FIRES, _ALERT.series_id.is_not(None), _ALERT.severity == "critical"
 )
@@ -116,6 +117,11 @@ def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_m
 def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
     """The id of the open alert of a rule on the run itself."""
     return session.scalar(_RUN_ALERT, {"run": run, "rule": rule})
+
+
+def rules_firing_on_run(session: Session, run: str) -> set[str]:
+    """The rules of which an alert on the run itself is open."""
+    return set(session.scalars(_RULES_ON_RUN, {"run": run}))
 
 
 def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, now_ms: int) -> bool:

@@ -33,6 +33,10 @@ _BY_ID = _GET.where(_ATTEMPT.id == bindparam("id"))
 _BY_NAME = _OF_RUN.where(_ATTEMPT.name == bindparam("name"))
 _NEWEST = _OF_RUN.order_by(_ATTEMPT.started_at_ms.desc(), _ATTEMPT.number.desc()).limit(1)
 _IN_ORDER = _OF_RUN.order_by(_ATTEMPT.started_at_ms, _ATTEMPT.number)
+_SEGMENT = select(_ATTEMPT.id, _ATTEMPT.parent, _ATTEMPT.start_step, _ATTEMPT.fine_from).where(
+    _ATTEMPT.run_id == bindparam("run"), _ATTEMPT.name == bindparam("name")
+)
+_HAS_RUN = select(_RUN.id).where(_RUN.id == bindparam("run"))
 _LOCK = select(_RUN.id).where(_RUN.id == bindparam("run")).with_for_update()
 _FIND_RANK = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
 _LIST_RANKS = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt")).order_by(_RANK.rank)
@@ -128,7 +132,7 @@ def lock_run(session: Session, run: str) -> None:
 
 def require_run(session: Session, run: str) -> None:
     """Raises `RunNotFound` if there is no such run."""
-    if session.scalar(select(RunRow.id).where(RunRow.id == run)) is None:
+    if session.scalar(_HAS_RUN, {"run": run}) is None:
         raise RunNotFound(run)
 
 
@@ -300,8 +304,7 @@ def history(session: Session, run: str, attempt: str) -> list[Segment]:
     name: str | None = attempt
     while name is not None and name not in seen:
         seen.add(name)
-        query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step, AttemptRow.fine_from)
-        found = session.execute(query.where(AttemptRow.run_id == run, AttemptRow.name == name)).first()
+        found = session.execute(_SEGMENT, {"run": run, "name": name}).first()
         if found is None:
             break
         first = found.start_step if found.parent is not None else 0

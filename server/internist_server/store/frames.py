@@ -30,6 +30,13 @@ _FIRST_RECEIVED = (
 _NEWEST = select(func.max(_FRAME.step)).where(
     _IS_OVER, _FRAME.rank == bindparam("rank"), _FRAME.step <= bindparam("up_to")
 )
+_BETWEEN = (
+    (_FRAME.attempt_id == bindparam("attempt"))
+    & (_FRAME.step >= bindparam("first"))
+    & (_FRAME.step <= bindparam("last"))
+)
+_STEPS = select(_FRAME.step).where(_BETWEEN).distinct()
+_STEPS_AND_PLANS = select(_FRAME.step, _FRAME.plan).where(_BETWEEN).distinct()
 _RECENT = (
     select(_FRAME.step, _FRAME.measured_at_ms)
     .where(_FRAME.attempt_id == bindparam("attempt"), _FRAME.step <= bindparam("up_to"))
@@ -127,11 +134,9 @@ def steps_between(
 ) -> Ids:
     """Steps of the frames of a segment in a window with their plans, (frames, 2), by step; of all plans or of these."""
     first, last = max(first, segment.first), min(last, segment.last)
-    query = select(FrameRow.step, FrameRow.plan).distinct()
-    query = query.where(FrameRow.attempt_id == segment.attempt_id, FrameRow.step >= first, FrameRow.step <= last)
-    if plans is not None:
-        query = query.where(FrameRow.plan.in_(plans))
-    loose = np.array([(row[0], row[1]) for row in session.execute(query)], np.int64).reshape(-1, 2)
+    asked = {"attempt": segment.attempt_id, "first": first, "last": last}
+    rows = session.execute(_STEPS_AND_PLANS, asked).all()
+    loose = np.array([(row[0], row[1]) for row in rows if plans is None or row[1] in plans], np.int64).reshape(-1, 2)
     blocks = list_blocks(session, segment.attempt_id, first=first, last=last, plans=plans)
     pairs = [np.stack([block.steps, np.full_like(block.steps, block.plan)], axis=1) for block in blocks]
     found = np.concatenate([loose, *pairs])
@@ -144,7 +149,4 @@ def steps_between(
 
 def loose_steps(session: Session, attempt_id: int, *, first: int, last: int) -> list[int]:
     """Steps of a window of which frames do not lie in tiles."""
-    query = select(FrameRow.step).where(
-        FrameRow.attempt_id == attempt_id, FrameRow.step >= first, FrameRow.step <= last
-    )
-    return list(session.scalars(query.distinct()))
+    return list(session.scalars(_STEPS, {"attempt": attempt_id, "first": first, "last": last}))

@@ -24,6 +24,15 @@ _OF_ATTEMPT = _STATE.attempt_id == bindparam("attempt")
 _GET_STATE = select(_STATE.version, _STATE.judged_step, _STATE.summary).where(_OF_ATTEMPT)
 _GET_VERSION = select(_STATE.version).where(_OF_ATTEMPT)
 _GET_JUDGED_STEP = select(_STATE.judged_step).where(_OF_ATTEMPT)
+_CHECKPOINT, _JUDGEMENT = CheckpointRow.__table__.c, JudgementRow.__table__.c
+_GET_ORDER = select(_CHECKPOINT.order).where(_CHECKPOINT.attempt_id == bindparam("attempt"))
+_BETWEEN = (
+    select(_JUDGEMENT.step, _JUDGEMENT.ratios, _JUDGEMENT.basis, _JUDGEMENT.divisor)
+    .where(_JUDGEMENT.attempt_id == bindparam("attempt"))
+    .where(_JUDGEMENT.step >= bindparam("first"), _JUDGEMENT.step <= bindparam("last"))
+    .order_by(_JUDGEMENT.step)
+    .execution_options(yield_per=_PIECE)
+)
 _ADD_JUDGEMENTS = insert(JudgementRow.__table__)  # type: ignore[arg-type]
 
 
@@ -105,7 +114,7 @@ def load_checkpoint(session: Session, attempt_id: int) -> Checkpoint:
 
 def load_order(session: Session, attempt_id: int) -> Ids:
     """Ids of the series that are judged, in the order in which judgements hold them."""
-    found = session.scalar(select(CheckpointRow.order).where(CheckpointRow.attempt_id == attempt_id))
+    found = session.scalar(_GET_ORDER, {"attempt": attempt_id})
     return np.empty(0, np.int64) if found is None else np.frombuffer(found, dtype="<i8")
 
 
@@ -176,13 +185,8 @@ def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, las
     for begin in range(0, len(blocks), held):
         yield _from_tiles(session, blocks[begin : begin + held], ids, first=first, last=last)
     places = places_in(load_order(session, segment.attempt_id), ids)
-    query = (
-        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis, JudgementRow.divisor)
-        .where(JudgementRow.attempt_id == segment.attempt_id)
-        .where(JudgementRow.step >= first, JudgementRow.step <= last)
-        .order_by(JudgementRow.step)
-    )
-    for rows in session.execute(query.execution_options(yield_per=_PIECE)).partitions():
+    asked = {"attempt": segment.attempt_id, "first": first, "last": last}
+    for rows in session.execute(_BETWEEN, asked).partitions():
         steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
         ratios = np.full((len(rows), len(places)), np.nan, np.float16)
         basis = np.zeros(ratios.shape, np.uint8)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import BLOCK, Block, list_blocks, read_tiles
 from internist_server.store.frames import loose_steps, steps_between
+from internist_server.store.layout import Layout, Span, span_of
 from internist_server.store.merge import Floats, Ids, Mask, Part, divide, merge
-from internist_server.store.series import NO_SERIES, Columns, StoredPlan, list_plans
+from internist_server.store.series import Columns, list_plans
 from internist_server.store.tables import FrameRow
 
 MAX_CELLS: Final = 8_000_000
@@ -61,40 +61,41 @@ def read_matrix(
     steps: Sequence[int] | Ids,
     columns: Columns,
     *,
+    layout: Layout | None = None,
     is_timely: bool = False,
     is_new: bool = False,
 ) -> Matrix:
     """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
 
     Args:
+        layout: where these columns lie in the attempt's plans; None: it is looked up.
         is_timely: only of frames that came before their step was judged: what the judge has seen.
         is_new: the steps lie behind the judge's checkpoint, so that none of their frames is in a tile.
     """
     wanted = np.asarray(steps, dtype=np.int64)
-    plans = list_plans(session, attempt_id)
-    shown, columns = len(columns.ids), _with_denominators(columns)
-    spans = [span for span in (_span(plan, columns) for plan in plans) if span is not None]
-    ranks = {span.rank for span in spans}
+    if layout is None:
+        layout = Layout.of(list_plans(session, attempt_id), columns)
+    shown, columns, is_alone = len(columns.ids), layout.columns, layout.is_of_one_rank
     shape = (len(wanted), len(columns.ids))
     measured = np.zeros(len(wanted), dtype=np.int64)
     skipped = np.zeros(len(wanted), dtype=bool)
     parts: dict[int, Part] = {}
-    for piece in _read(session, attempt_id, wanted, spans, columns, is_timely=is_timely, is_new=is_new):
+    for piece in _read(session, attempt_id, wanted, layout.spans, columns, is_timely=is_timely, is_new=is_new):
         part = parts.get(piece.span.rank)
         if part is None:
-            counts = np.ones(shape if len(ranks) > 1 else (1, 1))  # of one rank alone they do not matter
+            counts = np.ones((1, 1) if is_alone else shape)  # of one rank alone they do not matter
             part = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
             parts[piece.span.rank] = part
         where = np.ix_(piece.rows, piece.span.columns)
         part.values[where] = piece.values
         part.present[where] = True
-        if piece.span.counts is not None and len(ranks) > 1:
+        if piece.span.counts is not None and not is_alone:
             part.counts[where] = piece.span.counts
         np.maximum.at(measured, piece.rows, piece.measured_at_ms)
         np.logical_or.at(skipped, piece.rows, piece.skipped)
     if parts:
         values, present = merge([parts[rank] for rank in sorted(parts)], columns.codes)
-        divide(values, present, _ratios(columns))
+        divide(values, present, layout.ratios)
     else:
         values, present = np.full(shape, np.nan, np.float32), np.zeros(shape, dtype=bool)
     return Matrix(wanted, values[:, :shown], present[:, :shown], measured, skipped)
@@ -108,68 +109,20 @@ def read_history(
     rows = max(1, MAX_CELLS // max(1, len(columns.ids)))
     for segment in reversed(segments):
         plans = list_plans(session, segment.attempt_id)
-        wanted = {plan.number for plan in plans if is_whole or _span(plan, columns) is not None}
+        wanted = {plan.number for plan in plans if is_whole or span_of(plan, columns) is not None}
         if not wanted or first > segment.last or last < segment.first:
             continue
         found = steps_between(session, segment, first=first, last=last, plans=sorted(wanted))
-        steps = np.unique(found[:, 0])
+        steps = found[np.diff(found[:, 0], prepend=-1) > 0, 0]
         for begin in range(0, len(steps), rows):
             yield read_matrix(session, segment.attempt_id, steps[begin : begin + rows], columns)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where the wanted columns lie in the values of one rank's plan: `length` floats from `begin` on."""
-
-    rank: int
-    plan: int
-    begin: int
-    length: int
-    picks: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    counts: Ids | None
-
-
-def _with_denominators(columns: Columns) -> Columns:
-    """The columns, followed by those of denominators that are not among them; they merge as their numerators do."""
-    needed, first = np.unique(columns.over, return_index=True)
-    is_new = (needed != NO_SERIES) & ~np.isin(needed, columns.ids)
-    if not is_new.any():
-        return columns
-    added = needed[is_new]
-    return Columns(
-        np.concatenate([columns.ids, added]),
-        np.concatenate([columns.codes, columns.codes[first[is_new]]]),
-        np.concatenate([columns.over, np.full(len(added), NO_SERIES, dtype=np.int64)]),
-    )
-
-
-def _ratios(columns: Columns) -> list[tuple[int, int]]:
-    """Columns of ratios, each with the column of its denominator."""
-    ratios = np.flatnonzero(columns.over != NO_SERIES).tolist()
-    place = {int(one): column for column, one in enumerate(columns.ids)} if ratios else {}
-    return [(column, place[int(columns.over[column])]) for column in ratios]
-
-
-def _span(plan: StoredPlan, columns: Columns) -> _Span | None:
-    if not len(columns.ids) or not len(plan.series):
-        return None
-    sorter = np.argsort(columns.ids, kind="stable")
-    places = np.minimum(np.searchsorted(columns.ids, plan.series, sorter=sorter), len(sorter) - 1)
-    targets = sorter[places]
-    picks = np.flatnonzero(columns.ids[targets] == plan.series)
-    if not len(picks):
-        return None
-    begin, end = int(picks[0]), int(picks[-1]) + 1
-    counts = None if plan.counts is None else plan.counts[picks]
-    return _Span(plan.rank, plan.number, begin, end - begin, picks - begin, targets[picks], counts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Frames of one rank and plan, in the order in which they were sent: `rows` are the places of their steps."""
 
-    span: _Span
+    span: Span
     rows: Ids
     values: Floats
     """(frames, columns of the span)."""
@@ -181,7 +134,7 @@ def _read(
     session: Session,
     attempt_id: int,
     steps: Ids,
-    spans: Sequence[_Span],
+    spans: Sequence[Span],
     columns: Columns,
     *,
     is_timely: bool,
@@ -194,7 +147,7 @@ def _read(
     if not len(steps) or not spans:
         return
     first, last = int(steps[0]), int(steps[-1])
-    of_plan: dict[int, list[_Span]] = {}
+    of_plan: dict[int, list[Span]] = {}
     for span in spans:
         of_plan.setdefault(span.plan, []).append(span)
     blocks = [] if is_new else list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
@@ -214,7 +167,7 @@ def _from_tiles(
     session: Session,
     blocks: Sequence[Block],
     steps: Ids,
-    of_rank: Mapping[int, _Span],
+    of_rank: Mapping[int, Span],
     columns: Columns,
     *,
     is_timely: bool,
@@ -243,13 +196,13 @@ def _from_frames(
     plan: int,
     steps: Ids,
     wanted: Sequence[int],
-    spans: Sequence[_Span],
+    spans: Sequence[Span],
     *,
     is_timely: bool,
 ) -> Iterator[_Piece]:
     """The frames of one plan that are loose; of each only the span's bytes."""
     query = _VALUES_TIMELY if is_timely else _VALUES
-    by_layout: dict[tuple[int, int], dict[int, _Span]] = {}
+    by_layout: dict[tuple[int, int], dict[int, Span]] = {}
     for span in spans:
         by_layout.setdefault((span.begin, span.length), {})[span.rank] = span
     for (begin, length), of_rank in sorted(by_layout.items()):
@@ -265,7 +218,7 @@ def _from_frames(
                     yield _piece(of_rank[rank], rows, steps)
 
 
-def _piece(span: _Span, frames: Sequence[Any], steps: Ids) -> _Piece:
+def _piece(span: Span, frames: Sequence[Any], steps: Ids) -> _Piece:
     count = len(frames)
     raw = np.frombuffer(b"".join([frame.part for frame in frames]), dtype="<f4").reshape(count, -1)
     return _Piece(
