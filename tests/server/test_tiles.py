@@ -20,7 +20,8 @@ from internist_server.store.compaction import Sizes
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
 from internist_server.store.series import search_series
-from internist_server.store.tables import BlockRow, FrameRow, JudgedBlockRow, JudgementRow
+from internist_server.store.tables import FrameRow, JudgementRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow
 from internist_server.values.planes import pack, unpack
 from tests.server.sending import EPOCH_MS, STEP_MS, module_series, start_of
 

@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.merge import Ids, Mask
-from internist_server.store.tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
 from internist_server.values.planes import pack, unpack
 
 BLOCK: Final = 256

@@ -17,17 +17,8 @@ from internist_server.store.judgements import Bases, Ratios, load_checkpoint
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES
 from internist_server.store.summaries import JudgedSteps, add_summaries
-from internist_server.store.tables import (
-    AttemptRow,
-    BlockRow,
-    FrameRow,
-    JudgedBlockRow,
-    JudgedTileRow,
-    JudgementRow,
-    PlanRow,
-    RankRow,
-    TileRow,
-)
+from internist_server.store.tables import AttemptRow, FrameRow, JudgementRow, PlanRow, RankRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
 from internist_server.values.planes import pack
 
 KEPT_LOOSE: Final = 128

@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Insert
 
-from internist_server.store.tables import Base
+from internist_server.store.base import Base
 
 
 def upsert(

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from internist_server.store.judgements import load_judged_step
 from internist_server.store.summaries import last_summarised
-from internist_server.store.tables import AttemptRow, BlockRow, JudgedBlockRow, RunRow
+from internist_server.store.tables import AttemptRow, RunRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow
 
 _DAY_MS = 86_400_000
 _YOUNGEST_NEEDED = 4

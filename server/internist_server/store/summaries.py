@@ -15,7 +15,7 @@ from internist_server.store.frames import steps_between
 from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import StoredSeries, columns_for, list_series
-from internist_server.store.tables import SummaryRow
+from internist_server.store.tile_tables import SummaryRow
 from internist_server.values.planes import MAX_ITEMS
 from internist_server.values.spans import SPAN, Spans, spans_of
 
