@@ -23,6 +23,8 @@ class BlockRow(Base):
     count: Mapped[int]
     heads: Mapped[bytes]
     """What frames hold beside their values: see `store.blocks`."""
+    packed_bytes: Mapped[int] = mapped_column(server_default="0")
+    """Of its heads and tiles."""
 
 
 class TileRow(Base):
