@@ -209,7 +209,8 @@ def counts_firing(session: Session, runs: Sequence[str]) -> dict[str, int]:
 
 def newest_critical_step(session: Session, run: str) -> int | None:
     """Last step at which a critical alert that still fires was opened."""
-    return session.scalar(_NEWEST_CRITICAL, {"run": run})
+    step: int | None = session.scalar(_NEWEST_CRITICAL, {"run": run})
+    return step
 
 
 def list_alerts(

@@ -364,7 +364,7 @@ def _get_attempt(session: Session, attempt_id: int) -> Attempt:
     return _attempt(session.execute(_BY_ID, {"id": attempt_id}).one())
 
 
-def _attempt(row: Row[Any]) -> Attempt:
+def _attempt(row: Any) -> Attempt:
     return Attempt(
         id=row.id,
         run=row.run_id,

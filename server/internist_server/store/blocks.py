@@ -38,12 +38,13 @@ _JUDGED_BLOCKS = (
     .where(_JUDGED.last_step >= bindparam("first"), _JUDGED.first_step <= bindparam("last"))
     .order_by(_JUDGED.first_step)
 )
-_BLOCKS_ASKED, _SERIES_ASKED = bindparam("blocks", expanding=True), bindparam("series", expanding=True)
 _TILES = select(_TILE.block_id, _TILE.series_id, _TILE["values"]).where(
-    _TILE.block_id.in_(_BLOCKS_ASKED), _TILE.series_id.in_(_SERIES_ASKED)
+    _TILE.block_id.in_(bindparam("blocks", expanding=True)),
+    _TILE.series_id.in_(bindparam("series", expanding=True)),
 )
 _JUDGED_TILES = select(_JUDGED_TILE.block_id, _JUDGED_TILE.series_id, _JUDGED_TILE.ratios, _JUDGED_TILE.basis).where(
-    _JUDGED_TILE.block_id.in_(_BLOCKS_ASKED), _JUDGED_TILE.series_id.in_(_SERIES_ASKED)
+    _JUDGED_TILE.block_id.in_(bindparam("blocks", expanding=True)),
+    _JUDGED_TILE.series_id.in_(bindparam("series", expanding=True)),
 )
 
 

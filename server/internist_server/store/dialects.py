@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import Insert
 
 from internist_server.store.base import Base
 
@@ -25,11 +25,14 @@ def upsert(
 
 
 @cache
-def _upsert(dialect: str, table: type[Base], key: tuple[str, ...], update: tuple[str, ...]) -> Insert:
+def _upsert(dialect: str, table: type[Base], key: tuple[str, ...], update: tuple[str, ...]) -> Executable:
     """The statement; there are as many as there are calls of `upsert` in the code."""
     module = sqlite if dialect == "sqlite" else postgresql
-    statement = module.insert(table.__table__)  # type: ignore[arg-type]
-    if not update:
-        return statement.on_conflict_do_nothing(index_elements=list(key))
+    statement = module.insert(table.__table__)
     changed = {name: statement.excluded[name] for name in update}
-    return statement.on_conflict_do_update(index_elements=list(key), set_=changed)
+    ready: Executable = (
+        statement.on_conflict_do_update(index_elements=list(key), set_=changed)
+        if update
+        else statement.on_conflict_do_nothing(index_elements=list(key))
+    )
+    return ready

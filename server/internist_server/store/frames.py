@@ -96,7 +96,9 @@ def first_received_ms(session: Session, attempt_id: int, *, after: int) -> int |
 
 def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_to: int) -> int | None:
     """The newest step of a rank's frames in a range; None without one."""
-    return session.scalar(_NEWEST, {"attempt": attempt_id, "rank": rank, "after": after, "up_to": up_to})
+    asked = {"attempt": attempt_id, "rank": rank, "after": after, "up_to": up_to}
+    found: int | None = session.scalar(_NEWEST, asked)
+    return found
 
 
 def is_measured_between(session: Session, attempt_id: int, rank: int | None = None, *, first: int, last: int) -> bool:

@@ -206,7 +206,7 @@ def _from_frames(
     for span in spans:
         by_layout.setdefault((span.begin, span.length), {})[span.rank] = span
     for (begin, length), of_rank in sorted(by_layout.items()):
-        asked = {"attempt": attempt_id, "plan": plan, "begin": begin * 4 + 1, "length": length * 4}
+        asked: dict[str, Any] = {"attempt": attempt_id, "plan": plan, "begin": begin * 4 + 1, "length": length * 4}
         for first in range(0, len(wanted), _STEPS_A_QUERY):
             asked["steps"] = wanted[first : first + _STEPS_A_QUERY]
             grouped: dict[int, list[Any]] = {}

@@ -45,7 +45,7 @@ def _shown(values: NDArray[np.floating], absent: NDArray[np.bool_] | None) -> ND
 
 def _shortest(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Each value as the number of few digits that is nearest to it."""
-    wide = values.astype(np.float64)
+    wide: NDArray[np.float64] = values.astype(np.float64)
     if values.dtype == np.float64 or not values.size:
         return wide
     digits = 8 if values.dtype == np.float32 else 4
@@ -53,7 +53,9 @@ def _shortest(values: NDArray[np.floating]) -> NDArray[np.float64]:
         magnitude = np.where((wide != 0) & np.isfinite(wide), np.floor(np.log10(np.abs(wide))), 0)
         decimals = np.clip(digits - magnitude, -300, 300).astype(np.int64)
         scale = _POWERS[np.minimum(np.abs(decimals), _EXACT)]
-        rounded = np.where(decimals < 0, np.rint(wide / scale) * scale, np.rint(wide * scale) / scale)
+        rounded: NDArray[np.float64] = np.where(
+            decimals < 0, np.rint(wide / scale) * scale, np.rint(wide * scale) / scale
+        )
     for place in zip(*np.nonzero(np.abs(decimals) > _EXACT), strict=True):
         rounded[place] = round(float(wide[place]), int(decimals[place]))
     return rounded
