@@ -181,7 +181,7 @@ def measure_many(url: str, count: int) -> Iterator[Figure]:
 def _measure_list(server: Server, count: int) -> Iterator[Figure]:
     def read() -> None:
         with server.database.read() as session:
-            runs.list_runs(session, limit=1_000, now_ms=server.now_ms)
+            runs.list_runs(session, runs.Listing(), limit=1_000, now_ms=server.now_ms)
 
     queries = 0
 

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from internist_server.store.database import make_engine
-from internist_server.store.tables import Base
+from internist_server.store.metadata import METADATA
 
 _LOCK: Final = 8237
 """Key of the lock that lets one process migrate a PostgreSQL database at a time."""
@@ -45,7 +45,7 @@ def drift(engine: Engine) -> list[object]:
     """Differences between a migrated database and the tables as they are written; empty when there are none."""
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        return list(compare_metadata(context, Base.metadata))
+        return list(compare_metadata(context, METADATA))
 
 
 def config(connection: Connection | None = None) -> Config:

@@ -118,7 +118,9 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
         clock=clock,
     )
     handling = Handling(database, ingest, book, clock=clock)
-    retention = Retention(settings.keep_points_days, settings.keep_points_days_of)
+    retention = Retention(
+        settings.keep_points_days, settings.keep_points_days_of, settings.keep_points_mib, settings.keep_points_mib_of
+    )
     ticker, compactor = Ticker(ingest), Compactor(database, retention=retention, clock=clock)
 
     @asynccontextmanager

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sqlalchemy.orm import Session
+
 from internist_server.errors import NotFound
 from internist_server.store.attempts import lock_run
 from internist_server.store.compaction import Loose, Sizes, list_loose, move_frames, move_judgements
 from internist_server.store.database import Database
-from internist_server.store.retention import Retention, give_up, list_aged
+from internist_server.store.retention import Retention, fits_since_ms, give_up, list_aged
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +86,14 @@ class Compactor(threading.Thread):
         return blocks
 
     def give_up_old(self) -> int:
-        """Give up every block that is older than its project keeps them; how many of frames."""
+        """Give up every block that is older, or too much, by what its project keeps; how many of frames."""
         with self._database.read() as session:
             found = list_aged(session)
+            kept_since = {one: self._kept_since_ms(session, one) for one in {aged.project for aged in found}}
         given_up = 0
         for aged in found:
-            kept_since_ms = self._retention.kept_since_ms(aged.project, self._clock())
-            if kept_since_ms is None or aged.oldest_ms >= kept_since_ms:
+            kept_since_ms = kept_since[aged.project]
+            if aged.oldest_ms >= kept_since_ms:
                 continue
             try:
                 with self._database.write() as session:
@@ -102,6 +105,12 @@ class Compactor(threading.Thread):
                 log.info("run %s: %d blocks of old points are told by spans alone from now on", aged.run, blocks)
             given_up += blocks
         return given_up
+
+    def _kept_since_ms(self, session: Session, project: str) -> int:
+        """What of a project came before this is given up: it is too old, or there is too much that is newer."""
+        too_old_ms = self._retention.kept_since_ms(project, self._clock()) or 0
+        most_bytes = self._retention.most_bytes(project)
+        return too_old_ms if most_bytes is None else max(too_old_ms, fits_since_ms(session, project, most_bytes))
 
     def _compact_rank(self, loose: Loose) -> int:
         """Make blocks of a rank's frames, and of its attempt's judgements; how many."""

@@ -328,7 +328,10 @@ class Ingest:
             return False
         vitals = newest.vitals(now_ms, since_ms=self._clock.listening_since_ms)
         has_news = False
+        firing = alerts.rules_firing_on_run(session, attempt.run)
         for rule in _LASTING:
+            if vitals.state != rule.state and rule.name not in firing:
+                continue
             if vitals.state != rule.state:
                 has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
             elif newest.is_live:

@@ -9,7 +9,7 @@ another version's judge, which judged otherwise, is of no use: then all stored s
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -24,7 +24,7 @@ from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
 from internist_server.rulebook import RuleBook
 from internist_server.rulewatch import RuleWatch
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
-from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_history, read_matrix, steps_between
+from internist_server.store.frames import pending_steps, steps_between
 from internist_server.store.judgements import (
     Checkpoint,
     JudgeState,
@@ -34,8 +34,19 @@ from internist_server.store.judgements import (
     load_version,
     save_checkpoint,
 )
+from internist_server.store.layout import Layout
+from internist_server.store.matrices import MAX_CELLS, Matrix, read_history, read_matrix
 from internist_server.store.merge import Ids
-from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
+from internist_server.store.series import (
+    NO_SERIES,
+    Columns,
+    StoredPlan,
+    StoredSeries,
+    columns_for,
+    count_plans,
+    list_plans,
+    list_series,
+)
 from internist_server.store.tables import NEVER
 
 log = logging.getLogger(__name__)
@@ -72,6 +83,8 @@ class LiveJudge(Restored):
     """The user's own rules on it."""
     reference: str | None
     """Why it is not held to the reference that its run names; None: it is, or names none."""
+    layout: Layout | None = None
+    """Where its columns lie in the plans that it has looked at; None: it has not yet."""
 
 
 class Judges:
@@ -89,7 +102,9 @@ class Judges:
             live = self._live.pop(attempt.id, None)
         if live is None or live.stored.version != load_version(session, attempt.id):
             live = self._load(session, attempt)
-        fresh = _new_series(session, attempt, live.columns.ids)
+        has_more = live.layout is None or live.layout.plans != count_plans(session, attempt.id)
+        plans = list_plans(session, attempt.id) if has_more else []
+        fresh = _new_series(plans, live.columns.ids)
         if len(fresh):
             added = list_series(session, fresh)
             judged = [_judged(one) for one in added]
@@ -99,6 +114,8 @@ class Judges:
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, live.series)
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
+        if has_more:
+            live.layout = Layout.of(plans, live.columns)
         if attempt.reference is not None and (len(fresh) or live.reference is not None):
             found = references.find(session, attempt, keeps=True)
             if live.reference != found.reason:
@@ -239,8 +256,7 @@ def _parent_state(session: Session, attempt: Attempt) -> tuple[Ids, bytes | None
     return live.columns.ids, live.judge.state()
 
 
-def _new_series(session: Session, attempt: Attempt, known: Ids) -> Ids:
-    plans = list_plans(session, attempt.id)
+def _new_series(plans: Sequence[StoredPlan], known: Ids) -> Ids:
     if not plans:
         return np.empty(0, np.int64)
     return np.setdiff1d(np.concatenate([plan.series for plan in plans]), np.append(known, NO_SERIES))

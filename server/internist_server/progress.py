@@ -20,7 +20,7 @@ from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
 from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
-from internist_server.store.frames import MAX_CELLS, Matrix, first_received_ms, pending_steps, read_matrix, recent_times
+from internist_server.store.frames import first_received_ms, pending_steps, recent_times
 from internist_server.store.judgements import (
     Judged,
     JudgeState,
@@ -29,6 +29,7 @@ from internist_server.store.judgements import (
     load_judged_step,
     save_state,
 )
+from internist_server.store.matrices import MAX_CELLS, Matrix, read_matrix
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import heard_at_ms, longest_pause_ms, step_time_ms
@@ -110,7 +111,7 @@ class Progress:
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
         is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, live.columns, is_new=True)
+        matrix = read_matrix(session, attempt.id, steps, live.columns, layout=live.layout, is_new=True)
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):

@@ -105,6 +105,14 @@ class Settings(BaseSettings):
         default_factory=dict, description='The same by project, as JSON: `{"sweeps": 7, "production": 365}`.'
     )
 
+    keep_points_mib: float | None = Field(
+        default=None,
+        gt=0,
+        description="MiB that the packed points of each project may take; of what is beyond, the oldest are told by "
+        "spans alone.",
+    )
+    keep_points_mib_of: dict[str, float] = Field(default_factory=dict, description="The same by project, as JSON.")
+
     @field_validator("allowed_hosts", "webhook_url", "apprise_urls", "alertmanager_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

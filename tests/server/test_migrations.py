@@ -2,7 +2,7 @@ import sqlalchemy
 
 from internist_migrations.upgrade import downgrade, drift, is_current, upgrade
 from internist_server.store.database import make_engine
-from internist_server.store.tables import Base
+from internist_server.store.metadata import METADATA
 
 
 def tables(engine):
@@ -15,7 +15,7 @@ def test_migrations_go_up_and_down_and_up_again(empty_database_url):
 
     upgrade(empty_database_url)
     assert is_current(engine)
-    assert tables(engine) == set(Base.metadata.tables)
+    assert tables(engine) == set(METADATA.tables)
     downgrade(empty_database_url, "base")
     assert tables(engine) == set()
     upgrade(empty_database_url)
@@ -84,7 +84,7 @@ def test_a_migrated_database_has_the_form_of_the_tables(database_url):
 def test_every_constraint_has_a_name_of_its_own():
     names = [
         str(constraint.name)
-        for table in Base.metadata.tables.values()
+        for table in METADATA.tables.values()
         for constraint in [*table.constraints, *table.indexes]
     ]
 

@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy
 
 from internist_server.compactor import Compactor
-from internist_server.store.tables import Base
+from internist_server.store.metadata import METADATA
 from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [module_series(n, "activation.rms", f"blocks.{n}", role="block", cadence=10) for n in range(3)]
@@ -34,7 +34,7 @@ def test_a_deleted_run_leaves_nothing(sender, api):
     assert api.delete("/api/v1/runs/run1").status_code == 404
     assert api.delete("/api/v1/runs/run2").status_code == 200
     with api.app.state.services.database.read() as session:
-        for table in set(Base.metadata.sorted_tables) - {Base.metadata.tables["acts"]}:  # who deleted them is kept
+        for table in set(METADATA.sorted_tables) - {METADATA.tables["acts"]}:  # who deleted them is kept
             assert session.scalar(sqlalchemy.select(sqlalchemy.func.count()).select_from(table)) == 0, table.name
 
 

@@ -14,13 +14,14 @@ from internist_server.changes import Changes
 from internist_server.compactor import Compactor
 from internist_server.envelope import Contents
 from internist_server.ingest import Ingest
-from internist_server.store import heatmap, windows
+from internist_server.store import heatmap, removal, windows
 from internist_server.store.attempts import LAST_STEP, find_attempt
 from internist_server.store.compaction import Sizes
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
 from internist_server.store.series import search_series
-from internist_server.store.tables import BlockRow, FrameRow, JudgedBlockRow, JudgementRow
+from internist_server.store.tables import FrameRow, JudgementRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow
 from internist_server.values.planes import pack, unpack
 from tests.server.sending import EPOCH_MS, STEP_MS, module_series, start_of
 
@@ -260,6 +261,32 @@ def test_of_points_that_are_given_up_spans_are_left(module_database):
     assert len(window.steps) < 20 and max(window.high) == 30.0 and min(window.low) == 1.0
     assert window.steps[-1] == 890 and window.times_ms[-1] == EPOCH_MS + 890 * STEP_MS
     assert world.judged(pixels=1) == drawn
+
+
+def test_of_points_that_are_too_many_the_oldest_are_given_up(module_database):
+    worlds = [World(module_database, f"run{next(_runs)}") for _ in range(2)]
+    for lap, world in enumerate(worlds):
+        world.now_ms += lap * DAY_MS
+        for rank in range(2):
+            world.send(rank, range(0, 900, 10), (1.0, 0.0, 1.0))
+            world.take(rank, [{"finish": Finish(890, EPOCH_MS)}])
+        world.compactor.compact()
+    drawn = [world.judged(pixels=1) for world in worlds]
+    newer = worlds[1]
+    with module_database.read() as session:
+        attempt = find_attempt(session, newer.run, f"{newer.run}-a").id
+        of_newer = sqlalchemy.select(sqlalchemy.func.sum(BlockRow.packed_bytes)).where(BlockRow.attempt_id == attempt)
+        taken = session.scalar(of_newer)
+        tiles = removal.read_usage(session, newer.run).tiles
+    assert taken == tiles > 0
+
+    keeper = Compactor(module_database, retention=Retention(mib=taken / (1 << 20)), clock=lambda: EPOCH_MS)
+    assert keeper.give_up_old() > 0
+    assert keeper.give_up_old() == 0
+
+    assert len(worlds[0].seen()["activation.rms"]) < len(newer.seen()["activation.rms"]) == 90
+    same(newer.seen(), newer.expected())
+    assert [world.judged(pixels=1) for world in worlds] == drawn
 
 
 @given(data=st.binary(min_size=8, max_size=2_400), dtype=st.sampled_from(["<f2", "<f4", "<f8", "<i8", "u1", "?"]))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from internist.schema.views import Act, Scope, Token
 from internist_server.callers import Caller
 from internist_server.errors import Conflict, TokenNotFound
-from internist_server.store.tables import ActRow, SessionRow, TokenRow
+from internist_server.store.token_tables import ActRow, SessionRow, TokenRow
 
 MAX_TOKENS = 1_000
 """That are shown, the newest."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, case, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import RUN_RULES, RunRule, Severity
@@ -20,6 +20,19 @@ OPEN = ("pending", "firing")
 MOMENTS = ("user", *(rule.name for rule in RUN_RULES if rule.is_end))
 """Conditions whose alerts have a moment, and no duration."""
 _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
+_ALERT = AlertRow.__table__.c
+_FIRES = (_ALERT.run_id == bindparam("run")) & (_ALERT.state == "firing")
+_RUN_ALERT = select(_ALERT.id).where(_FIRES, _ALERT.rule == bindparam("rule"))
+_RULES_ON_RUN = select(_ALERT.rule).where(_FIRES, _ALERT.cause == "run")
+_NEWEST_CRITICAL = select(func.max(_ALERT.opened_step)).where(
+    _FIRES, _ALERT.series_id.is_not(None), _ALERT.severity == "critical"
+)
+_OPEN_ON = select(AlertRow).where(
+    AlertRow.attempt_id == bindparam("attempt"),
+    AlertRow.state.in_(OPEN),
+    AlertRow.series_id.in_(bindparam("series", expanding=True)) | AlertRow.series_id.is_(None),
+)
+_SERIES_A_QUERY = 500
 
 
 def apply_transitions(
@@ -38,8 +51,7 @@ def apply_transitions(
         is_quiet: record, and tell nobody.
         terms: what the user's rules say of an alert.
     """
-    query = select(AlertRow).where(AlertRow.attempt_id == attempt.id, AlertRow.state.in_(OPEN))
-    rows = {(row.series_id, row.rule): row for row in session.scalars(query)}
+    rows = _open_on(session, attempt, {transition.series for transition in transitions})
     for transition in transitions:
         key = (transition.series, transition.rule)
         row = rows.get(key)
@@ -104,8 +116,12 @@ def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_m
 
 def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
     """The id of the open alert of a rule on the run itself."""
-    query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.rule == rule, AlertRow.state == "firing")
-    return session.scalar(query)
+    return session.scalar(_RUN_ALERT, {"run": run, "rule": rule})
+
+
+def rules_firing_on_run(session: Session, run: str) -> set[str]:
+    """The rules of which an alert on the run itself is open."""
+    return set(session.scalars(_RULES_ON_RUN, {"run": run}))
 
 
 def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, now_ms: int) -> bool:
@@ -114,6 +130,7 @@ def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, 
     if found is None:
         return False
     _close(session, session.get_one(AlertRow, found), state="resolved", step=step, at_ms=now_ms)
+    session.flush()
     return True
 
 
@@ -135,6 +152,7 @@ def supersede(session: Session, newest: Attempt, *, now_ms: int) -> None:
     query = select(AlertRow).where(AlertRow.run_id == newest.run, AlertRow.attempt_id != newest.id)
     for row in session.scalars(query.where(AlertRow.state.in_(OPEN))).all():
         _close(session, row, state="superseded", step=newest.start_step, at_ms=now_ms)
+    session.flush()
 
 
 def firing(session: Session, run: str, *, condition: str | None = None, quiet: bool | None = None) -> list[Alert]:
@@ -191,8 +209,8 @@ def counts_firing(session: Session, runs: Sequence[str]) -> dict[str, int]:
 
 def newest_critical_step(session: Session, run: str) -> int | None:
     """Last step at which a critical alert that still fires was opened."""
-    query = select(func.max(AlertRow.opened_step)).where(AlertRow.run_id == run, AlertRow.series_id.is_not(None))
-    return session.scalar(query.where(AlertRow.state == "firing", AlertRow.severity == "critical"))
+    step: int | None = session.scalar(_NEWEST_CRITICAL, {"run": run})
+    return step
 
 
 def list_alerts(
@@ -267,6 +285,18 @@ def runs_firing(session: Session) -> list[str]:
 def mark_notified(session: Session, ids: Sequence[int]) -> None:
     """Say of alerts that receivers know of them."""
     session.execute(update(AlertRow).where(AlertRow.id.in_(ids)).values(notified=True))
+
+
+def _open_on(
+    session: Session, attempt: Attempt, series: Collection[int | None]
+) -> dict[tuple[int | None, str], AlertRow]:
+    """The open alerts of an attempt on these series, and on none, by series and rule."""
+    wanted = sorted(one for one in series if one is not None)
+    rows: dict[tuple[int | None, str], AlertRow] = {}
+    for begin in range(0, max(len(wanted), 1), _SERIES_A_QUERY):
+        asked = {"attempt": attempt.id, "series": wanted[begin : begin + _SERIES_A_QUERY]}
+        rows.update(((row.series_id, row.rule), row) for row in session.scalars(_OPEN_ON, asked))
+    return rows
 
 
 def _move(row: AlertRow, transition: Transition, terms: Terms, *, at_ms: int, is_quiet: bool) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
@@ -19,6 +19,36 @@ _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 
 _OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name != "mesh")
 """What `Rank` is made of."""
+
+_ATTEMPT, _RUN, _RANK = AttemptRow.__table__.c, RunRow.__table__.c, RankRow.__table__.c
+_OF_ATTEMPT = (
+    _ATTEMPT.id, _ATTEMPT.run_id, _ATTEMPT.name, _ATTEMPT.number, _ATTEMPT.parent, _ATTEMPT.world_size, _ATTEMPT.every,
+    _ATTEMPT.start_step, _ATTEMPT.received_at_ms, _ATTEMPT.finished_at_ms, _ATTEMPT.outcome, _RUN.parametrization,
+    _RUN.optimizers, _RUN.reference,
+)  # fmt: skip
+"""What `Attempt` is made of."""
+_GET = select(*_OF_ATTEMPT).join_from(AttemptRow.__table__, RunRow.__table__)
+_OF_RUN = _GET.where(_ATTEMPT.run_id == bindparam("run"))
+_BY_ID = _GET.where(_ATTEMPT.id == bindparam("id"))
+_BY_NAME = _OF_RUN.where(_ATTEMPT.name == bindparam("name"))
+_NEWEST = _OF_RUN.order_by(_ATTEMPT.started_at_ms.desc(), _ATTEMPT.number.desc()).limit(1)
+_IN_ORDER = _OF_RUN.order_by(_ATTEMPT.started_at_ms, _ATTEMPT.number)
+_SEGMENT = select(_ATTEMPT.id, _ATTEMPT.parent, _ATTEMPT.start_step, _ATTEMPT.fine_from).where(
+    _ATTEMPT.run_id == bindparam("run"), _ATTEMPT.name == bindparam("name")
+)
+_HAS_RUN = select(_RUN.id).where(_RUN.id == bindparam("run"))
+_LOCK = select(_RUN.id).where(_RUN.id == bindparam("run")).with_for_update()
+_FIND_RANK = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
+_LIST_RANKS = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt")).order_by(_RANK.rank)
+_SAVED = (
+    "last_step", "sampled_step", "received_at_ms", "loose", "frame_at_ms", "finished_at_ms", "heartbeat_step",
+    "clock_offset_ms", "refused", "refusal", "delivered", "plan_steps",
+)  # fmt: skip
+_SAVE_RANK = (
+    update(RankRow.__table__)  # type: ignore[arg-type]
+    .where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
+    .values({name: bindparam(name) for name in _SAVED})
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +126,13 @@ def lock_run(session: Session, run: str) -> None:
     Raises:
         RunNotFound: there is no such run.
     """
-    if session.scalar(select(RunRow.id).where(RunRow.id == run).with_for_update()) is None:
+    if session.scalar(_LOCK, {"run": run}) is None:
         raise RunNotFound(run)
 
 
 def require_run(session: Session, run: str) -> None:
     """Raises `RunNotFound` if there is no such run."""
-    if session.scalar(select(RunRow.id).where(RunRow.id == run)) is None:
+    if session.scalar(_HAS_RUN, {"run": run}) is None:
         raise RunNotFound(run)
 
 
@@ -176,7 +206,7 @@ def register(
         rank = Rank(start.rank, now_ms)
         row.finished_at_ms = None  # a rank that comes late
     session.flush()
-    return _attempt(session, row), rank, is_new
+    return _get_attempt(session, row.id), rank, is_new
 
 
 def fitting_config(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -205,7 +235,7 @@ def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt
     if new:
         run.config = fitting_config({**run.config, **new})
     session.flush()
-    return _attempt(session, row)
+    return _get_attempt(session, row.id)
 
 
 def _merge_outline(row: AttemptRow, modules: Sequence[Module], routing: Sequence[Route]) -> None:
@@ -227,10 +257,10 @@ def find_attempt(session: Session, run: str, name: str) -> Attempt:
     Raises:
         AttemptNotFound: the run has none.
     """
-    row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == run, AttemptRow.name == name))
+    row = session.execute(_BY_NAME, {"run": run, "name": name}).first()
     if row is None:
         raise AttemptNotFound(run, name)
-    return _attempt(session, row)
+    return _attempt(row)
 
 
 def newest_attempt(session: Session, run: str) -> Attempt:
@@ -239,11 +269,10 @@ def newest_attempt(session: Session, run: str) -> Attempt:
     Raises:
         RunNotFound: there is no such run.
     """
-    query = select(AttemptRow).where(AttemptRow.run_id == run)
-    row = session.scalar(query.order_by(AttemptRow.started_at_ms.desc(), AttemptRow.number.desc()).limit(1))
+    row = session.execute(_NEWEST, {"run": run}).first()
     if row is None:
         raise RunNotFound(run)
-    return _attempt(session, row)
+    return _attempt(row)
 
 
 def list_attempts(session: Session, run: str) -> list[Attempt]:
@@ -253,9 +282,7 @@ def list_attempts(session: Session, run: str) -> list[Attempt]:
         RunNotFound: there is no such run.
     """
     require_run(session, run)
-    query = select(AttemptRow).where(AttemptRow.run_id == run)
-    rows = session.scalars(query.order_by(AttemptRow.started_at_ms, AttemptRow.number)).all()
-    return [_attempt(session, row) for row in rows]
+    return [_attempt(row) for row in session.execute(_IN_ORDER, {"run": run})]
 
 
 def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
@@ -277,8 +304,7 @@ def history(session: Session, run: str, attempt: str) -> list[Segment]:
     name: str | None = attempt
     while name is not None and name not in seen:
         seen.add(name)
-        query = select(AttemptRow.id, AttemptRow.parent, AttemptRow.start_step, AttemptRow.fine_from)
-        found = session.execute(query.where(AttemptRow.run_id == run, AttemptRow.name == name)).first()
+        found = session.execute(_SEGMENT, {"run": run, "name": name}).first()
         if found is None:
             break
         first = found.start_step if found.parent is not None else 0
@@ -291,37 +317,24 @@ def history(session: Session, run: str, attempt: str) -> list[Segment]:
 
 def find_rank(session: Session, attempt_id: int, rank: int) -> Rank | None:
     """What is known of a rank; None if it never spoke."""
-    row = session.get(RankRow, (attempt_id, rank))
+    row = session.execute(_FIND_RANK, {"attempt": attempt_id, "of_rank": rank}).first()
     return None if row is None else _rank(row)
 
 
 def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
     """The ranks of an attempt that ever spoke, lowest first."""
     session.flush()
-    query = select(*_OF_RANK).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
-    return [_rank(row) for row in session.execute(query)]  # plain rows: every frame of every rank asks for all of them
+    return [_rank(row) for row in session.execute(_LIST_RANKS, {"attempt": attempt_id})]
 
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
     """Keep what ingest has changed of a rank."""
-    session.execute(
-        update(RankRow)
-        .where(RankRow.attempt_id == attempt_id, RankRow.rank == rank.rank)
-        .values(
-            delivered=[list(interval) for interval in rank.delivered],
-            last_step=rank.last_step,
-            sampled_step=rank.sampled_step,
-            plan_steps={str(plan): step for plan, step in rank.plan_steps.items()},
-            received_at_ms=rank.received_at_ms,
-            loose=rank.loose,
-            frame_at_ms=rank.frame_at_ms,
-            finished_at_ms=rank.finished_at_ms,
-            heartbeat_step=rank.heartbeat_step,
-            clock_offset_ms=rank.clock_offset_ms,
-            refused=rank.refused,
-            refusal=rank.refusal,
-        )
-    )
+    values = {name: getattr(rank, name) for name in _SAVED} | {
+        "attempt": attempt_id,
+        "of_rank": rank.rank,
+        "plan_steps": {str(plan): step for plan, step in rank.plan_steps.items()},
+    }
+    session.execute(_SAVE_RANK, values)
 
 
 def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, now_ms: int) -> Rank:
@@ -344,11 +357,14 @@ def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
     if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
-    return _attempt(session, row)
+    return _get_attempt(session, row.id)
 
 
-def _attempt(session: Session, row: AttemptRow) -> Attempt:
-    run = session.get_one(RunRow, row.run_id)
+def _get_attempt(session: Session, attempt_id: int) -> Attempt:
+    return _attempt(session.execute(_BY_ID, {"id": attempt_id}).one())
+
+
+def _attempt(row: Any) -> Attempt:
     return Attempt(
         id=row.id,
         run=row.run_id,
@@ -359,15 +375,15 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
         every=row.every,
         start_step=row.start_step,
         received_at_ms=row.received_at_ms,
-        parametrization=run.parametrization,
-        reference=run.reference,
-        optimizers=tuple(run.optimizers),
+        parametrization=row.parametrization,
+        reference=row.reference,
+        optimizers=tuple(row.optimizers),
         finished_at_ms=row.finished_at_ms,
         outcome=_outcome(row),
     )
 
 
-def _outcome(row: AttemptRow) -> Outcome | None:
+def _outcome(row: AttemptRow | Row[Any]) -> Outcome | None:
     return cast(Outcome | None, row.outcome)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import Basis
@@ -26,6 +26,13 @@ BAND: Final = np.dtype([("place", "<i4"), ("scheduled", "<i4"), ("edges", "<f4",
 _BASES: Final[Mapping[int, Basis]] = {1: "target", 2: "reference", 3: "baseline", 4: "sanity"}
 _BASELINE: Final = 3
 _EDGES: Final = 4
+_BAND = BandRow.__table__.c
+_UP_TO: Final = (
+    select(_BAND.step, _BAND.bands)
+    .where(_BAND.attempt_id == bindparam("attempt"), _BAND.step <= bindparam("last"))
+    .order_by(_BAND.step)
+)
+_ADD: Final = insert(BandRow.__table__)  # type: ignore[arg-type]
 Records = NDArray[np.void]
 
 
@@ -57,7 +64,7 @@ def add_bands(session: Session, attempt_id: int, changed: Sequence[StoredBands])
         {"attempt_id": attempt_id, "step": one.step, "bands": one.bands.tobytes()} for one in changed if len(one.bands)
     ]
     if rows:
-        session.execute(insert(BandRow), rows)
+        session.execute(_ADD, rows)
 
 
 def read_edges(
@@ -73,8 +80,7 @@ def read_edges(
     """
     edges = np.full((len(steps), len(places), _EDGES), np.nan, np.float32)
     column = {int(place): at for at, place in enumerate(places)}
-    query = select(BandRow.step, BandRow.bands).where(BandRow.attempt_id == attempt_id, BandRow.step <= last)
-    rows = session.execute(query.order_by(BandRow.step)).all()
+    rows = session.execute(_UP_TO, {"attempt": attempt_id, "last": last}).all()
     bands = np.frombuffer(b"".join([row.bands for row in rows]), BAND)
     changed = np.repeat([row.step for row in rows], [len(row.bands) // BAND.itemsize for row in rows])
     mine = np.flatnonzero(np.isin(bands["place"], places))
@@ -102,4 +108,11 @@ def band_of(values: Floats, ratios: NDArray[np.float16], basis: NDArray[np.uint8
         centre = (values / np.exp2(ratios.astype(np.float32))).astype(np.float32)
     has_centre = np.isfinite(centre) & (centre > 0) & (basis == _BASELINE)
     shown_centre = numbers(centre, absent=~has_centre)
-    return Band(_BASES[kind], shown_centre, *(tuple(map(shown, edges[:, at])) for at in range(_EDGES)))
+    return Band(_BASES[kind], shown_centre, *(_edge(edges[:, at]) for at in range(_EDGES)))
+
+
+def _edge(edge: Floats) -> tuple[float | None, ...]:
+    """An edge at each point; there are few different ones, and the shortest number is looked for once of each."""
+    different, places = np.unique(edge, return_inverse=True)
+    known = [shown(one) for one in different]
+    return tuple([known[place] for place in places.tolist()])

@@ -6,21 +6,46 @@ bytes: whole numbers as differences, floats as they are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.merge import Ids, Mask
-from internist_server.store.tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
 from internist_server.values.planes import pack, unpack
 
 BLOCK: Final = 256
 """Frames, or judgements, of a whole block: points of one tile."""
 _IDS_A_QUERY: Final = 500
+_KEPT: Final = 2_048
+"""Blocks whose heads stay unpacked in memory: 10 kB each."""
 Floats64 = NDArray[np.float64]
+_BLOCK, _TILE = BlockRow.__table__.c, TileRow.__table__.c
+_JUDGED, _JUDGED_TILE = JudgedBlockRow.__table__.c, JudgedTileRow.__table__.c
+_BLOCKS = (
+    select(_BLOCK.id, _BLOCK.rank, _BLOCK.plan, _BLOCK["count"].label("size"), _BLOCK.heads)
+    .where(_BLOCK.attempt_id == bindparam("attempt"))
+    .where(_BLOCK.last_step >= bindparam("first"), _BLOCK.first_step <= bindparam("last"))
+    .order_by(_BLOCK.id)
+)
+_JUDGED_BLOCKS = (
+    select(_JUDGED.id, _JUDGED["count"].label("size"), _JUDGED.heads)
+    .where(_JUDGED.attempt_id == bindparam("attempt"))
+    .where(_JUDGED.last_step >= bindparam("first"), _JUDGED.first_step <= bindparam("last"))
+    .order_by(_JUDGED.first_step)
+)
+_TILES = select(_TILE.block_id, _TILE.series_id, _TILE["values"]).where(
+    _TILE.block_id.in_(bindparam("blocks", expanding=True)),
+    _TILE.series_id.in_(bindparam("series", expanding=True)),
+)
+_JUDGED_TILES = select(_JUDGED_TILE.block_id, _JUDGED_TILE.series_id, _JUDGED_TILE.ratios, _JUDGED_TILE.basis).where(
+    _JUDGED_TILE.block_id.in_(bindparam("blocks", expanding=True)),
+    _JUDGED_TILE.series_id.in_(bindparam("series", expanding=True)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +103,15 @@ def list_blocks(
     session: Session, attempt_id: int, *, first: int, last: int, plans: Sequence[int] | None = None
 ) -> list[Block]:
     """The blocks of an attempt that may have frames of these steps, in the order in which they were made."""
-    query = select(BlockRow.id, BlockRow.rank, BlockRow.plan, BlockRow.count.label("size"), BlockRow.heads).where(
-        BlockRow.attempt_id == attempt_id, BlockRow.last_step >= first, BlockRow.first_step <= last
-    )
-    if plans is not None:
-        query = query.where(BlockRow.plan.in_(plans))
-    rows = session.execute(query.order_by(BlockRow.id)).all()
-    heads = unpack_heads([row.heads for row in rows], [row.size for row in rows], 4, ["?", "?"])
-    return [Block(row.id, row.rank, row.plan, *arrays) for row, arrays in zip(rows, heads, strict=True)]  # type: ignore[arg-type]
+    found = session.execute(_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
+    rows = [row for row in found if plans is None or row.plan in plans]
+    return [Block(row.id, row.rank, row.plan, *_heads(row.heads, row.size, 4, ("?", "?"))) for row in rows]  # type: ignore[arg-type]
 
 
 def list_judged_blocks(session: Session, attempt_id: int, *, first: int, last: int) -> list[JudgedBlock]:
     """The blocks of an attempt's judgements that have some of these steps, in their order."""
-    query = select(JudgedBlockRow.id, JudgedBlockRow.count.label("size"), JudgedBlockRow.heads).where(
-        JudgedBlockRow.attempt_id == attempt_id, JudgedBlockRow.last_step >= first, JudgedBlockRow.first_step <= last
-    )
-    rows = session.execute(query.order_by(JudgedBlockRow.first_step)).all()
-    heads = unpack_heads([row.heads for row in rows], [row.size for row in rows], 3, ["<f8", "<f8"])
-    return [JudgedBlock(row.id, *arrays) for row, arrays in zip(rows, heads, strict=True)]  # type: ignore[arg-type]
+    rows = session.execute(_JUDGED_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
+    return [JudgedBlock(row.id, *_heads(row.heads, row.size, 3, ("<f8", "<f8"))) for row in rows]  # type: ignore[arg-type]
 
 
 def read_tiles(
@@ -107,10 +123,8 @@ def read_tiles(
     for begin in range(0, len(blocks), _IDS_A_QUERY):
         ids = [block.id for block in blocks[begin : begin + _IDS_A_QUERY]]
         for low in range(0, len(series), _IDS_A_QUERY):
-            query = select(TileRow.block_id, TileRow.series_id, TileRow.values).where(
-                TileRow.block_id.in_(ids), TileRow.series_id.in_(series[low : low + _IDS_A_QUERY])
-            )
-            for block_id, series_id, values in session.execute(query):
+            asked = {"blocks": ids, "series": series[low : low + _IDS_A_QUERY]}
+            for block_id, series_id, values in session.execute(_TILES, asked):
                 found.setdefault(block_id, []).append((series_id, values))
     return _unpacked(found, counts, "<f4")  # type: ignore[return-value]
 
@@ -125,14 +139,21 @@ def read_judged_tiles(
     for begin in range(0, len(blocks), _IDS_A_QUERY):
         ids = [block.id for block in blocks[begin : begin + _IDS_A_QUERY]]
         for low in range(0, len(series), _IDS_A_QUERY):
-            query = select(
-                JudgedTileRow.block_id, JudgedTileRow.series_id, JudgedTileRow.ratios, JudgedTileRow.basis
-            ).where(JudgedTileRow.block_id.in_(ids), JudgedTileRow.series_id.in_(series[low : low + _IDS_A_QUERY]))
-            for block_id, series_id, of_series, basis in session.execute(query):
+            asked = {"blocks": ids, "series": series[low : low + _IDS_A_QUERY]}
+            for block_id, series_id, of_series, basis in session.execute(_JUDGED_TILES, asked):
                 ratios.setdefault(block_id, []).append((series_id, of_series))
                 bases.setdefault(block_id, []).append((series_id, basis))
     unpacked, of_bases = _unpacked(ratios, counts, "<f2"), _unpacked(bases, counts, "u1")
     return {one: (ids, found, of_bases[one][1]) for one, (ids, found) in unpacked.items()}  # type: ignore[misc]
+
+
+@lru_cache(maxsize=_KEPT)
+def _heads(heads: bytes, count: int, whole: int, dtypes: tuple[str, ...]) -> tuple[NDArray[np.generic], ...]:
+    """The arrays of one block: what is read of a run looks at all of its blocks."""
+    arrays = unpack_heads([heads], [count], whole, dtypes)[0]
+    for array in arrays:
+        array.flags.writeable = False
+    return tuple(arrays)
 
 
 def _unpacked(

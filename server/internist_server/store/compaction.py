@@ -17,17 +17,8 @@ from internist_server.store.judgements import Bases, Ratios, load_checkpoint
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES
 from internist_server.store.summaries import JudgedSteps, add_summaries
-from internist_server.store.tables import (
-    AttemptRow,
-    BlockRow,
-    FrameRow,
-    JudgedBlockRow,
-    JudgedTileRow,
-    JudgementRow,
-    PlanRow,
-    RankRow,
-    TileRow,
-)
+from internist_server.store.tables import AttemptRow, FrameRow, JudgementRow, PlanRow, RankRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
 from internist_server.values.planes import pack
 
 KEPT_LOOSE: Final = 128
@@ -85,14 +76,15 @@ def move_frames(session: Session, loose: Loose, sizes: Sizes) -> int:
     frames = session.execute(query.order_by(FrameRow.sequence).limit(sizes.block)).all()
     is_plan = (PlanRow.attempt_id == attempt_id) & (PlanRow.rank == rank) & (PlanRow.number == number)
     series = np.frombuffer(session.scalars(select(PlanRow.series).where(is_plan)).one(), dtype="<i8")
-    block_id = _add_block(session, attempt_id, rank, number, frames)
+    block = _add_block(session, attempt_id, rank, number, frames)
     values = np.frombuffer(b"".join([frame.values for frame in frames]), "<f4").reshape(len(frames), -1)
     tiles = [
-        {"block_id": block_id, "series_id": one, "values": pack(values[:, column])}
+        {"block_id": block.id, "series_id": one, "values": pack(values[:, column])}
         for column, one in enumerate(series.tolist())
         if one != NO_SERIES
     ]
-    session.execute(insert(TileRow), tiles)
+    session.execute(insert(TileRow.__table__), tiles)  # type: ignore[arg-type]
+    block.packed_bytes = len(block.heads) + sum(len(tile["values"]) for tile in tiles)
     session.execute(delete(FrameRow).where(of_rank, FrameRow.sequence.in_([frame.sequence for frame in frames])))
     is_it = (RankRow.attempt_id == attempt_id) & (RankRow.rank == rank)
     session.execute(update(RankRow).where(is_it).values(loose=RankRow.loose - len(frames)))
@@ -118,7 +110,7 @@ def move_judgements(session: Session, attempt_id: int, sizes: Sizes, *, is_over:
     judged = JudgedSteps(judged_steps, order, ratios, basis)
     add_summaries(session, attempt_id, judged, after=-1 if before is None else before)
     if tiles:
-        session.execute(insert(JudgedTileRow), tiles)
+        session.execute(insert(JudgedTileRow.__table__), tiles)  # type: ignore[arg-type]
     session.execute(delete(JudgementRow).where(moved))
     return len(rows)
 
@@ -130,7 +122,7 @@ def _settled(session: Session, attempt_id: int, rank: int) -> int:
     return min(load_checkpoint(session, attempt_id).step, -1 if reached is None else reached)
 
 
-def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: Sequence[Any]) -> int:
+def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: Sequence[Any]) -> BlockRow:
     def whole(name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.fromiter((getattr(frame, name) for frame in frames), np.int64, len(frames))
 
@@ -147,7 +139,7 @@ def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: 
     )  # fmt: skip
     session.add(block)
     session.flush()
-    return block.id
+    return block
 
 
 def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) -> tuple[int, Ids]:

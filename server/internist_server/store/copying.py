@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Integer, Table, func, select, text, update
 from sqlalchemy.types import BigInteger
 
 from internist_server.store.database import make_engine
-from internist_server.store.tables import Base, JudgeStateRow, RunRow
+from internist_server.store.metadata import METADATA
+from internist_server.store.tables import JudgeStateRow, RunRow
 
 ROWS: Final = 500
 """Rows that are held in memory at a time."""
@@ -67,7 +68,7 @@ def copy_tables(source: str, target: str) -> int:
             reader.begin(),
             writer.begin(),
         ):
-            tables = Base.metadata.sorted_tables
+            tables = METADATA.sorted_tables
             for table in reversed(tables):
                 writer.execute(table.delete())
             count = sum(_copy(table, reader, writer) for table in tables)

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 from internist.schema.views import Alert, Delivery
 from internist_server.alerts.address_book import Address
 from internist_server.store import alerts
+from internist_server.store.delivery_tables import DeliveryRow, NotificationRow
 from internist_server.store.dialects import upsert
 from internist_server.store.notifications import Queued, queued
-from internist_server.store.tables import DeliveryRow, NotificationRow, RunRow
+from internist_server.store.tables import RunRow
 
 LEASE_MS: Final = 120_000
 """What was claimed, one message at a time, comes up again after this, should its deliverer have died: longer than any

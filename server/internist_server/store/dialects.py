@@ -1,12 +1,14 @@
 """The one thing SQLite and PostgreSQL spell through different modules: an insert that meets an existing key."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from internist_server.store.tables import Base
+from internist_server.store.base import Base
 
 
 def upsert(
@@ -19,10 +21,18 @@ def upsert(
     if not rows:
         return
     rows = list({tuple(row[name] for name in key): row for row in rows}.values())
-    module = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    statement = module.insert(table)
-    if update:
-        changed = {name: statement.excluded[name] for name in update}
-        session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed), rows)
-    else:
-        session.execute(statement.on_conflict_do_nothing(index_elements=list(key)), rows)
+    session.execute(_upsert(session.get_bind().dialect.name, table, tuple(key), tuple(update)), rows)
+
+
+@cache
+def _upsert(dialect: str, table: type[Base], key: tuple[str, ...], update: tuple[str, ...]) -> Executable:
+    """The statement; there are as many as there are calls of `upsert` in the code."""
+    module = sqlite if dialect == "sqlite" else postgresql
+    statement = module.insert(table.__table__)
+    changed = {name: statement.excluded[name] for name in update}
+    ready: Executable = (
+        statement.on_conflict_do_update(index_elements=list(key), set_=changed)
+        if update
+        else statement.on_conflict_do_nothing(index_elements=list(key))
+    )
+    return ready

@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from internist_server.judge.evidence import Evidence
 from internist_server.store.attempts import Rank
 from internist_server.store.judgements import Summary
 from internist_server.store.tables import CoverageRow
+
+_COVERAGE = CoverageRow.__table__.c
+_MEASURED = (
+    select(_COVERAGE.subject)
+    .where(_COVERAGE.attempt_id == bindparam("attempt"), _COVERAGE.state == "measured")
+    .limit(1)
+)
 
 
 def read_evidence(session: Session, attempt_id: int, ranks: Sequence[Rank], summary: Summary) -> Evidence:
@@ -22,5 +29,4 @@ def read_evidence(session: Session, attempt_id: int, ranks: Sequence[Rank], summ
 
 
 def _is_measured(session: Session, attempt_id: int) -> bool:
-    query = select(CoverageRow.subject).where(CoverageRow.attempt_id == attempt_id, CoverageRow.state == "measured")
-    return session.scalar(query.limit(1)) is not None
+    return session.scalar(_MEASURED, {"attempt": attempt_id}) is not None

@@ -9,14 +9,14 @@ from sqlalchemy.orm import Session
 
 from internist.schema.conditions import CRITERIA, Basis
 from internist.schema.metrics import METRICS
-from internist.schema.views import Heatmap, HeatmapRow
+from internist.schema.views import Heatmap, HeatmapRow, Number
 from internist_server.patterns import searcher
 from internist_server.store.attempts import Attempt, Segment, lineage
-from internist_server.store.frames import MAX_CELLS, read_matrix
 from internist_server.store.judgements import JudgedWindow, count_judged, read_judged
+from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Floats, Ids
-from internist_server.store.numbers import numbers
-from internist_server.store.series import Columns, StoredSeries, columns_of, metrics_of_run, search_series
+from internist_server.store.numbers import rows_of_numbers
+from internist_server.store.series import Columns, StoredSeries, columns_for, metrics_of_run, search_series
 from internist_server.store.summaries import Summary, read_summaries
 from internist_server.store.thinning import bucket_starts, strongest
 
@@ -74,12 +74,13 @@ def read_heatmap(
         Invalid: the pattern for subjects is none.
     """
     judged = {criterion.metric for criterion in CRITERIA}
-    drawable = tuple(name for name in METRICS if name in judged & set(metrics_of_run(session, attempt.run)))
+    drawn = judged.intersection(metrics_of_run(session, attempt.run))
+    drawable = tuple(name for name in METRICS if name in drawn)
     chosen = metric or next((name for name in (*_PREFERRED, *drawable) if name in drawable), "")
     all_members = _members(search_series(session, attempt.run, metrics=[chosen]), wanted)
     kept = list(all_members.items())[: wanted.limit]
     found = [one for _, of_row in kept for one in of_row]
-    columns = columns_of(session, np.array([one.id for one in found], dtype=np.int64))
+    columns = columns_for(session, np.array([one.id for one in found], dtype=np.int64), found)
     members = _places(kept)
     is_two_sided = any(criterion.two_sided for criterion in CRITERIA if criterion.metric == chosen)
     pieces: list[_Piece] = []
@@ -98,9 +99,12 @@ def read_heatmap(
             bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
             pieces += _collapse(session, segment, window, columns, of_rows, is_two_sided=is_two_sided)
     steps, ratios, values = _thinned(pieces, len(members), pixels, is_two_sided=is_two_sided)
+    absent = np.isnan(ratios).T
+    shown_ratios = rows_of_numbers(ratios.T.astype(np.float16), absent=absent)  # the precision they are stored in
+    shown_values = rows_of_numbers(values.T, absent=absent)
     rows = tuple(
-        _row(name, [found[place] for place in places], ratios[:, row], values[:, row])
-        for row, (name, places) in enumerate(members.items())
+        _row(name, [found[place] for place in places], *row)
+        for (name, places), *row in zip(members.items(), shown_ratios, shown_values, strict=True)
     )
     unit = METRICS[chosen].unit if chosen in METRICS else ""
     basis = next((BASES[number] for number in _WEAKEST_FIRST if bases[number]), None)
@@ -176,7 +180,12 @@ def _worst_of_rows(
     shape = (len(ratios), len(members))
     row_ratios, row_values = np.empty(shape, np.float32), np.empty(shape, np.float32)
     lines = np.arange(len(ratios))
+    alone = [row for row, places in enumerate(members) if len(places) == 1]
+    of_alone = [members[row][0] for row in alone]
+    row_ratios[:, alone], row_values[:, alone] = ratios[:, of_alone], values[:, of_alone]
     for row, places in enumerate(members):
+        if len(places) == 1:
+            continue
         of_row = ratios[:, places]
         worst = _severity(of_row, is_two_sided=is_two_sided).argmax(axis=1)
         row_ratios[:, row] = of_row[lines, worst]
@@ -206,13 +215,14 @@ def _severity(ratios: Floats, *, is_two_sided: bool) -> Floats:
     return np.where(np.isnan(ratios), np.float32(-np.inf), severity)
 
 
-def _row(name: str, series: Sequence[StoredSeries], ratios: Floats, values: Floats) -> HeatmapRow:
-    absent = np.isnan(ratios)
+def _row(
+    name: str, series: Sequence[StoredSeries], ratios: tuple[Number, ...], values: tuple[Number, ...]
+) -> HeatmapRow:
     return HeatmapRow(
         subject=name,
         block=series[0].facts.block,
         order=min(one.facts.order for one in series),
         series=tuple(one.id for one in series),
-        ratios=numbers(ratios.astype(np.float16), absent=absent),  # the precision they are stored in
-        values=numbers(values, absent=absent),
+        ratios=ratios,
+        values=values,
     )

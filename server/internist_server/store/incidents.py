@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from internist_server.alerts.incidents import FLAPPING_MS, Incident, Move
 from internist_server.store import alerts
-from internist_server.store.tables import IncidentRow
+from internist_server.store.delivery_tables import IncidentRow
 
 _IS_OPEN = IncidentRow.closed_at_ms.is_(None)
 

@@ -9,20 +9,19 @@ from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import LAST_STEP
 from internist_server.store.blocks import list_blocks, list_judged_blocks, read_tiles
+from internist_server.store.delivery_tables import DeliveryRow
 from internist_server.store.tables import (
     NEVER,
     AlertRow,
     AttemptRow,
-    BlockRow,
-    DeliveryRow,
     FrameRow,
     JudgeStateRow,
     PlanRow,
     RankRow,
     RunRow,
     StandingRow,
-    TileRow,
 )
+from internist_server.store.tile_tables import BlockRow, TileRow
 
 _ID_BYTES, _VALUE_BYTES = 8, 4
 _OPEN: Final = ("pending", "firing")

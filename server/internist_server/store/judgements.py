@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
@@ -19,6 +19,21 @@ Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
 _PIECE = 512
 _CELLS = 8_000_000
+_STATE = JudgeStateRow.__table__.c
+_OF_ATTEMPT = _STATE.attempt_id == bindparam("attempt")
+_GET_STATE = select(_STATE.version, _STATE.judged_step, _STATE.summary).where(_OF_ATTEMPT)
+_GET_VERSION = select(_STATE.version).where(_OF_ATTEMPT)
+_GET_JUDGED_STEP = select(_STATE.judged_step).where(_OF_ATTEMPT)
+_CHECKPOINT, _JUDGEMENT = CheckpointRow.__table__.c, JudgementRow.__table__.c
+_GET_ORDER = select(_CHECKPOINT.order).where(_CHECKPOINT.attempt_id == bindparam("attempt"))
+_BETWEEN = (
+    select(_JUDGEMENT.step, _JUDGEMENT.ratios, _JUDGEMENT.basis, _JUDGEMENT.divisor)
+    .where(_JUDGEMENT.attempt_id == bindparam("attempt"))
+    .where(_JUDGEMENT.step >= bindparam("first"), _JUDGEMENT.step <= bindparam("last"))
+    .order_by(_JUDGEMENT.step)
+    .execution_options(yield_per=_PIECE)
+)
+_ADD_JUDGEMENTS = insert(JudgementRow.__table__)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +101,7 @@ class JudgedWindow:
 
 def load_state(session: Session, attempt_id: int) -> JudgeState:
     """Where the judge is; that of one who has seen nothing, if nothing is stored."""
-    query = select(JudgeStateRow.version, JudgeStateRow.judged_step, JudgeStateRow.summary)
-    row = session.execute(query.where(JudgeStateRow.attempt_id == attempt_id)).first()
+    row = session.execute(_GET_STATE, {"attempt": attempt_id}).first()
     return JudgeState() if row is None else JudgeState(row.version, row.judged_step, _summary(row.summary))
 
 
@@ -100,18 +114,18 @@ def load_checkpoint(session: Session, attempt_id: int) -> Checkpoint:
 
 def load_order(session: Session, attempt_id: int) -> Ids:
     """Ids of the series that are judged, in the order in which judgements hold them."""
-    found = session.scalar(select(CheckpointRow.order).where(CheckpointRow.attempt_id == attempt_id))
+    found = session.scalar(_GET_ORDER, {"attempt": attempt_id})
     return np.empty(0, np.int64) if found is None else np.frombuffer(found, dtype="<i8")
 
 
 def load_version(session: Session, attempt_id: int) -> int:
     """The version of the judge's state; 0 without one."""
-    return session.scalar(select(JudgeStateRow.version).where(JudgeStateRow.attempt_id == attempt_id)) or 0
+    return session.scalar(_GET_VERSION, {"attempt": attempt_id}) or 0
 
 
 def load_judged_step(session: Session, attempt_id: int) -> int:
     """The last judged step; `NEVER` without one."""
-    found = session.scalar(select(JudgeStateRow.judged_step).where(JudgeStateRow.attempt_id == attempt_id))
+    found = session.scalar(_GET_JUDGED_STEP, {"attempt": attempt_id})
     return NEVER if found is None else found
 
 
@@ -160,7 +174,7 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
         }
         for one in judged
     ]
-    session.execute(insert(JudgementRow), rows)
+    session.execute(_ADD_JUDGEMENTS, rows)
 
 
 def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, last: int) -> Iterator[JudgedWindow]:
@@ -171,13 +185,8 @@ def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, las
     for begin in range(0, len(blocks), held):
         yield _from_tiles(session, blocks[begin : begin + held], ids, first=first, last=last)
     places = places_in(load_order(session, segment.attempt_id), ids)
-    query = (
-        select(JudgementRow.step, JudgementRow.ratios, JudgementRow.basis, JudgementRow.divisor)
-        .where(JudgementRow.attempt_id == segment.attempt_id)
-        .where(JudgementRow.step >= first, JudgementRow.step <= last)
-        .order_by(JudgementRow.step)
-    )
-    for rows in session.execute(query.execution_options(yield_per=_PIECE)).partitions():
+    asked = {"attempt": segment.attempt_id, "first": first, "last": last}
+    for rows in session.execute(_BETWEEN, asked).partitions():
         steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
         ratios = np.full((len(rows), len(places)), np.nan, np.float16)
         basis = np.zeros(ratios.shape, np.uint8)

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from internist.schema.views import Alert
 from internist_server.store import alerts
-from internist_server.store.tables import NotificationRow, RunRow
+from internist_server.store.delivery_tables import NotificationRow
+from internist_server.store.tables import RunRow
 
 
 @dataclass(frozen=True, slots=True)

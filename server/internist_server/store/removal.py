@@ -7,18 +7,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from internist.schema.views import Usage
 from internist_server.store.attempts import require_run
-from internist_server.store.tables import (
-    AttemptRow,
-    BandRow,
-    BlockRow,
-    FrameRow,
-    JudgedBlockRow,
-    JudgedTileRow,
-    JudgementRow,
-    RunRow,
-    SummaryRow,
-    TileRow,
-)
+from internist_server.store.tables import AttemptRow, BandRow, FrameRow, JudgementRow, RunRow
+from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, SummaryRow, TileRow
 
 BLOCKS_AT_ONCE: Final = 32
 """Blocks that one transaction deletes."""

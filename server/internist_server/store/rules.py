@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.tables import RuleSetRow, RuleStateRow, RunRow
 
 Rules = list[dict[str, Any]]
 """Rules as JSON has them."""
+_RUN = RunRow.__table__.c
+_VERSION = select(func.max(RuleSetRow.__table__.c.id))
+_THRESHOLDS = select(_RUN.thresholds).where(_RUN.id == bindparam("run"))
 
 
 def read_rules(session: Session) -> tuple[int, Rules]:
@@ -19,7 +22,7 @@ def read_rules(session: Session) -> tuple[int, Rules]:
 
 def rules_version(session: Session) -> int:
     """The number of the newest set of rules."""
-    return session.scalar(select(func.max(RuleSetRow.id))) or 0
+    return session.scalar(_VERSION) or 0
 
 
 def add_rules(session: Session, rules: Rules, *, now_ms: int) -> None:
@@ -30,7 +33,7 @@ def add_rules(session: Session, rules: Rules, *, now_ms: int) -> None:
 
 def run_thresholds(session: Session, run: str) -> Rules:
     """The thresholds of a run, as it was started with or as they were set since."""
-    return session.scalar(select(RunRow.thresholds).where(RunRow.id == run)) or []
+    return session.scalar(_THRESHOLDS, {"run": run}) or []
 
 
 def set_run_thresholds(session: Session, run: str, thresholds: Rules) -> None:

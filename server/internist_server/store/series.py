@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import and_, func, select
+from sqlalchemy import Row, and_, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from internist.schema.metrics import METRICS, RATIOS_OVER, Bound, Kind
@@ -25,6 +25,18 @@ _LOGGED = "as given"
 _PLAN_NUMBERS = 1 << 31
 """Plans of a rank are numbered below this. One that is declared anew under a used number is another plan: it is stored
 under that number plus a multiple of this."""
+_PLANS = PlanRow.__table__.c
+_LIST_PLANS = (
+    select(PlanRow.__table__).where(_PLANS.attempt_id == bindparam("attempt")).order_by(_PLANS.rank, _PLANS.number)
+)
+_COUNT_PLANS = select(func.count()).select_from(PlanRow.__table__).where(_PLANS.attempt_id == bindparam("attempt"))
+_FIND_PLAN = (
+    select(PlanRow.__table__)
+    .where(_PLANS.attempt_id == bindparam("attempt"), _PLANS.rank == bindparam("rank"))
+    .where(_PLANS.number % _PLAN_NUMBERS == bindparam("number"))
+    .order_by(_PLANS.number.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +188,7 @@ def add_plan(session: Session, attempt_id: int, rank: int, plan: Plan, ids: Sequ
 
 def find_plan(session: Session, attempt_id: int, rank: int, number: int) -> StoredPlan | None:
     """The plan that a rank declared last under a number; None if it declared none."""
-    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id, PlanRow.rank == rank)
-    mine = query.where(PlanRow.number % _PLAN_NUMBERS == number).order_by(PlanRow.number.desc()).limit(1)
-    row = session.scalar(mine)
+    row = session.execute(_FIND_PLAN, {"attempt": attempt_id, "rank": rank, "number": number}).first()
     return None if row is None else _plan(row)
 
 
@@ -196,8 +206,12 @@ def is_sampled(metric: str) -> bool:
 
 def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
     """Plans of an attempt."""
-    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
-    return [_plan(row) for row in session.scalars(query)]
+    return [_plan(row) for row in session.execute(_LIST_PLANS, {"attempt": attempt_id})]
+
+
+def count_plans(session: Session, attempt_id: int) -> int:
+    """How many plans an attempt has; they are never changed, and only become more."""
+    return session.scalar(_COUNT_PLANS, {"attempt": attempt_id}) or 0
 
 
 def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
@@ -205,8 +219,7 @@ def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
     found: dict[int, StoredSeries] = {}
     wanted = ids.tolist()
     for begin in range(0, len(wanted), _BATCH):
-        query = select(*_COLUMNS).where(SeriesRow.id.in_(wanted[begin : begin + _BATCH]))
-        for row in session.execute(query):
+        for row in session.execute(_OF_IDS, {"ids": wanted[begin : begin + _BATCH]}):
             found[row.id] = _series(row)
     return [found[one] for one in wanted]
 
@@ -215,12 +228,11 @@ def search_series(
     session: Session, run: str, *, metrics: Sequence[str] | None = None, kinds: Sequence[str] | None = None
 ) -> list[StoredSeries]:
     """Series of a run in forward order."""
-    query = select(*_COLUMNS).where(SeriesRow.run_id == run)
-    if metrics is not None:
-        query = query.where(SeriesRow.metric.in_(metrics))
-    if kinds is not None:
-        query = query.where(SeriesRow.kind.in_(kinds))
-    return sorted((_series(row) for row in session.execute(query)), key=_forward_order)
+    if metrics is None:
+        rows = session.execute(_OF_RUN, {"run": run})
+    else:
+        rows = session.execute(_OF_METRICS, {"run": run, "metrics": list(metrics)})
+    return sorted((_series(row) for row in rows if kinds is None or row.kind in kinds), key=_forward_order)
 
 
 def metrics_of_run(session: Session, run: str) -> list[str]:
@@ -243,19 +255,17 @@ def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Colum
     return Columns(ids, codes_of(series), over)
 
 
-_COLUMNS: tuple[Any, ...] = (
-    SeriesRow.id,
-    SeriesRow.metric,
-    SeriesRow.kind,
-    SeriesRow.subject,
-    SeriesRow.index,
-    SeriesRow.bound,
-    SeriesRow.facts,
-)
+_SERIES = SeriesRow.__table__.c
+_GET = select(_SERIES.id, _SERIES.metric, _SERIES.kind, _SERIES.subject, _SERIES["index"], _SERIES.bound, _SERIES.facts)
+_OF_RUN = _GET.where(_SERIES.run_id == bindparam("run"))
+_OF_METRICS = _OF_RUN.where(_SERIES.metric.in_(bindparam("metrics", expanding=True)))
+_OF_IDS = _GET.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 
 
 def _denominators(session: Session, ratios: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Series of ratios, each with the series that its values are divided by, where there is one."""
+    if not ratios:
+        return
     under = aliased(SeriesRow)
     same = [
         getattr(under, name) == getattr(SeriesRow, name) for name in ("run_id", "kind", "subject", "index", "bound")
@@ -334,7 +344,7 @@ def _series(row: Any) -> StoredSeries:
     )
 
 
-def _plan(row: PlanRow) -> StoredPlan:
+def _plan(row: Row[Any]) -> StoredPlan:
     return StoredPlan(
         rank=row.rank,
         number=row.number,

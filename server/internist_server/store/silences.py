@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from internist.schema.views import Silence
 from internist_server.errors import SilenceNotFound
-from internist_server.store.tables import SilenceRow
+from internist_server.store.delivery_tables import SilenceRow
 
 
 def list_silences(session: Session, *, now_ms: int, with_expired: bool = False) -> list[Silence]:

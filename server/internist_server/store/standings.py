@@ -1,9 +1,9 @@
 """How runs stand, in one narrow row each: what lists show, and when time alone brings something."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import State
@@ -49,6 +49,16 @@ class Standing:
         """The state of the run now, and why; `since_ms`: since when the server listens."""
         heard = Vitals(self.state, self.reason)
         return vitals_at(heard, contact_ms=self.contact_ms, step=self.reached, now_ms=now_ms, since_ms=since_ms)
+
+
+_STANDING = StandingRow.__table__
+_FIELDS = tuple(field.name for field in fields(Standing))
+_SAVE, _SAVE_WITH_SERIES = (
+    update(_STANDING)  # type: ignore[arg-type]
+    .where(_STANDING.c.run_id == bindparam("run"))
+    .values({name: bindparam(name) for name in (*_FIELDS, "next_check_ms", *more)} | {"cursor": _STANDING.c.cursor + 1})
+    for more in ((), ("series",))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +130,11 @@ def save_standing(
     session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
 ) -> None:
     """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
-    values = asdict(standing) | {"next_check_ms": next_check_ms, "cursor": StandingRow.cursor + 1}
-    if series is not None:
-        values["series"] = series
-    session.execute(update(StandingRow).where(StandingRow.run_id == run).values(values))
+    values = {name: getattr(standing, name) for name in _FIELDS} | {"run": run, "next_check_ms": next_check_ms}
+    if series is None:
+        session.execute(_SAVE, values)
+    else:
+        session.execute(_SAVE_WITH_SERIES, values | {"series": series})
 
 
 def due_runs(session: Session, *, now_ms: int, limit: int) -> list[str]:

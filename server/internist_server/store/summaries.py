@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import pack_heads, unpack_heads
-from internist_server.store.frames import MAX_CELLS, read_matrix, steps_between
+from internist_server.store.frames import steps_between
+from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import StoredSeries, columns_for, list_series
-from internist_server.store.tables import SummaryRow
+from internist_server.store.tile_tables import SummaryRow
 from internist_server.values.planes import MAX_ITEMS
 from internist_server.values.spans import SPAN, Spans, spans_of
 

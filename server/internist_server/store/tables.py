@@ -1,60 +1,16 @@
-"""Every table, as typed SQLAlchemy rows. Rows never leave the store."""
+"""Tables of runs, of what came from them and what was judged of it. Rows never leave the store."""
 
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Dialect,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    UniqueConstraint,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from internist_server.store.base import KEY, Base
 
 NO_INDEX = -1
 """Stands for `index is None` in the key of a series: NULLs are distinct in unique keys."""
 NEVER = -1
 """A step before every step: nothing was delivered, or judged, yet."""
-
-
-class Exact(TypeDecorator[float]):
-    """A float kept as text, because NaN in a REAL of SQLite becomes NULL."""
-
-    impl = String(32)
-    cache_ok = True
-
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """As text."""
-        return None if value is None else repr(float(value))
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
-        """As a float again, to the last bit."""
-        return None if value is None else float(value)
-
-
-_BIG = BigInteger()
-_KEY: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
-
-
-class Base(DeclarativeBase):
-    """Base of all rows; its metadata names every constraint."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {int: _BIG, float: Exact, dict[str, Any]: JSON, list[Any]: JSON, bytes: LargeBinary}  # noqa: RUF012
 
 
 class RunRow(Base):
@@ -132,7 +88,7 @@ class AttemptRow(Base):
     __tablename__ = "attempts"
     __table_args__ = (UniqueConstraint("run_id", "name"), UniqueConstraint("run_id", "number"))
 
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    id: Mapped[int] = mapped_column(KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(String(128))
     """The client's id of the attempt."""
@@ -198,7 +154,7 @@ class SeriesRow(Base):
     __tablename__ = "series"
     __table_args__ = (UniqueConstraint("run_id", "metric", "kind", "subject", "index", "bound"),)
 
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    id: Mapped[int] = mapped_column(KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     metric: Mapped[str]
     kind: Mapped[str]
@@ -252,86 +208,6 @@ class FrameRow(Base):
     late: Mapped[bool]
     """Came after its step had been judged."""
     values: Mapped[bytes]
-
-
-class BlockRow(Base):
-    """Frames of one plan of one rank that lie in tiles, in the order in which they were sent."""
-
-    __tablename__ = "blocks"
-    __table_args__ = (Index(None, "attempt_id", "last_step"),)
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
-    rank: Mapped[int]
-    plan: Mapped[int]
-    first_step: Mapped[int]
-    last_step: Mapped[int]
-    newest_ms: Mapped[int]
-    """When the last of them came, by the server's clock: what retention goes by."""
-    count: Mapped[int]
-    heads: Mapped[bytes]
-    """What frames hold beside their values: see `store.blocks`."""
-
-
-class TileRow(Base):
-    """The values of one series in the frames of a block, packed. It is never changed."""
-
-    __tablename__ = "tiles"
-    __table_args__ = ({"sqlite_with_rowid": False},)
-
-    block_id: Mapped[int] = mapped_column(ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True)
-    series_id: Mapped[int] = mapped_column(primary_key=True)
-    values: Mapped[bytes]
-
-
-class JudgedBlockRow(Base):
-    """Judgements of one attempt that lie in tiles, in the order of their steps."""
-
-    __tablename__ = "judged_blocks"
-    __table_args__ = (Index(None, "attempt_id", "last_step"),)
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
-    first_step: Mapped[int]
-    last_step: Mapped[int]
-    count: Mapped[int]
-    heads: Mapped[bytes]
-    """What judgements hold beside ratios and bases: see `store.blocks`."""
-
-
-class JudgedTileRow(Base):
-    """The ratios and bases of one series in the judgements of a block, packed. It is never changed.
-
-    A series of which nothing was judged has none.
-    """
-
-    __tablename__ = "judged_tiles"
-    __table_args__ = ({"sqlite_with_rowid": False},)
-
-    block_id: Mapped[int] = mapped_column(ForeignKey("judged_blocks.id", ondelete="CASCADE"), primary_key=True)
-    series_id: Mapped[int] = mapped_column(primary_key=True)
-    ratios: Mapped[bytes]
-    basis: Mapped[bytes]
-
-
-class SummaryRow(Base):
-    """Spans of steps of the series of one metric, each told by a few numbers: see `store.summaries`."""
-
-    __tablename__ = "summaries"
-    __table_args__ = (Index(None, "attempt_id", "metric", "last_step"),)
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
-    metric: Mapped[str]
-    first_step: Mapped[int]
-    last_step: Mapped[int]
-    count: Mapped[int]
-    """Spans."""
-    width: Mapped[int]
-    """Series."""
-    bases: Mapped[bytes]
-    series: Mapped[bytes]
-    spans: Mapped[bytes]
 
 
 class JudgeStateRow(Base):
@@ -394,7 +270,7 @@ class AlertRow(Base):
     __tablename__ = "alerts"
     __table_args__ = (Index(None, "run_id", "state"), Index(None, "attempt_id", "series_id"))
 
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    id: Mapped[int] = mapped_column(KEY, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
     series_id: Mapped[int | None] = mapped_column(ForeignKey("series.id", ondelete="CASCADE"))
@@ -427,44 +303,12 @@ class AlertRow(Base):
     receivers: Mapped[list[Any] | None]
 
 
-class IncidentRow(Base):
-    """What receivers were told of one run and condition, from the message that it began to the one that it is over."""
-
-    __tablename__ = "incidents"
-    __table_args__ = (Index(None, "closed_at_ms"), Index(None, "run_id", "condition"))
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    condition: Mapped[str]
-    """Or the rule, where a rule of the user's own is told of."""
-    first_alert: Mapped[int]
-    opened_at_ms: Mapped[int]
-    told_at_ms: Mapped[int]
-    calm_since_ms: Mapped[int | None]
-    """Since when none of its alerts fires; None while one does."""
-    closed_at_ms: Mapped[int | None]
-
-
-class SilenceRow(Base):
-    """A promise not to notify about matching alerts until it expires."""
-
-    __tablename__ = "silences"
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    matchers: Mapped[dict[str, Any]]
-    """Globs by label; all of them must match."""
-    author: Mapped[str]
-    reason: Mapped[str]
-    created_at_ms: Mapped[int]
-    expires_at_ms: Mapped[int] = mapped_column(index=True)
-
-
 class RuleSetRow(Base):
     """The rules as they were set through the API at one moment; the newest are in force."""
 
     __tablename__ = "rule_sets"
 
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
+    id: Mapped[int] = mapped_column(KEY, primary_key=True)
     rules: Mapped[list[Any]]
     set_at_ms: Mapped[int]
 
@@ -489,90 +333,6 @@ class TrajectoryRow(Base):
     pieces: Mapped[int]
     """How many there are."""
     body: Mapped[bytes]
-
-
-class NotificationRow(Base):
-    """A message to receivers, from the commit that queued it."""
-
-    __tablename__ = "notifications"
-    __table_args__ = (Index(None, "run_id", "condition"),)
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    condition: Mapped[str]
-    status: Mapped[str]
-    alerts: Mapped[list[Any]]
-    """Ids of its members."""
-    queued_at_ms: Mapped[int]
-    addressed_at_ms: Mapped[int | None] = mapped_column(index=True)
-    """When it got its deliveries; None: nobody has looked yet whom it goes to."""
-
-
-class DeliveryRow(Base):
-    """A message on its way to one receiver, until it is delivered or given up."""
-
-    __tablename__ = "deliveries"
-    __table_args__ = (Index(None, "receiver", "due_at_ms"),)
-
-    notification_id: Mapped[int] = mapped_column(
-        _KEY, ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
-    )
-    receiver: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """A digest of its address, which may hold secrets."""
-    name: Mapped[str]
-    """What people call it."""
-    due_at_ms: Mapped[int]
-    attempts: Mapped[int] = mapped_column(default=0)
-    delivered_at_ms: Mapped[int | None]
-    given_up_at_ms: Mapped[int | None]
-    error: Mapped[str | None]
-    """Why the last try failed."""
-
-
-class TokenRow(Base):
-    """A token that was made, and what it is for."""
-
-    __tablename__ = "tokens"
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    name: Mapped[str] = mapped_column(index=True)
-    """What its bearer does is told of under it. Of tokens in force only one has it."""
-    secret: Mapped[str] = mapped_column(String(64), unique=True)
-    """The hash of what is presented."""
-    scopes: Mapped[list[Any]]
-    project: Mapped[str | None]
-    created_by: Mapped[str]
-    created_at_ms: Mapped[int]
-    expires_at_ms: Mapped[int | None]
-    last_used_ms: Mapped[int | None]
-    revoked_at_ms: Mapped[int | None]
-
-
-class SessionRow(Base):
-    """A browser that signed in with a token, which may what that may, for as long as that may."""
-
-    __tablename__ = "sessions"
-
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The hash of what its cookie holds."""
-    token: Mapped[str] = mapped_column(String(64), index=True)
-    """The hash of the token."""
-    created_at_ms: Mapped[int]
-    expires_at_ms: Mapped[int] = mapped_column(index=True)
-
-
-class ActRow(Base):
-    """What somebody did who administers the server; such rows are only added."""
-
-    __tablename__ = "acts"
-
-    id: Mapped[int] = mapped_column(_KEY, primary_key=True)
-    at_ms: Mapped[int] = mapped_column(index=True)
-    actor: Mapped[str]
-    address: Mapped[str]
-    act: Mapped[str]
-    target: Mapped[str]
-    detail: Mapped[str]
 
 
 class CoverageRow(Base):

@@ -13,14 +13,14 @@ from internist_server.errors import Invalid
 from internist_server.patterns import searcher
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
 from internist_server.store.bands import band_of, read_edges
-from internist_server.store.frames import read_history, read_matrix
 from internist_server.store.judgements import load_order, places_in, read_judged
+from internist_server.store.matrices import read_history, read_matrix
 from internist_server.store.merge import Floats, Ids, Mask
 from internist_server.store.numbers import number, numbers
 from internist_server.store.series import (
     Columns,
     StoredSeries,
-    columns_of,
+    columns_for,
     search_series,
 )
 from internist_server.store.summaries import read_summaries
@@ -66,7 +66,7 @@ def read_series(
         holds = searcher(subject, what="subjects")
         found = [one for one in found if holds(one.subject)]
     page = found[offset : offset + limit]
-    columns = columns_of(session, np.array([one.id for one in page], dtype=np.int64))
+    columns = columns_for(session, np.array([one.id for one in page], dtype=np.int64), page)
     steps, values = _last_points(session, attempt, columns)
     views = (view_of(one, step, value) for one, step, value in zip(page, steps, values, strict=True))
     return SeriesPage(tuple(views), len(found))
@@ -116,7 +116,7 @@ def read_points(
 ) -> PointsPage:
     """Windows of series over the same steps, each at most `pixels` points wide."""
     segments = lineage(session, attempt)
-    columns = columns_of(session, np.array([one.id for one in chosen], dtype=np.int64))
+    columns = columns_for(session, np.array([one.id for one in chosen], dtype=np.int64), chosen)
     pieces = list(_pieces(session, segments, chosen, columns, first=first, last=last))
     if not pieces:
         windows = tuple(_empty(one) for one in chosen)
