@@ -1,10 +1,11 @@
 """Whether Muon++'s rate and radius, tuned on a small model, hold on a wider one at Muon's loss.
 
-    python -m benchmarks.quality_transfer [--steps 1000] [--seeds 3] [--state FILE]
+    python -m benchmarks.quality_transfer [--steps 1000] [--seeds 3] [--long 4000] [--state FILE]
 
 The same model and text as `benchmarks.quality`. Muon++ with its default policy and radius takes the best rate of a grid
 at d = 64 with it to d = 128, as its rule says (`internist.mup.rules`: ×1 in width); Muon is tuned at d = 128 itself.
-R(W) is looked at every 20 steps. What is no hidden matrix has one rate everywhere. Results are kept as they come.
+R(W) is looked at every 20 steps. What is no hidden matrix has one rate everywhere. `--long` adds one run of each of that
+many steps at the same rates. Results are kept as they come.
 """
 
 import argparse
@@ -24,7 +25,7 @@ STATE = Path(".benchmarks/quality_transfer.jsonl")
 RADIUS = 2.0
 REST_LR = 2.0**-8
 PLUS_PLUS_GRID = (2.0**-7, 2.0**-6, 2.0**-5)
-MUON_GRID = (2.0**-6, 2.0**-5)
+MUON_GRID = (2.0**-7, 2.0**-6, 2.0**-5)
 TUNING_SEED = 0
 WATCH_EVERY = 20
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality_transfer", description=__doc__)
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds at d = 128")
+    parser.add_argument("--long", type=int, default=0, help="steps of one more run of each, none by default")
     parser.add_argument("--state", type=Path, default=STATE, help=f"file of results (default {STATE})")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,6 +55,12 @@ def main() -> int:
         ours.append(run(laboratory, plus, large, best_rate(chosen), seed))
         theirs.append(run(laboratory, muon, large, best_rate(best), seed))
         report(ours, theirs)
+    if options.long:
+        longer = Size(128, options.long)
+        report(
+            [run(laboratory, plus, longer, best_rate(chosen), TUNING_SEED)],
+            [run(laboratory, muon, longer, best_rate(best), TUNING_SEED)],
+        )
     return 0
 
 

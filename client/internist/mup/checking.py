@@ -95,7 +95,8 @@ def check(
         widths: at least three; four or more over a factor of eight, from 128 on, are to be trusted most.
         depths: at least three.
         optimizer: given a model, returns its optimizer or a list of them: the parametrisation as you have it. A name in
-            `internist.mup.OPTIMIZERS` stands for `plan(model, base=the first size)`, applied, with that optimizer.
+            `internist.mup.OPTIMIZERS` stands for `plan(model, base=the first size, attention="scale")`, applied, with
+            that optimizer.
         lr: the first size's learning rate, where the optimizer is a name. Small: the exponents are those of what
             the first updates do, not of how the loss falls.
         seeds: trials of every size.
@@ -122,8 +123,9 @@ def check(
     sizes = _sizes(build_model, widths, depths)
     _require_positive("seeds", seeds)
     _require_positive("steps", steps)
-    make = _planned(optimizer, lr, build_model, sizes[0]) if isinstance(optimizer, str) else optimizer
-    trial = Trial(make, batch or sample.batch, loss or sample.loss, steps, output)
+    batch = batch or sample.batch
+    make = _planned(optimizer, lr, build_model, sizes[0], batch) if isinstance(optimizer, str) else optimizer
+    trial = Trial(make, batch, loss or sample.loss, steps, output)
     members: list[Member] = []
     excluded: list[Excluded] = []
     for size in sizes:
@@ -170,7 +172,11 @@ def _require_positive(name: str, value: object) -> None:
 
 
 def _planned(
-    name: str, lr: float, build_model: Callable[..., nn.Module], smallest: dict[str, int]
+    name: str,
+    lr: float,
+    build_model: Callable[..., nn.Module],
+    smallest: dict[str, int],
+    batch: Callable[[nn.Module], Batch],
 ) -> Callable[[nn.Module], Any]:
     """The optimizer of a plan: initialises a model, sets its multipliers, and steps it by the rules of `name`."""
     optimizer_named(name)
@@ -183,7 +189,10 @@ def _planned(
     base = build_model(**smallest)
 
     def make(model: nn.Module) -> Any:
-        return _MADE[name](plan(model, base=base, optimizer=name, lr=lr).apply(), lr=lr)
+        with torch.random.fork_rng([]):
+            probe, _ = batch(model)
+        planned = plan(model, base=base, optimizer=name, lr=lr, attention="scale", probe=probe)
+        return _MADE[name](planned.apply(), lr=lr)
 
     return make
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
 from internist.mup.family import Family, against_model, against_size, unplaced
+from internist.mup.own_scales import Attention, OwnScales, own_scales
 from internist.mup.planning import Init, Placed, Plan, PlanRow
 from internist.mup.rules import (
     OPTIMIZERS,
@@ -49,6 +50,8 @@ def plan(
     roles: Mapping[str, str] | None = None,
     output: str | bool | None = None,
     head: Head = "multiplier",
+    attention: Attention = "own",
+    probe: Any = None,
 ) -> Plan:
     """Plan a model's initialisation, multipliers and parameter groups, from hyperparameters that a base model has.
 
@@ -75,9 +78,16 @@ def plan(
         output: name of the head's module; False: there is none, or it multiplies its output itself.
         head: `multiplier`: the head's output is multiplied. `weights`: its weights and learning rate are smaller
             instead, for code that uses them without calling the module, as fused losses do.
+        attention: `own`: its logits are the model's own matter. `scale`: where heads are wider than the base model's,
+            their queries are multiplied so that logits are divided by the dimension of a head and not by its root.
+            One forward of model and base tells heads, and what is multiplied already.
+        probe: what model and base are called with for that: a tensor, a tuple of arguments, a mapping of keywords.
+            None: under `scale` a few tokens or vectors, by the model's first layer; else no forward is looked at.
+            Where one is, a factor that the model has on its logits is found too, and left out of the plan's.
 
     Returns:
-        The plan. Its numbers depend on shapes alone, and with a base model on the RMS of its weights.
+        The plan. Its numbers depend on shapes alone, with a base model on the RMS of its weights, and with a probe on
+        what a forward shows.
 
     Raises:
         ValueError: an argument out of range; a base that is larger or of another family; roles, width or branches that
@@ -91,6 +101,7 @@ def plan(
         ("parametrization", parametrization, PARAMETRIZATIONS),
         ("init", init, (*get_args(Init), None)),
         ("head", head, get_args(Head)),
+        ("attention", attention, get_args(Attention)),
     ):
         if value not in allowed:
             raise ValueError(f"expected {what} to be one of {', '.join(map(repr, allowed))}, got {value!r}")
@@ -101,6 +112,13 @@ def plan(
     family = against_model(shape, base) if isinstance(base, nn.Module) else against_size(shape, base)
     _require_clear(shape, family, parametrization, output)
     planner = _Planner(known, parametrization, family, head, init, radius, stds)
+    own = OwnScales({})
+    if probe is not None or attention == "scale":
+        watched = [name for name, placed in planner.multipliers(shape).items() if placed.factor != 1.0]
+        own = own_scales(shape, base, probe, attention=attention, watched=watched)
+        if head == "weights" and own.logits != 1.0:
+            raise ValueError("the model multiplies its logits itself: head='weights' is not possible, say 'multiplier'")
+        planner = replace(planner, own_logits=own.logits)
     if adamw_lr is None:
         adamw_lr = lr
     rows = tuple(
@@ -108,7 +126,9 @@ def plan(
         for part in shape.parts
     )
     placed = {name: p for name, p in planner.multipliers(shape).items() if p.factor != 1.0}
-    return Plan(model, optimizer, parametrization, init, rows, placed, family.base, _notes(shape, family))
+    notes = _notes(shape, family) if attention == "own" else ()
+    queries = own.queries if parametrization == "mup" else {}
+    return Plan(model, optimizer, parametrization, init, rows, placed, family.base, (*notes, *own.notes), queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +142,8 @@ class _Planner:
     init: Init | None
     radius: float
     stds: Mapping[str, float]
+    own_logits: float = 1.0
+    """By how much the model's own factor of its logits is its base's."""
 
     def stepper(self, part: Part) -> Optimizer:
         """Who steps a parameter."""
@@ -146,7 +168,7 @@ class _Planner:
         is_spectral = self.init == "spectral" and part.role == "hidden"
         std = None if found.init_variance is None else self._base_std(part) * math.sqrt(found.init_variance.at(ratios))
         alpha = found.multiplier.at(ratios)
-        if part.is_tied:
+        if part.is_tied or (part.role == "output" and self.head == "multiplier"):
             alpha = self._head(part).factor
         return PlanRow(
             part.name,
@@ -188,7 +210,7 @@ class _Planner:
                 f"{part.name!r} is embedding and head at once, which have different scales: head='weights' is not "
                 "possible, it needs head='multiplier'"
             )
-        return Placed(found.multiplier.at(ratios), after_bias=False)
+        return Placed(found.multiplier.at(ratios) / self.own_logits, after_bias=False)
 
     def _base_std(self, part: Part) -> float:
         """The standard deviation that the base model's counterpart is drawn with."""

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from internist.model.heads import HeadRows
 from internist.model.roles import plain_name, unwrap
 from internist.mup.initialise import draw_normal, draw_spectral, reset_vector
-from internist.mup.multipliers import multiply
+from internist.mup.multipliers import multiply, multiply_queries
 from internist.mup.rules import OPTIMIZERS
 from internist.mup.words import table_of
 
@@ -59,6 +60,15 @@ class Placed:
     after_bias: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """A multiplier of the queries that a module makes."""
+
+    factor: float
+    rows: HeadRows | None = None
+    """Which of its outputs they are; None: all."""
+
+
 @dataclass(eq=False)
 class Plan:
     """What to do with every parameter of a model, so that it trains as its base model does.
@@ -77,6 +87,8 @@ class Plan:
     """The base in words."""
     notes: tuple[str, ...] = field(default=())
     """What the rules ask for that a plan cannot do by itself."""
+    queries: dict[str, Queries] = field(default_factory=dict)
+    """Module to what the queries that it makes are multiplied by, for those where it is not one."""
 
     def apply(self) -> list[dict[str, Any]]:
         """Initialise the weights, set the multipliers, and return the optimizer's parameter groups.
@@ -103,6 +115,8 @@ class Plan:
         for raw, module in unwrap(self.model).named_modules():
             placed = self.multipliers.get(plain_name(raw), Placed(1.0))
             multiply(module, placed.factor, after_bias=placed.after_bias)
+            queries = self.queries.get(plain_name(raw), Queries(1.0))
+            multiply_queries(module, queries.factor, queries.rows)
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups: `(name, parameter)` pairs with lr, weight_decay, eps under AdamW, algorithm and role.
@@ -176,6 +190,10 @@ class Plan:
             "notes": list(self.notes),
             "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
             "multipliers": {name: [placed.factor, placed.after_bias] for name, placed in self.multipliers.items()},
+            "queries": {
+                name: {"factor": one.factor, "rows": one.rows and asdict(one.rows)}
+                for name, one in self.queries.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -198,6 +216,10 @@ class Plan:
                         if self.multipliers.get(n) != saved.multipliers.get(n))  # fmt: skip
             here, there = self.multipliers.get(name, Placed(1.0)), saved.multipliers.get(name, Placed(1.0))
             raise ValueError(f"the saved plan differs at {name!r}: multiplier {there.factor} there, {here.factor} here")
+        if saved.queries != self.queries:
+            name = next(n for n in (*self.queries, *saved.queries) if self.queries.get(n) != saved.queries.get(n))
+            own, other = self.queries.get(name, Queries(1.0)), saved.queries.get(name, Queries(1.0))
+            raise ValueError(f"the saved plan differs at {name!r}: queries x {other.factor} there, {own.factor} here")
 
     @staticmethod
     def load(model: nn.Module, state: Mapping[str, Any]) -> "Plan":
@@ -210,6 +232,10 @@ class Plan:
             raise ValueError(f"expected a plan of format {STATE_FORMAT}, got {state.get('format')!r}")
         rows = tuple(PlanRow(**{**row, "shape": tuple(row["shape"])}) for row in state["rows"])
         placed = {name: Placed(float(factor), bool(after)) for name, (factor, after) in state["multipliers"].items()}
+        queries = {
+            name: Queries(float(one["factor"]), HeadRows(**one["rows"]) if one["rows"] else None)
+            for name, one in state.get("queries", {}).items()  # plans of before had none
+        }
         found = Plan(
             model,
             state["optimizer"],
@@ -219,6 +245,7 @@ class Plan:
             placed,
             state["base"],
             tuple(state["notes"]),
+            queries,
         )
         found._require_its_model()
         return found
@@ -236,7 +263,7 @@ class Plan:
         if extra:
             raise ValueError(f"the saved plan is for another model: it says nothing of parameter {extra[0]!r}")
         modules = {plain_name(raw) for raw, _ in unwrap(self.model).named_modules()}
-        lost = [name for name in self.multipliers if name not in modules]
+        lost = [name for name in (*self.multipliers, *self.queries) if name not in modules]
         if lost:
             raise ValueError(
                 f"the saved plan is for another model: it has no module {lost[0]!r}, which has a multiplier"

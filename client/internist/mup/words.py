@@ -67,11 +67,11 @@ def table_of(plan: "Plan") -> str:
     for line, reason in zip(lines, reasons, strict=True):
         text.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         text += [f"    {reason}"] if reason else []
-    if plan.multipliers:
-        text += ["", "multipliers"]
+    for title, placed in (("multipliers", plan.multipliers), ("multipliers of queries", plan.queries)):
         grouped: dict[tuple[str, float], list[str]] = {}
-        for name, placed in plan.multipliers.items():
-            grouped.setdefault((_starred(name), placed.factor), []).append(name)
+        for name, one in placed.items():
+            grouped.setdefault((_starred(name), one.factor), []).append(name)
+        text += ["", title] if grouped else []
         text += [f"  {_spanned(star, names)}  x {factor:.4g}" for (star, factor), names in grouped.items()]
     return "\n".join([*text, *(f"\n{note}" for note in plan.notes)])
 

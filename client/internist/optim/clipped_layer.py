@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from internist.model.heads import HeadRows, makes
 from internist.optim.logits import Call
-from internist.optim.projections import AttentionLayer, Fused, HeadRows, Projected, arrangements, makes
+from internist.optim.projections import AttentionLayer, Fused, Projected, arrangements
 
 
 @dataclass(slots=True)

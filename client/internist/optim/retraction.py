@@ -17,7 +17,7 @@ from internist.optim.top_pair import warm_pair
 
 ROOM = 0.02
 """What steps may do to a norm between two rounds, by the triangle inequality, as a share of the radius;"""
-MOST_STEPS = 8
+MOST_STEPS = 4
 """and how many steps at most. Where the learning rate is on a device, and not read, every step ends with a round."""
 
 TAKEN_BACK = 1.5

@@ -18,7 +18,7 @@ from internist.optim.muon_plus_plus import MuonPlusPlus
 
 POLICIES = ["decay", "cap", "retract", "none"]
 
-MOVING = 0.025
+MOVING = 0.02
 """What a retracted norm may be off between two rounds, relative, where gradients keep pushing one way."""
 
 ROUNDING = 1e-5
@@ -462,7 +462,7 @@ def test_bfloat16_weights_keep_their_norm_for_a_thousand_steps(policy, lr):
     before = torch.get_rng_state()
     optimizer = plus_plus([weight], lr=lr, policy=policy, radius=2.0)
     off = []
-    train(weight, optimizer, 1000, each=lambda step: step % 20 or off.append(singular_values(weight)[0].item() / 2 - 1))
+    train(weight, optimizer, 1000, each=lambda _: off.append(singular_values(weight)[0].item() / 2 - 1))
 
     assert max(abs(each) for each in off) < 1e-2
     assert torch.equal(torch.get_rng_state(), before)
