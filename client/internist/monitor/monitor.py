@@ -171,7 +171,7 @@ class Monitor:
             on_start=self._restart,
         )
         self._tells_coverage = own.is_first or bool(own.modules)
-        self._sender = Sender(
+        self._sender = sender = Sender(
             self._spool,
             start,
             connection,
@@ -182,8 +182,9 @@ class Monitor:
             powers=self._powers,
         )
         self._logs = Logs(self._observer, self._recorder, self._complain)
-        self._sender.start()
-        self._observer.on_step = self._sender.wake
+        sender.start()
+        self._observer.on_step = sender.wake
+        self._observer.count_work(lambda: sender.worked_s)
 
     # ---- the user's calls ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Nothing is replaced on other steps, so dormant steps cost nothing and a compiler
 
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from internist.observe.attention_sources import Source, sources
 from internist.observe.faults import Faults
 from internist.observe.pieces import heads_before
 from internist.observe.sampling import Sampling
+from internist.observe.stopwatch import Part
 from internist.observe.taps import Gate
 from internist.observe.tokens import outside_modes
 from internist.record.recorder import Recorder
@@ -221,6 +223,7 @@ class AttentionCapture:
     def _measure(self, watched: WatchedModule | None, read: Callable[[], AttentionCall | Tensor | None]) -> None:
         if watched is None or watched.excluded or self._faults.is_given_up("attention", watched.name):
             return
+        began = time.perf_counter()
         try:
             with torch.no_grad(), outside_modes():
                 with torch._C.DisableTorchFunction():
@@ -238,6 +241,7 @@ class AttentionCapture:
             self._faults.well("attention", watched.name)
         except Exception as error:
             self._faults.note("attention", watched.name, error)
+        self._gate.work.add(Part.HEAVY, time.perf_counter() - began)
 
     @property
     def _interfaces(self) -> list[_Interface]:

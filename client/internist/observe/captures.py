@@ -34,7 +34,7 @@ class Captures:
         )
         self.attention = AttentionCapture(gate, book=book, faults=faults, sampling=sampling)
         self.parameters = ParameterCapture(
-            outline, self.activations, book=book, faults=faults, sampling=sampling, speaker=speaker
+            outline, self.activations, gate.work, book=book, faults=faults, sampling=sampling, speaker=speaker
         )
         self.optimizers = OptimizerCapture(
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated

@@ -3,34 +3,41 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from internist.observe.sampling import MATRIX_ROTATION, MOST_TURNS, Due
+from internist.observe.stopwatch import Part, Spent
 
 REMEMBERED_PLAIN, REMEMBERED_SAMPLED = 63, 7
 """Rounds that are remembered: without a sample, and of each kind of sample."""
-FEW = 2
-"""Samples of a kind from which on they say something of those to come: the first one warms up."""
 ENOUGH = 5
 """Sampled rounds from which on their lengths count: a pause (an evaluation) may lie in some of them."""
 OF_HALF_THE_MODULES = 0.6
 """What a light sample is taken to cost when half of the modules wait for their turn, until some were measured."""
 
+GUESSED_ROUNDS = 3
+"""Bare rounds that a part is taken to cost at the most before a second sample had it: two replays are about one."""
+
 _TURNS = [1 << power for power in range(MOST_TURNS + 1)]
-Kind = tuple[bool, int, int]
-"""Of a sample: whether it is model-heavy, how many quarters of the matrices it measures, and the modules' turns."""
+K = TypeVar("K")
+Kind = tuple[Part, int]
+"""A part of a sample's work, and how much of it: in how many turns modules are measured, how many quarters of the
+matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds: a bare round, and what is added to it. What is not known apart counts for the heaviest it came with."""
+    """Seconds: a bare round, and what is added to it."""
 
     plain: float
     idle: float
     """By the monitor, in a round without a sample."""
     light: tuple[float, ...]
-    """By a light sample, for the modules in one, two, four, ... turns."""
+    """By a light sample, for the modules in one, two, four, ... turns,"""
+    light_at_most: tuple[float, ...]
+    """and if turns that were not measured yet saved nothing."""
     heavy: float
     """By what a model-heavy sample measures beyond a light one,"""
     matrices: float
@@ -42,9 +49,9 @@ class Costs:
 class CostMeter:
     """Learns costs from rounds.
 
-    The cost of a sample is the time that the monitor's work took on the host, or on the device, or by how much rounds
-    with it are longer than bare ones, whichever is most. Medians, so that an evaluation between two steps
-    counts for nothing.
+    The cost of a part of a sample is the time that the monitor's work for it took on the host, or on the device,
+    whichever is more. By how much sampled rounds are longer than that explains counts too, and so does what is done
+    for a sample in other threads. Medians, so that an evaluation between two steps counts for nothing.
     """
 
     def __init__(self) -> None:
@@ -52,38 +59,62 @@ class CostMeter:
         self._idle: deque[float] = deque(maxlen=REMEMBERED_PLAIN)
         self._bare: deque[float] = deque(maxlen=REMEMBERED_SAMPLED)
         """Lengths of sampled rounds without the host time in the monitor: what else there is at a start."""
+        self._host: _Rounds[Kind] = _Rounds()
+        self._device: _Rounds[Kind] = _Rounds()
+        self._unexplained: _Rounds[tuple[bool, int]] = _Rounds()
+        """By what samples measure of it, the latest last: lengths of rounds without the monitor's known work."""
+        self._first: dict[Kind, float] = {}
+        """What the first sample took."""
+        self._behind = 0.0
+        """Seconds that were taken in other threads since the last sample,"""
+        self._threads: deque[float] = deque(maxlen=REMEMBERED_SAMPLED)
+        """and between one sample and the next."""
         self._costs: Costs | None = None
         self._plain_rounds = self._samples = 0
-        self._last: dict[Kind, int] = {}
-        """Which sample was the last one of its kind."""
-        self._host: dict[Kind, deque[float]] = {}
-        self._device: dict[Kind, deque[float]] = {}
-        self._lengths: dict[Kind, deque[float]] = {}
 
-    def spent(self, sample: Due, host_s: float, wall_s: float | None) -> float:
-        """Take one round: what it measured, the host time in the monitor, and how long it took in all, where that says
-        something of rounds to come; its cost."""
+    def spent(self, sample: Due, host: Spent, wall_s: float | None, behind_s: float = 0.0) -> float:
+        """Take one round; its cost.
+
+        Args:
+            sample: what it measured.
+            host: host time in the monitor.
+            wall_s: how long the round took in all; None: that says nothing of rounds to come.
+            behind_s: time that the monitor's other threads took since the last round.
+        """
+        self._behind += behind_s
         if not sample.light:
-            self._idle.append(host_s)
-            return host_s
+            self._idle.append(host.total)
+            return host.total + behind_s
         if wall_s is not None:
-            self._bare.append(max(0.0, wall_s - host_s))
-        kind = kind_of(sample)
-        _remember(self._host, kind, host_s)
-        self._costs = None
+            self._bare.append(max(0.0, wall_s - host.total))
+        taken = {kind: host[kind[0]] for kind in kinds_of(sample)}
+        if self._samples:
+            self._threads.append(self._behind)
+            for kind, seconds in taken.items():
+                self._host.add(kind, seconds)
+        else:  # much is loaded for it
+            self._first = taken
         self._samples += 1
-        self._last[kind] = self._samples
-        return max(host_s, self._longer(kind))
+        self._behind = 0.0
+        self._costs = None
+        return host.total + self._surplus(heavy=sample.heavy) + behind_s
 
-    def device(self, sample: Due, device_s: float) -> None:
+    def device(self, sample: Due, device: Spent) -> None:
         """What the work of a sample took on a device, told as late as it is known."""
-        _remember(self._device, kind_of(sample), device_s)
+        for kind in kinds_of(sample):
+            self._device.add(kind, device[kind[0]])
         self._costs = None
 
-    def length(self, sample: Due, length_s: float) -> None:
-        """How long a round took by the clock of what limits it, told as late as it is known."""
+    def length(self, sample: Due, length_s: float, known: Spent) -> None:
+        """How long a round was by the clock of what limits it, told as late as it is known.
+
+        Args:
+            sample: what it measured.
+            length_s: seconds.
+            known: what the monitor's work took of them.
+        """
         if sample.light:
-            _remember(self._lengths, kind_of(sample), length_s)
+            self._unexplained.add((sample.heavy, quarters(sample)), length_s - known.total)
             self._costs = None
         else:
             self._plain.append(length_s)
@@ -92,57 +123,33 @@ class CostMeter:
                 self._costs = None
 
     def of(self, sample: Due) -> float:
-        """What a sample like this one costs, as far as it is known."""
-        kind = kind_of(sample)
-        if kind in self._host:
-            return self._median(kind)
-        known = self._costs_of(1)
-        heavy, quarters, turns = kind
-        matrices = {0: 0.0, 1: known.quarter, MATRIX_ROTATION: known.matrices}[quarters]
-        return known.light[turns.bit_length() - 1] + heavy * known.heavy + matrices
+        """What a sample like this one costs at the most, as far as it is known."""
+        costs = self.costs()
+        matrices = {0: 0.0, 1: costs.quarter, MATRIX_ROTATION: costs.matrices}[quarters(sample)]
+        guessed = sum(self._guessed(kind) for kind in kinds_of(sample))
+        return costs.light_at_most[sample.turns.bit_length() - 1] + sample.heavy * costs.heavy + matrices + guessed
 
     def costs(self) -> Costs:
-        """What is known of kinds that were sampled a few times; as of the last sample."""
+        """What is known, as of the last sample."""
         if self._costs is None:
-            self._costs = self._costs_of(FEW)
+            quarter, whole = (self._known((Part.MATRICES, n)) for n in (1, MATRIX_ROTATION))
+            if whole is None:
+                whole = MATRIX_ROTATION * (quarter or 0.0)
+            if quarter is None:
+                quarter = whole / MATRIX_ROTATION
+            beside = self._surplus(heavy=False) + (statistics.median(self._threads) if self._threads else 0.0)
+            lights = [self._known((Part.LIGHT, turns)) for turns in _TURNS]
+            heavily = max(0.0, self._surplus(heavy=True) - self._surplus(heavy=False))
+            self._costs = Costs(
+                plain=self.plain,
+                idle=statistics.median(self._idle) if self._idle else 0.0,
+                light=tuple(light + beside for light in _over_turns(lights, OF_HALF_THE_MODULES)),
+                light_at_most=tuple(light + beside for light in _over_turns(lights, 1.0)),
+                heavy=(self._known((Part.HEAVY, 1)) or 0.0) + heavily,
+                matrices=whole,
+                quarter=quarter,
+            )
         return self._costs
-
-    def _costs_of(self, least: int) -> Costs:
-        known = {kind: self._median(kind) for kind, rounds in self._host.items() if len(rounds) >= least}
-        light = _over_turns([known.get((False, 0, turns)) for turns in _TURNS])
-        quarter, whole = (
-            self._added(known, [((heavy, n, t), (heavy, 0, t)) for heavy in (False, True) for t in _TURNS])
-            for n in (1, MATRIX_ROTATION)
-        )
-        heavy = self._added(known, [((True, n, 1), (False, n, 1)) for n in (0, 1, MATRIX_ROTATION)])
-        if heavy is None and (True, 0, 1) in known:
-            heavy = max(0.0, known[True, 0, 1] - light[0])
-        together = known.get((True, MATRIX_ROTATION, 1), known.get((True, 1, 1)))
-        if together is not None and (heavy is None or (quarter is None and whole is None)):
-            rest = max(0.0, together - light[0])
-            of_matrices = whole if whole is not None else None if quarter is None else quarter * MATRIX_ROTATION
-            if of_matrices is None:
-                whole = max(0.0, rest - (heavy or 0.0))
-            elif heavy is None:
-                heavy = max(0.0, rest - of_matrices)
-        if whole is None:
-            whole = MATRIX_ROTATION * (quarter or 0.0)
-        if quarter is None:
-            quarter = whole / MATRIX_ROTATION
-        idle = statistics.median(self._idle) if self._idle else 0.0
-        return Costs(self.plain, idle, tuple(light), heavy or 0.0, whole, quarter)
-
-    def _added(self, known: dict[Kind, float], pairs: Iterable[tuple[Kind, Kind]]) -> float | None:
-        """By how much the first of a pair costs more than the second: of the pair that was sampled last."""
-        found = [
-            (min(self._last[one], self._last[other]), one, other)
-            for one, other in pairs
-            if {one, other} <= known.keys()
-        ]
-        if not found:
-            return None
-        _, one, other = max(found)
-        return max(0.0, known[one] - known[other])
 
     @property
     def plain(self) -> float:
@@ -150,37 +157,75 @@ class CostMeter:
         known = self._plain if self._plain else self._bare
         return statistics.median(known) if known else 0.0
 
-    def _median(self, kind: Kind) -> float:
-        device = self._device.get(kind)
-        works = statistics.median_low(device) if device else 0.0
-        return max(statistics.median_low(self._host[kind]), works, self._longer(kind))
+    def _known(self, kind: Kind) -> float | None:
+        host = self._host.median(kind)
+        return None if host is None else max(host, self._device.median(kind) or 0.0)
 
-    def _longer(self, kind: Kind) -> float:
-        """By how much rounds with such a sample are longer than bare ones; 0 while that is not known."""
-        lengths = self._lengths.get(kind, ())
-        if len(lengths) < ENOUGH or not self._plain:
+    def _guessed(self, kind: Kind) -> float:
+        """What a part may cost that only the first sample had; 0 where more is known."""
+        known = any(self._host.median((kind[0], amount)) is not None for amount in (*_TURNS, MATRIX_ROTATION))
+        return 0.0 if known else min(self._first.get(kind, 0.0), GUESSED_ROUNDS * self.plain)
+
+    def _surplus(self, *, heavy: bool) -> float:
+        """By how much rounds with such samples are longer than bare ones and the known work; 0 while that is not
+        known."""
+        if not self._plain:
             return 0.0
-        return statistics.median_low(lengths) - self.plain
+        latest = (self._unexplained.median(kind, least=ENOUGH) for kind in self._unexplained.kinds if kind[0] == heavy)
+        return max(0.0, next((found for found in latest if found is not None), 0.0) - self.plain)
 
 
-def kind_of(sample: Due) -> Kind:
+class _Rounds(Generic[K]):
+    """The last rounds of each kind."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[K, deque[float]] = {}
+
+    @property
+    def kinds(self) -> list[K]:
+        """The latest first."""
+        return list(reversed(self._seconds))
+
+    def add(self, kind: K, seconds: float) -> None:
+        rounds = self._seconds.pop(kind, None) or deque(maxlen=REMEMBERED_SAMPLED)
+        rounds.append(seconds)
+        self._seconds[kind] = rounds
+
+    def median(self, kind: K, *, least: int = 1) -> float | None:
+        """None of fewer than so many."""
+        rounds = self._seconds.get(kind, ())
+        return statistics.median_low(rounds) if len(rounds) >= least else None
+
+
+def quarters(sample: Due) -> int:
+    """How many quarters of the matrices a sample measures."""
+    return 0 if sample.matrices is None else MATRIX_ROTATION if sample.matrices < 0 else 1
+
+
+def kinds_of(sample: Due) -> list[Kind]:
     """What a sample is made of."""
-    quarters = 0 if sample.matrices is None else MATRIX_ROTATION if sample.matrices < 0 else 1
-    return sample.heavy, quarters, sample.turns
+    kinds = [(Part.LIGHT, sample.turns)]
+    if sample.heavy:
+        kinds.append((Part.HEAVY, 1))
+    if sample.matrices is not None:
+        kinds.append((Part.MATRICES, quarters(sample)))
+    return kinds
 
 
-def _remember(rounds: dict[Kind, deque[float]], kind: Kind, seconds: float) -> None:
-    rounds.setdefault(kind, deque(maxlen=REMEMBERED_SAMPLED)).append(seconds)
+def _over_turns(known: Sequence[float | None], of_half: float) -> list[float]:
+    """A cost for every number of turns, from those that were measured.
 
-
-def _over_turns(known: list[float | None]) -> list[float]:
-    """A cost for every number of turns, from those that were measured."""
+    Args:
+        known: for one, two, four, ... turns.
+        of_half: what is left of it with twice the turns, where that was not measured.
+    """
     measured = [(power, cost) for power, cost in enumerate(known) if cost is not None]
     if not measured:
         return [0.0] * len(known)
 
     def at(power: int) -> float:
         nearest, cost = min(measured, key=lambda each: abs(each[0] - power))
-        return cost * math.pow(OF_HALF_THE_MODULES, power - nearest)
+        more = power - nearest
+        return cost * (math.pow(of_half, more) if more > 0 else math.pow(OF_HALF_THE_MODULES, more))
 
     return [at(power) for power in range(len(known))]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from internist.observe.costs import CostMeter, Costs
 from internist.observe.sampling import MOST_POWER, MOST_TURNS, NOTHING, UNSTRETCHED, Due, Powers, due
+from internist.observe.stopwatch import Spent
 from internist.schema.grid import HEAVY_EVERY, MATRIX_ROTATION, spacing
 
 log = logging.getLogger("internist")
@@ -14,7 +15,9 @@ log = logging.getLogger("internist")
 START_S, START_STEPS = 3.0, 1_000
 """What the start may cost beyond its share: so many seconds, or the share of so many bare rounds, whichever is more."""
 START_ROUNDS = 100
-"""Rounds of a process that are its start: what is left of the allowance then lapses, but for their own share."""
+"""Rounds of a process that are its start: what is left of the allowance then lapses."""
+KEPT_ROUNDS = 10
+"""Rounds whose share stays then, so that sampling that needs no thinning goes on."""
 FIRST_SHARE = 2 / 3
 """Share of the allowance that the first sample takes at most, so that what is loaded and compiled for it, once, leaves
 something to the others."""
@@ -96,10 +99,17 @@ class Governor:
         heavily = costs.heavy + costs.quarter
         return (costs.idle + (costs.light[0] + heavily / HEAVY_EVERY) / self._every) / costs.plain
 
-    def observe(self, sample: Due, host_s: float, wall_s: float) -> None:
-        """Take one round: what it measured, the host time spent in the monitor, and how long it took in all."""
+    def observe(self, sample: Due, host: Spent, wall_s: float, behind_s: float = 0.0) -> None:
+        """Take one round.
+
+        Args:
+            sample: what it measured.
+            host: host time spent in the monitor.
+            wall_s: how long it took in all.
+            behind_s: time that the monitor's other threads took since the last one.
+        """
         self._rounds += 1
-        spent = self.meter.spent(sample, host_s, wall_s if self._rounds > LEARNING_ROUNDS else None)
+        spent = self.meter.spent(sample, host, wall_s if self._rounds > LEARNING_ROUNDS else None, behind_s)
         if sample.light and not self._samples:
             spent = min(spent, FIRST_SHARE * self._account.allowance)
         if sample.light:
@@ -109,19 +119,20 @@ class Governor:
         self._spent = self._spent * LATELY + spent
         self._wall = self._wall * LATELY + wall_s
         if self._rounds == START_ROUNDS:
-            self._account.end_start(self.limit * self._wall)
+            self._account.end_start(self.limit * KEPT_ROUNDS * self.meter.plain)
 
-    def observe_device(self, sample: Due, host_s: float, device_s: float) -> None:
+    def observe_device(self, sample: Due, host: Spent, device: Spent) -> None:
         """Take what the monitor's work in a round took on the device, which is known later than its host time."""
-        self.meter.device(sample, device_s)
-        if device_s > host_s:
-            self._account.book(device_s - host_s, 0.0)
-            self._spent += device_s - host_s
+        self.meter.device(sample, device)
+        more = device.beyond(host)
+        self._account.book(more, 0.0)
+        self._spent += more
 
-    def observe_length(self, sample: Due, length_s: float) -> None:
-        """Take how long a round was by the clock of what limits it: the device's, where there is one."""
+    def observe_length(self, sample: Due, length_s: float, known: Spent) -> None:
+        """Take how long a round was by the clock of what limits it: the device's, where there is one; and how much of
+        that the monitor's known work took."""
         if self._rounds > LEARNING_ROUNDS:
-            self.meter.length(sample, length_s)
+            self.meter.length(sample, length_s, known)
 
     def decide(self, step: int, *, dense_until: int = -1) -> Due:
         """What a step measures: what its grid says, as far as the account affords it."""
@@ -133,11 +144,7 @@ class Governor:
         sample = due(step, self._every, powers=self.in_force, dense_until=dense_until)
         if self.limit <= 0:
             return sample
-        return next((less for less in _less_and_less(sample) if self._account.affords(self._cost(less))), NOTHING)
-
-    def _cost(self, sample: Due) -> float:
-        """What a sample will take. The first one says nothing of the second, since much is loaded for it."""
-        return self.meter.of(sample) if self._samples > 1 else 0.0
+        return next((less for less in _less_and_less(sample) if self._account.affords(self.meter.of(less))), NOTHING)
 
     def _choose(self, step: int) -> None:
         """Thin while the forecast exceeds what is allowed; else take one step back, if that is far enough from it."""

@@ -34,6 +34,7 @@ from internist.observe.root import under_transform
 from internist.observe.router_calls import RouterCalls
 from internist.observe.sampling import Sampling
 from internist.observe.seen import Seen, Wanted
+from internist.observe.stopwatch import Part
 from internist.observe.streams import is_recorded
 from internist.observe.taps import RAISED, Gate, Tap, Taps, can_tap
 from internist.observe.tokens import OWN_TOKENS, PROBE_TOKENS, first_tensor, outside_modes, positions, version_of
@@ -101,8 +102,6 @@ class ActivationCapture:
         self.kept: dict[int, Tensor] = {}
         """By module order: outputs at the probe positions of a replay, for the subjects in `keep`."""
         self.keep: set[int] = set()
-        self.seconds = 0.0
-        """Host time spent in measuring calls since it was last set to zero."""
         self._records = True
         self._marked: dict[int, int] = {}
         """By module order: calls that were seen before the forward under way."""
@@ -250,7 +249,7 @@ class ActivationCapture:
         except Exception as error:
             self._drop(watched.order)
             self._faults.note("module", watched.name, error)
-        self.seconds += time.perf_counter() - began
+        self._gate.work.add(Part.LIGHT, time.perf_counter() - began)
 
     def _observe(self, watched: WatchedModule, args: Any, kwargs: Any, output: Any) -> None:
         if watched.excluded or not self._gate.wants_activations or self._faults.is_given_up("module", watched.name):

@@ -72,7 +72,7 @@ class Observer:
         self._values = ModelValues(recorder, sampling, speaker, is_watched=self._is_watched)
         self._replays = Replays(sampling)
         self._report = CoverageReport(self._faults, sampling, speaker, on_coverage)
-        self.gate = Gate()
+        self.gate = Gate(work=self._pacing.work)
         self._due: Due = NOTHING
         self._compiled = False
         self._is_closed = self._is_manual = self._is_tentative = False
@@ -122,6 +122,10 @@ class Observer:
     def probe(self) -> ProbeReplay:
         """The replay of the probe."""
         return self._captures.probe
+
+    def count_work(self, seconds: Callable[[], float]) -> None:
+        """Have what the monitor's other threads have worked so far count as spent."""
+        self._pacing.behind_s = seconds
 
     @property
     def rounds(self) -> int:
@@ -207,7 +211,7 @@ class Observer:
         self._captures.parameters.later.forward_begins(self.clock.step)
         if not self._due.light:
             return
-        with self._pacing.work:
+        with self._pacing.work.light:
             self._follow()
             self.gate.in_root = True
             self.gate.on = not self._compiled
@@ -230,7 +234,7 @@ class Observer:
             return
         later = self._captures.parameters.later
         if later.is_looking:
-            with self._pacing.work:
+            with self._pacing.work.light:
                 later.forward_ends(self._recorder, is_whole=output is not RAISED)
             self.on_step()
         was_training = self.gate.in_root or (not self._due.light and torch.is_grad_enabled() and self._has_forward)
@@ -246,7 +250,7 @@ class Observer:
         if not was_training or output is None or output is RAISED:
             return
         if self._due.light and self._lacks_optimizer():
-            with self._pacing.work:
+            with self._pacing.work.light:
                 self._replay_before()  # there may be no later moment at which the weights are those before the step
         if self._is_tentative and not wants_gradient(output):
             self._captures.activations.reset()
@@ -266,7 +270,7 @@ class Observer:
         if not self._due.light:
             return
         captures = self._captures
-        with self._pacing.work, torch.no_grad():
+        with self._pacing.work.light, torch.no_grad():
             if not self.clock.updating:
                 self._replay_before()
             owned = captures.parameters.owned_by(optimizer)
@@ -281,7 +285,7 @@ class Observer:
             self._rates += self._captures.parameters.rates(optimizer)
             return
         captures = self._captures
-        with self._pacing.work, torch.no_grad():
+        with self._pacing.work.light, torch.no_grad():
             owned = captures.parameters.owned_by(optimizer)
             if closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
@@ -298,7 +302,9 @@ class Observer:
             self._on_start(found)
 
     def _replay_before(self) -> None:
-        self._replays.run(self._captures, self._due, is_compiled=self._compiled)
+        work = self._pacing.work
+        with work.heavy if self._due.heavy else work.light:
+            self._replays.run(self._captures, self._due, is_compiled=self._compiled)
 
     def _wants_replay(self) -> bool:
         return any(self._replays.wanted(self._captures, self._due, is_compiled=self._compiled))
@@ -325,14 +331,14 @@ class Observer:
             return
         parameters = self._captures.parameters
         owned: list[WatchedParameter] = parameters.all()
-        with self._pacing.work, torch.no_grad():
+        with self._pacing.work.light, torch.no_grad():
             parameters.gradients(owned, None, self._recorder, self._due)
             parameters.updates(owned, self._recorder, self._due)
 
     # ---- end of a round --------------------------------------------------------------------------------------------
 
     def _close_round(self, step: int) -> None:
-        with self._pacing.work:
+        with self._pacing.work.light:
             self._rounds += 1
             self._patience.round_ended()
             self._has_forward = False
@@ -348,22 +354,23 @@ class Observer:
             self._rates = []
             if not self._root.seen:
                 self._root.search()
-        self._pacing.round_ended(self._due, self._spent_s())
-        self._captures.activations.seconds = 0.0
+        self._pacing.round_ended(self._due)
         self.step_ended = time.monotonic()
 
     def _collect(self, step: int) -> None:
         captures, recorder = self._captures, self._recorder
         if self._due.heavy and not captures.probe.unsupported:
-            captures.probe.after(recorder)
+            with self._pacing.work.heavy:
+                captures.probe.after(recorder)
         captures.parameters.finish(recorder, step)
         if self._due.heavy:
-            captures.replicas.record(captures.parameters.all, recorder)
+            with self._pacing.work.heavy:
+                captures.replicas.record(captures.parameters.all, recorder)
         captures.optimizers.finish(recorder, self._due, grouped=captures.parameters.grouped)
         captures.activations.collect(recorder, sampled=self._compiled)
         captures.attention.collect(recorder, sampled=self._compiled)
         self._report.step_ended(self._outline, captures, self._due, self._seen())
-        of_monitor = *self._pacing.values(step), ("monitor.overhead_ms", self._spent_s() * 1e3)
+        of_monitor = *self._pacing.values(step), ("monitor.overhead_ms", self._pacing.work.host.total * 1e3)
         self._values.record(of_monitor, coverage=self._report.share)
         derive = [
             captures.branches.derive() if self._due.matrices is not None else None,
@@ -407,10 +414,6 @@ class Observer:
         self._pacing.begin_round(self._due)
 
     # ---- private ---------------------------------------------------------------------------------------------------
-
-    def _spent_s(self) -> float:
-        """Host time spent in the monitor in the round under way."""
-        return self._pacing.work.host_s + self._captures.activations.seconds
 
     def _in_turn(self, parameters: Sequence[WatchedParameter]) -> Sequence[WatchedParameter]:
         """Those whose modules do not wait for their turn, or whose spectrum is due."""

@@ -16,6 +16,7 @@ from internist.model.outline import Outline, WatchedModule
 from internist.observe.faults import Faults
 from internist.observe.modules import ActivationCapture
 from internist.observe.own import Probe, output_of
+from internist.observe.stopwatch import Part, Stopwatch
 from internist.observe.taps import RAISED, Tap, Taps, can_tap
 from internist.observe.tokens import outside_modes
 from internist.record.recorder import Recorder
@@ -38,6 +39,7 @@ class ShardedOwn:
     Args:
         outline: the model as it is watched.
         activations: knows the probes.
+        work: times the monitor's work.
         faults: told of a module that cannot be measured.
         parts: series, values and entries of modules' own updates, as `OwnUpdates` makes them.
     """
@@ -46,10 +48,11 @@ class ShardedOwn:
         self,
         outline: Outline,
         activations: ActivationCapture,
+        work: Stopwatch,
         faults: Faults,
         parts: Callable[[Sequence[int], Tensor, int], Iterable[tuple[Layout, Tensor, list[int]]]],
     ) -> None:
-        self._outline, self._activations, self._faults = outline, activations, faults
+        self._outline, self._activations, self._work, self._faults = outline, activations, work, faults
         self._parts = parts
         self._waiting: dict[int, _Waiting] = {}
         self._step = -1
@@ -148,7 +151,7 @@ class ShardedOwn:
                 )
         except Exception as error:
             self._faults.note("own update", watched.name, error)
-        self._activations.seconds += time.perf_counter() - began
+        self._work.add(Part.LIGHT, time.perf_counter() - began)
 
 
 def _look_away(args: Any, kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """The pace of a run's sampling: what each step measures, what that costs, and what the server and other ranks wish."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from internist.observe.governor import Governor, cadence_in_force, in_words
 from internist.observe.sampling import UNSTRETCHED, Due, Powers, Sampling
@@ -31,7 +31,10 @@ class Pacing:
         self._told_powers = UNSTRETCHED
         self._told = ""
         self.work = Stopwatch()
-        """Times what happens within `with`: the monitor's work."""
+        """Times the monitor's work."""
+        self.behind_s: Callable[[], float] = float
+        """Seconds that the monitor's other threads have worked so far."""
+        self._behind_s = 0.0
 
     @property
     def powers(self) -> Powers:
@@ -45,17 +48,18 @@ class Pacing:
             if directive.powers is not None:
                 self._governor.told = Powers.of(directive.powers)
 
-    def round_ended(self, sample: Due, host_s: float) -> None:
-        """A round is over: what it measured, and the host time spent in the monitor."""
-        length, is_whole = self.work.end_round(sample, host_s)
+    def round_ended(self, sample: Due) -> None:
+        """A round is over: what it measured."""
+        host, length, is_whole = self.work.end_round(sample)
+        before, self._behind_s = self._behind_s, self.behind_s()
         self._rounds += 1
-        self._governor.observe(sample, host_s, length)
+        self._governor.observe(sample, host, length, self._behind_s - before)
         if not self.on_device and is_whole:
-            self._governor.observe_length(sample, length)
+            self._governor.observe_length(sample, length, host)
         for one in self.work.timed():
-            self._governor.observe_device(one.sample, one.host_s, one.work_s)
+            self._governor.observe_device(one.sample, one.host, one.device)
             if one.length_s is not None:
-                self._governor.observe_length(one.sample, one.length_s)
+                self._governor.observe_length(one.sample, one.length_s, one.device)
 
     def decide(self, step: int) -> Due:
         """What a step measures."""

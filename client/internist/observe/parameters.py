@@ -22,6 +22,7 @@ from internist.observe.sampling import Due, Sampling
 from internist.observe.snapshots import UPDATE_SPECTRA, WEIGHT_SPECTRA, Snapshots
 from internist.observe.speaker import Speaker
 from internist.observe.spectra import SpectraCapture
+from internist.observe.stopwatch import Stopwatch
 from internist.observe.stored_updates import StoredUpdates
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
@@ -38,13 +39,14 @@ class ParameterCapture:
         self,
         outline: Outline,
         activations: ActivationCapture,
+        work: Stopwatch,
         *,
         book: SeriesBook,
         faults: Faults,
         sampling: Sampling,
         speaker: Speaker,
     ) -> None:
-        self._outline, self._activations, self._speaker = outline, activations, speaker
+        self._outline, self._activations, self._work, self._speaker = outline, activations, work, speaker
         self._book, self._faults, self._sampling = book, faults, sampling
         self._gradients = GradientCapture(sampling.wants)
         self._snapshots = Snapshots(outline, sampling)
@@ -54,7 +56,7 @@ class ParameterCapture:
         self._stored = StoredUpdates(self._series, sampling.wants)
         self._ranges = ParameterRanges(self._series, sampling.wants)
         self._own = OwnUpdates(outline, activations, book=book, faults=faults)
-        self.later = ShardedOwn(outline, activations, faults, self._own.parts)
+        self.later = ShardedOwn(outline, activations, work, faults, self._own.parts)
         """Own updates that are known in the next forward."""
         self.epsilons = Epsilons(self._series.of)
         self._groups = Groups(book=book, sampling=sampling, stage=speaker.stage)
@@ -142,7 +144,8 @@ class ParameterCapture:
         if due.heavy:
             held = ((p, gradient_of(p)) for p in parameters if not p.unsupported and not p.excluded)
             given = [(p, grad) for p, grad in held if grad is not None]
-            self._ranges.record("gradient", [p for p, _ in given], [grad for _, grad in given], recorder)
+            with self._work.heavy:
+                self._ranges.record("gradient", [p for p, _ in given], [grad for _, grad in given], recorder)
         if not self._sampling.wants("gradient.rms", "gradient.global_norm"):
             return
         found = self._gradients.read([p for p in parameters if self._series.is_reported(p)], optimizer, recorder)
@@ -156,7 +159,8 @@ class ParameterCapture:
         self.stepped |= self._stepped_now
         if due.heavy:
             supported = [p for p in parameters if not p.unsupported and not p.excluded]
-            self._ranges.record("weight", supported, [p.local for p in supported], recorder)
+            with self._work.heavy:
+                self._ranges.record("weight", supported, [p.local for p in supported], recorder)
         pending, alone = self._snapshots.pending, self._snapshots.uncompared
         chosen = [p for p in parameters if p.order in pending]
         uncompared = [p for p in parameters if p.order in alone]
@@ -252,7 +256,8 @@ class ParameterCapture:
     ) -> None:
         if due.matrices is not None and self._sampling.wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
             turns = [p for p in part if due.owns_matrix(p.turn) and self._series.is_reported(p)]
-            self.spectra.record(turns, deltas, recorder)
+            with self._work.matrices:
+                self.spectra.record(turns, deltas, recorder)
 
     def _can_stream(self, p: WatchedParameter, tensor: Tensor, due: Due) -> bool:
         """Whether nothing needs the difference of this weight but what one pass over it gives."""

@@ -1,11 +1,12 @@
-"""How long the monitor's work takes, and the rounds around it: on the host and, where the model is on a GPU, on the
-device. Device times are read when they have come; nothing waits for them."""
+"""How long each part of the monitor's work takes, and the rounds around it: on the host and, where the model is on a
+GPU, on the device. Device times are read when they have come; nothing waits for them."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +14,34 @@ from internist.observe.sampling import NOTHING, Due
 
 WAITING = 64
 """Rounds whose device times are waited for at most; beyond, the oldest is forgotten."""
+
+
+class Part(IntEnum):
+    """The monitor's work by the class of sample that asks for it."""
+
+    LIGHT = 0
+    HEAVY = 1
+    MATRICES = 2
+
+
+class Spent(NamedTuple):
+    """Seconds that each part of the work took."""
+
+    light: float = 0.0
+    heavy: float = 0.0
+    matrices: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Of all parts."""
+        return self.light + self.heavy + self.matrices
+
+    def beyond(self, other: "Spent") -> float:
+        """By how much these are longer, part by part."""
+        return sum(max(0.0, mine - theirs) for mine, theirs in zip(self, other, strict=True))
+
+
+NO_TIME = Spent()
 
 
 class Mark(Protocol):
@@ -33,10 +62,10 @@ class Timed:
     """A round as the device timed it."""
 
     sample: Due
-    host_s: float
-    """Host time spent in the monitor."""
-    work_s: float
-    """Device time from the begin to the end of each piece of the monitor's work."""
+    host: Spent
+    """Host time of the monitor's work."""
+    device: Spent
+    """Device time from the begin to the end of each of its pieces."""
     length_s: float | None
     """Device time of the whole round; None where something else than training lies in it."""
 
@@ -44,15 +73,30 @@ class Timed:
 @dataclass(slots=True)
 class _Round:
     begin: Mark
-    work: list[tuple[Mark, Mark]] = field(default_factory=list)
+    work: list[tuple[Part, Mark, Mark]] = field(default_factory=list)
     end: Mark | None = None
     sample: Due = NOTHING
-    host_s: float = 0.0
+    host: Spent = NO_TIME
     is_whole: bool = True
 
 
+class Piece:
+    """Times what happens within `with` as a part of the work. A piece may lie within another, which stands still."""
+
+    __slots__ = ("_part", "_stopwatch")
+
+    def __init__(self, stopwatch: "Stopwatch", part: Part) -> None:
+        self._stopwatch, self._part = stopwatch, part
+
+    def __enter__(self) -> None:
+        self._stopwatch.begin(self._part)
+
+    def __exit__(self, *_: object) -> None:
+        self._stopwatch.end()
+
+
 class Stopwatch:
-    """Times pieces of work (`with stopwatch:`) and rounds.
+    """Times pieces of work (`with stopwatch.light:`) and rounds.
 
     Args:
         mark: makes a mark in the device's stream; None where that is not possible now.
@@ -60,56 +104,68 @@ class Stopwatch:
 
     def __init__(self, mark: Callable[[], Mark | None] | None = None) -> None:
         self._mark = mark or _cuda_mark
-        self._done_s = 0.0
-        self._piece_began = 0.0
-        self._piece_mark: Mark | None = None
+        self.light, self.heavy, self.matrices = (Piece(self, part) for part in Part)
+        self._parts = [0.0] * len(Part)
+        self._open: list[Part] = []
+        """Pieces under way, innermost last."""
+        self._since = 0.0
+        self._since_mark: Mark | None = None
         self._round_began = time.perf_counter()
         self._round: _Round | None = None
         """The round under way, where the device times it."""
         self._is_whole = True
         self._waiting: deque[_Round] = deque(maxlen=WAITING)
 
-    def __enter__(self) -> None:
-        self._piece_began = time.perf_counter()
-        self._piece_mark = self._marked() if self._round is not None else None
+    def begin(self, part: Part) -> None:
+        """A piece of the work begins."""
+        self._turn()
+        self._open.append(part)
 
-    def __exit__(self, *_: object) -> None:
-        begin, self._piece_mark = self._piece_mark, None
-        if begin is not None and self._round is not None and (end := self._marked()) is not None:
-            self._round.work.append((begin, end))
-        self._done_s = self.host_s
-        self._piece_began = 0.0
+    def end(self) -> None:
+        """The innermost piece is over."""
+        try:
+            self._turn()
+        finally:
+            self._open.pop()
+
+    def add(self, part: Part, seconds: float) -> None:
+        """Host time that was taken without a piece, where it is not within one."""
+        if not self._open:
+            self._parts[part] += seconds
 
     @property
-    def host_s(self) -> float:
+    def host(self) -> Spent:
         """Host time of the monitor's work in the round under way, a piece that is not over included."""
-        return self._done_s + (time.perf_counter() - self._piece_began if self._piece_began else 0.0)
+        if self._open:
+            self._turn()
+        return Spent(*self._parts)
 
     def interrupt(self) -> None:
         """Something else than training happens in the round under way, an evaluation or a pause: often in the rounds
         that are sampled, since both come at multiples of ten. Its length says nothing of a sample."""
         self._is_whole = False
 
-    def end_round(self, sample: Due, host_s: float) -> tuple[float, bool]:
+    def end_round(self, sample: Due) -> tuple[Spent, float, bool]:
         """The round is over.
 
         Args:
             sample: what it measured.
-            host_s: host time spent in the monitor.
 
         Returns:
-            Its length in seconds by the host's clock, and whether that says something of rounds to come.
+            Host time of the monitor's work in it, its length in seconds by the host's clock, and whether that says
+            something of rounds to come.
         """
+        host = self.host
         now = time.perf_counter()
         length, self._round_began = now - self._round_began, now
-        self._done_s = 0.0
+        self._parts = [0.0] * len(Part)
         is_whole, self._is_whole = self._is_whole, True
         if self._round is not None:
             self._round.is_whole = is_whole
-            self._round.end, self._round.sample, self._round.host_s = self._marked(), sample, host_s
+            self._round.end, self._round.sample, self._round.host = self._marked(), sample, host
             if self._round.end is not None:
                 self._waiting.append(self._round)
-        return length, is_whole
+        return host, length, is_whole
 
     def begin_round(self, sample: Due, *, on_device: bool) -> None:
         """What the round that begins will measure. The device times sampled rounds, and the one behind each."""
@@ -123,11 +179,23 @@ class Stopwatch:
         while self._waiting and (end := self._waiting[0].end) is not None and end.query():
             one = self._waiting.popleft()
             try:
-                work = sum(begin.elapsed_time(end) for begin, end in one.work)
+                parts = [0.0] * len(Part)
+                for part, began, ended in one.work:
+                    parts[part] += began.elapsed_time(ended) / 1e3
                 length = one.begin.elapsed_time(end)
             except RuntimeError:
                 continue  # its marks lie on several devices: the host's time has to do
-            yield Timed(one.sample, one.host_s, work / 1e3, length / 1e3 if one.is_whole else None)
+            yield Timed(one.sample, one.host, Spent(*parts), length / 1e3 if one.is_whole else None)
+
+    def _turn(self) -> None:
+        """What is under way stands still, or goes on: count what has passed for the innermost piece."""
+        now, mark = time.perf_counter(), self._marked() if self._round is not None else None
+        if self._open:
+            part = self._open[-1]
+            self._parts[part] += now - self._since
+            if self._since_mark is not None and mark is not None and self._round is not None:
+                self._round.work.append((part, self._since_mark, mark))
+        self._since, self._since_mark = now, mark
 
     def _marked(self) -> Mark | None:
         """A mark at this moment; None while a graph is being captured, which would swallow it."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from internist.model import patches
 from internist.model.outline import WatchedModule
+from internist.observe.stopwatch import Stopwatch
 
 PLACE = "_compiled_call_impl"
 RAISED = object()
@@ -43,6 +44,8 @@ class Gate:
     """Orders of modules that are not measured at this step, since it is not their turn."""
     stack: list[WatchedModule] = field(default_factory=list)
     """Watched modules being called, innermost last; kept on measured forwards only."""
+    work: Stopwatch = field(default_factory=Stopwatch)
+    """Times what is done at taps."""
 
 
 class Tap:

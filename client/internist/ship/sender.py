@@ -54,6 +54,7 @@ class Sender(threading.Thread):
         self._closing = threading.Event()
         self._complaints: set[str] = set()
         self._seen = -1
+        self._worked_s = 0.0
         self._uploader = connection and Uploader(
             spool,
             start,
@@ -64,6 +65,11 @@ class Sender(threading.Thread):
             heartbeat_s=heartbeat_s,
             powers=powers,
         )
+
+    @property
+    def worked_s(self) -> float:
+        """CPU seconds that writing and shipping have taken so far."""
+        return self._worked_s + (self._uploader.worked_s if self._uploader else 0.0)
 
     @property
     def url(self) -> str | None:
@@ -109,6 +115,7 @@ class Sender(threading.Thread):
             self._awake.wait(pause)
             self._awake.clear()
             pause = self._drained()
+            self._worked_s = time.thread_time()
         self._empty(None)
 
     def _empty(self, deadline: float | None) -> None:

@@ -74,6 +74,8 @@ class Uploader(threading.Thread):
         self._retry_at = 0.0
         self._heartbeat_due = 0.0
         self._said: set[str] = set()
+        self.worked_s = 0.0
+        """CPU seconds that it has taken so far."""
 
     def wake(self) -> None:
         """There is something new to ship."""
@@ -102,6 +104,7 @@ class Uploader(threading.Thread):
         """Ship until closed."""
         while not self._closing.is_set():
             pause = self._turn()
+            self.worked_s = time.thread_time()
             self._closing.wait(_GATHER_S)  # what follows a frame at once travels together
             self._awake.wait(max(0.0, pause - _GATHER_S))
             self._awake.clear()

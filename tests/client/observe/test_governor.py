@@ -1,15 +1,16 @@
 """The governor: what the monitor takes stays within its share at every moment, on simulated machines."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internist.observe.costs import CostMeter
-from internist.observe.governor import START_S, Account, Governor
+from internist.observe.governor import KEPT_ROUNDS, START_ROUNDS, START_S, Account, Governor
 from internist.observe.sampling import UNSTRETCHED, Due, Powers, due
+from internist.observe.stopwatch import NO_TIME, Spent
 
 EVERY, LIMIT = 10, 0.01
 ONE_SAMPLE = 1.0
@@ -31,6 +32,8 @@ class Machine:
     rotating: float = 0.0
     """Share of a light sample's cost that falls with the modules' turns."""
     behind_the_host: bool = False
+    loads: float = 0.0
+    """Seconds more that the first sample takes."""
     limit: float = LIMIT
     start: int = 0
     governor: Governor = field(init=False)
@@ -44,18 +47,22 @@ class Machine:
         self.governor = Governor(self.limit, EVERY, rotates=self.rotating > 0)
         self._random = random.Random(0)
 
-    def cost(self, sample: Due) -> float:
+    def parts(self, sample: Due) -> Spent:
         if not sample.light:
-            return 0.0
+            return NO_TIME
         light = self.light * (1 - self.rotating + self.rotating / sample.turns)
         matrices = 0.0 if sample.matrices is None else self.matrices if sample.matrices < 0 else self.quarter
-        return light + self.heavy * sample.heavy + matrices
+        return Spent(light + (0.0 if self.spent else self.loads), self.heavy * sample.heavy, matrices)
+
+    def cost(self, sample: Due) -> float:
+        return self.parts(sample).total
 
     def run(self, rounds: int):
         first = self.start + len(self.samples)
         for step in range(first, first + rounds):
             sample = self.samples[step] = self.governor.decide(step)
-            cost = self.cost(sample)
+            parts = self.parts(sample)
+            cost = parts.total
             length = self.plain * (1 + self.noise * self._random.random())
             if self.noise and self._random.random() < 0.02:
                 length *= 10
@@ -65,8 +72,9 @@ class Machine:
             self.spent, self.wall = self.spent + cost, self.wall + length
             allowance = max(START_S, 1_000 * self.limit * self.plain * (1 + self.noise))
             self.worst = max(self.worst, self.spent - self.limit * self.wall - allowance)
-            self.governor.observe(sample, 0.0 if self.behind_the_host else cost, length)
-            self.governor.observe_length(sample, length)
+            known = NO_TIME if self.behind_the_host else parts
+            self.governor.observe(sample, known, length)
+            self.governor.observe_length(sample, length, known)
         return self
 
 
@@ -113,6 +121,16 @@ def test_when_the_start_is_over_every_thousand_steps_keep_the_share(machine):
         assert machine.spent - spent <= LIMIT * (machine.wall - wall) + machine.cost(Due(True, True, -1))
 
 
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_from_the_hundredth_step_on_the_share_is_kept_at_every_moment(machine):
+    machine = replace(machine, samples={}, spent=0.0, wall=0.0).run(START_ROUNDS)
+    spent, wall = machine.spent, machine.wall
+    for _ in range(1_900):
+        machine.run(1)
+        kept = LIMIT * KEPT_ROUNDS * machine.governor.meter.plain
+        assert machine.spent - spent <= (LIMIT * (machine.wall - wall) + kept) * (1 + 1e-9)
+
+
 def test_cheap_samples_are_never_thinned():
     machine = Machine(plain=1.0, light=0.004, heavy=0.02, matrices=0.02, quarter=0.005).run(8_000)
 
@@ -140,7 +158,8 @@ def test_a_device_that_works_behind_the_hosts_back_is_seen():
     spent, wall = machine.spent, machine.wall
     machine.run(2_000)
 
-    assert machine.governor.asked_share() == pytest.approx(0.056, rel=0.15)
+    # 5.6 %; nobody says which part of a sample it is, so that heavy ones count for as much as the heaviest of them took
+    assert 0.056 * 0.85 <= machine.governor.asked_share() <= 0.056 * 2.5
     assert machine.spent - spent <= LIMIT * (machine.wall - wall) + machine.cost(Due(True, True, -1))
     assert share > LIMIT
 
@@ -149,10 +168,10 @@ def test_device_times_that_come_late_are_booked_when_they_come():
     governor = Governor(LIMIT, EVERY)
     sample = Due(True, True, -1)
     for _ in range(10):
-        governor.observe(sample, 0.001, 0.02)
+        governor.observe(sample, Spent(0.001), 0.02)
     before = governor.share
     for _ in range(10):
-        governor.observe_device(sample, 0.001, 0.5)
+        governor.observe_device(sample, Spent(0.001), Spent(0.2, 0.2, 0.1))
 
     assert governor.share > 10 * before
     assert governor.decide(32) == Due()  # the account is overdrawn
@@ -168,9 +187,7 @@ def test_sampling_grows_denser_again_when_samples_become_cheap():
 
 
 def test_what_is_loaded_for_the_first_sample_leaves_something_to_the_others():
-    machine = Machine()
-    machine.cost = lambda sample: 5.0 if not machine.spent else Machine.cost(machine, sample) if sample.light else 0.0
-    machine.run(40)
+    machine = Machine(loads=5.0).run(40)
 
     assert sum(sample.light for sample in machine.samples.values()) > 10
 
@@ -199,26 +216,48 @@ def test_an_account_saves_no_more_than_the_allowance(rounds):
     assert account.left >= START_S - sum(spent for spent, _ in rounds)
 
 
-def test_what_is_not_known_apart_counts_for_the_heaviest_it_came_with():
+def test_from_the_second_sample_on_what_each_part_costs_is_known():
     meter = CostMeter()
-    for _ in range(3):
-        meter.spent(Due(True, True, -1), 0.1, 0.2)
-    assert (meter.costs().light[0], meter.costs().heavy, meter.costs().matrices) == (0.0, 0.0, pytest.approx(0.1))
-    for _ in range(3):
-        meter.spent(Due(True, True), 0.06, 0.2)
-        meter.spent(Due(True), 0.01, 0.2)
+    meter.spent(Due(True, True, -1), Spent(3.0, 3.0, 3.0), 9.2)
+    assert meter.costs().light[0] == meter.costs().heavy == 0.0
+    assert meter.of(Due(True, True, -1)) == pytest.approx(3 * 3 * 0.2)  # as much as three rounds each, at the most
+    meter.spent(Due(True, True, -1), Spent(0.01, 0.05, 0.04), 0.2)
 
     costs = meter.costs()
-    assert (costs.light[0], costs.heavy, costs.matrices) == pytest.approx((0.01, 0.05, 0.04))
-    assert costs.quarter == pytest.approx(0.01)
-    assert costs.plain == pytest.approx(0.14)
+    assert (costs.light[0], costs.heavy, costs.matrices, costs.quarter) == pytest.approx((0.01, 0.05, 0.04, 0.01))
+    assert meter.of(Due(True, False, 2)) == pytest.approx(0.02)
+
+
+def test_turns_that_were_not_measured_are_hoped_to_save_and_not_relied_on():
+    meter = CostMeter()
+    for _ in range(2):
+        meter.spent(Due(True), Spent(0.1), 0.2)
+
+    assert meter.costs().light[3] < 0.03
+    assert meter.of(Due(True, turns=8)) == 0.1
+    meter.spent(Due(True, turns=8), Spent(0.05), 0.2)
+    assert meter.of(Due(True, turns=8)) == 0.05
+
+
+def test_what_other_threads_do_for_samples_counts_as_theirs():
+    governor = Governor(LIMIT, EVERY)
+    sampled = 0
+    for step in range(400):
+        sample = Due(step % 10 == 0)
+        governor.observe(sample, Spent(0.001) if sample.light else NO_TIME, 0.1, behind_s=0.004 * sampled)
+        sampled = sample.light
+
+    assert governor.meter.of(Due(True)) == pytest.approx(0.005)
+    assert governor.share == pytest.approx(0.005, rel=0.1)
 
 
 def test_a_pause_between_two_steps_is_no_cost_of_the_monitors():
     meter = CostMeter()
     for step in range(100):
         length = 100.0 if step % 25 == 0 else 1.0
-        meter.spent(Due(light=step % 10 == 0), 0.01 if step % 10 == 0 else 0.0, length)
-        meter.length(Due(light=step % 10 == 0), length)
+        sample = Due(light=step % 10 == 0)
+        work = Spent(0.01 if sample.light else 0.0)
+        meter.spent(sample, work, length)
+        meter.length(sample, length, work)
 
     assert meter.costs().light[0] == pytest.approx(0.01)

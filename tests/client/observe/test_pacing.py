@@ -11,7 +11,7 @@ import internist
 from internist.model.outline import outline
 from internist.observe.pacing import Pacing
 from internist.observe.sampling import MOST_TURNS, NOTHING, Due, Sampling
-from internist.observe.stopwatch import Stopwatch
+from internist.observe.stopwatch import Part, Spent, Stopwatch
 from internist.observe.turns import Turns
 from internist.schema.wire import Directive
 from tests.client.points import read
@@ -50,7 +50,7 @@ class Mark:
 
 
 def work(device, stopwatch, milliseconds):
-    with stopwatch:
+    with stopwatch.light:
         device.now_ms += milliseconds
 
 
@@ -61,16 +61,38 @@ def test_device_times_are_read_when_they_have_come_and_not_waited_for():
     work(device, stopwatch, 3)
     device.now_ms += 20  # the user's
     work(device, stopwatch, 4)
-    stopwatch.end_round(ALL, 0.001)
+    stopwatch.end_round(ALL)
     stopwatch.begin_round(NOTHING, on_device=True)
     device.now_ms += 20
-    stopwatch.end_round(NOTHING, 0.0)
+    stopwatch.end_round(NOTHING)
 
     assert list(stopwatch.timed()) == []
     device.is_idle = True
     sampled, bare = stopwatch.timed()
-    assert (sampled.sample, sampled.work_s, sampled.length_s) == (ALL, pytest.approx(0.007), pytest.approx(0.027))
-    assert (bare.sample, bare.work_s, bare.length_s) == (NOTHING, 0, pytest.approx(0.020))
+    assert (sampled.sample, sampled.device.total, sampled.length_s) == (ALL, pytest.approx(0.007), pytest.approx(0.027))
+    assert (bare.sample, bare.device.total, bare.length_s) == (NOTHING, 0, pytest.approx(0.020))
+
+
+def test_a_piece_within_another_is_counted_for_its_own_part_alone():
+    device = Device()
+    stopwatch = Stopwatch(device.mark)
+    stopwatch.begin_round(ALL, on_device=True)
+    with stopwatch.light:
+        device.now_ms += 1
+        with stopwatch.heavy:
+            device.now_ms += 10
+            stopwatch.add(Part.LIGHT, 5.0)  # within a piece: it counts this itself
+        device.now_ms += 2
+        with stopwatch.matrices:
+            device.now_ms += 20
+    device.now_ms += 100
+    stopwatch.add(Part.LIGHT, 7.0)
+    host, _, _ = stopwatch.end_round(ALL)
+    device.is_idle = True
+    (one,) = stopwatch.timed()
+
+    assert one.device == pytest.approx(Spent(0.003, 0.010, 0.020))
+    assert host == one.host and 7.0 <= host.light < 8.0 and 0 < host.heavy < 1.0
 
 
 def test_rounds_behind_the_one_that_follows_a_sample_leave_no_marks():
@@ -78,12 +100,12 @@ def test_rounds_behind_the_one_that_follows_a_sample_leave_no_marks():
     stopwatch = Stopwatch(device.mark)
     for sample in (ALL, NOTHING):
         stopwatch.begin_round(sample, on_device=True)
-        stopwatch.end_round(sample, 0.0)
+        stopwatch.end_round(sample)
     before = device.marks
     for _ in range(3):
         stopwatch.begin_round(NOTHING, on_device=True)
         work(device, stopwatch, 1)
-        stopwatch.end_round(NOTHING, 0.0)
+        stopwatch.end_round(NOTHING)
 
     assert device.marks == before
 
@@ -95,14 +117,14 @@ def test_a_round_that_was_interrupted_tells_what_the_work_took_and_not_how_long_
     work(device, stopwatch, 3)
     stopwatch.interrupt()
     device.now_ms += 60_000  # an evaluation
-    _, is_whole = stopwatch.end_round(ALL, 0.001)
+    *_, is_whole = stopwatch.end_round(ALL)
     stopwatch.begin_round(NOTHING, on_device=True)
     device.now_ms += 20
-    _, next_is_whole = stopwatch.end_round(NOTHING, 0.0)
+    *_, next_is_whole = stopwatch.end_round(NOTHING)
     device.is_idle = True
 
     assert (is_whole, next_is_whole) == (False, True)
-    assert [(each.work_s, each.length_s) for each in stopwatch.timed()] == [
+    assert [(each.device.total, each.length_s) for each in stopwatch.timed()] == [
         (pytest.approx(0.003), None),
         (0, pytest.approx(0.020)),
     ]
@@ -121,9 +143,9 @@ def test_an_evaluation_and_a_pause_interrupt_the_round_under_way(tmp_path, way):
         with monitor.pause("checkpoint"):
             pass
 
-    _, is_whole = stopwatch.end_round(NOTHING, 0.0)
+    *_, is_whole = stopwatch.end_round(NOTHING)
     model.train()(torch.ones(1, 2)).sum().backward()
-    _, next_is_whole = stopwatch.end_round(NOTHING, 0.0)
+    *_, next_is_whole = stopwatch.end_round(NOTHING)
     monitor.finish()
 
     assert (is_whole, next_is_whole) == (False, True)
@@ -135,7 +157,7 @@ def test_nothing_is_marked_while_a_graph_is_captured():
     device.is_capturing = True
     stopwatch.begin_round(ALL, on_device=True)
     work(device, stopwatch, 1)
-    stopwatch.end_round(ALL, 0.0)
+    stopwatch.end_round(ALL)
     device.is_capturing, device.is_idle = False, True
 
     assert list(stopwatch.timed()) == []
@@ -147,7 +169,9 @@ def test_the_pace_says_what_is_in_force_and_why(caplog):
         for step in range(200):
             sample = pacing.decide(step)
             pacing.begin_round(sample)
-            pacing.round_ended(sample, 0.1 if sample.light else 0.0)
+            if sample.light:
+                pacing.work.add(Part.LIGHT, 0.1)
+            pacing.round_ended(sample)
 
     said, values = pacing.in_words(), dict(pacing.values(100_000))
     assert "measured share" in said and "as asked for, it would take" in said and "1.0% is allowed" in said
