@@ -70,6 +70,16 @@ class Rank:
     pause: str = ""
     """What it says that it pauses for."""
 
+    @property
+    def told_step(self) -> int:
+        """The step that its heartbeats, or its end, tell; `NEVER` without one."""
+        return NEVER if self.heartbeat_step is None else self.heartbeat_step
+
+    @property
+    def reached(self) -> int:
+        """The last step that it is known to have come to; `NEVER` if none."""
+        return max(self.last_step, self.sampled_step, self.told_step)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -299,7 +309,7 @@ def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
     """The ranks of an attempt that ever spoke, lowest first."""
     session.flush()
     query = select(*_OF_RANK).where(RankRow.attempt_id == attempt_id).order_by(RankRow.rank)
-    return [_rank(row) for row in session.execute(query)]  # plain rows: every frame of every rank asks for all of them
+    return [_rank(row) for row in session.execute(query)]
 
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
@@ -341,7 +351,8 @@ def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
     them did."""
     row = session.get_one(AttemptRow, attempt.id)
     row.outcome = max(_outcome(row) or "finished", finish.outcome, key=_GRAVITY.index)
-    if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
+    trains = select(RankRow.rank).where(RankRow.attempt_id == attempt.id, RankRow.finished_at_ms.is_(None))
+    if session.scalar(trains.limit(1)) is None:
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
     return _attempt(session, row)

@@ -92,13 +92,13 @@ def pending_steps(
     return list(session.scalars(query.distinct().order_by(FrameRow.step).limit(limit)))
 
 
-def first_received_ms(session: Session, attempt_id: int, *, after: int) -> int | None:
-    """When the first frame over `after` that is still the earliest step came; None without one."""
+def first_received(session: Session, attempt_id: int, *, after: int) -> tuple[int, int] | None:
+    """The first step over `after` that has frames, and when the first of them came; None without one."""
     query = select(FrameRow.step, func.min(FrameRow.received_at_ms)).where(
         FrameRow.attempt_id == attempt_id, FrameRow.step > after
     )
     found = session.execute(query.group_by(FrameRow.step).order_by(FrameRow.step).limit(1)).first()
-    return None if found is None else int(found[1])
+    return None if found is None else (int(found[0]), int(found[1]))
 
 
 def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_to: int) -> int | None:

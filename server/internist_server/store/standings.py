@@ -1,6 +1,5 @@
 """How runs stand, in one narrow row each: what lists show, and when time alone brings something."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import select, update
@@ -9,10 +8,11 @@ from sqlalchemy.orm import Session
 from internist.schema.conditions import State
 from internist.schema.rules import LOST_AFTER_S
 from internist.schema.views import RunState
-from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
+from internist_server.store.attempts import Attempt, list_ranks, newest_attempt
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import JudgeState, Summary, load_state
-from internist_server.store.tables import StandingRow
+from internist_server.store.roster import Roster
+from internist_server.store.tables import NEVER, StandingRow
 from internist_server.store.vitals import (
     Vitals,
     heard_at_ms,
@@ -56,13 +56,13 @@ class Newest:
     """The newest attempt of a run, with what its standing follows from."""
 
     attempt: Attempt
-    ranks: list[Rank]
+    ranks: Roster
     judge: JudgeState
 
     @property
     def is_live(self) -> bool:
         """Whether a client was ever live on it: one that is only shipped afterwards is not lost."""
-        return any(rank.heartbeat_at_ms is not None for rank in self.ranks)
+        return self.ranks.was_live
 
     def vitals(self, now_ms: int, *, since_ms: int = 0) -> Vitals:
         """Its state now, and why; `since_ms`: since when the server listens."""
@@ -87,9 +87,9 @@ class Newest:
             reason=heard.reason,
             contact_ms=last_contact_ms(self.attempt, self.ranks),
             reached=step_reached(self.ranks),
-            last_step=_last_step(self.ranks),
-            last_frame_at_ms=_latest([rank.frame_at_ms for rank in self.ranks]),
-            heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in self.ranks]),
+            last_step=self.ranks.last_step,
+            last_frame_at_ms=self.ranks.frame_ms,
+            heartbeat_at_ms=self.ranks.heartbeat_ms,
             step_ms=summary.step_ms,
             verdict=verdict,
             sentence=sentence,
@@ -113,7 +113,13 @@ def load_newest(session: Session, run: str) -> Newest:
         RunNotFound: there is no such run.
     """
     attempt = newest_attempt(session, run)
-    return Newest(attempt, list_ranks(session, attempt.id), load_state(session, attempt.id))
+    return Newest(attempt, Roster(list_ranks(session, attempt.id)), load_state(session, attempt.id))
+
+
+def load_cursor(session: Session, run: str) -> int:
+    """The run's cursor; `NEVER` where nothing is known of how it stands."""
+    found = session.scalar(select(StandingRow.cursor).where(StandingRow.run_id == run))
+    return NEVER if found is None else found
 
 
 def save_standing(
@@ -137,18 +143,8 @@ def look_at_all(session: Session) -> None:
     session.execute(update(StandingRow).where(StandingRow.next_check_ms.is_not(None)).values(next_check_ms=0))
 
 
-def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:
+def _verdict(session: Session, attempt: Attempt, ranks: Roster, summary: Summary) -> tuple[State, str]:
     """State and sentence of the run, by what was judged and by what is known beside it."""
     states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
     state = states.get(summary.state, "not measured")
     return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
-
-
-def _last_step(ranks: Sequence[Rank]) -> int | None:
-    """The last step of which anything is known."""
-    known = [rank.last_step for rank in ranks if rank.last_step >= 0]
-    return max(known + [rank.heartbeat_step for rank in ranks if rank.heartbeat_step is not None], default=None)
-
-
-def _latest(moments: Sequence[int | None]) -> int | None:
-    return max((moment for moment in moments if moment is not None), default=None)
