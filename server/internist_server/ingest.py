@@ -106,8 +106,9 @@ class Ingest:
             attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             attempts.save_rank(session, attempt.id, rank)
-            self._rosters.get(session, attempt).put(rank)
-            self._settle(session, self._newest(session, start.run), now_ms=now_ms, has_new_series=True)
+            roster = self._rosters.get(session, attempt)
+            roster.put(rank)
+            self._settle(session, self._newest(session, attempt, roster), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
@@ -151,7 +152,7 @@ class Ingest:
             is_queued = (
                 self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms) or intake.is_queued
             )
-            newest = self._newest(session, run)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             is_queued = self._end(session, attempt, roster, intake.ends, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
@@ -180,7 +181,7 @@ class Ingest:
             attempts.save_rank(session, attempt.id, rank)
             roster = self._rosters.get(session, attempt)
             roster.put(rank)
-            newest = self._newest(session, run)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms)
             reply = HeartbeatReply(self._wishes(session, attempt, roster, newest))
@@ -202,7 +203,8 @@ class Ingest:
             if is_new_normal:
                 attempt = attempts.find_attempt(session, seen.run, seen.attempt)
                 is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
-                self._settle(session, self._newest(session, run), now_ms=now_ms)
+                newest = self._newest(session, attempt, self._rosters.get(session, attempt))
+                self._settle(session, newest, now_ms=now_ms)
                 (seen,) = alerts.get_alerts(session, [alert])
         self.announce(run, is_queued=is_queued)
         return seen
@@ -263,7 +265,7 @@ class Ingest:
             attempt = attempts.newest_attempt(session, run)
             roster, since_ms = self._rosters.get(session, attempt), self._clock.listening_since_ms
             is_queued = self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms)
-            newest = self._newest(session, run)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=True)
         self.announce(run, is_queued=is_queued)
@@ -303,14 +305,12 @@ class Ingest:
             self._rosters.forget_run(run)
             raise
 
-    def _newest(self, session: Session, run: str) -> Newest:
-        """The newest attempt of a run.
-
-        Raises:
-            RunNotFound: there is no such run.
-        """
-        attempt = attempts.newest_attempt(session, run)
-        return Newest(attempt, self._rosters.get(session, attempt), load_state(session, attempt.id))
+    def _newest(self, session: Session, attempt: Attempt, roster: Roster) -> Newest:
+        """The newest attempt of the run of an attempt, which mostly is that one."""
+        if not self._rosters.is_newest(session, attempt):
+            attempt = attempts.newest_attempt(session, attempt.run)
+            roster = self._rosters.get(session, attempt)
+        return Newest(attempt, roster, load_state(session, attempt.id))
 
     def _wishes(self, session: Session, attempt: Attempt, roster: Roster, newest: Newest) -> tuple[Directive, ...]:
         """What the ranks of an attempt should do."""
@@ -329,6 +329,7 @@ class Ingest:
         attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms, by=by)
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
+        self._rosters.forget_run(start.run)
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
@@ -358,16 +359,19 @@ class Ingest:
         if newest.attempt.id != attempt.id:
             return False
         vitals = newest.vitals(now_ms, since_ms=self._clock.listening_since_ms)
+        opened = alerts.find_run_alerts(session, attempt.run, rules=[rule.name for rule in _LASTING])
         has_news = False
         for rule in _LASTING:
-            if vitals.state != rule.state:
-                has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
-            elif newest.is_live:
+            is_open = rule.name in opened
+            if is_open and vitals.state != rule.state:
+                alerts.close_run_alert(session, opened[rule.name], step=None, now_ms=now_ms)
+                has_news = True
+            elif not is_open and vitals.state == rule.state and newest.is_live:
                 message, terms = f"the run is {rule.state}: {vitals.reason}", self._terms(session, attempt, rule)
-                opened = alerts.open_run_alert(
+                alerts.open_run_alert(
                     session, attempt, rule=rule, step=None, message=message, now_ms=now_ms, terms=terms
                 )
-                has_news |= opened is not None
+                has_news = True
         return has_news and self.tell(session, attempt.run, now_ms=now_ms)
 
     def _settle(self, session: Session, newest: Newest, *, now_ms: int, has_new_series: bool = False) -> None:

@@ -24,7 +24,7 @@ from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
 from internist_server.rulebook import RuleBook
 from internist_server.rulewatch import RuleWatch
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
-from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_history, read_matrix, steps_between
+from internist_server.store.frames import pending_steps, steps_between
 from internist_server.store.judgements import (
     Checkpoint,
     JudgeState,
@@ -34,6 +34,7 @@ from internist_server.store.judgements import (
     load_version,
     save_checkpoint,
 )
+from internist_server.store.matrices import MAX_CELLS, Matrix, read_history, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import NO_SERIES, Columns, StoredSeries, columns_for, list_plans, list_series
 from internist_server.store.tables import NEVER

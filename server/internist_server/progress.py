@@ -18,7 +18,7 @@ from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
 from internist_server.store.attempts import Attempt, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
-from internist_server.store.frames import MAX_CELLS, Matrix, pending_steps, read_matrix, recent_times
+from internist_server.store.frames import pending_steps, recent_times
 from internist_server.store.judgements import (
     Judged,
     JudgeState,
@@ -27,6 +27,7 @@ from internist_server.store.judgements import (
     load_judged_step,
     save_state,
 )
+from internist_server.store.matrices import MAX_CELLS, Matrix, read_matrix
 from internist_server.store.roster import Roster, load_waiting
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER

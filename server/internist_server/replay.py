@@ -13,7 +13,7 @@ from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import Transition
 from internist_server.store import alerts
 from internist_server.store.attempts import LAST_STEP, Segment, list_attempts
-from internist_server.store.frames import read_history
+from internist_server.store.matrices import read_history
 from internist_server.store.series import NO_SERIES, columns_for, list_plans, list_series
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist_server.store.attempts import Attempt
+from internist_server.store.attempts import Attempt, newest_attempt
 from internist_server.store.judgements import load_judged_step
 from internist_server.store.roster import Roster, load_roster
 from internist_server.store.standings import load_cursor
@@ -25,6 +25,8 @@ class _OfRun:
     """What is kept of a run: as of which cursor, and the rosters of its attempts."""
 
     cursor: int
+    newest: int | None = None
+    """Its newest attempt, where that was asked for."""
     rosters: dict[int, Roster] = field(default_factory=dict)
 
     @property
@@ -56,6 +58,13 @@ class Rosters:
             self._make_room()
         return roster
 
+    def is_newest(self, session: Session, attempt: Attempt) -> bool:
+        """Whether an attempt whose roster was asked for is the newest of its run."""
+        kept = self._kept[attempt.run]
+        if kept.newest is None:
+            kept.newest = newest_attempt(session, attempt.run).id
+        return kept.newest == attempt.id
+
     def advance(self, run: str) -> None:
         """The run's cursor has risen by one, and what was changed with it was put into the rosters, too."""
         with self._lock:
@@ -63,7 +72,7 @@ class Rosters:
                 kept.cursor += 1
 
     def forget_run(self, run: str) -> None:
-        """Drop what is kept of a run: a transaction was undone."""
+        """Drop what is kept of a run: a transaction was undone, or the run has another attempt."""
         with self._lock:
             self._kept.pop(run, None)
 

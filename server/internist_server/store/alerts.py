@@ -59,10 +59,8 @@ def apply_transitions(
 
 def open_run_alert(
     session: Session, attempt: Attempt, *, rule: RunRule, step: int | None, message: str, now_ms: int, terms: Terms
-) -> int | None:
-    """Open an alert on the run itself, if it is not open; its id if it is new."""
-    if find_run_alert(session, attempt.run, rule=rule.name) is not None:
-        return None
+) -> int:
+    """Open an alert on the run itself; its id."""
     return _add_plain(
         session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="firing",
         step=step, message=message, advice=rule.advice, at_ms=now_ms, is_quiet=False, terms=terms,
@@ -102,19 +100,15 @@ def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_m
     session.flush()
 
 
-def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
-    """The id of the open alert of a rule on the run itself."""
-    query = select(AlertRow.id).where(AlertRow.run_id == run, AlertRow.rule == rule, AlertRow.state == "firing")
-    return session.scalar(query)
+def find_run_alerts(session: Session, run: str, *, rules: Sequence[str]) -> dict[str, int]:
+    """The ids of the open alerts of these rules on the run itself, by rule."""
+    query = select(AlertRow.rule, AlertRow.id).where(AlertRow.run_id == run, AlertRow.rule.in_(rules))
+    return {row[0]: row[1] for row in session.execute(query.where(AlertRow.state == "firing"))}
 
 
-def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, now_ms: int) -> bool:
-    """Resolve an alert on the run itself; whether one was open."""
-    found = find_run_alert(session, run, rule=rule)
-    if found is None:
-        return False
-    _close(session, session.get_one(AlertRow, found), state="resolved", step=step, at_ms=now_ms)
-    return True
+def close_run_alert(session: Session, alert: int, *, step: int | None, now_ms: int) -> None:
+    """Resolve an alert on the run itself."""
+    _close(session, session.get_one(AlertRow, alert), state="resolved", step=step, at_ms=now_ms)
 
 
 def add_note(session: Session, attempt: Attempt, note: Note, *, is_quiet: bool) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, Table, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
@@ -19,6 +19,17 @@ _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 
 _OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name != "mesh")
 """What `Rank` is made of."""
+_RANKS: Final = cast(Table, RankRow.__table__)
+_SAVE_RANK: Final = _RANKS.update().where(
+    _RANKS.c.attempt_id == bindparam("of_attempt"), _RANKS.c.rank == bindparam("of_rank")
+)
+"""Of the table, and made once: every request saves a rank."""
+_ATTEMPTS: Final = select(
+    *(getattr(AttemptRow, name) for name in ("id", "run_id", "name", "number", "parent", "world_size", "every")),
+    *(getattr(AttemptRow, name) for name in ("start_step", "received_at_ms", "finished_at_ms", "outcome")),
+    *(RunRow.parametrization, RunRow.reference, RunRow.optimizers),
+).join(RunRow, RunRow.id == AttemptRow.run_id)
+"""What `Attempt` is made of: every request asks for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +197,7 @@ def register(
         rank = Rank(start.rank, now_ms)
         row.finished_at_ms = None  # a rank that comes late
     session.flush()
-    return _attempt(session, row), rank, is_new
+    return _attempt(row, session.get_one(RunRow, row.run_id)), rank, is_new
 
 
 def fitting_config(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -215,7 +226,7 @@ def add_outline(session: Session, attempt: Attempt, outline: Outline) -> Attempt
     if new:
         run.config = fitting_config({**run.config, **new})
     session.flush()
-    return _attempt(session, row)
+    return _attempt(row, run)
 
 
 def _merge_outline(row: AttemptRow, modules: Sequence[Module], routing: Sequence[Route]) -> None:
@@ -237,10 +248,10 @@ def find_attempt(session: Session, run: str, name: str) -> Attempt:
     Raises:
         AttemptNotFound: the run has none.
     """
-    row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == run, AttemptRow.name == name))
+    row = session.execute(_ATTEMPTS.where(AttemptRow.run_id == run, AttemptRow.name == name)).first()
     if row is None:
         raise AttemptNotFound(run, name)
-    return _attempt(session, row)
+    return _attempt(row, row)
 
 
 def newest_attempt(session: Session, run: str) -> Attempt:
@@ -249,11 +260,11 @@ def newest_attempt(session: Session, run: str) -> Attempt:
     Raises:
         RunNotFound: there is no such run.
     """
-    query = select(AttemptRow).where(AttemptRow.run_id == run)
-    row = session.scalar(query.order_by(AttemptRow.started_at_ms.desc(), AttemptRow.number.desc()).limit(1))
+    query = _ATTEMPTS.where(AttemptRow.run_id == run)
+    row = session.execute(query.order_by(AttemptRow.started_at_ms.desc(), AttemptRow.number.desc()).limit(1)).first()
     if row is None:
         raise RunNotFound(run)
-    return _attempt(session, row)
+    return _attempt(row, row)
 
 
 def list_attempts(session: Session, run: str) -> list[Attempt]:
@@ -263,9 +274,8 @@ def list_attempts(session: Session, run: str) -> list[Attempt]:
         RunNotFound: there is no such run.
     """
     require_run(session, run)
-    query = select(AttemptRow).where(AttemptRow.run_id == run)
-    rows = session.scalars(query.order_by(AttemptRow.started_at_ms, AttemptRow.number)).all()
-    return [_attempt(session, row) for row in rows]
+    query = _ATTEMPTS.where(AttemptRow.run_id == run)
+    return [_attempt(row, row) for row in session.execute(query.order_by(AttemptRow.started_at_ms, AttemptRow.number))]
 
 
 def choose_attempt(session: Session, run: str, name: str | None) -> Attempt:
@@ -314,24 +324,22 @@ def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
     """Keep what ingest has changed of a rank."""
-    session.execute(
-        update(RankRow)
-        .where(RankRow.attempt_id == attempt_id, RankRow.rank == rank.rank)
-        .values(
-            delivered=[list(interval) for interval in rank.delivered],
-            last_step=rank.last_step,
-            sampled_step=rank.sampled_step,
-            plan_steps={str(plan): step for plan, step in rank.plan_steps.items()},
-            received_at_ms=rank.received_at_ms,
-            loose=rank.loose,
-            frame_at_ms=rank.frame_at_ms,
-            finished_at_ms=rank.finished_at_ms,
-            heartbeat_step=rank.heartbeat_step,
-            clock_offset_ms=rank.clock_offset_ms,
-            refused=rank.refused,
-            refusal=rank.refusal,
-        )
-    )
+    session.flush()
+    values = {
+        "delivered": [list(interval) for interval in rank.delivered],
+        "last_step": rank.last_step,
+        "sampled_step": rank.sampled_step,
+        "plan_steps": {str(plan): step for plan, step in rank.plan_steps.items()},
+        "received_at_ms": rank.received_at_ms,
+        "loose": rank.loose,
+        "frame_at_ms": rank.frame_at_ms,
+        "finished_at_ms": rank.finished_at_ms,
+        "heartbeat_step": rank.heartbeat_step,
+        "clock_offset_ms": rank.clock_offset_ms,
+        "refused": rank.refused,
+        "refusal": rank.refusal,
+    }
+    session.execute(_SAVE_RANK, {"of_attempt": attempt_id, "of_rank": rank.rank, **values})
 
 
 def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, now_ms: int) -> Rank:
@@ -355,11 +363,10 @@ def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
     if session.scalar(trains.limit(1)) is None:
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
-    return _attempt(session, row)
+    return _attempt(row, session.get_one(RunRow, row.run_id))
 
 
-def _attempt(session: Session, row: AttemptRow) -> Attempt:
-    run = session.get_one(RunRow, row.run_id)
+def _attempt(row: AttemptRow | Row[Any], run: RunRow | Row[Any]) -> Attempt:
     return Attempt(
         id=row.id,
         run=row.run_id,
@@ -378,7 +385,7 @@ def _attempt(session: Session, row: AttemptRow) -> Attempt:
     )
 
 
-def _outcome(row: AttemptRow) -> Outcome | None:
+def _outcome(row: AttemptRow | Row[Any]) -> Outcome | None:
     return cast(Outcome | None, row.outcome)
 
 

@@ -1,18 +1,17 @@
-"""Frames as they came, and windows of them as matrices: steps x series, merged over ranks."""
+"""Frames as they came: which there are, of which steps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
-from internist_server.store.blocks import BLOCK, Block, list_blocks, read_tiles
-from internist_server.store.merge import Floats, Ids, Mask, Part, divide, merge
-from internist_server.store.series import NO_SERIES, Columns, StoredPlan, list_plans
+from internist_server.store.blocks import list_blocks
+from internist_server.store.merge import Ids
+from internist_server.store.series import list_plans
 from internist_server.store.tables import FrameRow, PlanRow
 
 MAX_CELLS: Final = 8_000_000
@@ -31,31 +30,6 @@ class NewFrame:
     skipped: bool
     late: bool
     values: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Merged values (steps, columns), where they are present, and when and whether each step was measured."""
-
-    steps: Ids
-    values: Floats
-    present: Mask
-    measured_at_ms: Ids
-    skipped: Mask
-
-    def rows(self) -> "Iterator[Row]":
-        """Its steps, one after the other."""
-        for at, step in enumerate(self.steps.tolist()):
-            yield Row(step, self.values[at], self.present[at], bool(self.skipped[at]))
-
-
-class Row(NamedTuple):
-    """One step: its number, the values by column where they are present, and whether a gradient scaler skipped it."""
-
-    step: int
-    values: Floats
-    present: Mask
-    skipped: bool
 
 
 def add_frames(session: Session, attempt_id: int, rank: int, frames: Sequence[NewFrame], *, now_ms: int) -> None:
@@ -134,10 +108,13 @@ def is_measured_between(session: Session, attempt_id: int, rank: int | None = No
 
 
 def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 64) -> list[tuple[int, int]]:
-    """The newest (step, measured at) of an attempt up to a step, newest first."""
-    query = select(FrameRow.step, FrameRow.measured_at_ms).where(
-        FrameRow.attempt_id == attempt_id, FrameRow.step <= up_to
-    )
+    """The newest (step, measured at) of an attempt up to a step, newest first: of the lowest rank that has measured it.
+
+    All ranks measure about the same moments: those of as many frames of all of them would be those of a step or two.
+    """
+    is_earlier = (FrameRow.attempt_id == attempt_id) & (FrameRow.step <= up_to)
+    rank = session.scalar(select(func.min(FrameRow.rank)).where(is_earlier, FrameRow.step == up_to))
+    query = select(FrameRow.step, FrameRow.measured_at_ms).where(is_earlier, FrameRow.rank == rank)
     return [(row[0], row[1]) for row in session.execute(query.order_by(FrameRow.step.desc()).limit(limit))]
 
 
@@ -159,244 +136,3 @@ def steps_between(
     is_new = np.ones(len(found), bool)
     is_new[1:] = (found[1:] != found[:-1]).any(axis=1)
     return found[is_new]
-
-
-def read_matrix(
-    session: Session,
-    attempt_id: int,
-    steps: Sequence[int] | Ids,
-    columns: Columns,
-    *,
-    is_timely: bool = False,
-    is_new: bool = False,
-) -> Matrix:
-    """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
-
-    Args:
-        is_timely: only of frames that came before their step was judged: what the judge has seen.
-        is_new: the steps lie behind the judge's checkpoint, so that none of their frames is in a tile.
-    """
-    wanted = np.asarray(steps, dtype=np.int64)
-    plans = list_plans(session, attempt_id)
-    shown, columns = len(columns.ids), _with_denominators(columns)
-    spans = [span for span in (_span(plan, columns) for plan in plans) if span is not None]
-    ranks = {span.rank for span in spans}
-    shape = (len(wanted), len(columns.ids))
-    measured = np.zeros(len(wanted), dtype=np.int64)
-    skipped = np.zeros(len(wanted), dtype=bool)
-    parts: dict[int, Part] = {}
-    for piece in _read(session, attempt_id, wanted, spans, columns, is_timely=is_timely, is_new=is_new):
-        part = parts.get(piece.span.rank)
-        if part is None:
-            counts = np.ones(shape if len(ranks) > 1 else (1, 1))  # of one rank alone they do not matter
-            part = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
-            parts[piece.span.rank] = part
-        where = np.ix_(piece.rows, piece.span.columns)
-        part.values[where] = piece.values
-        part.present[where] = True
-        if piece.span.counts is not None and len(ranks) > 1:
-            part.counts[where] = piece.span.counts
-        np.maximum.at(measured, piece.rows, piece.measured_at_ms)
-        np.logical_or.at(skipped, piece.rows, piece.skipped)
-    if parts:
-        values, present = merge([parts[rank] for rank in sorted(parts)], columns.codes)
-        divide(values, present, _ratios(columns))
-    else:
-        values, present = np.full(shape, np.nan, np.float32), np.zeros(shape, dtype=bool)
-    return Matrix(wanted, values[:, :shown], present[:, :shown], measured, skipped)
-
-
-def read_history(
-    session: Session, segments: Sequence[Segment], columns: Columns, *, first: int, last: int, is_whole: bool = False
-) -> Iterator[Matrix]:
-    """A window of a history in pieces, oldest first: all steps at which one of the columns may have a point, or, if it
-    is to be whole, at which anything has."""
-    rows = max(1, MAX_CELLS // max(1, len(columns.ids)))
-    for segment in reversed(segments):
-        plans = list_plans(session, segment.attempt_id)
-        wanted = {plan.number for plan in plans if is_whole or _span(plan, columns) is not None}
-        if not wanted or first > segment.last or last < segment.first:
-            continue
-        found = steps_between(session, segment, first=first, last=last, plans=sorted(wanted))
-        steps = np.unique(found[:, 0])
-        for begin in range(0, len(steps), rows):
-            yield read_matrix(session, segment.attempt_id, steps[begin : begin + rows], columns)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where the wanted columns lie in the values of one rank's plan: `length` floats from `begin` on."""
-
-    rank: int
-    plan: int
-    begin: int
-    length: int
-    picks: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    counts: Ids | None
-
-
-def _with_denominators(columns: Columns) -> Columns:
-    """The columns, followed by those of denominators that are not among them; they merge as their numerators do."""
-    needed, first = np.unique(columns.over, return_index=True)
-    is_new = (needed != NO_SERIES) & ~np.isin(needed, columns.ids)
-    if not is_new.any():
-        return columns
-    added = needed[is_new]
-    return Columns(
-        np.concatenate([columns.ids, added]),
-        np.concatenate([columns.codes, columns.codes[first[is_new]]]),
-        np.concatenate([columns.over, np.full(len(added), NO_SERIES, dtype=np.int64)]),
-    )
-
-
-def _ratios(columns: Columns) -> list[tuple[int, int]]:
-    """Columns of ratios, each with the column of its denominator."""
-    ratios = np.flatnonzero(columns.over != NO_SERIES).tolist()
-    place = {int(one): column for column, one in enumerate(columns.ids)} if ratios else {}
-    return [(column, place[int(columns.over[column])]) for column in ratios]
-
-
-def _span(plan: StoredPlan, columns: Columns) -> _Span | None:
-    if not len(columns.ids) or not len(plan.series):
-        return None
-    sorter = np.argsort(columns.ids, kind="stable")
-    places = np.minimum(np.searchsorted(columns.ids, plan.series, sorter=sorter), len(sorter) - 1)
-    targets = sorter[places]
-    picks = np.flatnonzero(columns.ids[targets] == plan.series)
-    if not len(picks):
-        return None
-    begin, end = int(picks[0]), int(picks[-1]) + 1
-    counts = None if plan.counts is None else plan.counts[picks]
-    return _Span(plan.rank, plan.number, begin, end - begin, picks - begin, targets[picks], counts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Frames of one rank and plan, in the order in which they were sent: `rows` are the places of their steps."""
-
-    span: _Span
-    rows: Ids
-    values: Floats
-    """(frames, columns of the span)."""
-    measured_at_ms: Ids
-    skipped: Mask
-
-
-def _read(
-    session: Session,
-    attempt_id: int,
-    steps: Ids,
-    spans: Sequence[_Span],
-    columns: Columns,
-    *,
-    is_timely: bool,
-    is_new: bool,
-) -> Iterator[_Piece]:
-    """Frames at these steps by plan: those in tiles, which came first, and then those that are loose.
-
-    Of two values that one rank sent for the same step and series, the later counts.
-    """
-    if not len(steps) or not spans:
-        return
-    first, last = int(steps[0]), int(steps[-1])
-    of_plan: dict[int, list[_Span]] = {}
-    for span in spans:
-        of_plan.setdefault(span.plan, []).append(span)
-    blocks = [] if is_new else list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
-    loose_steps = steps.tolist()
-    if not is_new:
-        loose = set(_loose_steps(session, attempt_id, first=first, last=last))
-        loose_steps = [step for step in loose_steps if step in loose]
-    for plan, found in sorted(of_plan.items()):
-        of_rank = {span.rank: span for span in found}
-        mine = [block for block in blocks if block.plan == plan and block.rank in of_rank]
-        yield from _from_tiles(session, mine, steps, of_rank, columns, is_timely=is_timely)
-        if loose_steps:
-            yield from _from_frames(session, attempt_id, plan, steps, loose_steps, found, is_timely=is_timely)
-
-
-def _loose_steps(session: Session, attempt_id: int, *, first: int, last: int) -> list[int]:
-    query = select(FrameRow.step).where(
-        FrameRow.attempt_id == attempt_id, FrameRow.step >= first, FrameRow.step <= last
-    )
-    return list(session.scalars(query.distinct()))
-
-
-def _from_tiles(
-    session: Session,
-    blocks: Sequence[Block],
-    steps: Ids,
-    of_rank: Mapping[int, _Span],
-    columns: Columns,
-    *,
-    is_timely: bool,
-) -> Iterator[_Piece]:
-    """The frames of one plan that lie in tiles."""
-    wanted = np.unique(np.concatenate([columns.ids[span.columns] for span in of_rank.values()]))
-    held = max(1, MAX_CELLS // (BLOCK * max(1, len(wanted))))
-    for begin in range(0, len(blocks), held):
-        tiles = read_tiles(session, blocks[begin : begin + held], wanted.tolist())
-        for block in blocks[begin : begin + held]:
-            if block.id not in tiles:
-                continue
-            span, (ids, values) = of_rank[block.rank], tiles[block.id]
-            rows = np.minimum(np.searchsorted(steps, block.steps), len(steps) - 1)
-            here = steps[rows] == block.steps
-            if is_timely:
-                here &= ~block.late
-            order = np.argsort(ids)
-            lines = order[np.searchsorted(ids, columns.ids[span.columns], sorter=order)]
-            yield _Piece(span, rows[here], values[lines][:, here].T, block.measured_at_ms[here], block.skipped[here])
-
-
-def _from_frames(
-    session: Session,
-    attempt_id: int,
-    plan: int,
-    steps: Ids,
-    wanted: Sequence[int],
-    spans: Sequence[_Span],
-    *,
-    is_timely: bool,
-) -> Iterator[_Piece]:
-    """The frames of one plan that are loose; of each only the span's bytes."""
-    by_layout: dict[tuple[int, int], dict[int, _Span]] = {}
-    for span in spans:
-        by_layout.setdefault((span.begin, span.length), {})[span.rank] = span
-    for (begin, length), of_rank in sorted(by_layout.items()):
-        values = func.substr(FrameRow.values, begin * 4 + 1, length * 4).label("values")
-        fields = (
-            FrameRow.rank, FrameRow.sequence, FrameRow.step, FrameRow.measured_at_ms, FrameRow.skipped, values,
-        )  # fmt: skip
-        for first in range(0, len(wanted), _STEPS_A_QUERY):
-            query = (
-                select(*fields)
-                .where(FrameRow.attempt_id == attempt_id, FrameRow.plan == plan)
-                .where(FrameRow.step.in_(wanted[first : first + _STEPS_A_QUERY]))
-            )
-            if is_timely:
-                query = query.where(FrameRow.late.is_(False))
-            grouped: dict[int, list[Any]] = {}
-            # sorted here: asked for in this order, SQLite would go through the whole attempt by its key
-            for row in sorted(session.execute(query), key=_by_sequence):
-                grouped.setdefault(row.rank, []).append(row)
-            for rank, rows in grouped.items():
-                if rank in of_rank:
-                    yield _piece(of_rank[rank], rows, steps)
-
-
-def _piece(span: _Span, frames: Sequence[Any], steps: Ids) -> _Piece:
-    count = len(frames)
-    raw = np.frombuffer(b"".join([frame.values for frame in frames]), dtype="<f4").reshape(count, -1)
-    return _Piece(
-        span,
-        np.searchsorted(steps, np.fromiter((frame.step for frame in frames), np.int64, count)),
-        raw[:, span.picks],
-        np.fromiter((frame.measured_at_ms for frame in frames), np.int64, count),
-        np.fromiter((frame.skipped for frame in frames), bool, count),
-    )
-
-
-def _by_sequence(row: Any) -> tuple[int, int]:
-    return row.rank, row.sequence

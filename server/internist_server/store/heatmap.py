@@ -12,8 +12,8 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Heatmap, HeatmapRow
 from internist_server.patterns import searcher
 from internist_server.store.attempts import Attempt, Segment, lineage
-from internist_server.store.frames import MAX_CELLS, read_matrix
 from internist_server.store.judgements import JudgedWindow, count_judged, read_judged
+from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers
 from internist_server.store.series import Columns, StoredSeries, columns_of, metrics_of_run, search_series

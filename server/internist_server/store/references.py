@@ -14,7 +14,7 @@ from internist_server.judge.reference import REFERENCE_METRICS, Head, trajectory
 from internist_server.judge.schedule import Schedule
 from internist_server.judge.series import JudgedSeries
 from internist_server.store.attempts import Attempt, Segment, history
-from internist_server.store.frames import read_history
+from internist_server.store.matrices import read_history
 from internist_server.store.series import columns_of, search_series
 from internist_server.store.tables import TrajectoryRow
 

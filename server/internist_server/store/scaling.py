@@ -18,7 +18,8 @@ from internist.schema.metrics import PIECEWISE, Bound
 from internist.schema.wire import Facts, Module, Route, Scalar
 from internist_server.errors import Invalid, RunNotFound
 from internist_server.store.attempts import LAST_STEP, Segment, history
-from internist_server.store.frames import read_matrix, steps_between
+from internist_server.store.frames import steps_between
+from internist_server.store.matrices import read_matrix
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.series import Columns, columns_for, list_plans
 from internist_server.store.tables import NO_INDEX, AttemptRow, RunRow, SeriesRow, StandingRow

@@ -195,9 +195,18 @@ def is_sampled(metric: str) -> bool:
 
 
 def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
-    """Plans of an attempt."""
-    query = select(PlanRow).where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
-    return [_plan(row) for row in session.scalars(query)]
+    """Plans of an attempt, those of the lowest rank first. Equal series, and counts, are one array: ranks of one model
+    have the same."""
+    shared: dict[bytes, Ids] = {}
+    query = select(PlanRow.rank, PlanRow.number, PlanRow.is_sampled, PlanRow.series, PlanRow.counts)
+    found: list[StoredPlan] = []
+    for rank, number, sampled, series, counts in session.execute(
+        query.where(PlanRow.attempt_id == attempt_id).order_by(PlanRow.rank, PlanRow.number)
+    ):
+        arrays = [blob if blob is None else shared.setdefault(blob, _ids(blob)) for blob in (series, counts)]
+        assert arrays[0] is not None
+        found.append(StoredPlan(rank, number, sampled, arrays[0], arrays[1]))
+    return found
 
 
 def list_series(session: Session, ids: Ids) -> list[StoredSeries]:

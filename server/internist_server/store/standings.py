@@ -1,8 +1,9 @@
 """How runs stand, in one narrow row each: what lists show, and when time alone brings something."""
 
 from dataclasses import asdict, dataclass
+from typing import Final, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import State
@@ -21,6 +22,12 @@ from internist_server.store.vitals import (
     vitals_at,
     vitals_when_heard,
 )
+
+_STANDINGS: Final = cast(Table, StandingRow.__table__)
+_SAVE: Final = (
+    _STANDINGS.update().where(_STANDINGS.c.run_id == bindparam("of_run")).values(cursor=_STANDINGS.c.cursor + 1)
+)
+"""Of the table, and made once: every request saves one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +133,10 @@ def save_standing(
     session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
 ) -> None:
     """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
-    values = asdict(standing) | {"next_check_ms": next_check_ms, "cursor": StandingRow.cursor + 1}
+    values = asdict(standing) | {"next_check_ms": next_check_ms}
     if series is not None:
         values["series"] = series
-    session.execute(update(StandingRow).where(StandingRow.run_id == run).values(values))
+    session.execute(_SAVE, {"of_run": run, **values})
 
 
 def due_runs(session: Session, *, now_ms: int, limit: int) -> list[str]:

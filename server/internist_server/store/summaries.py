@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import pack_heads, unpack_heads
-from internist_server.store.frames import MAX_CELLS, read_matrix, steps_between
+from internist_server.store.frames import steps_between
+from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import StoredSeries, columns_for, list_series
 from internist_server.store.tables import SummaryRow
