@@ -4,7 +4,9 @@
 
 In process: the bytes that a client would send are read, stored, merged and judged as a request's are, without HTTP
 around them, on SQLite. Every rank sends its part of every step, one frame a request, as live ranks do; a step is judged
-when the last rank's part of it is there. CPU is that of this process; the ranks themselves are not trained.
+when the last rank's part of it is there. CPU is that of this process; the ranks themselves are not trained. Statements
+and rows do not depend on what else the machine does: rows are those that are fetched, steps those of SQLite's machine,
+by which it goes through rows that nobody is given.
 """
 
 import argparse
@@ -12,12 +14,14 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import msgspec
 import numpy as np
+from sqlalchemy import event
 
 from benchmarks.ingest import EVERY, SERIES, declare_series, frames_of, spool_record
 from benchmarks.store import EPOCH_MS, STEP_MS, Figure, database_urls, size_of, timed
@@ -36,6 +40,33 @@ TOKENS = 8_192
 """What each rank's values stand for."""
 
 
+class Work:
+    """What a database has been asked to do so far."""
+
+    def __init__(self, database: Database) -> None:
+        self.statements = 0
+        self.kilosteps = 0
+        """Thousand steps of SQLite's virtual machine."""
+        event.listen(database.engine, "after_cursor_execute", self._count)
+        event.listen(database.engine, "connect", self._listen)
+
+    def of(self, what: Callable[[], object]) -> tuple[int, int]:
+        """The statements and kilosteps that a call takes."""
+        before = self.statements, self.kilosteps
+        what()
+        return self.statements - before[0], self.kilosteps - before[1]
+
+    def _count(self, *_: object) -> None:
+        self.statements += 1
+
+    def _listen(self, connection: Any, _: object) -> None:
+        connection.set_progress_handler(self._step, 1_000)
+
+    def _step(self) -> int:
+        self.kilosteps += 1
+        return 0
+
+
 class ManyRanks:
     """A run whose ranks send to one ingest, each the bytes that its client would."""
 
@@ -45,6 +76,7 @@ class ManyRanks:
         self.ranks, self.series = ranks, declare_series()[:series]
         self.database = Database(url)
         self.ingest = Ingest(self.database, Changes(), max_series=100_000, clock=lambda: self.now_ms)
+        self.work = Work(self.database)
 
     def join(self, rank: int) -> int:
         """Register a rank and declare its series; bytes sent."""
@@ -116,8 +148,11 @@ def measure(url: str, *, ranks: int, series: int, steps: int) -> Iterator[Figure
     yield Figure("a rank's part of a step, CPU", 1e3 * median(parts), "ms")
     yield Figure("the part that completes a step, CPU", 1e3 * median(completing), "ms")
     yield Figure("a step of all ranks, CPU", median(totals), "s")
-    beats = [timed(partial(run.say_alive, rank, step))[0] for rank in range(ranks)]
-    yield Figure("a heartbeat, CPU", 1e3 * median(beats), "ms")
+    said = [timed(partial(run.say_alive, rank, step))[0] for rank in range(ranks)]
+    yield Figure("a heartbeat, CPU", 1e3 * median(said), "ms")
+    asked = [run.work.of(partial(run.say_alive, rank, step)) for rank in range(ranks)]
+    yield Figure("a heartbeat, statements", median(one for one, _ in asked), "")
+    yield Figure("a heartbeat, steps of SQLite", sum(steps for _, steps in asked) / ranks, "thousand")
     yield Figure("one series over all ranks, CPU", 1e3 * min(timed(run.read_series)[0] for _ in range(3)), "ms")
     yield Figure("bytes a point and rank on disk", size_of(run.database) / (len(sent) * series), "B")
     yield Figure("largest memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB")

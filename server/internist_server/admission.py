@@ -30,6 +30,7 @@ from internist_server.envelope import require_version
 from internist_server.errors import Invalid
 from internist_server.inputs import printable, refuse_text, require_id, shown
 from internist_server.store.attempts import LAST_STEP, MAX_CONFIG_BYTES, MAX_OUTLINE, fitting_config
+from internist_server.store.roster import MAX_POWERS
 from internist_server.store.series import NO_SERIES
 
 LAST_MS: Final = 253_402_300_799_999
@@ -41,8 +42,8 @@ MAX_CONFIG_ENTRIES: Final = 10_000
 MAX_COVERAGE: Final = 8 * MAX_OUTLINE
 """A module or parameter has an entry for each of its metric families."""
 MAX_THRESHOLDS: Final = 1_000
-MAX_POWERS, MAX_POWER = 16, 62
-"""Numbers that a heartbeat may tell of its sampling, and how large they may be."""
+MAX_POWER: Final = 62
+"""How large the numbers may be that a heartbeat tells of its sampling."""
 _NOT_A_NAME: Final = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null"})
 _CONTENTS: Final = ("start", "series", "plan", "frame", "coverage", "note", "finish", "outline")
 _T = TypeVar("_T")

@@ -12,6 +12,7 @@ from internist_server.judges import restore
 from internist_server.store.attempts import Attempt, list_ranks
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import Summary, load_summaries, load_version
+from internist_server.store.roster import Roster
 
 MAX_BOARDS: Final = 32
 
@@ -27,7 +28,7 @@ class Boards:
         """The board as of the last judged step, weighed by what is known beside; its members cut to `limit`."""
         board = self._judged(session, attempt, limit=limit)
         summary = load_summaries(session, [attempt.id]).get(attempt.id, Summary())
-        evidence = read_evidence(session, attempt.id, list_ranks(session, attempt.id), summary)
+        evidence = read_evidence(session, attempt.id, Roster(list_ranks(session, attempt.id)), summary)
         state, sentence = evidence.weigh(board.state, board.sentence)
         return (
             board

@@ -25,26 +25,19 @@ def advance_cursor(session: Session, attempt: Attempt, rank: Rank, *, measured: 
         measured: steps that the rank has now delivered in measured frames.
     """
     rank.sampled_step = max(rank.sampled_step, _newest_credible(session, attempt, rank, measured))
-    farthest = _farthest_logged(session, attempt, rank)
-    newest = frames.newest_step(session, attempt.id, rank.rank, after=rank.last_step, up_to=farthest)
-    rank.last_step = max(rank.last_step, rank.sampled_step, NEVER if newest is None else newest)
-
-
-def reached(rank: Rank) -> int:
-    """The last step that a rank is known to have come to; `NEVER` if none."""
-    return max(rank.last_step, rank.sampled_step, _told(rank))
+    rank.last_step = max(rank.last_step, rank.sampled_step, _newest_logged(session, attempt, rank))
 
 
 def note_end(rank: Rank, step: int) -> None:
     """Note the step at which a rank says that it ended, unless that is far beyond all that is known."""
-    known = reached(rank)
+    known = rank.reached
     if known == NEVER or step <= known + FAR:
-        rank.heartbeat_step = max(_told(rank), step)
+        rank.heartbeat_step = max(rank.told_step, step)
 
 
 def _newest_credible(session: Session, attempt: Attempt, rank: Rank, measured: Collection[int]) -> int:
     """The newest of these steps, unless it stands alone far beyond all that is known."""
-    known = max(rank.sampled_step, _told(rank))
+    known = max(rank.sampled_step, rank.told_step)
     far = {step for step in measured if step > known + FAR} if known > NEVER else set()
     if len(far) == 1 and not _is_confirmed(session, attempt, rank, step=next(iter(far)), known=known):
         return max(set(measured) - far, default=NEVER)
@@ -60,19 +53,26 @@ def _is_confirmed(session: Session, attempt: Attempt, rank: Rank, *, step: int, 
     return any(others)
 
 
+def _newest_logged(session: Session, attempt: Attempt, rank: Rank) -> int:
+    """The newest step of the rank's frames, logged scalars too; `NEVER` where no frame moves it."""
+    newest = max(rank.plan_steps.values(), default=NEVER)
+    if newest <= rank.last_step:
+        return NEVER
+    farthest = _farthest_logged(session, attempt, rank)
+    if newest <= farthest:
+        return newest
+    found = frames.newest_step(session, attempt.id, rank.rank, after=rank.last_step, up_to=farthest)
+    return NEVER if found is None else found
+
+
 def _farthest_logged(session: Session, attempt: Attempt, rank: Rank) -> int:
     """The last step of which a logged scalar can be: behind the next measured frame there is nothing yet.
 
     A rank that measures nothing and sends no heartbeats only logs: its scalars are all there is to go by.
     """
-    told = _told(rank)
+    told = rank.told_step
     if rank.sampled_step > NEVER or told > NEVER:
         return max(rank.sampled_step + attempt.every if rank.sampled_step > NEVER else NEVER, told + 1)
     if has_outline(session, attempt) or has_sampled_plan(session, attempt.id, rank.rank):
         return attempt.start_step + attempt.every
     return LAST_STEP
-
-
-def _told(rank: Rank) -> int:
-    """The step that the rank's heartbeats, or its end, tell."""
-    return NEVER if rank.heartbeat_step is None else rank.heartbeat_step

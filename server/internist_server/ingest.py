@@ -11,6 +11,7 @@ from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
 from internist.schema.views import Alert, Usage
 from internist.schema.wire import (
     VERSION,
+    Directive,
     Finish,
     FramesReply,
     Heartbeat,
@@ -24,22 +25,24 @@ from internist_server.alerts.rules import Terms, terms_of
 from internist_server.callers import EVERYONE, Caller
 from internist_server.changes import Changes
 from internist_server.clocks import ServerClock, as_server_clock, began_at_ms
-from internist_server.cursor import advance_cursor, reached
+from internist_server.cursor import advance_cursor
 from internist_server.directives import directives
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
 from internist_server.progress import Progress, waits_until_ms
 from internist_server.rank_clocks import offset_of, read_clock
+from internist_server.rosters import Rosters
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts, attempts, incidents, notifications, removal, sequences
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.database import Database
-from internist_server.store.judgements import load_judged_step
+from internist_server.store.judgements import load_judged_step, load_state
+from internist_server.store.roster import Roster
 from internist_server.store.runs import project_of
 from internist_server.store.series import count_series
 from internist_server.store.silences import has_expired_between
-from internist_server.store.standings import Newest, due_runs, load_newest, look_at_all, save_standing
+from internist_server.store.standings import Newest, due_runs, look_at_all, save_standing
 from internist_server.store.starts import correct_start
 from internist_server.telling import moves, tell
 
@@ -83,6 +86,7 @@ class Ingest:
         self._clock = ServerClock() if clock is None else as_server_clock(clock)
         self._listening_since_ms = self._clock.listening_since_ms
         self._progress = Progress(self._book, policy)
+        self._rosters = Rosters()
         self._told_ms = 0
         """Up to when silences that expired have been looked at."""
 
@@ -98,11 +102,13 @@ class Ingest:
         """
         admission.require_start(start)
         now_ms = self._clock()
-        with self._database.write() as session:
+        with self.transaction(start.run, is_known=False) as session:
             attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             attempts.save_rank(session, attempt.id, rank)
-            self._settle(session, load_newest(session, start.run), now_ms=now_ms, has_new_series=True)
+            roster = self._rosters.get(session, attempt)
+            roster.put(rank)
+            self._settle(session, self._newest(session, attempt, roster), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
@@ -118,13 +124,15 @@ class Ingest:
         """
         admission.require_speaker(contents.attempt, contents.rank)
         now_ms = self._clock()
-        with self.transaction(run, contents) as session:
+        with self.transaction(run, is_known=False) as session:
             attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
+            roster = self._rosters.get(session, attempt)
             intake = Intake(
                 session,
                 attempt,
                 rank,
+                roster,
                 judged_step=load_judged_step(session, attempt.id),
                 now_ms=now_ms,
                 max_series=self._max_series,
@@ -140,15 +148,15 @@ class Ingest:
             attempt = intake.close()
             if intake.has_new_facts:
                 self._progress.forget(attempt.id)
+            since_ms = self._clock.listening_since_ms
             is_queued = (
-                self._progress.advance(session, attempt, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
-                or intake.is_queued
+                self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms) or intake.is_queued
             )
-            newest = load_newest(session, run)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
-            is_queued = self._end(session, attempt, intake.ends, now_ms=now_ms) or is_queued
+            is_queued = self._end(session, attempt, roster, intake.ends, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
-            wishes = directives(session, attempt, newest)
+            wishes = self._wishes(session, attempt, roster, newest)
         refused = (*contents.refused, *intake.refused)
         observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
         for one in refused:
@@ -171,10 +179,12 @@ class Ingest:
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
             advance_cursor(session, attempt, rank)
             attempts.save_rank(session, attempt.id, rank)
-            newest = load_newest(session, run)
+            roster = self._rosters.get(session, attempt)
+            roster.put(rank)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms)
-            reply = HeartbeatReply(directives(session, attempt, newest))
+            reply = HeartbeatReply(self._wishes(session, attempt, roster, newest))
         self.announce(run, is_queued=is_queued)
         return reply
 
@@ -193,7 +203,8 @@ class Ingest:
             if is_new_normal:
                 attempt = attempts.find_attempt(session, seen.run, seen.attempt)
                 is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
-                self._settle(session, load_newest(session, run), now_ms=now_ms)
+                newest = self._newest(session, attempt, self._rosters.get(session, attempt))
+                self._settle(session, newest, now_ms=now_ms)
                 (seen,) = alerts.get_alerts(session, [alert])
         self.announce(run, is_queued=is_queued)
         return seen
@@ -213,6 +224,7 @@ class Ingest:
                 if not is_left:
                     removal.delete_run(session, run)
         self._progress.forget_run(run)
+        self._rosters.forget_run(run)
         log.info("run %s was deleted: %d bytes", run, took.total)
         self.announce(run, is_queued=False)
         return took
@@ -251,8 +263,9 @@ class Ingest:
         """Do what time alone has brought of one run."""
         with self.transaction(run) as session:
             attempt = attempts.newest_attempt(session, run)
-            is_queued = self._progress.advance(session, attempt, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
-            newest = load_newest(session, run)
+            roster, since_ms = self._rosters.get(session, attempt), self._clock.listening_since_ms
+            is_queued = self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms)
+            newest = self._newest(session, attempt, roster)
             is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
             self._settle(session, newest, now_ms=now_ms, has_new_series=True)
         self.announce(run, is_queued=is_queued)
@@ -276,16 +289,34 @@ class Ingest:
             self.announce(run, is_queued=is_queued)
 
     @contextmanager
-    def transaction(self, run: str, contents: Contents | None = None) -> Iterator[Session]:
-        """A transaction that holds the run's lock. When it is undone, so is what judges in memory have learnt."""
+    def transaction(self, run: str, *, is_known: bool = True) -> Iterator[Session]:
+        """A transaction that holds the run's lock. When it is undone, so is what is known in memory.
+
+        Args:
+            is_known: whether the run exists; else the caller locks it when it does.
+        """
         try:
             with self._database.write() as session:
-                if contents is None:
+                if is_known:
                     attempts.lock_run(session, run)
                 yield session
         except BaseException:
             self._progress.forget_run(run)
+            self._rosters.forget_run(run)
             raise
+
+    def _newest(self, session: Session, attempt: Attempt, roster: Roster) -> Newest:
+        """The newest attempt of the run of an attempt, which mostly is that one."""
+        if not self._rosters.is_newest(session, attempt):
+            attempt = attempts.newest_attempt(session, attempt.run)
+            roster = self._rosters.get(session, attempt)
+        return Newest(attempt, roster, load_state(session, attempt.id))
+
+    def _wishes(self, session: Session, attempt: Attempt, roster: Roster, newest: Newest) -> tuple[Directive, ...]:
+        """What the ranks of an attempt should do."""
+        is_newest = newest.attempt.id == attempt.id
+        judged_step = newest.judge.judged_step if is_newest else load_judged_step(session, attempt.id)
+        return directives(session, attempt, roster, judged_step=judged_step)
 
     def _register(
         self, session: Session, start: RunStart, *, now_ms: int, sent_at_ms: int | None, by: Caller
@@ -298,6 +329,7 @@ class Ingest:
         attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms, by=by)
         if not is_new:
             return correct_start(session, attempt, tidy.start_step), rank, False
+        self._rosters.forget_run(start.run)
         alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
         return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
 
@@ -327,34 +359,33 @@ class Ingest:
         if newest.attempt.id != attempt.id:
             return False
         vitals = newest.vitals(now_ms, since_ms=self._clock.listening_since_ms)
+        opened = alerts.find_run_alerts(session, attempt.run, rules=[rule.name for rule in _LASTING])
         has_news = False
-        firing = alerts.rules_firing_on_run(session, attempt.run)
         for rule in _LASTING:
-            if vitals.state != rule.state and rule.name not in firing:
-                continue
-            if vitals.state != rule.state:
-                has_news |= alerts.close_run_alert(session, attempt.run, rule=rule.name, step=None, now_ms=now_ms)
-            elif newest.is_live:
+            is_open = rule.name in opened
+            if is_open and vitals.state != rule.state:
+                alerts.close_run_alert(session, opened[rule.name], step=None, now_ms=now_ms)
+                has_news = True
+            elif not is_open and vitals.state == rule.state and newest.is_live:
                 message, terms = f"the run is {rule.state}: {vitals.reason}", self._terms(session, attempt, rule)
-                opened = alerts.open_run_alert(
+                alerts.open_run_alert(
                     session, attempt, rule=rule, step=None, message=message, now_ms=now_ms, terms=terms
                 )
-                has_news |= opened is not None
+                has_news = True
         return has_news and self.tell(session, attempt.run, now_ms=now_ms)
 
     def _settle(self, session: Session, newest: Newest, *, now_ms: int, has_new_series: bool = False) -> None:
         """Keep how the run stands now, and when time alone will bring more of it."""
-        attempt, ranks = newest.attempt, newest.ranks
-        judged_step = newest.judge.judged_step
-        since_ms = self._clock.listening_since_ms
-        waits = waits_until_ms(session, attempt, ranks, judged_step=judged_step, now_ms=now_ms, since_ms=since_ms)
+        attempt, since_ms = newest.attempt, self._clock.listening_since_ms
+        waits = waits_until_ms(attempt, newest.ranks, now_ms=now_ms, since_ms=since_ms)
         moments = [moment for moment in (waits, newest.lost_at_ms(now_ms, since_ms=since_ms)) if moment is not None]
         save_standing(
             session, attempt.run, newest.standing(session), next_check_ms=min(moments, default=None),
             series=count_series(session, attempt.run) if has_new_series else None,
         )  # fmt: skip
+        self._rosters.advance(attempt.run)
 
-    def _end(self, session: Session, attempt: Attempt, ends: Sequence[Finish], *, now_ms: int) -> bool:
+    def _end(self, session: Session, attempt: Attempt, roster: Roster, ends: Sequence[Finish], *, now_ms: int) -> bool:
         """Tell how ranks ended that did not end well, and close what is open of an attempt that is over; whether a
         notification was queued."""
         is_queued = False
@@ -372,8 +403,7 @@ class Ingest:
                 is_queued = True
         if attempt.finished_at_ms is None:
             return is_queued
-        step = max((reached(rank) for rank in attempts.list_ranks(session, attempt.id)), default=None)
-        alerts.close_attempt(session, attempt, step=step, now_ms=now_ms)
+        alerts.close_attempt(session, attempt, step=roster.reached if len(roster) else None, now_ms=now_ms)
         return self.tell(session, attempt.run, now_ms=now_ms, is_over=True) or is_queued
 
     def _terms(self, session: Session, attempt: Attempt, rule: RunRule) -> Terms:

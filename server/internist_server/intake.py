@@ -28,6 +28,7 @@ from internist_server.store import alerts, attempts, coverage, frames, notificat
 from internist_server.store import series as series_store
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.frames import NewFrame
+from internist_server.store.roster import Roster
 from internist_server.store.series import StoredPlan
 from internist_server.store.starts import correct_start
 
@@ -49,6 +50,7 @@ class Intake:
         session: Session,
         attempt: Attempt,
         rank: Rank,
+        roster: Roster,
         *,
         judged_step: int,
         now_ms: int,
@@ -59,6 +61,7 @@ class Intake:
         """An intake for one request.
 
         Args:
+            roster: of the attempt; what becomes of the rank is put into it.
             judged_step: frames up to this step come late.
             notify: whether alerts of the user's code are queued for receivers.
             clock_offset_ms: how far the server's clock is ahead of the rank's: what it says is kept in the server's
@@ -75,6 +78,7 @@ class Intake:
         self.ends: list[Finish] = []
         """How the rank says that it ended."""
         self._session = session
+        self._roster = roster
         self._judged_step = judged_step
         self._now_ms = now_ms
         self._max_series = max_series
@@ -117,10 +121,14 @@ class Intake:
         self.attempt = correct_start(self._session, self.attempt, self._start_step)
         advance_cursor(self._session, self.attempt, self.rank, measured=self._measured)
         if self._frames:
+            for frame in self._frames:
+                if not frame.late:
+                    self._roster.wait_for(frame.step, now_ms=self._now_ms)
             self.rank.frame_at_ms = self._now_ms
             self.rank.loose += len(self._frames)
         self.rank.received_at_ms = self._now_ms
         attempts.save_rank(self._session, self.attempt.id, self.rank)
+        self._roster.put(self.rank)
         return self.attempt
 
     @property

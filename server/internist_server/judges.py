@@ -34,7 +34,7 @@ from internist_server.store.judgements import (
     load_version,
     save_checkpoint,
 )
-from internist_server.store.layout import Layout
+from internist_server.store.layout import Layouts
 from internist_server.store.matrices import MAX_CELLS, Matrix, read_history, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import (
@@ -83,7 +83,7 @@ class LiveJudge(Restored):
     """The user's own rules on it."""
     reference: str | None
     """Why it is not held to the reference that its run names; None: it is, or names none."""
-    layout: Layout | None = None
+    layouts: Layouts | None = None
     """Where its columns lie in the plans that it has looked at; None: it has not yet."""
 
 
@@ -102,7 +102,7 @@ class Judges:
             live = self._live.pop(attempt.id, None)
         if live is None or live.stored.version != load_version(session, attempt.id):
             live = self._load(session, attempt)
-        has_more = live.layout is None or live.layout.plans != count_plans(session, attempt.id)
+        has_more = live.layouts is None or live.layouts.plans != count_plans(session, attempt.id)
         plans = list_plans(session, attempt.id) if has_more else []
         fresh = _new_series(plans, live.columns.ids)
         if len(fresh):
@@ -115,7 +115,7 @@ class Judges:
             live.columns = columns_for(session, ids, live.series)
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
         if has_more:
-            live.layout = Layout.of(plans, live.columns)
+            live.layouts = Layouts.of(plans, live.columns)
         if attempt.reference is not None and (len(fresh) or live.reference is not None):
             found = references.find(session, attempt, keeps=True)
             if live.reference != found.reason:

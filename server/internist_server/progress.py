@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -12,15 +11,14 @@ from sqlalchemy.orm import Session
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
 from internist_server.alerts.incidents import Policy
-from internist_server.cursor import reached
 from internist_server.errors import Invalid
 from internist_server.judge.verdicts import StepJudgement, Transition
 from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, read_window, refresh
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
-from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
+from internist_server.store.attempts import Attempt, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
-from internist_server.store.frames import first_received_ms, pending_steps, recent_times
+from internist_server.store.frames import pending_steps, recent_times
 from internist_server.store.judgements import (
     Judged,
     JudgeState,
@@ -30,9 +28,10 @@ from internist_server.store.judgements import (
     save_state,
 )
 from internist_server.store.matrices import MAX_CELLS, Matrix, read_matrix
+from internist_server.store.roster import Roster, load_waiting
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
-from internist_server.store.vitals import heard_at_ms, longest_pause_ms, step_time_ms
+from internist_server.store.vitals import all_heard_at_ms, heard_at_ms, longest_pause_ms, step_time_ms
 from internist_server.telling import tell
 
 log = logging.getLogger(__name__)
@@ -77,26 +76,35 @@ class Progress:
         """Drop a run's judges in memory: a transaction was undone."""
         self._judges.forget_run(run)
 
-    def advance(self, session: Session, attempt: Attempt, *, now_ms: int, since_ms: int = 0) -> bool:
+    def advance(self, session: Session, attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: int = 0) -> bool:
         """Judge every step that is complete now; whether a notification was queued. `since_ms`: since when the server
         listens."""
-        ranks = list_ranks(session, attempt.id)
+        is_queued = False
+        bound = complete_bound(attempt, roster, now_ms=now_ms, since_ms=since_ms)
+        if roster.waiting is not None and roster.waiting.step <= bound:
+            is_queued, judged_step = self._judge_up_to(session, attempt, roster, bound, now_ms=now_ms)
+            roster.waiting = load_waiting(session, attempt.id, after=judged_step)
+        if attempt.finished_at_ms is not None:
+            self.keep(session, attempt)
+        return is_queued
+
+    def _judge_up_to(
+        self, session: Session, attempt: Attempt, roster: Roster, bound: int, *, now_ms: int
+    ) -> tuple[bool, int]:
+        """Judge the steps up to `bound`; whether a notification was queued, and the last step that is judged now."""
         newest = newest_attempt(session, attempt.run)
         judged_step = load_judged_step(session, attempt.id)
-        bound = _bound(session, attempt, ranks, judged_step, now_ms=now_ms, since_ms=since_ms)
         is_queued = False
         rows = STEPS_AT_ONCE
         while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
             live = self._judges.get(session, attempt)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
-            is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
+            is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
             judged_step = steps[-1]
             if judged_step == bound:
                 break
-        if attempt.finished_at_ms is not None:
-            self.keep(session, attempt)
-        return is_queued
+        return is_queued, judged_step
 
     def _judge(
         self,
@@ -105,13 +113,13 @@ class Progress:
         newest: Attempt,
         live: LiveJudge,
         steps: Sequence[int],
-        ranks: Sequence[Rank],
+        roster: Roster,
         *,
         now_ms: int,
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
         is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, live.columns, layout=live.layout, is_new=True)
+        matrix = read_matrix(session, attempt.id, steps, live.columns, layouts=live.layouts, is_new=True)
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):
@@ -119,7 +127,7 @@ class Progress:
                 live.since = CHECKPOINT_STEPS  # points that come late for the window would give another baseline
             said = live.judge.judge(step, matrix.values[row], matrix.present[row], skipped=bool(matrix.skipped[row]))
             if said.basis.any():
-                judged.append(_to_store(said, attempt, ranks))
+                judged.append(_to_store(said, attempt, roster))
             if said.bands.column.size:
                 packed = pack_bands(said.bands.column, said.bands.scheduled, said.bands.edges)
                 bands.append(StoredBands(step, packed))
@@ -233,9 +241,7 @@ class Progress:
         )
 
 
-def complete_bound(
-    attempt: Attempt, ranks: Sequence[Rank], *, now_ms: int, waiting_since_ms: int | None, since_ms: int = 0
-) -> int:
+def complete_bound(attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: int = 0) -> int:
     """The last step that needs no more waiting; -1 if there is none. It is never beyond where the ranks have come to.
 
     A rank has delivered a step when its sampled frame of that step has come, or any frame of a later one. It is not
@@ -243,50 +249,38 @@ def complete_bound(
     never spoke, counted from the attempt's beginning.
 
     Args:
-        waiting_since_ms: when the earliest step that is not judged came.
         since_ms: since when the server listens: before that nobody was silent.
     """
-    bound = max((reached(rank) for rank in ranks), default=NEVER)
-    if attempt.finished_at_ms is not None or waiting_since_ms is None:
+    bound, waiting = roster.reached, roster.waiting
+    if attempt.finished_at_ms is not None or waiting is None:
         return bound
-    heard = partial(heard_at_ms, now_ms=now_ms, since_ms=since_ms)
-    if len(ranks) < attempt.world_size and now_ms - heard(attempt.received_at_ms) <= SILENT_AFTER_MS:
+    heard_ms = heard_at_ms(attempt.received_at_ms, now_ms=now_ms, since_ms=since_ms)
+    if len(roster) < attempt.world_size and now_ms - heard_ms <= SILENT_AFTER_MS:
         return NEVER
-    for rank in ranks:
-        is_silent = now_ms - heard(max(rank.received_at_ms, waiting_since_ms)) > SILENT_AFTER_MS
-        if rank.finished_at_ms is None and not is_silent:
-            bound = min(bound, max(rank.last_step - 1, rank.sampled_step))
-    return bound
+    received_ms, delivered = roster.training()
+    all_heard_ms = all_heard_at_ms(np.maximum(received_ms, waiting.since_ms), now_ms=now_ms, since_ms=since_ms)
+    waited_for = delivered[now_ms - all_heard_ms <= SILENT_AFTER_MS]
+    return int(waited_for.min(initial=bound))
 
 
-def waits_until_ms(
-    session: Session, attempt: Attempt, ranks: Sequence[Rank], *, judged_step: int, now_ms: int, since_ms: int
-) -> int | None:
+def waits_until_ms(attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: int) -> int | None:
     """When a step that waits may be judged: now, if a heartbeat has made it complete, else without silent ranks, or
     another of them; None: none waits."""
-    waiting = first_received_ms(session, attempt.id, after=judged_step)
+    waiting = roster.waiting
     if waiting is None or attempt.finished_at_ms is not None:
         return None
-    bound = complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting, since_ms=since_ms)
-    if pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=1):
+    if waiting.step <= complete_bound(attempt, roster, now_ms=now_ms, since_ms=since_ms):
         return now_ms
-    since = [max(rank.received_at_ms, waiting) for rank in ranks if rank.finished_at_ms is None]
-    if len(ranks) < attempt.world_size:
-        since.append(attempt.received_at_ms)
-    heard = (heard_at_ms(moment, now_ms=now_ms, since_ms=since_ms) for moment in since)
-    until = (moment + SILENT_AFTER_MS + 1 for moment in heard)
-    return min((moment for moment in until if moment > now_ms), default=None)
+    since = np.maximum(roster.training()[0], waiting.since_ms)
+    if len(roster) < attempt.world_size:
+        since = np.append(since, attempt.received_at_ms)
+    until = all_heard_at_ms(since, now_ms=now_ms, since_ms=since_ms) + SILENT_AFTER_MS + 1
+    later = until[until > now_ms]
+    return int(later.min()) if later.size else None
 
 
-def _bound(
-    session: Session, attempt: Attempt, ranks: Sequence[Rank], judged_step: int, *, now_ms: int, since_ms: int
-) -> int:
-    waiting = first_received_ms(session, attempt.id, after=judged_step)
-    return complete_bound(attempt, ranks, now_ms=now_ms, waiting_since_ms=waiting, since_ms=since_ms)
-
-
-def _to_store(said: StepJudgement, attempt: Attempt, ranks: Sequence[Rank]) -> Judged:
-    delivered = sum(rank.last_step >= said.step for rank in ranks)
+def _to_store(said: StepJudgement, attempt: Attempt, roster: Roster) -> Judged:
+    delivered = roster.count_from(said.step)
     return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis, said.divisor)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from internist.schema.metrics import CATALOGUE, METRICS
 from internist.schema.wire import Facts, Series
-from internist_server.store.merge import CODES, Part, codes_of, divide, merge
+from internist_server.store.merge import CODES, Parts, codes_of, divide, merge
 from tests.server.sending import Sender, module_series, start_of
 
 ROUNDING = 1e-6
@@ -15,11 +15,11 @@ ROUNDING = 1e-6
 
 
 def part(value, count=1, *, present=True):
-    return Part(np.array([[value]], dtype=np.float32), np.array([[present]]), np.array([[count]], dtype=np.float64))
+    return Parts(np.array([[[value]]], np.float32), np.array([[[present]]]), np.array([[[count]]], np.float64))
 
 
 def merged(combine, *parts):
-    values, present = merge(parts, np.array([CODES.index(combine)], dtype=np.uint8))
+    values, present = merge(parts, np.array([CODES.index(combine)], dtype=np.uint8), steps=1)
     return float(values[0, 0]) if present[0, 0] else None
 
 

@@ -7,6 +7,7 @@ import pytest
 from internist.schema.wire import Facts, Series
 from internist_server.progress import complete_bound
 from internist_server.store.attempts import Attempt, Rank
+from internist_server.store.roster import Roster, Waiting
 from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [
@@ -326,7 +327,9 @@ def attempt(world_size):
     ],
 )
 def test_the_last_complete_step_follows_from_what_ranks_have_sent(ranks, now_s, bound):
-    assert complete_bound(attempt(2), ranks, now_ms=now_s * 1000, waiting_since_ms=0) == bound
+    roster = Roster(ranks, waiting=Waiting(1, 0))
+
+    assert complete_bound(attempt(2), roster, now_ms=now_s * 1000) == bound
 
 
 def test_ranks_are_told_the_largest_powers_of_those_that_train_class_by_class(api):

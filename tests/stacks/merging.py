@@ -8,7 +8,8 @@ import numpy as np
 
 from internist.schema.metrics import METRICS
 from internist.schema.wire import Series
-from internist_server.store.merge import Part, codes_of, divide, merge
+from internist_server.store import merge as merging
+from internist_server.store.merge import codes_of, divide
 from tests.client.points import records
 
 Key = tuple[str, str, int | None, str]
@@ -43,15 +44,15 @@ def merged(ranks: Sequence[Parts]) -> dict[Key, dict[int, float]]:
     steps = sorted({step for parts in ranks for step, *_ in parts})
     rows = {step: row for row, step in enumerate(steps)}
     codes = codes_of(known.values())
-    shape = len(steps), len(columns)
+    shape = 1, len(steps), len(columns)
     sent = []
     for parts in ranks:
-        part = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), np.ones(shape))
+        part = merging.Parts(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), np.ones(shape))
         for step, series, count, value in parts:
-            at = rows[step], columns[_key(series)]
+            at = 0, rows[step], columns[_key(series)]
             part.values[at], part.present[at], part.counts[at] = value, True, count
         sent.append(part)
-    values, present = merge(sent, codes)
+    values, present = merging.merge(sent, codes, steps=len(steps))
     over = {
         column: columns[METRICS[key[0]].over, *key[1:]]
         for key, column in columns.items()

@@ -22,8 +22,7 @@ MOMENTS = ("user", *(rule.name for rule in RUN_RULES if rule.is_end))
 _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
 _ALERT = AlertRow.__table__.c
 _FIRES = (_ALERT.run_id == bindparam("run")) & (_ALERT.state == "firing")
-_RUN_ALERT = select(_ALERT.id).where(_FIRES, _ALERT.rule == bindparam("rule"))
-_RULES_ON_RUN = select(_ALERT.rule).where(_FIRES, _ALERT.cause == "run")
+_RUN_ALERTS = select(_ALERT.rule, _ALERT.id).where(_FIRES, _ALERT.rule.in_(bindparam("rules", expanding=True)))
 _NEWEST_CRITICAL = select(func.max(_ALERT.opened_step)).where(
     _FIRES, _ALERT.series_id.is_not(None), _ALERT.severity == "critical"
 )
@@ -71,10 +70,8 @@ def apply_transitions(
 
 def open_run_alert(
     session: Session, attempt: Attempt, *, rule: RunRule, step: int | None, message: str, now_ms: int, terms: Terms
-) -> int | None:
-    """Open an alert on the run itself, if it is not open; its id if it is new."""
-    if find_run_alert(session, attempt.run, rule=rule.name) is not None:
-        return None
+) -> int:
+    """Open an alert on the run itself; its id."""
     return _add_plain(
         session, attempt, rule=rule.name, condition=rule.name, cause="run", severity=rule.severity, state="firing",
         step=step, message=message, advice=rule.advice, at_ms=now_ms, is_quiet=False, terms=terms,
@@ -114,24 +111,15 @@ def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_m
     session.flush()
 
 
-def find_run_alert(session: Session, run: str, *, rule: str) -> int | None:
-    """The id of the open alert of a rule on the run itself."""
-    return session.scalar(_RUN_ALERT, {"run": run, "rule": rule})
+def find_run_alerts(session: Session, run: str, *, rules: Sequence[str]) -> dict[str, int]:
+    """The ids of the open alerts of these rules on the run itself, by rule."""
+    return {row[0]: row[1] for row in session.execute(_RUN_ALERTS, {"run": run, "rules": list(rules)})}
 
 
-def rules_firing_on_run(session: Session, run: str) -> set[str]:
-    """The rules of which an alert on the run itself is open."""
-    return set(session.scalars(_RULES_ON_RUN, {"run": run}))
-
-
-def close_run_alert(session: Session, run: str, *, rule: str, step: int | None, now_ms: int) -> bool:
-    """Resolve an alert on the run itself; whether one was open."""
-    found = find_run_alert(session, run, rule=rule)
-    if found is None:
-        return False
-    _close(session, session.get_one(AlertRow, found), state="resolved", step=step, at_ms=now_ms)
+def close_run_alert(session: Session, alert: int, *, step: int | None, now_ms: int) -> None:
+    """Resolve an alert on the run itself."""
+    _close(session, session.get_one(AlertRow, alert), state="resolved", step=step, at_ms=now_ms)
     session.flush()
-    return True
 
 
 def add_note(session: Session, attempt: Attempt, note: Note, *, is_quiet: bool) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
-from sqlalchemy import Row, bindparam, func, select, update
+from sqlalchemy import Row, Table, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
@@ -19,14 +19,18 @@ _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 
 _OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name != "mesh")
 """What `Rank` is made of."""
-
+_RANKS: Final = cast(Table, RankRow.__table__)
+_SAVE_RANK: Final = _RANKS.update().where(
+    _RANKS.c.attempt_id == bindparam("of_attempt"), _RANKS.c.rank == bindparam("of_rank")
+)
+"""Of the table, and made once: every request saves a rank."""
 _ATTEMPT, _RUN, _RANK = AttemptRow.__table__.c, RunRow.__table__.c, RankRow.__table__.c
 _OF_ATTEMPT = (
     _ATTEMPT.id, _ATTEMPT.run_id, _ATTEMPT.name, _ATTEMPT.number, _ATTEMPT.parent, _ATTEMPT.world_size, _ATTEMPT.every,
     _ATTEMPT.start_step, _ATTEMPT.received_at_ms, _ATTEMPT.finished_at_ms, _ATTEMPT.outcome, _RUN.parametrization,
     _RUN.optimizers, _RUN.reference,
 )  # fmt: skip
-"""What `Attempt` is made of."""
+"""What `Attempt` is made of: every request asks for one."""
 _GET = select(*_OF_ATTEMPT).join_from(AttemptRow.__table__, RunRow.__table__)
 _OF_RUN = _GET.where(_ATTEMPT.run_id == bindparam("run"))
 _BY_ID = _GET.where(_ATTEMPT.id == bindparam("id"))
@@ -40,15 +44,6 @@ _HAS_RUN = select(_RUN.id).where(_RUN.id == bindparam("run"))
 _LOCK = select(_RUN.id).where(_RUN.id == bindparam("run")).with_for_update()
 _FIND_RANK = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
 _LIST_RANKS = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt")).order_by(_RANK.rank)
-_SAVED = (
-    "last_step", "sampled_step", "received_at_ms", "loose", "frame_at_ms", "finished_at_ms", "heartbeat_step",
-    "clock_offset_ms", "refused", "refusal", "delivered", "plan_steps",
-)  # fmt: skip
-_SAVE_RANK = (
-    update(RankRow.__table__)  # type: ignore[arg-type]
-    .where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
-    .values({name: bindparam(name) for name in _SAVED})
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +94,16 @@ class Rank:
     refusal: str | None = None
     pause: str = ""
     """What it says that it pauses for."""
+
+    @property
+    def told_step(self) -> int:
+        """The step that its heartbeats, or its end, tell; `NEVER` without one."""
+        return NEVER if self.heartbeat_step is None else self.heartbeat_step
+
+    @property
+    def reached(self) -> int:
+        """The last step that it is known to have come to; `NEVER` if none."""
+        return max(self.last_step, self.sampled_step, self.told_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +334,22 @@ def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
 
 def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
     """Keep what ingest has changed of a rank."""
-    values = {name: getattr(rank, name) for name in _SAVED} | {
-        "attempt": attempt_id,
-        "of_rank": rank.rank,
+    session.flush()
+    values = {
+        "delivered": [list(interval) for interval in rank.delivered],
+        "last_step": rank.last_step,
+        "sampled_step": rank.sampled_step,
         "plan_steps": {str(plan): step for plan, step in rank.plan_steps.items()},
+        "received_at_ms": rank.received_at_ms,
+        "loose": rank.loose,
+        "frame_at_ms": rank.frame_at_ms,
+        "finished_at_ms": rank.finished_at_ms,
+        "heartbeat_step": rank.heartbeat_step,
+        "clock_offset_ms": rank.clock_offset_ms,
+        "refused": rank.refused,
+        "refusal": rank.refusal,
     }
-    session.execute(_SAVE_RANK, values)
+    session.execute(_SAVE_RANK, {"of_attempt": attempt_id, "of_rank": rank.rank, **values})
 
 
 def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, now_ms: int) -> Rank:
@@ -354,7 +369,8 @@ def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
     them did."""
     row = session.get_one(AttemptRow, attempt.id)
     row.outcome = max(_outcome(row) or "finished", finish.outcome, key=_GRAVITY.index)
-    if all(rank.finished_at_ms is not None for rank in list_ranks(session, attempt.id)):
+    trains = select(RankRow.rank).where(RankRow.attempt_id == attempt.id, RankRow.finished_at_ms.is_(None))
+    if session.scalar(trains.limit(1)) is None:
         row.finished_at_ms = finish.finished_at_ms
     session.flush()
     return _get_attempt(session, row.id)

@@ -1,13 +1,11 @@
 """What is known of an attempt beside its points: whether its model is covered, and whether frames were refused."""
 
-from collections.abc import Sequence
-
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from internist_server.judge.evidence import Evidence
-from internist_server.store.attempts import Rank
 from internist_server.store.judgements import Summary
+from internist_server.store.roster import Roster
 from internist_server.store.tables import CoverageRow
 
 _COVERAGE = CoverageRow.__table__.c
@@ -18,12 +16,11 @@ _MEASURED = (
 )
 
 
-def read_evidence(session: Session, attempt_id: int, ranks: Sequence[Rank], summary: Summary) -> Evidence:
+def read_evidence(session: Session, attempt_id: int, ranks: Roster, summary: Summary) -> Evidence:
     """The evidence of an attempt: its model is covered where a rank says that something of it is measured."""
-    refusals = [rank.refusal or "no reason is known" for rank in ranks if rank.refused]
     return Evidence(
         is_covered=summary.values.get("coverage", 0.0) > 0 or _is_measured(session, attempt_id),
-        refusal=refusals[0] if refusals else None,
+        refusal=ranks.refusal,
         reference=summary.reference,
     )
 

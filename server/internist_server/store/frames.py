@@ -1,4 +1,4 @@
-"""Frames as they came: added one after the other, and asked for what there is of which steps."""
+"""Frames as they came: which there are, of which steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,9 +37,14 @@ _BETWEEN = (
 )
 _STEPS = select(_FRAME.step).where(_BETWEEN).distinct()
 _STEPS_AND_PLANS = select(_FRAME.step, _FRAME.plan).where(_BETWEEN).distinct()
+_LOWEST = (
+    select(func.min(_FRAME.rank))
+    .where(_FRAME.attempt_id == bindparam("attempt"), _FRAME.step == bindparam("up_to"))
+    .scalar_subquery()
+)
 _RECENT = (
     select(_FRAME.step, _FRAME.measured_at_ms)
-    .where(_FRAME.attempt_id == bindparam("attempt"), _FRAME.step <= bindparam("up_to"))
+    .where(_FRAME.attempt_id == bindparam("attempt"), _FRAME.step <= bindparam("up_to"), _FRAME.rank == _LOWEST)
     .order_by(_FRAME.step.desc())
     .limit(bindparam("limit"))
 )
@@ -88,10 +93,10 @@ def pending_steps(
     return list(session.scalars(query, {"attempt": attempt_id, "after": after, "up_to": up_to, "limit": limit}))
 
 
-def first_received_ms(session: Session, attempt_id: int, *, after: int) -> int | None:
-    """When the first frame over `after` that is still the earliest step came; None without one."""
+def first_received(session: Session, attempt_id: int, *, after: int) -> tuple[int, int] | None:
+    """The first step over `after` that has frames, and when the first of them came; None without one."""
     found = session.execute(_FIRST_RECEIVED, {"attempt": attempt_id, "after": after}).first()
-    return None if found is None else int(found[1])
+    return None if found is None else (int(found[0]), int(found[1]))
 
 
 def newest_step(session: Session, attempt_id: int, rank: int, *, after: int, up_to: int) -> int | None:
@@ -126,9 +131,12 @@ def is_measured_between(session: Session, attempt_id: int, rank: int | None = No
 
 
 def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 64) -> list[tuple[int, int]]:
-    """The newest (step, measured at) of an attempt up to a step, newest first."""
-    found = session.execute(_RECENT, {"attempt": attempt_id, "up_to": up_to, "limit": limit})
-    return [(row[0], row[1]) for row in found]
+    """The newest (step, measured at) of an attempt up to a step, newest first: of the lowest rank that has measured it.
+
+    All ranks measure about the same moments: those of as many frames of all of them would be those of a step or two.
+    """
+    asked = {"attempt": attempt_id, "up_to": up_to, "limit": limit}
+    return [(row[0], row[1]) for row in session.execute(_RECENT, asked)]
 
 
 def steps_between(

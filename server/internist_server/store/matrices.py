@@ -1,6 +1,7 @@
-"""Windows of frames as matrices: steps x series, merged over ranks."""
+"""Windows of what was measured as matrices: steps x series, merged over ranks. Frames of ranks whose values lie alike
+are taken apart and merged together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -11,20 +12,23 @@ from sqlalchemy.orm import Session
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import BLOCK, Block, list_blocks, read_tiles
 from internist_server.store.frames import loose_steps, steps_between
-from internist_server.store.layout import Layout, Span, span_of
-from internist_server.store.merge import Floats, Ids, Mask, Part, divide, merge
-from internist_server.store.series import Columns, list_plans
+from internist_server.store.layout import Layout, Layouts
+from internist_server.store.merge import Floats, Ids, Mask, Parts, divide, merge
+from internist_server.store.series import Columns, StoredPlan, list_plans
 from internist_server.store.tables import FrameRow
 
 MAX_CELLS: Final = 8_000_000
 """Values of one matrix that are held at a time; longer windows come in pieces."""
+_CELLS_OF_RANKS: Final = 2_000_000
+"""Values of ranks that are held side by side; more of them are merged group after group."""
 _STEPS_A_QUERY: Final = 512
 _FRAME = FrameRow.__table__.c
 _VALUES = select(
     _FRAME.rank, _FRAME.sequence, _FRAME.step, _FRAME.measured_at_ms, _FRAME.skipped,
-    func.substr(_FRAME["values"], bindparam("begin"), bindparam("length")).label("part"),
+    func.substr(_FRAME["values"], bindparam("begin"), bindparam("length")),
 ).where(
     _FRAME.attempt_id == bindparam("attempt"), _FRAME.plan == bindparam("plan"),
+    _FRAME.rank >= bindparam("first"), _FRAME.rank <= bindparam("last"),
     _FRAME.step.in_(bindparam("steps", expanding=True)),
 )  # fmt: skip
 _VALUES_TIMELY = _VALUES.where(_FRAME.late.is_(False))
@@ -61,44 +65,28 @@ def read_matrix(
     steps: Sequence[int] | Ids,
     columns: Columns,
     *,
-    layout: Layout | None = None,
+    layouts: Layouts | None = None,
     is_timely: bool = False,
     is_new: bool = False,
 ) -> Matrix:
     """The merged values of an attempt at these steps (rising); the caller keeps steps x columns within `MAX_CELLS`.
 
     Args:
-        layout: where these columns lie in the attempt's plans; None: it is looked up.
+        layouts: where these columns lie in the attempt's plans; None: it is looked up.
         is_timely: only of frames that came before their step was judged: what the judge has seen.
         is_new: the steps lie behind the judge's checkpoint, so that none of their frames is in a tile.
     """
-    wanted = np.asarray(steps, dtype=np.int64)
-    if layout is None:
-        layout = Layout.of(list_plans(session, attempt_id), columns)
-    shown, columns, is_alone = len(columns.ids), layout.columns, layout.is_of_one_rank
-    shape = (len(wanted), len(columns.ids))
-    measured = np.zeros(len(wanted), dtype=np.int64)
-    skipped = np.zeros(len(wanted), dtype=bool)
-    parts: dict[int, Part] = {}
-    for piece in _read(session, attempt_id, wanted, layout.spans, columns, is_timely=is_timely, is_new=is_new):
-        part = parts.get(piece.span.rank)
-        if part is None:
-            counts = np.ones((1, 1) if is_alone else shape)  # of one rank alone they do not matter
-            part = Part(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
-            parts[piece.span.rank] = part
-        where = np.ix_(piece.rows, piece.span.columns)
-        part.values[where] = piece.values
-        part.present[where] = True
-        if piece.span.counts is not None and not is_alone:
-            part.counts[where] = piece.span.counts
-        np.maximum.at(measured, piece.rows, piece.measured_at_ms)
-        np.logical_or.at(skipped, piece.rows, piece.skipped)
-    if parts:
-        values, present = merge([parts[rank] for rank in sorted(parts)], columns.codes)
-        divide(values, present, layout.ratios)
-    else:
-        values, present = np.full(shape, np.nan, np.float32), np.zeros(shape, dtype=bool)
-    return Matrix(wanted, values[:, :shown], present[:, :shown], measured, skipped)
+    if layouts is None:
+        layouts = Layouts.of(list_plans(session, attempt_id), columns)
+    shown, columns, ranks = len(columns.ids), layouts.columns, layouts.ranks
+    window = _Window(np.asarray(steps, dtype=np.int64), columns)
+    reader = _Reader(session, attempt_id, window, layouts.of_plans, is_timely=is_timely, is_new=is_new)
+    size = max(1, _CELLS_OF_RANKS // max(1, len(window.steps) * len(columns.ids)))
+    groups = (ranks[begin : begin + size] for begin in range(0, len(ranks), size))
+    parts = (window.gather(group, reader.read(group), is_alone=len(ranks) == 1) for group in groups)
+    values, present = merge(parts, columns.codes, steps=len(window.steps))
+    divide(values, present, layouts.ratios)
+    return Matrix(window.steps, values[:, :shown], present[:, :shown], window.measured_at_ms, window.skipped)
 
 
 def read_history(
@@ -109,7 +97,7 @@ def read_history(
     rows = max(1, MAX_CELLS // max(1, len(columns.ids)))
     for segment in reversed(segments):
         plans = list_plans(session, segment.attempt_id)
-        wanted = {plan.number for plan in plans if is_whole or span_of(plan, columns) is not None}
+        wanted = {plan.number for plan in plans if is_whole or _has_any(plan, columns)}
         if not wanted or first > segment.last or last < segment.first:
             continue
         found = steps_between(session, segment, first=first, last=last, plans=sorted(wanted))
@@ -120,115 +108,138 @@ def read_history(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Frames of one rank and plan, in the order in which they were sent: `rows` are the places of their steps."""
+    """Frames of one layout; of each rank in the order in which they were sent."""
 
-    span: Span
+    layout: Layout
+    ranks: Ids
     rows: Ids
+    """The places of their steps."""
     values: Floats
-    """(frames, columns of the span)."""
+    """(frames, columns of the layout)."""
     measured_at_ms: Ids
     skipped: Mask
 
 
-def _read(
-    session: Session,
-    attempt_id: int,
-    steps: Ids,
-    spans: Sequence[Span],
-    columns: Columns,
-    *,
-    is_timely: bool,
-    is_new: bool,
-) -> Iterator[_Piece]:
-    """Frames at these steps by plan: those in tiles, which came first, and then those that are loose.
+class _Window:
+    """The steps that are read, and what is gathered of them."""
 
-    Of two values that one rank sent for the same step and series, the later counts.
-    """
-    if not len(steps) or not spans:
-        return
-    first, last = int(steps[0]), int(steps[-1])
-    of_plan: dict[int, list[Span]] = {}
-    for span in spans:
-        of_plan.setdefault(span.plan, []).append(span)
-    blocks = [] if is_new else list_blocks(session, attempt_id, first=first, last=last, plans=sorted(of_plan))
-    loose = steps.tolist()
-    if not is_new:
-        held = set(loose_steps(session, attempt_id, first=first, last=last))
-        loose = [step for step in loose if step in held]
-    for plan, found in sorted(of_plan.items()):
-        of_rank = {span.rank: span for span in found}
-        mine = [block for block in blocks if block.plan == plan and block.rank in of_rank]
-        yield from _from_tiles(session, mine, steps, of_rank, columns, is_timely=is_timely)
-        if loose:
-            yield from _from_frames(session, attempt_id, plan, steps, loose, found, is_timely=is_timely)
+    def __init__(self, steps: Ids, columns: Columns) -> None:
+        self.steps, self.columns = steps, columns
+        self.measured_at_ms = np.zeros(len(steps), dtype=np.int64)
+        self.skipped = np.zeros(len(steps), dtype=bool)
+
+    def gather(self, ranks: Ids, pieces: Iterable[_Piece], *, is_alone: bool) -> Parts:
+        """What these ranks sent, side by side. `is_alone`: there are no others, so that counts do not matter.
+
+        Of two values that one rank sent for the same step and series, the later counts.
+        """
+        shape = len(ranks), len(self.steps), len(self.columns.ids)
+        counts = np.ones((1, 1, 1) if is_alone else shape)
+        parts = Parts(np.full(shape, np.nan, np.float32), np.zeros(shape, bool), counts)
+        for piece in pieces:
+            layout = piece.layout
+            where = np.searchsorted(ranks, piece.ranks)[:, np.newaxis], piece.rows[:, np.newaxis], layout.columns
+            parts.values[where] = piece.values
+            parts.present[where] = True
+            if layout.counts is not None and not is_alone:
+                parts.counts[where] = layout.counts[np.searchsorted(layout.ranks, piece.ranks)]
+            np.maximum.at(self.measured_at_ms, piece.rows, piece.measured_at_ms)
+            np.logical_or.at(self.skipped, piece.rows, piece.skipped)
+        return parts
 
 
-def _from_tiles(
-    session: Session,
-    blocks: Sequence[Block],
-    steps: Ids,
-    of_rank: Mapping[int, Span],
-    columns: Columns,
-    *,
-    is_timely: bool,
-) -> Iterator[_Piece]:
-    """The frames of one plan that lie in tiles."""
-    wanted = np.unique(np.concatenate([columns.ids[span.columns] for span in of_rank.values()]))
-    held = max(1, MAX_CELLS // (BLOCK * max(1, len(wanted))))
-    for begin in range(0, len(blocks), held):
-        tiles = read_tiles(session, blocks[begin : begin + held], wanted.tolist())
-        for block in blocks[begin : begin + held]:
-            if block.id not in tiles:
-                continue
-            span, (ids, values) = of_rank[block.rank], tiles[block.id]
-            rows = np.minimum(np.searchsorted(steps, block.steps), len(steps) - 1)
-            here = steps[rows] == block.steps
-            if is_timely:
-                here &= ~block.late
-            order = np.argsort(ids)
-            lines = order[np.searchsorted(ids, columns.ids[span.columns], sorter=order)]
-            yield _Piece(span, rows[here], values[lines][:, here].T, block.measured_at_ms[here], block.skipped[here])
+class _Reader:
+    """Reads the frames of a window by plan: those in tiles, which came first, and then those that are loose."""
+
+    def __init__(
+        self,
+        session: Session,
+        attempt_id: int,
+        window: _Window,
+        layouts: Sequence[Layout],
+        *,
+        is_timely: bool,
+        is_new: bool,
+    ) -> None:
+        self._session, self._attempt_id, self._window = session, attempt_id, window
+        self._is_timely = is_timely
+        self._of_plan: dict[int, list[Layout]] = {}
+        for layout in layouts:
+            self._of_plan.setdefault(layout.plan, []).append(layout)
+        self._blocks: list[Block] = []
+        self._loose = window.steps.tolist()
+        if not is_new and len(window.steps) and layouts:
+            first, last = int(window.steps[0]), int(window.steps[-1])
+            self._blocks = list_blocks(session, attempt_id, first=first, last=last, plans=sorted(self._of_plan))
+            loose = set(loose_steps(session, attempt_id, first=first, last=last))
+            self._loose = [step for step in self._loose if step in loose]
+
+    def read(self, ranks: Ids) -> Iterator[_Piece]:
+        """The frames of these ranks."""
+        wanted = set(ranks.tolist())
+        for plan, layouts in sorted(self._of_plan.items()):
+            of_rank = {rank: layout for layout in layouts for rank in layout.ranks.tolist() if rank in wanted}
+            blocks = [block for block in self._blocks if block.plan == plan and block.rank in of_rank]
+            yield from self._from_tiles(blocks, of_rank)
+            if self._loose and of_rank:
+                yield from self._from_frames(plan, of_rank)
+
+    def _from_tiles(self, blocks: Sequence[Block], of_rank: dict[int, Layout]) -> Iterator[_Piece]:
+        """The frames of one plan that lie in tiles."""
+        if not blocks:
+            return
+        steps, ids = self._window.steps, self._window.columns.ids
+        wanted = np.unique(np.concatenate([ids[layout.columns] for layout in of_rank.values()]))
+        held = max(1, MAX_CELLS // (BLOCK * max(1, len(wanted))))
+        for begin in range(0, len(blocks), held):
+            tiles = read_tiles(self._session, blocks[begin : begin + held], wanted.tolist())
+            for block in blocks[begin : begin + held]:
+                if block.id not in tiles:
+                    continue
+                layout, (series, values) = of_rank[block.rank], tiles[block.id]
+                rows = np.minimum(np.searchsorted(steps, block.steps), len(steps) - 1)
+                here = steps[rows] == block.steps
+                if self._is_timely:
+                    here &= ~block.late
+                order = np.argsort(series)
+                lines = order[np.searchsorted(series, ids[layout.columns], sorter=order)]
+                of_block = np.full(int(here.sum()), block.rank)
+                yield _Piece(
+                    layout, of_block, rows[here], values[lines][:, here].T, block.measured_at_ms[here],
+                    block.skipped[here],
+                )  # fmt: skip
+
+    def _from_frames(self, plan: int, of_rank: dict[int, Layout]) -> Iterator[_Piece]:
+        """The frames of one plan that are loose; of each only the bytes that are wanted."""
+        by_span: dict[tuple[int, int], list[Layout]] = {}
+        for layout in self._of_plan[plan]:
+            by_span.setdefault((layout.begin, layout.length), []).append(layout)
+        first, last = min(of_rank), max(of_rank)
+        for (begin, length), layouts in sorted(by_span.items()):
+            asked: dict[str, Any] = {"attempt": self._attempt_id, "plan": plan, "first": first, "last": last}
+            asked |= {"begin": begin * 4 + 1, "length": length * 4}
+            for at in range(0, len(self._loose), _STEPS_A_QUERY):
+                asked["steps"] = self._loose[at : at + _STEPS_A_QUERY]
+                rows = self._session.execute(_VALUES_TIMELY if self._is_timely else _VALUES, asked).all()
+                for layout in layouts:
+                    mine = [row for row in rows if of_rank.get(row[0]) is layout]
+                    if mine:
+                        yield _piece(layout, mine, self._window.steps)
 
 
-def _from_frames(
-    session: Session,
-    attempt_id: int,
-    plan: int,
-    steps: Ids,
-    wanted: Sequence[int],
-    spans: Sequence[Span],
-    *,
-    is_timely: bool,
-) -> Iterator[_Piece]:
-    """The frames of one plan that are loose; of each only the span's bytes."""
-    query = _VALUES_TIMELY if is_timely else _VALUES
-    by_layout: dict[tuple[int, int], dict[int, Span]] = {}
-    for span in spans:
-        by_layout.setdefault((span.begin, span.length), {})[span.rank] = span
-    for (begin, length), of_rank in sorted(by_layout.items()):
-        asked: dict[str, Any] = {"attempt": attempt_id, "plan": plan, "begin": begin * 4 + 1, "length": length * 4}
-        for first in range(0, len(wanted), _STEPS_A_QUERY):
-            asked["steps"] = wanted[first : first + _STEPS_A_QUERY]
-            grouped: dict[int, list[Any]] = {}
-            # sorted here: asked for in this order, SQLite would go through the whole attempt by its key
-            for row in sorted(session.execute(query, asked), key=_by_sequence):
-                grouped.setdefault(row.rank, []).append(row)
-            for rank, rows in grouped.items():
-                if rank in of_rank:
-                    yield _piece(of_rank[rank], rows, steps)
-
-
-def _piece(span: Span, frames: Sequence[Any], steps: Ids) -> _Piece:
-    count = len(frames)
-    raw = np.frombuffer(b"".join([frame.part for frame in frames]), dtype="<f4").reshape(count, -1)
+def _piece(layout: Layout, frames: list[Any], steps: Ids) -> _Piece:
+    # sorted here: asked for in this order, SQLite would go through the whole attempt by its key
+    ranks, _, of_steps, measured_at_ms, skipped, values = zip(*sorted(frames), strict=True)
+    raw = np.frombuffer(b"".join(values), dtype="<f4").reshape(len(frames), -1)
     return _Piece(
-        span,
-        np.searchsorted(steps, np.fromiter((frame.step for frame in frames), np.int64, count)),
-        raw[:, span.picks],
-        np.fromiter((frame.measured_at_ms for frame in frames), np.int64, count),
-        np.fromiter((frame.skipped for frame in frames), bool, count),
+        layout,
+        np.array(ranks, np.int64),
+        np.searchsorted(steps, np.array(of_steps, np.int64)),
+        raw[:, layout.picks],
+        np.array(measured_at_ms, np.int64),
+        np.array(skipped, bool),
     )
 
 
-def _by_sequence(row: Any) -> tuple[int, int]:
-    return row.rank, row.sequence
+def _has_any(plan: StoredPlan, columns: Columns) -> bool:
+    return bool(np.isin(plan.series, columns.ids).any())

@@ -3,8 +3,9 @@
 On the wire `mean_square` and `sum_square` metrics carry squares; what leaves this file is the metric itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 import numpy as np
@@ -24,8 +25,9 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one rank delivered, each (steps, columns): values as on the wire, where they are, what they count for."""
+class Parts:
+    """What some ranks delivered, each (ranks, steps, columns): values as on the wire, where they are, what they count
+    for."""
 
     values: Floats
     present: Mask
@@ -57,39 +59,66 @@ def codes_of(series: Iterable[Declared]) -> Codes:
     return np.array([CODES.index(combine) for combine in combined], dtype=np.uint8)
 
 
-def merge(parts: Sequence[Part], codes: Codes) -> tuple[Floats, Mask]:
+def merge(parts: Iterable[Parts], codes: Codes, *, steps: int) -> tuple[Floats, Mask]:
     """The merged values and where there are any.
 
     Args:
-        parts: one per rank, in rank order, all of the same shape (steps, columns).
+        parts: groups of ranks in rank order, all of the same steps and columns.
         codes: (columns,) how each column combines.
+        steps: how many there are.
 
     Returns:
         values (steps, columns) float32, NaN where nothing was delivered or any part was NaN; present, of that shape.
     """
-    if len(parts) == 1:
-        return _single(parts[0], codes)
-    present = np.logical_or.reduce([part.present for part in parts])
-    merged = np.full(present.shape, np.nan)
-    weights = np.zeros(present.shape)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        averaged = (codes == _MEAN_SQUARE) | (codes == _MEAN)
-        added = (codes == _SUM_SQUARE) | (codes == _SUM)
-        for columns, combine in (
-            (averaged, _add_weighted),
-            (added, _add),
-            (codes == _MAX, _keep_largest),
-            (codes == _FIRST, _keep_first),
-            (codes == _DIFFERS, _compare),
+    groups = iter(parts)
+    first = next(groups, None)
+    second = next(groups, None)
+    if first is not None and second is None and len(first.values) == 1:
+        return _single(first, codes)
+    merger = Merger((steps, len(codes)), codes)
+    for group in chain((one for one in (first, second) if one is not None), groups):
+        merger.add(group)
+    return merger.result()
+
+
+class Merger:
+    """Merges group after group of ranks, in rank order, in the memory of one group."""
+
+    def __init__(self, shape: tuple[int, int], codes: Codes) -> None:
+        """A merger of values of this shape, (steps, columns)."""
+        self._present = np.zeros(shape, dtype=bool)
+        by_code = {code: np.flatnonzero(codes == code) for code in range(len(CODES))}
+        self._roots = np.concatenate([by_code[_MEAN_SQUARE], by_code[_SUM_SQUARE]])
+        self._combined: list[tuple[Ids, _Combination]] = []
+        for columns, combination in (
+            (np.concatenate([by_code[_MEAN_SQUARE], by_code[_MEAN]]), _Mean),
+            (np.concatenate([by_code[_SUM_SQUARE], by_code[_SUM]]), _Sum),
+            (by_code[_MAX], _Largest),
+            (by_code[_FIRST], _First),
+            (by_code[_DIFFERS], _Differs),
         ):
-            if columns.any():
-                merged[:, columns], weights[:, columns] = combine(parts, columns)
-        merged[:, averaged] /= weights[:, averaged]
-        squared = (codes == _MEAN_SQUARE) | (codes == _SUM_SQUARE)
-        merged[:, squared] = np.sqrt(merged[:, squared])
-        values = merged.astype(np.float32)
-    values[~present] = np.nan
-    return values, present
+            if len(columns):
+                self._combined.append((columns, combination((shape[0], len(columns)))))
+
+    def add(self, parts: Parts) -> None:
+        """Take the parts of the ranks that follow."""
+        self._present |= parts.present.any(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for columns, combination in self._combined:
+                here = parts.present[:, :, columns]
+                values = parts.values[:, :, columns].astype(np.float64)
+                combination.add(values, here, parts.counts[:, :, columns])
+
+    def result(self) -> tuple[Floats, Mask]:
+        """The merged values, and where there are any."""
+        merged = np.full(self._present.shape, np.nan)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            for columns, combination in self._combined:
+                merged[:, columns] = combination.result()
+            merged[:, self._roots] = np.sqrt(merged[:, self._roots])
+            values = merged.astype(np.float32)
+        values[~self._present] = np.nan
+        return values, self._present
 
 
 def divide(values: Floats, present: Mask, pairs: Iterable[tuple[int, int]]) -> None:
@@ -109,65 +138,98 @@ def divide(values: Floats, present: Mask, pairs: Iterable[tuple[int, int]]) -> N
         present[is_empty, column] = False
 
 
-def _single(part: Part, codes: Codes) -> tuple[Floats, Mask]:
+def _single(part: Parts, codes: Codes) -> tuple[Floats, Mask]:
     """Of one rank alone only the squares need work."""
     squared = codes <= _SUM_SQUARE
-    values = np.where(part.present, part.values, np.float32(np.nan))
+    values = np.where(part.present[0], part.values[0], np.float32(np.nan))
     with np.errstate(invalid="ignore"):
         values[:, squared] = np.sqrt(values[:, squared].astype(np.float64))
     alone = codes == _DIFFERS
     values[:, alone] *= np.float32(0)  # nobody to differ from; NaN stays what it is
-    return values, part.present
+    return values, part.present[0]
 
 
-_Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+_Values = NDArray[np.float64]
 
 
-def _add_weighted(parts: Sequence[Part], columns: Mask) -> _Pair:
-    shape = parts[0].values[:, columns].shape
-    total, weight = np.zeros(shape), np.zeros(shape)
-    for part in parts:
-        here = part.present[:, columns]
-        counts = np.where(here, part.counts[:, columns], 0.0)
-        total = total + np.where(here, part.values[:, columns].astype(np.float64) * counts, 0.0)
-        weight = weight + counts
-    return total, weight
+class _Combination(Protocol):
+    """How values of some columns become one."""
+
+    def add(self, values: _Values, here: Mask, counts: _Values, /) -> None:
+        """Take values (ranks, steps, columns) where they are here, and what each counts for."""
+        ...
+
+    def result(self) -> _Values:
+        """The values (steps, columns)."""
+        ...
 
 
-def _add(parts: Sequence[Part], columns: Mask) -> _Pair:
-    total = np.zeros(parts[0].values[:, columns].shape)
-    for part in parts:
-        total = total + np.where(part.present[:, columns], part.values[:, columns].astype(np.float64), 0.0)
-    return total, np.ones_like(total)
+class _Mean:
+    """By what the values count for."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._total, self._weight = np.zeros(shape), np.zeros(shape)
+
+    def add(self, values: _Values, here: Mask, counts: _Values, /) -> None:
+        self._total += np.where(here, values * counts, 0.0).sum(axis=0)
+        self._weight += np.where(here, counts, 0.0).sum(axis=0)
+
+    def result(self) -> _Values:
+        return self._total / self._weight
 
 
-def _keep_largest(parts: Sequence[Part], columns: Mask) -> _Pair:
-    largest = np.full(parts[0].values[:, columns].shape, -np.inf)
-    for part in parts:  # np.maximum keeps a NaN of either side
-        largest = np.maximum(largest, np.where(part.present[:, columns], part.values[:, columns], -np.inf))
-    return largest, np.ones_like(largest)
+class _Sum:
+    """All of them."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._total = np.zeros(shape)
+
+    def add(self, values: _Values, here: Mask, _: _Values, /) -> None:
+        self._total += np.where(here, values, 0.0).sum(axis=0)
+
+    def result(self) -> _Values:
+        return self._total
 
 
-def _keep_first(parts: Sequence[Part], columns: Mask) -> _Pair:
-    """The lowest rank's value; a NaN of any rank shows."""
-    first = np.full(parts[0].values[:, columns].shape, np.nan)
-    is_bad = np.zeros(first.shape, dtype=bool)
-    for part in reversed(parts):
-        here = part.present[:, columns]
-        first = np.where(here, part.values[:, columns], first)
-        is_bad |= here & np.isnan(part.values[:, columns])
-    first[is_bad] = np.nan
-    return first, np.ones_like(first)
+class _Largest:
+    """NaN where one of them is."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._largest = np.full(shape, -np.inf)
+
+    def add(self, values: _Values, here: Mask, _: _Values, /) -> None:
+        self._largest = np.maximum(self._largest, np.where(here, values, -np.inf).max(axis=0))
+
+    def result(self) -> _Values:
+        return self._largest
 
 
-def _compare(parts: Sequence[Part], columns: Mask) -> _Pair:
+class _First:
+    """The lowest rank's; a NaN of any rank shows."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._first, self._is_known, self._is_bad = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+
+    def add(self, values: _Values, here: Mask, _: _Values, /) -> None:
+        lowest = np.take_along_axis(values, here.argmax(axis=0)[np.newaxis], axis=0)[0]
+        self._first = np.where(self._is_known, self._first, lowest)
+        self._is_known |= here.any(axis=0)
+        self._is_bad |= (here & np.isnan(values)).any(axis=0)
+
+    def result(self) -> _Values:
+        return np.where(self._is_bad, np.nan, self._first)
+
+
+class _Differs:
     """1 where two ranks sent different values, 0 where all are the same."""
-    shape = parts[0].values[:, columns].shape
-    least, most = np.full(shape, np.inf), np.full(shape, -np.inf)
-    for part in parts:
-        here, values = part.present[:, columns], part.values[:, columns].astype(np.float64)
-        least = np.minimum(least, np.where(here, values, np.inf))
-        most = np.maximum(most, np.where(here, values, -np.inf))
-    found = (least < most).astype(np.float64)
-    found[np.isnan(least) | np.isnan(most)] = np.nan
-    return found, np.ones(shape)
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._least, self._most = np.full(shape, np.inf), np.full(shape, -np.inf)
+
+    def add(self, values: _Values, here: Mask, _: _Values, /) -> None:
+        self._least = np.minimum(self._least, np.where(here, values, np.inf).min(axis=0))
+        self._most = np.maximum(self._most, np.where(here, values, -np.inf).max(axis=0))
+
+    def result(self) -> _Values:
+        is_bad = np.isnan(self._least) | np.isnan(self._most)
+        return np.where(is_bad, np.nan, (self._least < self._most).astype(np.float64))

@@ -27,7 +27,9 @@ _PLAN_NUMBERS = 1 << 31
 under that number plus a multiple of this."""
 _PLANS = PlanRow.__table__.c
 _LIST_PLANS = (
-    select(PlanRow.__table__).where(_PLANS.attempt_id == bindparam("attempt")).order_by(_PLANS.rank, _PLANS.number)
+    select(_PLANS.rank, _PLANS.number, _PLANS.is_sampled, _PLANS.series, _PLANS.counts)
+    .where(_PLANS.attempt_id == bindparam("attempt"))
+    .order_by(_PLANS.rank, _PLANS.number)
 )
 _COUNT_PLANS = select(func.count()).select_from(PlanRow.__table__).where(_PLANS.attempt_id == bindparam("attempt"))
 _FIND_PLAN = (
@@ -205,8 +207,15 @@ def is_sampled(metric: str) -> bool:
 
 
 def list_plans(session: Session, attempt_id: int) -> list[StoredPlan]:
-    """Plans of an attempt."""
-    return [_plan(row) for row in session.execute(_LIST_PLANS, {"attempt": attempt_id})]
+    """Plans of an attempt, those of the lowest rank first. Equal series, and counts, are one array: ranks of one model
+    have the same."""
+    shared: dict[bytes, Ids] = {}
+    found: list[StoredPlan] = []
+    for rank, number, sampled, series, counts in session.execute(_LIST_PLANS, {"attempt": attempt_id}):
+        arrays = [blob if blob is None else shared.setdefault(blob, _ids(blob)) for blob in (series, counts)]
+        assert arrays[0] is not None
+        found.append(StoredPlan(rank, number, sampled, arrays[0], arrays[1]))
+    return found
 
 
 def count_plans(session: Session, attempt_id: int) -> int:

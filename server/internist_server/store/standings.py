@@ -1,18 +1,19 @@
 """How runs stand, in one narrow row each: what lists show, and when time alone brings something."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Final, cast
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import State
 from internist.schema.rules import LOST_AFTER_S
 from internist.schema.views import RunState
-from internist_server.store.attempts import Attempt, Rank, list_ranks, newest_attempt
+from internist_server.store.attempts import Attempt, list_ranks, newest_attempt
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import JudgeState, Summary, load_state
-from internist_server.store.tables import StandingRow
+from internist_server.store.roster import Roster
+from internist_server.store.tables import NEVER, StandingRow
 from internist_server.store.vitals import (
     Vitals,
     heard_at_ms,
@@ -21,6 +22,12 @@ from internist_server.store.vitals import (
     vitals_at,
     vitals_when_heard,
 )
+
+_STANDINGS: Final = cast(Table, StandingRow.__table__)
+_SAVE: Final = (
+    _STANDINGS.update().where(_STANDINGS.c.run_id == bindparam("of_run")).values(cursor=_STANDINGS.c.cursor + 1)
+)
+"""Of the table, and made once: every request saves one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +58,7 @@ class Standing:
         return vitals_at(heard, contact_ms=self.contact_ms, step=self.reached, now_ms=now_ms, since_ms=since_ms)
 
 
-_STANDING = StandingRow.__table__
-_FIELDS = tuple(field.name for field in fields(Standing))
-_SAVE, _SAVE_WITH_SERIES = (
-    update(_STANDING)  # type: ignore[arg-type]
-    .where(_STANDING.c.run_id == bindparam("run"))
-    .values({name: bindparam(name) for name in (*_FIELDS, "next_check_ms", *more)} | {"cursor": _STANDING.c.cursor + 1})
-    for more in ((), ("series",))
-)
+_FIELDS: Final = tuple(field.name for field in fields(Standing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ class Newest:
     """The newest attempt of a run, with what its standing follows from."""
 
     attempt: Attempt
-    ranks: list[Rank]
+    ranks: Roster
     judge: JudgeState
 
     @property
     def is_live(self) -> bool:
         """Whether a client was ever live on it: one that is only shipped afterwards is not lost."""
-        return any(rank.heartbeat_at_ms is not None for rank in self.ranks)
+        return self.ranks.was_live
 
     def vitals(self, now_ms: int, *, since_ms: int = 0) -> Vitals:
         """Its state now, and why; `since_ms`: since when the server listens."""
@@ -97,9 +97,9 @@ class Newest:
             reason=heard.reason,
             contact_ms=last_contact_ms(self.attempt, self.ranks),
             reached=step_reached(self.ranks),
-            last_step=_last_step(self.ranks),
-            last_frame_at_ms=_latest([rank.frame_at_ms for rank in self.ranks]),
-            heartbeat_at_ms=_latest([rank.heartbeat_at_ms for rank in self.ranks]),
+            last_step=self.ranks.last_step,
+            last_frame_at_ms=self.ranks.frame_ms,
+            heartbeat_at_ms=self.ranks.heartbeat_ms,
             step_ms=summary.step_ms,
             verdict=verdict,
             sentence=sentence,
@@ -123,18 +123,23 @@ def load_newest(session: Session, run: str) -> Newest:
         RunNotFound: there is no such run.
     """
     attempt = newest_attempt(session, run)
-    return Newest(attempt, list_ranks(session, attempt.id), load_state(session, attempt.id))
+    return Newest(attempt, Roster(list_ranks(session, attempt.id)), load_state(session, attempt.id))
+
+
+def load_cursor(session: Session, run: str) -> int:
+    """The run's cursor; `NEVER` where nothing is known of how it stands."""
+    found = session.scalar(select(StandingRow.cursor).where(StandingRow.run_id == run))
+    return NEVER if found is None else found
 
 
 def save_standing(
     session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
 ) -> None:
     """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
-    values = {name: getattr(standing, name) for name in _FIELDS} | {"run": run, "next_check_ms": next_check_ms}
-    if series is None:
-        session.execute(_SAVE, values)
-    else:
-        session.execute(_SAVE_WITH_SERIES, values | {"series": series})
+    values = {name: getattr(standing, name) for name in _FIELDS} | {"next_check_ms": next_check_ms}
+    if series is not None:
+        values["series"] = series
+    session.execute(_SAVE, {"of_run": run, **values})
 
 
 def due_runs(session: Session, *, now_ms: int, limit: int) -> list[str]:
@@ -148,18 +153,8 @@ def look_at_all(session: Session) -> None:
     session.execute(update(StandingRow).where(StandingRow.next_check_ms.is_not(None)).values(next_check_ms=0))
 
 
-def _verdict(session: Session, attempt: Attempt, ranks: Sequence[Rank], summary: Summary) -> tuple[State, str]:
+def _verdict(session: Session, attempt: Attempt, ranks: Roster, summary: Summary) -> tuple[State, str]:
     """State and sentence of the run, by what was judged and by what is known beside it."""
     states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
     state = states.get(summary.state, "not measured")
     return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
-
-
-def _last_step(ranks: Sequence[Rank]) -> int | None:
-    """The last step of which anything is known."""
-    known = [rank.last_step for rank in ranks if rank.last_step >= 0]
-    return max(known + [rank.heartbeat_step for rank in ranks if rank.heartbeat_step is not None], default=None)
-
-
-def _latest(moments: Sequence[int | None]) -> int | None:
-    return max((moment for moment in moments if moment is not None), default=None)

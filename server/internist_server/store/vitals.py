@@ -9,6 +9,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from internist.schema.rules import (
     LONGEST_PAUSE_S,
     LOST_AFTER_S,
@@ -17,7 +20,8 @@ from internist.schema.rules import (
     STALLED_AFTER_STEPS,
 )
 from internist.schema.views import RunState
-from internist_server.store.attempts import Attempt, Rank
+from internist_server.store.attempts import Attempt
+from internist_server.store.roster import Roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +62,35 @@ def vitals_at(heard: Vitals, *, contact_ms: int, step: int, now_ms: int, since_m
 def heard_at_ms(contact_ms: int, *, now_ms: int, since_ms: int) -> int:
     """From when on silence counts: since the last contact, or since the server listens. A contact that lies ahead was
     before the server's clock was set back."""
-    if contact_ms > now_ms + int(LOST_AFTER_S * 1000):
-        contact_ms = since_ms
-    return max(since_ms, min(contact_ms, now_ms))
+    return int(all_heard_at_ms(np.array(contact_ms), now_ms=now_ms, since_ms=since_ms))
 
 
-def last_contact_ms(attempt: Attempt, ranks: Sequence[Rank]) -> int:
+def all_heard_at_ms(contacts_ms: NDArray[np.int64], *, now_ms: int, since_ms: int) -> NDArray[np.int64]:
+    """The same of many contacts."""
+    is_ahead = contacts_ms > now_ms + int(LOST_AFTER_S * 1000)
+    return np.maximum(since_ms, np.minimum(np.where(is_ahead, since_ms, contacts_ms), now_ms))
+
+
+def last_contact_ms(attempt: Attempt, ranks: Roster) -> int:
     """When anything was heard of an attempt last."""
-    moments = (max(rank.received_at_ms, rank.heartbeat_at_ms or 0) for rank in ranks)
-    return max(moments, default=attempt.received_at_ms)
+    contact_ms = ranks.contact_ms
+    return attempt.received_at_ms if contact_ms is None else contact_ms
 
 
-def step_reached(ranks: Sequence[Rank]) -> int:
+def step_reached(ranks: Roster) -> int:
     """The last step that any rank has told of; 0 without one."""
-    return max((max(rank.last_step, rank.heartbeat_step or 0) for rank in ranks), default=0)
+    return ranks.last_step or 0
 
 
-def vitals_when_heard(attempt: Attempt, ranks: Sequence[Rank], *, step_ms: float | None, pause_ms: float) -> Vitals:
+def vitals_when_heard(attempt: Attempt, ranks: Roster, *, step_ms: float | None, pause_ms: float) -> Vitals:
     """What the last signs of life of an attempt said, however long ago that was."""
     if attempt.finished_at_ms is not None:
         return Vitals(attempt.outcome or "finished", "")
     step = step_reached(ranks)
-    live = [rank for rank in ranks if rank.heartbeat_at_ms is not None and rank.finished_at_ms is None]
-    pauses = [rank.pause for rank in live if rank.pause]
-    if pauses:
-        return Vitals("live", f"paused at step {step}: {pauses[0]}")
-    if live and step_ms is not None:
-        still_ms = min(_still_ms(rank) for rank in live)
+    if pause := ranks.pause:
+        return Vitals("live", f"paused at step {step}: {pause}")
+    still_ms = ranks.still_ms
+    if still_ms is not None and step_ms is not None:
         known_pause_ms = STALLED_AFTER_PAUSES * min(pause_ms, LONGEST_PAUSE_S * 1000)
         if still_ms > max(STALLED_AFTER_S * 1000, STALLED_AFTER_STEPS * step_ms, known_pause_ms):
             usual = f"a step usually takes {_duration(step_ms / 1000)}"
@@ -105,15 +111,6 @@ def longest_pause_ms(times: Sequence[tuple[int, int]], *, last: tuple[int, int] 
     known = [*([last] if last is not None else []), *times]
     pauses = [later[1] - sooner[1] - (later[0] - sooner[0]) * step_ms for sooner, later in pairwise(known)]
     return max(pauses, default=0.0)
-
-
-def _still_ms(rank: Rank) -> int:
-    """How long a rank's step had not moved when it last said that it lives; a frame of a later step has moved it."""
-    said_at_ms = rank.heartbeat_at_ms or 0
-    moved_at_ms = said_at_ms - (rank.step_age_ms or 0)
-    if rank.last_step > (rank.heartbeat_step or 0):
-        moved_at_ms = max(moved_at_ms, rank.frame_at_ms or 0)
-    return said_at_ms - moved_at_ms
 
 
 def _duration(seconds: float) -> str:
