@@ -1,6 +1,6 @@
 """What a server's store costs as a run grows: live frames, charts, bytes on disk; and as runs become many.
 
-    python -m benchmarks.store [--steps 1000,10000,100000] [--runs 5000] [--postgres] [--json]
+    python -m benchmarks.store [--steps 1000,10000,100000] [--series 1000] [--runs 5000] [--postgres] [--json]
 
 In process, without HTTP: one run of 1,000 series, all of them judged, is filled as fast as it goes, and at each length
 measured with frames that come alone, as live ones do. Then as many runs as are asked for are registered, of which the
@@ -91,10 +91,10 @@ class Server:
         return {"frame": Frame(0, step, EPOCH_MS + step * STEP_MS, values)}
 
 
-def measure_growth(url: str, lengths: Sequence[int]) -> Iterator[Figure]:
-    """One run, measured at each of these numbers of steps."""
+def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Figure]:
+    """One run of so many series, measured at each of these numbers of steps."""
     server = Server(url)
-    series = declare_series()
+    series = declare_series()[:count]
     rng = np.random.default_rng(SEED)
     server.register(RUN)
     server.declare(RUN, len(series))
@@ -102,10 +102,10 @@ def measure_growth(url: str, lengths: Sequence[int]) -> Iterator[Figure]:
     for length in lengths:
         began, before = time.process_time(), done
         while done < length:
-            count = min(FRAMES_A_REQUEST, length - done)
-            frames = frames_of(series, first=done, count=count, rng=rng)
+            more = min(FRAMES_A_REQUEST, length - done)
+            frames = frames_of(series, first=done, count=more, rng=rng)
             server.take(RUN, [server.frame(step, values) for step, values in frames])
-            done += count
+            done += more
         fill_s = time.process_time() - began
         points = (done - before) * len(series)
         yield Figure(f"{length}: bulk, CPU per million points", 1e6 * fill_s / points, "s")
@@ -113,25 +113,27 @@ def measure_growth(url: str, lengths: Sequence[int]) -> Iterator[Figure]:
             f"{length}: compaction, CPU per million points", 1e6 * timed(lambda: compact(server))[0] / points, "s"
         )
         yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
+        settle(server.database)
         live, written = [], written_bytes(server.database)
         for step, values in frames_of(series, first=done, count=LIVE_FRAMES, rng=rng):
             live.append(timed(lambda step=step, values=values: server.take(RUN, [server.frame(step, values)])))
+        settle(server.database)
         written = written_bytes(server.database) - written
         done += LIVE_FRAMES
         yield Figure(f"{length}: live frame, CPU", 1e3 * median(cpu for cpu, _ in live), "ms")
         yield Figure(f"{length}: live frame, wall", 1e3 * median(wall for _, wall in live), "ms")
         yield Figure(f"{length}: written per byte of live frames", written / (LIVE_FRAMES * 4 * len(series)), "x")
-        yield from measure_reads(server, length)
+        yield from measure_reads(server, length, modules=sum(one.metric == "update.own" for one in series))
     server.database.close()
 
 
-def measure_reads(server: Server, length: int) -> Iterator[Figure]:
+def measure_reads(server: Server, length: int, *, modules: int) -> Iterator[Figure]:
     """A series' and a heat map's whole run."""
 
     def read_series() -> None:
         with server.database.read() as session:
             attempt = attempts.choose_attempt(session, RUN, None)
-            chosen = windows.choose_series(session, attempt, metrics=["update.own"], subject=r"^blocks\.3\.mlp\.up$")
+            chosen = windows.choose_series(session, attempt, metrics=["update.own"], subject=r"^blocks\.0\.mlp\.up$")
             windows.read_points(session, attempt, chosen, pixels=PIXELS)
 
     def read_heatmap() -> None:
@@ -142,7 +144,7 @@ def measure_reads(server: Server, length: int) -> Iterator[Figure]:
                 wanted=heatmap.Rows("modules"),
             )  # fmt: skip
 
-    for name, read in (("one series, 1,000 px", read_series), ("heat map, 120 modules, 500 px", read_heatmap)):
+    for name, read in (("one series, 1,000 px", read_series), (f"heat map, {modules} modules, 500 px", read_heatmap)):
         first = timed(read)
         again = [timed(read) for _ in range(3)] if first[1] < 5 else [first]
         yield Figure(f"{length}: {name}, CPU, first", 1e3 * first[0], "ms")
@@ -220,6 +222,13 @@ def size_of(database: Database) -> float:
         return float(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
 
 
+def settle(database: Database) -> None:
+    """Let SQLite write what is only in its log to its file, so that what is written afterwards is counted whole."""
+    with database.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def written_bytes(database: Database) -> int:
     """Bytes written so far: by this process with SQLite, to its log by PostgreSQL."""
     with database.engine.connect() as connection:
@@ -261,13 +270,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print each figure as it is known, as a line or as one JSON object a line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
     parser.add_argument("--steps", default="1000,10000", help="lengths at which a run is measured, rising")
+    parser.add_argument("--series", type=int, default=1_000, help="how many series it has, at most 1,000")
     parser.add_argument("--runs", type=int, default=1_000, help="how many runs there are; 0: leave that out")
     parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL from a wheel instead of SQLite")
     parser.add_argument("--json", action="store_true", help="one object a line: name, value, unit")
     options = parser.parse_args(argv)
     lengths = [int(length) for length in options.steps.split(",") if length]
     with database_urls(is_postgres=options.postgres) as make:
-        figures = [lambda: measure_growth(make("growth"), lengths)] if lengths else []
+        figures = [lambda: measure_growth(make("growth"), lengths, options.series)] if lengths else []
         figures += [lambda: measure_many(make("many"), options.runs)] if options.runs else []
         for measure in figures:
             for figure in measure():
