@@ -15,7 +15,7 @@ from internist_server.compactor import Compactor
 from internist_server.envelope import Contents
 from internist_server.ingest import Ingest
 from internist_server.store import heatmap, removal, windows
-from internist_server.store.attempts import LAST_STEP, find_attempt
+from internist_server.store.attempts import LAST_STEP, find_attempt, lineage
 from internist_server.store.compaction import Sizes
 from internist_server.store.database import Database
 from internist_server.store.retention import Retention
@@ -34,23 +34,37 @@ METRICS = ("activation.rms_max", "activation.nonfinite", "activation.rms")
 class World:
     """A run of two ranks, its store, and what a reader should see of it."""
 
-    def __init__(self, database, run):
-        self.database, self.run, self.now_ms = database, run, EPOCH_MS
+    def __init__(self, database, run, *, project=None):
+        self.database, self.run, self.now_ms, self.project = database, run, EPOCH_MS, project or run
         self.ingest = Ingest(database, Changes(), max_series=1_000, clock=lambda: self.now_ms)
         self.compactor = Compactor(database, sizes=SMALL)
-        self.sequences = [0, 0]
-        self.sent = [{}, {}]
         self.series = tuple(
             module_series(n, metric, "blocks.0", role="block", cadence=10) for n, metric in enumerate(METRICS)
         )
+        self.before = []
+        self.attempt = None
+        self.start(0)
+
+    def start(self, first):
+        """Begin an attempt at a step, which resumes the one before."""
+        parent = self.attempt
+        if parent is not None:
+            self.before.append((self.first, self.sent))
+        self.attempt, self.first = f"{self.run}-{len(self.before)}", first
+        self.sequences, self.sent = [0, 0], [{}, {}]
         for rank in range(2):
-            self.ingest.start(start_of(run, rank=rank, world_size=2))
+            self.ingest.start(
+                start_of(
+                    self.run, attempt=self.attempt, parent=parent, start_step=first, rank=rank, world_size=2,
+                    project=self.project, started_at_ms=EPOCH_MS + len(self.before),
+                )
+            )  # fmt: skip
             self.take(rank, [{"series": self.series}, {"plan": Plan(0, (0, 1, 2))}, {"plan": Plan(1, (1,))}])
 
     def take(self, rank, contents):
         first = self.sequences[rank]
         records = tuple(Record(first + place, **content) for place, content in enumerate(contents))
-        assert not self.ingest.take(self.run, Contents(f"{self.run}-a", rank, records, ())).refused
+        assert not self.ingest.take(self.run, Contents(self.attempt, rank, records, ())).refused
         self.sequences[rank] += len(records)
 
     def send(self, rank, steps, values, *, plan=0):
@@ -66,28 +80,50 @@ class World:
         self.take(0, [{"series": self.series}])
         self.compactor.compact()
 
-    def seen(self):
-        """Values by metric and step, as read."""
-        found = {}
+    def give_up(self):
+        """Give up every point that may be."""
+        keeps_nothing = Retention(days_of_project={self.run: 1e-9})
+        Compactor(self.database, sizes=SMALL, retention=keeps_nothing, clock=lambda: self.now_ms + 1).give_up_old()
+
+    def page(self):
+        """All series, as read, and up to where their points were given up."""
         with self.database.read() as session:
-            attempt = find_attempt(session, self.run, f"{self.run}-a")
+            attempt = find_attempt(session, self.run, self.attempt)
             page = windows.read_points(session, attempt, search_series(session, self.run), pixels=10_000)
-        for window in page.windows:
-            found[window.series.metric] = dict(zip(window.steps, window.values, strict=True))
-        return found
+            return page.windows, max((one.fine_from for one in lineage(session, attempt)), default=0)
+
+    def seen(self):
+        """Values by metric and step, as read, of the steps whose points are kept."""
+        found, fine_from = self.page()
+        return {
+            window.series.metric: {
+                step: value for step, value in zip(window.steps, window.values, strict=True) if step >= fine_from
+            }
+            for window in found
+        }
 
     def expected(self):
         """The same by the model: one value at a time."""
+        fine_from = self.page()[1]
         found = {metric: {} for metric in METRICS}
-        for step in sorted(set(self.sent[0]) | set(self.sent[1])):
+        for step, sent in self._history():
             for at, metric in enumerate(METRICS):
-                parts = [part for rank in range(2) if (part := self._part(rank, step, at)) is not None]
-                if parts:
+                parts = [part for rank in range(2) if (part := self._part(sent[rank], step, at)) is not None]
+                if parts and step >= fine_from:
                     found[metric][step] = _merged(metric, parts)
         return found
 
-    def _part(self, rank, step, at):
-        of_step = self.sent[rank].get(step, {})
+    def _history(self):
+        """Every step with what tells it: of two attempts the one that resumed the other, from where it began on."""
+        last, told = LAST_STEP, []
+        for first, sent in [(self.first, self.sent), *reversed(self.before)]:
+            steps = sorted(set(sent[0]) | set(sent[1]))
+            told += [(step, sent) for step in steps if first <= step <= last]
+            last = min(last, first - 1)
+        return sorted(told, key=lambda one: one[0])
+
+    def _part(self, sent, step, at):
+        of_step = sent.get(step, {})
         if 1 in of_step and at == 1:
             return np.float32(of_step[1][1])
         return np.float32(of_step[0][at]) if 0 in of_step else None
@@ -95,7 +131,7 @@ class World:
     def judged(self, *, pixels=10_000):
         """What the heat map shows."""
         with self.database.read() as session:
-            attempt = find_attempt(session, self.run, f"{self.run}-a")
+            attempt = find_attempt(session, self.run, self.attempt)
             return repr(
                 heatmap.read_heatmap(
                     session, attempt, metric="activation.rms", first=0, last=LAST_STEP, pixels=pixels,
@@ -143,6 +179,8 @@ ACTIONS = st.one_of(
     st.tuples(st.just("extra"), st.integers(0, 1), st.integers(0, 60), st.tuples(VALUES, VALUES, VALUES)),
     st.tuples(st.just("compact")),
     st.tuples(st.just("silence")),
+    st.tuples(st.just("give up")),
+    st.tuples(st.just("resume"), st.integers(0, 30)),
 )
 _runs = iter(range(1 << 30))
 
@@ -164,6 +202,13 @@ def test_any_interleaving_reads_as_a_plain_model_does(module_database, actions):
             world.send(rank, [10 * place], values, plan=int(action[0] == "extra"))
         elif action[0] == "compact":
             world.compact()
+        elif action[0] == "give up":
+            drawn = world.judged(pixels=1)
+            world.give_up()
+            assert world.judged(pixels=1) == drawn
+        elif action[0] == "resume":
+            world.start(min(10 * action[1], max(reached)))
+            reached = [world.first, world.first]
         else:
             world.now_ms += 31_000
             world.ingest.tick()
@@ -247,7 +292,7 @@ def test_of_points_that_are_given_up_spans_are_left(module_database):
         world.take(rank, [{"finish": Finish(890, EPOCH_MS)}])
     world.compactor.compact()
     drawn = world.judged(pixels=1)
-    retention = Retention(days_of_project={"tests": 7.0})
+    retention = Retention(days_of_project={world.run: 7.0})
     old = Compactor(module_database, retention=retention, clock=lambda: EPOCH_MS + 8 * DAY_MS)
 
     assert Compactor(module_database, retention=retention, clock=lambda: EPOCH_MS + 6 * DAY_MS).give_up_old() == 0
@@ -255,7 +300,7 @@ def test_of_points_that_are_given_up_spans_are_left(module_database):
     assert old.give_up_old() == 0
 
     with module_database.read() as session:
-        attempt = find_attempt(session, world.run, f"{world.run}-a")
+        attempt = find_attempt(session, world.run, world.attempt)
         page = windows.read_points(session, attempt, search_series(session, world.run), pixels=10_000)
     window = next(one for one in page.windows if one.series.metric == "activation.rms")
     assert len(window.steps) < 20 and max(window.high) == 30.0 and min(window.low) == 1.0
@@ -264,7 +309,7 @@ def test_of_points_that_are_given_up_spans_are_left(module_database):
 
 
 def test_of_points_that_are_too_many_the_oldest_are_given_up(module_database):
-    worlds = [World(module_database, f"run{next(_runs)}") for _ in range(2)]
+    worlds = [World(module_database, f"run{next(_runs)}", project="full") for _ in range(2)]
     for lap, world in enumerate(worlds):
         world.now_ms += lap * DAY_MS
         for rank in range(2):
@@ -274,13 +319,15 @@ def test_of_points_that_are_too_many_the_oldest_are_given_up(module_database):
     drawn = [world.judged(pixels=1) for world in worlds]
     newer = worlds[1]
     with module_database.read() as session:
-        attempt = find_attempt(session, newer.run, f"{newer.run}-a").id
+        attempt = find_attempt(session, newer.run, newer.attempt).id
         of_newer = sqlalchemy.select(sqlalchemy.func.sum(BlockRow.packed_bytes)).where(BlockRow.attempt_id == attempt)
         taken = session.scalar(of_newer)
         tiles = removal.read_usage(session, newer.run).tiles
     assert taken == tiles > 0
 
-    keeper = Compactor(module_database, retention=Retention(mib=taken / (1 << 20)), clock=lambda: EPOCH_MS)
+    keeper = Compactor(
+        module_database, retention=Retention(mib_of_project={"full": taken / (1 << 20)}), clock=lambda: EPOCH_MS
+    )
     assert keeper.give_up_old() > 0
     assert keeper.give_up_old() == 0
 
