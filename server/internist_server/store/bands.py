@@ -83,10 +83,12 @@ def read_edges(
     rows = session.execute(_UP_TO, {"attempt": attempt_id, "last": last}).all()
     bands = np.frombuffer(b"".join([row.bands for row in rows]), BAND)
     changed = np.repeat([row.step for row in rows], [len(row.bands) // BAND.itemsize for row in rows])
-    mine = np.flatnonzero(np.isin(bands["place"], places))
-    for band, begin in zip(bands[mine], np.searchsorted(steps, changed[mine]).tolist(), strict=True):
-        unit = divisors[begin:, None] if band["scheduled"] else 1.0
-        edges[begin:, column[int(band["place"])]] = band["edges"] * unit
+    begins = np.searchsorted(steps, changed)
+    for place in np.intersect1d(bands["place"], places).tolist():
+        mine = np.flatnonzero(bands["place"] == place)
+        begin, lasts = begins[mine[0]], np.diff(np.append(begins[mine], len(steps)))
+        unit = np.where(np.repeat(bands["scheduled"][mine] != 0, lasts), divisors[begin:], 1.0)
+        edges[begin:, column[place]] = np.repeat(bands["edges"][mine], lasts, axis=0) * unit[:, None]
     return edges
 
 

@@ -24,6 +24,8 @@ _IDS_A_QUERY: Final = 500
 _KEPT: Final = 2_048
 """Blocks whose heads stay unpacked in memory: 10 kB each."""
 Floats64 = NDArray[np.float64]
+Tiles = dict[int, tuple[Ids, NDArray[np.float32]]]
+"""By block: ids of series, and their values, (series, frames)."""
 _BLOCK, _TILE = BlockRow.__table__.c, TileRow.__table__.c
 _JUDGED, _JUDGED_TILE = JudgedBlockRow.__table__.c, JudgedTileRow.__table__.c
 _BLOCKS = (
@@ -114,9 +116,7 @@ def list_judged_blocks(session: Session, attempt_id: int, *, first: int, last: i
     return [JudgedBlock(row.id, *_heads(row.heads, row.size, 3, ("<f8", "<f8"))) for row in rows]  # type: ignore[arg-type]
 
 
-def read_tiles(
-    session: Session, blocks: Sequence[Block], series: Sequence[int]
-) -> dict[int, tuple[Ids, NDArray[np.float32]]]:
+def read_tiles(session: Session, blocks: Sequence[Block], series: Sequence[int]) -> Tiles:
     """By block: ids of those of these series that it has tiles of, and their values, (series, frames)."""
     counts = {block.id: len(block.steps) for block in blocks}
     found: dict[int, list[tuple[int, bytes]]] = {}

@@ -190,12 +190,20 @@ def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, las
         steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
         ratios = np.full((len(rows), len(places)), np.nan, np.float16)
         basis = np.zeros(ratios.shape, np.uint8)
-        for place, row in enumerate(rows):
-            known = places < len(row.basis)  # the order grows: older judgements are shorter
-            ratios[place, known] = np.frombuffer(row.ratios, dtype="<f2")[places[known]]
-            basis[place, known] = np.frombuffer(row.basis, dtype=np.uint8)[places[known]]
+        widths = np.fromiter((len(row.basis) for row in rows), np.int64, len(rows))
+        for width in np.unique(widths).tolist():  # the order grows: older judgements are shorter
+            alike, known = np.flatnonzero(widths == width), np.flatnonzero(places < width)
+            some = [rows[at] for at in alike.tolist()]
+            where = np.ix_(alike, known)
+            ratios[where] = _stacked([row.ratios for row in some], "<f2")[:, places[known]]
+            basis[where] = _stacked([row.basis for row in some], "u1")[:, places[known]]
         divisors = np.array([np.nan if row.divisor is None else row.divisor for row in rows], np.float64)
         yield JudgedWindow(steps, ratios, basis, divisors)
+
+
+def _stacked(blobs: Sequence[bytes], dtype: str) -> NDArray[Any]:
+    """Arrays of one length as the rows of a matrix."""
+    return np.frombuffer(b"".join(blobs), dtype=dtype).reshape(len(blobs), -1)
 
 
 def count_judged(session: Session, segment: Segment, *, first: int, last: int) -> int:

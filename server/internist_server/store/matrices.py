@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
-from internist_server.store.blocks import BLOCK, Block, list_blocks, read_tiles
+from internist_server.store.blocks import BLOCK, Block, Tiles, list_blocks, read_tiles
 from internist_server.store.frames import loose_steps, steps_between
 from internist_server.store.layout import Layout, Layouts
 from internist_server.store.merge import Floats, Ids, Mask, Parts, divide, merge
@@ -188,26 +188,35 @@ class _Reader:
         """The frames of one plan that lie in tiles."""
         if not blocks:
             return
-        steps, ids = self._window.steps, self._window.columns.ids
+        ids = self._window.columns.ids
         wanted = np.unique(np.concatenate([ids[layout.columns] for layout in of_rank.values()]))
         held = max(1, MAX_CELLS // (BLOCK * max(1, len(wanted))))
         for begin in range(0, len(blocks), held):
             tiles = read_tiles(self._session, blocks[begin : begin + held], wanted.tolist())
+            alike: dict[int, list[Block]] = {}
             for block in blocks[begin : begin + held]:
-                if block.id not in tiles:
-                    continue
-                layout, (series, values) = of_rank[block.rank], tiles[block.id]
-                rows = np.minimum(np.searchsorted(steps, block.steps), len(steps) - 1)
-                here = steps[rows] == block.steps
-                if self._is_timely:
-                    here &= ~block.late
-                order = np.argsort(series)
-                lines = order[np.searchsorted(series, ids[layout.columns], sorter=order)]
-                of_block = np.full(int(here.sum()), block.rank)
-                yield _Piece(
-                    layout, of_block, rows[here], values[lines][:, here].T, block.measured_at_ms[here],
-                    block.skipped[here],
-                )  # fmt: skip
+                if block.id in tiles:
+                    alike.setdefault(id(of_rank[block.rank]), []).append(block)
+            for group in alike.values():
+                yield self._joined(of_rank[group[0].rank], group, tiles)
+
+    def _joined(self, layout: Layout, blocks: Sequence[Block], tiles: Tiles) -> _Piece:
+        """The frames of some blocks of one layout as one piece."""
+        steps, ids = self._window.steps, self._window.columns.ids[layout.columns]
+        of_steps = np.concatenate([block.steps for block in blocks])
+        rows = np.minimum(np.searchsorted(steps, of_steps), len(steps) - 1)
+        here = steps[rows] == of_steps
+        if self._is_timely:
+            here &= ~np.concatenate([block.late for block in blocks])
+        values = np.concatenate([_lines(*tiles[block.id], ids) for block in blocks], axis=1)
+        return _Piece(
+            layout,
+            np.repeat([block.rank for block in blocks], [len(block.steps) for block in blocks])[here],
+            rows[here],
+            values[:, here].T,
+            np.concatenate([block.measured_at_ms for block in blocks])[here],
+            np.concatenate([block.skipped for block in blocks])[here],
+        )
 
     def _from_frames(self, plan: int, of_rank: dict[int, Layout]) -> Iterator[_Piece]:
         """The frames of one plan that are loose; of each only the bytes that are wanted."""
@@ -225,6 +234,12 @@ class _Reader:
                     mine = [row for row in rows if of_rank.get(row[0]) is layout]
                     if mine:
                         yield _piece(layout, mine, self._window.steps)
+
+
+def _lines(series: Ids, values: Floats, ids: Ids) -> Floats:
+    """The values of these series, (series, frames), of a block that has them in another order."""
+    order = np.argsort(series)
+    return values[order[np.searchsorted(series, ids, sorter=order)]]
 
 
 def _piece(layout: Layout, frames: list[Any], steps: Ids) -> _Piece:
