@@ -1,9 +1,9 @@
-/* Bundles what the board needs of plotly.js, a quarter of the whole. Texts that describe attributes are left out, as
-   Plotly's own bundles do. */
+/* Bundles what the board needs of plotly.js, a quarter of the whole, without the texts that describe attributes; and the
+   one part that Dash's scripts need of the polyfill for old browsers. */
 import { build } from "esbuild";
 import { readFile } from "node:fs/promises";
 
-const INTO = "../internist_dashboard/assets/plotly.min.js";
+const ASSETS = "../internist_dashboard/assets";
 const STRING = String.raw`(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")`;
 const JOINED = String.raw`\[(?:\s|,|${STRING})*\]\s*\.join\(${STRING}\)`;
 const DESCRIBING = new RegExp(String.raw`\b(?:description|role|hrName):\s*(?:${STRING}|${JOINED})\s*(?:,|(?=\}))`, "g");
@@ -26,17 +26,21 @@ const unstyled = {
   },
 };
 
+const shared = { bundle: true, minify: true, target: "es2020", legalComments: "eof" };
 const { version } = JSON.parse(await readFile("node_modules/plotly.js/package.json", "utf8"));
 await build({
+  ...shared,
   entryPoints: ["charts.js"],
-  outfile: INTO,
-  bundle: true,
-  minify: true,
+  outfile: `${ASSETS}/plotly.min.js`,
   format: "iife",
   globalName: "Plotly",
-  target: "es2020",
   define: { global: "window", "define.amd": "false" },
   banner: { js: `/* plotly.js ${version}, lines and heat maps alone. Copyright Plotly, Inc.; MIT license. */` },
-  legalComments: "eof",
   plugins: [undescribed, unstyled],
+});
+await build({
+  ...shared,
+  entryPoints: ["node_modules/regenerator-runtime/runtime.js"],
+  outfile: `${ASSETS}/regenerator.min.js`,
+  banner: { js: "/* regenerator-runtime. Copyright (c) 2014-present, Facebook, Inc.; MIT license. */" },
 });

@@ -76,7 +76,7 @@ class Api:
     async def largest(
         self, run: str, *, metric: str, limit: int, subject: str | None = None
     ) -> tuple[tuple[SeriesView, ...], int]:
-        """Series of a metric, at most `limit`, and how many there are; of more than that, the largest of each subject."""
+        """Series of a metric, and how many there are; of more than `limit` the largest of each subject."""
         page = await self._get(
             f"/runs/{quote(run, safe='')}/series", SeriesPage,
             metric=metric, subject=subject, limit=limit, prefer="largest",

@@ -37,8 +37,20 @@ INDEX = (ASSETS / "index.html").read_text(encoding="utf-8")
 PLOTLY = "plotly.min.js"
 """What charts are drawn with: made by `dashboard/charts`, and fetched only where there is a chart."""
 COMPRESS_OVER = 1_024
+UNUSED = ("dash/deps/polyfill", "dash/dash_table/")
+"""Scripts of Dash's that no page needs: for browsers of ten years ago, and for tables that are not drawn."""
 OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 """Everything else is a page."""
+
+
+class Pages(dash.Dash):
+    """Dash, with the scripts alone that the board's pages need."""
+
+    def interpolate_index(self, **parts: str) -> str:
+        """The page that is the same for all addresses."""
+        scripts = parts["scripts"].splitlines()
+        kept = [one for one in scripts if not any(path in one for path in UNUSED)]
+        return str(super().interpolate_index(**{**parts, "scripts": "\n".join(kept)}))
 
 
 class Board:
@@ -46,7 +58,7 @@ class Board:
 
     def __init__(self, server: ASGIApp, board: dash.Dash, hashes: Iterable[str], *, base: str = "") -> None:
         self._base = base
-        packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=4)))
+        packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=6)))
         self._app = Guarded(Questions(packed, board), hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +93,7 @@ def create_board(
     index = index.replace("{base}", escape(base_path))
     api = Api(transport, base_url=base_url)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app = dash.Dash(
+    app = Pages(
         "internist_dashboard",
         server=server,
         backend="fastapi",

@@ -128,6 +128,11 @@
       return { first, last };
     },
 
+    /** A heat map has come: what was sent of its cells becomes what is drawn. */
+    unfold(sent) {
+      return sent ? window.internistCells.unfold(sent) : nothing();
+    },
+
     keepAxis(axis) {
       remember({ axis: axis === "step" ? null : axis }, { isStep: false });
       return nothing();

@@ -9,6 +9,7 @@
   const state = { epoch: null, drawnAt: 0, drawnLast: 0, isAsking: false };
   const plot = (id) => document.querySelector(`#${id} .js-plotly-plot`);
   const connection = window.internistConnection;
+  const cells = window.internistCells;
 
   function whole(change) {
     state.drawnAt = Date.now();
@@ -84,19 +85,17 @@
     const lossGraph = plot("loss-graph"), heatGraph = plot("heat-graph"), logitGraph = plot("logit-graph");
     extendLines(lossGraph, news);
     if (news.heat && news.heat.x.length) {
-      const values = news.heat.values;
-      extendRows(heatGraph, news, news.heat.x, news.heat.z.map((row, i) => row.map((z, j) => (z === null && values[i][j] !== null ? UNJUDGED : z))),
-        (i, j) => [values[i][j], news.heat.z[i][j] === null ? null : 2 ** news.heat.z[i][j], news.heat.x[j]]);
+      const { x, values, ratios, against } = news.heat;
+      extendRows(heatGraph, news, x, values.map((row, i) => row.map((value, j) => cells.ofRatio(value, ratios[i][j]))),
+        (i, j) => cells.says(values[i][j], ratios[i][j], x[j], against));
     } else extendRows(heatGraph, news, [], [], null);
     const meta = logitGraph && logitGraph.layout.meta;
     if (!Array.isArray(meta)) return;
     const rows = meta.map((row) => news.heads[row.series] || { x: [], y: [] });
     const steps = [...new Set(rows.flatMap((row) => row.x))].sort((a, b) => a - b);
     const values = rows.map((row) => steps.map((step) => { const at = row.x.indexOf(step); return at < 0 ? null : row.y[at]; }));
-    extendRows(logitGraph, news, steps, values.map((row) => row.map((x) => (x === null ? null : Math.log10(Math.max(1, x))))), (i, j) => values[i][j]);
+    extendRows(logitGraph, news, steps, values.map((row) => row.map(cells.ofLogit)), (i, j) => values[i][j]);
   }
-
-  const UNJUDGED = -2.5;
 
   function extendLines(graph, news) {
     if (!graph || !graph.layout.meta) return;

@@ -9,7 +9,7 @@ import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Run
+from internist.schema.views import Alert, AlertsPage, Heatmap, Points, Run
 from internist_dashboard import about_items, alert_items, cards, components, figures, routing, sentence, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
@@ -17,9 +17,10 @@ from internist_dashboard.axis import AXES, on_axis
 from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
 from internist_dashboard.filters import compiled, subject_of
+from internist_dashboard.folding import fold
 from internist_dashboard.frame import Frame
 from internist_dashboard.links import link
-from internist_dashboard.rows import MOST_ROWS, collapse
+from internist_dashboard.rows import MOST_ROWS, Row, collapse
 from internist_dashboard.theme import Scheme
 
 FALLBACK_MS = 5_000
@@ -30,10 +31,11 @@ RATE_LIMIT = 4
 """Learning rates drawn: groups beyond these are in the series list."""
 HEAD_LIMIT = 128
 """Heads drawn, one row each; where a model has more, each layer shows those with the largest logits."""
-COLUMNS = 240
+COLUMNS = 200
 GOING_ON = ("live", "stalled")
 """States of a run of which more may come."""
 PIXELS = 700
+STORES = ("poll", "heat-shown", "heat-sent", "logit-sent", "board-rows", "run-headline")
 Window = dict[str, int] | None
 
 
@@ -47,7 +49,7 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                 filter_hint="filter by regex",
             ),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
-            *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows", "run-headline")),
+            *(dcc.Store(id=name) for name in STORES),
             html.Main(
                 [
                     html.H1(f"{run.project}: {run.name}", className="unseen"),
@@ -182,7 +184,7 @@ def register(app: dash.Dash, api: Api) -> None:
         return await asyncio.to_thread(figures.loss, loss, drawn_rates, standing(alerts.alerts, run, frame), frame)
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("heat-graph", "figure"),
+        Output("heat-sent", "data"),
         Output("metric", "data"),
         Output("metric", "value"),
         Output("heat-shown", "data"),
@@ -217,7 +219,7 @@ def register(app: dash.Dash, api: Api) -> None:
         found = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
         rows = found[:MOST_ROWS]
         figure = (
-            await asyncio.to_thread(figures.heat, heatmap, rows, frame)
+            await asyncio.to_thread(_sent_heat, heatmap, rows, frame)
             if rows
             else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
         )
@@ -227,7 +229,7 @@ def register(app: dash.Dash, api: Api) -> None:
         return figure, options, heatmap.metric, heatmap.metric, note
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("logit-graph", "figure"),
+        Output("logit-sent", "data"),
         Output("logit-note", "children"),
         Input("tick", "data"),
         Input("window", "data"),
@@ -258,7 +260,15 @@ def register(app: dash.Dash, api: Api) -> None:
         note = (
             f"{total} heads" if len(chosen) == total else f"{len(chosen)} of {total} heads: the largest of each layer"
         )
-        return await asyncio.to_thread(figures.logits, page_of.windows, frame), note
+        return await asyncio.to_thread(_sent_logits, page_of.windows, frame), note
+
+
+def _sent_heat(heatmap: Heatmap, rows: list[Row], frame: Frame) -> dict[str, Any]:
+    return fold(figures.heat(heatmap, rows, frame), against=words.against(heatmap.basis))
+
+
+def _sent_logits(windows: tuple[Points, ...], frame: Frame) -> dict[str, Any]:
+    return fold(figures.logits(windows, frame))
 
 
 def headline(run: Run) -> dict[str, Any]:
