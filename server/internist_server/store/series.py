@@ -234,7 +234,8 @@ def search_series(
 ) -> list[StoredSeries]:
     """Series of a run in forward order: by id, or by metric; of these kinds."""
     if ids is not None:
-        rows = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
+        found = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
+        rows = [row for row in found if metrics is None or row.metric in metrics]
     elif metrics is None:
         rows = session.execute(_OF_RUN, {"run": run})
     else:

@@ -73,7 +73,7 @@ def read_series(
     if prefer == "largest" and total > limit:
         found = _largest(session, attempt, found, limit=limit)
     page = found[offset : offset + limit]
-    columns = columns_for(session, np.array([one.id for one in page], dtype=np.int64), page)
+    columns = columns_for(session, _ids(page), page)
     steps, values = _last_points(session, attempt, columns)
     views = (view_of(one, step, value) for one, step, value in zip(page, steps, values, strict=True))
     return SeriesPage(tuple(views), total)
@@ -123,7 +123,7 @@ def read_points(
 ) -> PointsPage:
     """Windows of series over the same steps, each at most `pixels` points wide."""
     segments = lineage(session, attempt)
-    columns = columns_for(session, np.array([one.id for one in chosen], dtype=np.int64), chosen)
+    columns = columns_for(session, _ids(chosen), chosen)
     pieces = list(_pieces(session, segments, chosen, columns, first=first, last=last))
     if not pieces:
         windows = tuple(_empty(one) for one in chosen)
@@ -284,7 +284,7 @@ def _largest(session: Session, attempt: Attempt, series: Sequence[StoredSeries],
     """Of each subject an equal share of a limit: series whose last values are largest, NaN before all, in their own
     order."""
     each = max(1, limit // len({one.subject for one in series}))
-    _, values = _last_points(session, attempt, columns_of(session, _ids(series)))
+    _, values = _last_points(session, attempt, columns_for(session, _ids(series), series))
     heights = np.array([-np.inf if value is None else value for value in values])
     heights[np.isnan(heights)] = np.inf
     taken: dict[str, int] = {}
@@ -306,9 +306,11 @@ def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[
         newest = {step for rank in ranks for step in rank.plan_steps.values()}
         candidates = sorted(step for step in newest if segment.first <= step <= segment.last)
         matrix = read_matrix(session, segment.attempt_id, candidates[-64:], columns)
-        for column in range(len(columns.ids)):
-            rows = np.flatnonzero(matrix.present[:, column])
-            if len(rows) and steps[column] is None:
-                steps[column] = int(matrix.steps[rows[-1]])
-                values[column] = float(matrix.values[rows[-1], column])
+        if not len(matrix.steps):
+            continue
+        rows = len(matrix.steps) - 1 - matrix.present[::-1].argmax(axis=0)
+        for column in np.flatnonzero(matrix.present.any(axis=0)).tolist():
+            if steps[column] is None:
+                steps[column] = int(matrix.steps[rows[column]])
+                values[column] = float(matrix.values[rows[column], column])
     return steps, values
