@@ -122,8 +122,8 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
     figure.add_heatmap(
         x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
         colorscale=logit_scale(frame.scheme),
-        hovertemplate="<b>%{y}</b><br>largest logit %{customdata:.3~g}<br>warning at 100, critical at 1,000"
-        "<br>step %{x:,d}<extra></extra>",
+        hovertemplate="<b>%{y}</b><br>largest logit %{customdata[0]:.3~g}<br>warning at 100, critical at 1,000"
+        "<br>step %{customdata[1]:,d}<extra></extra>",
     )  # fmt: skip
     marks.dots(figure, steps, keys, nonfinite, p)
     owners = [points.series.facts.block or points.series.subject for points in windows]

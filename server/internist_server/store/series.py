@@ -234,13 +234,13 @@ def search_series(
 ) -> list[StoredSeries]:
     """Series of a run in forward order: by id, or by metric; of these kinds."""
     if ids is not None:
-        found = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
-        rows = [row for row in found if metrics is None or row.metric in metrics]
+        rows = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
     elif metrics is None:
         rows = session.execute(_OF_RUN, {"run": run})
     else:
         rows = session.execute(_OF_METRICS, {"run": run, "metrics": list(metrics)})
-    return sorted((_series(row) for row in rows if kinds is None or row.kind in kinds), key=_forward_order)
+    found = (row for row in rows if metrics is None or row.metric in metrics)
+    return sorted((_series(row) for row in found if kinds is None or row.kind in kinds), key=_forward_order)
 
 
 def metrics_of_run(session: Session, run: str) -> list[str]:
