@@ -141,6 +141,16 @@ def test_standard_and_ntk_have_no_multipliers():
     assert {row.lr for row in plan(Llama(32, 4), base=(16, 2), parametrization="standard").rows} == {1e-3}
 
 
+def test_u_mup_divides_branches_by_the_root_of_the_depth_and_the_embeddings_rate_by_that_of_the_width():
+    planned = plan(Llama(32, 8), base=(16, 2), lr=1e-3, parametrization="u_mup")
+    rows = rows_of(planned)
+
+    assert planned.multipliers["layers.3.mlp.w2"].factor == planned.multipliers["lm_head"].factor == 0.5
+    assert rows["embed_tokens.weight"].lr == pytest.approx(1e-3 / 2**0.5)
+    assert rows["layers.3.mlp.w1.weight"].lr == pytest.approx(1e-3 / 2 / 2)
+    assert rows["lm_head.weight"].lr == 1e-3
+
+
 # -- applying
 
 
