@@ -6,6 +6,7 @@ import os
 import shlex
 import socketserver
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,8 +61,12 @@ class Shell:
 
 
 @contextmanager
-def shell(directory: Path) -> Iterator[Shell]:
-    """A shell that knows `internist`; while it is open this process stands in its directory."""
+def shell(directory: Path, *, typed: str = "") -> Iterator[Shell]:
+    """A shell that knows `internist`; while it is open this process stands in its directory.
+
+    Args:
+        typed: what each command reads where it asks for something.
+    """
     path = directory / "bin"
     path.mkdir(parents=True)
     made = Shell(directory / "home", path)
@@ -69,7 +74,7 @@ def shell(directory: Path) -> Iterator[Shell]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            call = _answer(_until_empty(self.rfile))
+            call = _answer(_until_empty(self.rfile), typed)
             made.calls.append(call)
             self.wfile.write(f"{call.code}\n{call.output}".encode())
 
@@ -101,14 +106,15 @@ def _until_empty(stream: io.BufferedIOBase) -> list[str]:
         held.clear()
 
 
-def _answer(fields: list[str]) -> Call:
+def _answer(fields: list[str], typed: str) -> Call:
     count = int(fields[0])
     argv, environ = fields[1 : count + 1], dict(field.split("=", 1) for field in fields[count + 1 :])
     output, errors = io.StringIO(), io.StringIO()
-    kept = dict(os.environ)
+    kept, terminal = dict(os.environ), sys.stdin
     try:
         os.environ.clear()
         os.environ.update(environ)
+        sys.stdin = io.StringIO(f"{typed}\n")
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             code = cli.main(argv)
     except Exception as error:  # the shell waits for an answer; the test that reads the code tells the reason
@@ -116,4 +122,5 @@ def _answer(fields: list[str]) -> Call:
     finally:
         os.environ.clear()
         os.environ.update(kept)
+        sys.stdin = terminal
     return Call(argv, code, output.getvalue(), errors.getvalue())

@@ -93,8 +93,8 @@ def world(tmp_path_factory, tensorboard_files, wandb_directory):  # noqa: F811
         (alert, *_) = api.get("/api/v1/alerts", params={"run": SICK}).json()["alerts"]
         (first, *_) = api.get("/api/v1/scaling", params={"project": "sizes"}).json()["families"]
         revoked = api.post("/api/v1/tokens", json={"name": "old", "scopes": ["read"]}).json()
-        backups = directory / "backups"
-        backups.mkdir()
+        (backups := directory / "backups").mkdir()
+        (prometheus := directory / "prometheus").mkdir()
         database = f"sqlite:///{directory / 'board.db'}"
         write_backup(database, kept := backups / "internist-2026-01-31.db")
         lines = [{"tag": "train/nll", "step": step, "value": 2.0 - step / 40} for step in range(20)]
@@ -107,6 +107,7 @@ def world(tmp_path_factory, tensorboard_files, wandb_directory):  # noqa: F811
             },
             words={
                 "RUN": SICK, "17": str(alert["id"]), "3c1f5a0b9d27": first["id"], "/backups": str(backups),
+                "/etc/prometheus": str(prometheus),
                 "http://gpu-head:8237": address, "…": TOKEN, "revoke 3": f"revoke {revoked['token']['id']}",
             },
             files={
@@ -142,7 +143,7 @@ def hook() -> Iterator[str]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard", "ignore::DeprecationWarning:google")
 @pytest.mark.parametrize("block", SHELL, ids=[f"{block.page}:{block.line}" for block in SHELL])
 def test_a_block_runs_as_it_is_written(world, tmp_path, block):
-    with shell(tmp_path) as sh:
+    with shell(tmp_path, typed=TOKEN) as sh:
         for name, path in world.files.items():
             (sh.directory / name).symlink_to(path)
 
