@@ -4,6 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RELEASED := server,postgres,cli,mup,frames,otel
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
@@ -62,6 +63,18 @@ bench-board: $(VENV)/.installed-dev browser ## Measure the board in a browser, a
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev browser ## Draw every page of the board into build/screenshots
 	$(BIN)/python -m benchmarks.screenshots $(ARGS)
+
+.PHONY: sbom
+sbom: | $(BIN)/python ## Write what users install as CycloneDX, and its licences, into build/sbom
+	rm -rf build/sbom && mkdir -p build/sbom
+	$(BIN)/python -m venv build/sbom/installed && $(BIN)/python -m venv build/sbom/tools
+	build/sbom/tools/bin/python -m pip --disable-pip-version-check --quiet install cyclonedx-bom==7.5.0
+	build/sbom/installed/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt '.[$(RELEASED)]'
+	build/sbom/installed/bin/python .ci/licences.py > build/sbom/licences.txt || { cat build/sbom/licences.txt; exit 1; }
+	build/sbom/installed/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes pip
+	build/sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  --output-file build/sbom/internist.cdx.json build/sbom/installed/bin/python
+	echo "build/sbom/internist.cdx.json and build/sbom/licences.txt"
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left

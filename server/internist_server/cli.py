@@ -36,7 +36,7 @@ LEAVE_S: Final = 4.5
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Start the server and wait for its end; the exit status."""
+    """Serve the API and the board until SIGINT or SIGTERM."""
     options = _parser().parse_args(argv)
     observability.set_up_logging("INFO" if options.verbose else "WARNING")
     try:
