@@ -25,6 +25,7 @@ from internist_server.judge.judged_step import ChangedBands, StepJudgement
 from internist_server.judge.members import CAUSE, Members, is_silent
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of, homes
+from internist_server.judge.pace import Pace
 from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
 from internist_server.judge.transitions import AlertPhases, Transition
@@ -188,13 +189,15 @@ class Judge:
         changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
 
         self._keep_first(values, present & finite)
+        pace = Pace.of(checks, memory.schedule, memory.own_rates)
         found = self._evaluator.evaluate(
             values,
             present,
             finite=finite,
             bands=self._bands,
-            ceiling=self._ceiling.at(memory.schedule.raw),
+            ceiling=self._ceiling.at(memory.schedule.raw, pace.offset),
             schedule=memory.schedule,
+            pace=pace,
             last_values=memory.last,
             recent=memory.recent,
             first=memory.first,
@@ -306,6 +309,7 @@ class Judge:
             declared=self._declared.multipliers(values, present),
             rise=self._declared.rise(values, present),
         )
+        memory.own_rates.observe(memory.step, memory.schedule)
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
         pairs = zip(were, jumps.open_jumps(checks, memory), strict=True)
