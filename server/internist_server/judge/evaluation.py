@@ -295,8 +295,8 @@ class Evaluator:
     def _with_recent(self, bands: Bands, recent: Recent) -> Bands:
         """The same with the bands that last values make."""
         at = self.checks.recent
-        high = np.nan_to_num(np.log2(recent.high / recent.centre), nan=np.inf)
-        low = np.nan_to_num(np.log2(recent.low / recent.centre), nan=-np.inf)
+        high, low = np.log2(recent.high / recent.centre), np.log2(recent.low / recent.centre)
+        high[np.isnan(high)], low[np.isnan(low)] = np.inf, -np.inf
         none = np.full(at.size, np.inf, np.float32)
         inside = np.float32(RECOVERY)
         return Bands(

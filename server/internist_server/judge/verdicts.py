@@ -189,15 +189,14 @@ class Judge:
         changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
 
         self._keep_first(values, present & finite)
-        pace = Pace.of(checks, memory.schedule, memory.own_rates)
         found = self._evaluator.evaluate(
             values,
             present,
             finite=finite,
             bands=self._bands,
-            ceiling=self._ceiling.at(memory.schedule.raw, pace.offset),
+            ceiling=self._ceiling.at(memory.schedule.raw, self._pace.offset),
             schedule=memory.schedule,
-            pace=pace,
+            pace=self._pace,
             last_values=memory.last,
             recent=memory.recent,
             first=memory.first,
@@ -213,7 +212,8 @@ class Judge:
         changes += self._advance_facts(values, present, is_first)
         if step % self._every == 0:
             changes += self._notice_silence()
-        changes = transitions.first_causes_first(changes, self.order, self._outline().place, self._distances())
+        if len(changes) > 1:
+            changes = transitions.first_causes_first(changes, self.order, self._outline().place, self._distances())
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -294,6 +294,7 @@ class Judge:
     def _centre_bands(self) -> None:
         """Bands and ceilings, after baselines or the end of warm-up changed them."""
         self._bands = baselines.bands_of(self._memory, self._checks)
+        self._pace = Pace.of(self._checks, self._memory.schedule, self._memory.own_rates)
         self._ceiling = baselines.Ceiling.of(self._memory)
 
     def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
@@ -303,13 +304,15 @@ class Judge:
         jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
         jumps.watch_states(checks, memory, before=last_values, seen=seen, present=present)
-        memory.schedule.observe(
-            memory.step,
-            np.where(present[rates], values[rates], np.nan).astype(np.float64),
-            declared=self._declared.multipliers(values, present),
-            rise=self._declared.rise(values, present),
-        )
-        memory.own_rates.observe(memory.step, memory.schedule)
+        if present[rates].any():
+            memory.schedule.observe(
+                memory.step,
+                np.where(present[rates], values[rates], np.nan).astype(np.float64),
+                declared=self._declared.multipliers(values, present),
+                rise=self._declared.rise(values, present),
+            )
+            memory.own_rates.observe(memory.step, memory.schedule)
+            self._pace = Pace.of(checks, memory.schedule, memory.own_rates)
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
         pairs = zip(were, jumps.open_jumps(checks, memory), strict=True)
@@ -409,12 +412,14 @@ class Judge:
         """Remember the band of what was judged; those that differ from the ones before."""
         memory, checks = self._memory, self._checks
         np.copyto(memory.unit, np.where(checks.scheduled, np.float32(memory.schedule.divisor), 1), where=shown)
-        is_new = np.zeros(shown.size, bool)
+        at = np.flatnonzero(shown)
+        is_new = np.zeros(at.size, bool)
         for name, edge in zip(EDGES, edges, strict=True):
-            known = getattr(memory, name)
-            is_new |= (known != edge) & ~(np.isnan(known) & np.isnan(edge))
-            np.copyto(known, edge, where=shown)
-        at = np.flatnonzero(is_new & shown)
+            known, now = getattr(memory, name), edge[at]
+            before = known[at]
+            is_new |= (before != now) & ~(np.isnan(before) & np.isnan(now))
+            known[at] = now
+        at = at[is_new]
         band = np.stack([edge[at] for edge in edges], axis=1)
         return ChangedBands(checks.column[at], checks.scheduled[at], band)
 
