@@ -97,7 +97,8 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     """Take centre, growth, spread and ceiling of these checks from their points (checks, points)."""
     ages = steps - memory.origin
     factors = memory.schedule.factors(rates.astype(np.float64))
-    divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
+    is_known = (factors >= memory.schedule.floor) & np.isfinite(factors)
+    divisor = np.where(is_known, factors, np.nan).astype(np.float32)
     scheduled = checks.scheduled[at]
     unscaled = points[scheduled]
     middle = bands.baselines(unscaled)

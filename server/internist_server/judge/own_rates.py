@@ -57,7 +57,7 @@ class OwnRates:
         raw, run = _raw(schedule, schedule.rates), math.log2(schedule.divisor)
         with np.errstate(divide="ignore", invalid="ignore"):
             unmeant = raw - self.raw - np.log2(schedule.meant)
-        away = raw - self.raw - (run - self.run)
+            away = raw - self.raw - (run - self.run)
         leapt = (np.abs(unmeant) > _JUMP) & (np.abs(away) > _JUMP)
         if leapt.any() and not schedule.warming:
             self.leaps = [*self.leaps, *((step, group, float(away[group])) for group in np.flatnonzero(leapt).tolist())]

@@ -27,16 +27,17 @@ class Pace:
     @classmethod
     def of(cls, checks: Checks, schedule: Schedule, own: OwnRates) -> "Pace":
         """The pace now."""
-        scheduled = checks.scheduled.astype(np.float32)
-        divisor = schedule.divisor
-        offset = own.offsets()
-        fallen = math.log2(schedule.window / divisor) if schedule.window > 0 else 0.0
+        scheduled, divisor, offset = checks.scheduled, schedule.divisor, own.offsets()
+        none = np.float32(0)
+        fallen = math.log2(schedule.window / divisor) if 0 < divisor < math.inf and schedule.window > 0 else 0.0
         by_group = fallen + own.window - offset if schedule.window > 0 else np.zeros(offset.size)
         with np.errstate(invalid="ignore"):
             low = schedule.rates < SCHEDULE_FLOOR * schedule.highest
         return cls(
-            unit=scheduled * np.float32(math.log2(divisor)),
+            unit=np.where(scheduled, np.float32(math.log2(divisor)), none),
             offset=of_checks(offset, checks.group).astype(np.float32),
-            fallen=scheduled * np.maximum(of_checks(by_group, checks.group, fallen), 0).astype(np.float32),
-            is_low=checks.scheduled & (of_checks(low, checks.group) | schedule.is_low),
+            fallen=np.where(scheduled, np.maximum(of_checks(by_group, checks.group, fallen), 0), none).astype(
+                np.float32
+            ),
+            is_low=scheduled & (of_checks(low, checks.group) | schedule.is_low),
         )
