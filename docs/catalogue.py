@@ -176,7 +176,8 @@ def criteria_section() -> str:
         "*Reference*: the run that is named by `watch(reference=...)`, where it has the same place in the model, as "
         f"far through it, at the same step: violated beyond {conditions.REFERENCE_EDGE:g} times where that run was, on "
         "either side, its own scatter and what muP says of the sizes allowed for ([how](reference.md)). "
-        "*Schedule*: the value is divided by the run-wide factor of the learning rate's schedule before it is judged.",
+        "*Schedule*: the value is divided by the factor of the learning rate's schedule before it is judged, its "
+        "group's own where that has drifted away from the run's.",
         "",
         *table(CRITERION_HEADS),
     ]

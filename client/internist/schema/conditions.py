@@ -130,7 +130,7 @@ class Criterion:
     """`blocks`: residual-stream outputs only; `stages`: these, and modules outside blocks; `normalized_input`: modules fed by a normalisation layer; `matrices`: hidden ones."""
     two_sided: bool = False
     scheduled: bool = False
-    """Divided by the run-wide schedule factor before it is judged."""
+    """Divided by the factor of the learning rate's schedule before it is judged."""
     baseline: bool = True
     target: Target | None = None
     sanity_relative_to: str | None = None

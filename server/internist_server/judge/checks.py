@@ -57,6 +57,8 @@ class Checks:
     card: Indices
     two_sided: Flags
     scheduled: Flags
+    group: Indices
+    """Place in `rate_columns` of the group whose rate it follows; MISSING: it follows the run's."""
     baselined: Flags
     """Judged against its own baseline: no target applies to it."""
     complement: Flags
@@ -212,6 +214,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         card=card,
         two_sided=TWO_SIDED[number] | is_floor,
         scheduled=SCHEDULED[number] & baselined,
+        group=np.where(SCHEDULED[number] & baselined, groups.places(series, column), MISSING),
         baselined=baselined,
         complement=COMPLEMENT[number],
         follows=baselined & np.isfinite(lower) & ~COMPLEMENT[number] & ~ALONE[number],
