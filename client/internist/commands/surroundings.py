@@ -93,7 +93,7 @@ def server_findings(server: str, token: str | None) -> Iterator[Finding]:
         return
     yield Finding("server", server, "ok", "answers")
     if about.status in (401, 403):
-        wrong = "does not take the token" if token else "asks for a token: INTERNIST_TOKEN"
+        wrong = "does not take the token" if token else "asks for a token: INTERNIST_TOKEN, or `internist login`"
         yield Finding("server", "token", "problem", wrong)
     else:
         yield Finding("server", "token", "ok", "taken" if token else "none is asked for")

@@ -246,7 +246,7 @@ def _outage(error: ServerError) -> str:
 def _advice(error: ServerError) -> str:
     """What to type so that the frames get through."""
     if isinstance(error, TokenRefused):
-        return " until INTERNIST_TOKEN holds a token that this server knows."
+        return " until INTERNIST_TOKEN, or what `internist login` keeps, is a token that this server knows."
     if isinstance(error, ServerUnreachable | NotInternist):
         return " and arrive by themselves once it runs: type `internist serve`"
     return " and are sent again."
