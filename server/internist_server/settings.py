@@ -168,6 +168,11 @@ class Settings(BaseSettings):
         return Policy(int(self.resolve_after_s * 1000), int(self.repeat_after_s * 1000))
 
     @property
+    def may_call_itself(self) -> bool:
+        """Whether webhooks may be on this machine or its link."""
+        return is_loopback(self.host) if self.local_webhooks is None else self.local_webhooks
+
+    @property
     def address(self) -> str:
         """Where people reach this server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -203,9 +208,8 @@ def require_allowed(settings: Settings, webhooks: Iterable[str]) -> None:
     Raises:
         SettingsError: one is, and nobody said that it may.
     """
-    may = is_loopback(settings.host) if settings.local_webhooks is None else settings.local_webhooks
     local = next((url for url in webhooks if is_local(url)), None)
-    if local is not None and not may:
+    if local is not None and not settings.may_call_itself:
         raise SettingsError(
             f"the webhook {receiver_name(local)} is on this machine or its link: set INTERNIST_LOCAL_WEBHOOKS=true if "
             "that is meant"
