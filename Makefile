@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS
 	$(BIN)/internist demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev browser compiler alertmanager ## Run all tests (ARGS=tests/client: some of them)
+test: $(VENV)/.installed-dev browser compiler alertmanager prometheus ## Run all tests (ARGS=tests/client: some of them)
 	$(BIN)/python -m pytest -p tests.workers -n auto $(ARGS)
 
 .PHONY: check
@@ -149,5 +149,21 @@ alertmanager:
 	  dpkg-deb --extract prometheus-alertmanager_*.deb . && exit 0; \
 	fi; \
 	echo "No Alertmanager found: install prometheus-alertmanager to test what it is told." >&2; \
+	if [ -n "$${CI:-}" ]; then exit 1; fi; \
+	echo "They are skipped this time." >&2
+
+# And for Prometheus, with promtool.
+.PHONY: prometheus
+prometheus:
+	for program in promtool $(VENV)/prometheus/usr/bin/promtool; do \
+	  if command -v "$$program" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && command -v apt-get > /dev/null; then \
+	  echo "Fetching Prometheus for the tests of what it is told."; \
+	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get -qq update && \
+	  apt-get -qq -o APT::Sandbox::User=root download prometheus > /dev/null && \
+	  dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb && exit 0; \
+	fi; \
+	echo "No Prometheus found: install prometheus to test what it is told." >&2; \
 	if [ -n "$${CI:-}" ]; then exit 1; fi; \
 	echo "They are skipped this time." >&2

@@ -7,13 +7,13 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import urlencode
 
-import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from internist_server.callers import EVERYONE, Caller, Credential, hashed
 from internist_server.keyring import SESSION_MS, Keyring
+from internist_server.problem import problem
 from internist_server.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -68,17 +68,17 @@ class TokenGate:
             return too_many(wait_s)
         if token is None:
             detail = "this server asks for a token: send `Authorization: Bearer TOKEN`"
-            return _problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
+            return problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
         address = address_of(scope)
         self._throttle.note(address, token)
         log.warning("a token that is none, or none any more, was presented from %s", address)
-        return _problem(403, "token_refused", "this is no token of this server, or none any more", {})
+        return problem(403, "token_refused", "this is no token of this server, or none any more")
 
 
 def too_many(wait_s: float) -> Response:
     """The answer to an address that was wrong about tokens too often."""
     detail = "too many wrong tokens came from here: wait, and present the right one"
-    return _problem(429, "too_many_attempts", detail, {"Retry-After": str(math.ceil(wait_s))})
+    return problem(429, "too_many_attempts", detail, {"Retry-After": str(math.ceil(wait_s))})
 
 
 def caller_of(scope: Scope) -> Caller:
@@ -153,8 +153,3 @@ def _text(header: bytes) -> str:
         return header.decode()
     except UnicodeDecodeError:
         return header.decode("latin-1")
-
-
-def _problem(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
-    body = orjson.dumps({"error": code, "detail": detail})
-    return Response(body, status, headers, media_type="application/json")

@@ -16,6 +16,7 @@ from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
 from internist_server.alerts.addresses import is_local, receiver_name
 from internist_server.alerts.incidents import Policy
 from internist_server.errors import SettingsError
+from internist_server.logs import LogFormat
 
 DEFAULT_PORT = 8237
 
@@ -87,6 +88,12 @@ class Settings(BaseSettings):
         default="",
         description="Path under which people reach this server, such as `/internist`, or `/proxy/8237` behind a "
         "notebook's proxy; whether the proxy takes it off does not matter.",
+    )
+    log_format: LogFormat = Field(
+        default="text", description="How lines of the log are written: `text`, or `json` for whoever collects them."
+    )
+    access_log: bool = Field(
+        default=False, description="Whether every request is a line of the log; probes that find all well are not."
     )
     max_request_bytes: int = Field(
         default=MAX_REQUEST_BYTES, ge=1024, description="Largest body of one request that is read."
