@@ -11,7 +11,6 @@ from internist_server.app import create_app
 from internist_server.logs import JsonLines, TextLines, fields
 from internist_server.settings import Settings
 from internist_server.tracing import request_id, working_for
-from tests.server.processes import server_process
 from tests.server.sending import Sender
 
 TOKEN = "the token of the environment"
@@ -133,18 +132,6 @@ def test_a_line_of_json_tells_its_fields_and_its_exception_and_keeps_its_own_nam
 
     assert (made["message"], made["run"], made["level"]) == ("it failed", "r", "warning")
     assert made["exception"].endswith("ValueError: no") and "request_id" not in made
-
-
-def test_a_server_logs_as_its_settings_say(tmp_path):
-    with server_process(
-        str(tmp_path / "a.db"), tmp_path, INTERNIST_LOG_FORMAT="json", INTERNIST_ACCESS_LOG="1"
-    ) as server:
-        server.get("/api/v1/runs/none")
-        server.process.terminate()
-        out = server.process.communicate(timeout=30)[0]
-
-    (line,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert (line["path"], line["status"]) == ("/api/v1/runs/none", 404)
 
 
 class _Bearer:
