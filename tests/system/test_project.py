@@ -278,6 +278,7 @@ def test_make_help_lists_every_command():
         "alertmanager",
         "browser",
         "compiler",
+        "prometheus",
     }
 
 
