@@ -59,6 +59,10 @@ def serve(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has shut down
     server.run(sockets=[listener])
+    if server.was_told_to_end:  # an interpreter takes its time to end where a machine has much to do
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0 if server.started else 1)
     return 0 if server.started else 1
 
 
@@ -134,11 +138,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._announce = announce
+        self.was_told_to_end = False
         self._close = app.close
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end, and be gone in time whatever a request or a thread is at."""
         if not self.should_exit:
+            self.was_told_to_end = True
             leave = threading.Timer(LEAVE_S, os._exit, (0,))
             leave.daemon = True
             leave.start()

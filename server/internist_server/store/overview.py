@@ -19,7 +19,8 @@ def count_by_state(session: Session, *, now_ms: int, since_ms: int) -> dict[str,
     lost_before_ms = now_ms - int(LOST_AFTER_S * 1000)
     is_lost = StandingRow.state.in_(("live", "stalled")) & (StandingRow.contact_ms < lost_before_ms)
     state = StandingRow.state if since_ms >= lost_before_ms else case((is_lost, "lost"), else_=StandingRow.state)
-    found = session.execute(select(state, func.count()).where(StandingRow.state.is_not(None)).group_by(state))
+    stands = state.label("stands")  # grouped by name: PostgreSQL takes two sets of parameters for two expressions
+    found = session.execute(select(stands, func.count()).where(StandingRow.state.is_not(None)).group_by("stands"))
     return dict.fromkeys(get_args(RunState), 0) | {str(name): count for name, count in found}
 
 
