@@ -228,7 +228,11 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     bands = ""
     if target:
         critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
-        times = ", times 1/√rank" if target.times == "inverse_root_rank" else ""
+        times = {
+            "one": "",
+            "inverse_root_rank": ", times 1/√rank",
+            "followed_pair": f", times {conditions.FOLLOWED_PAIR:g} where the pair is followed (`retract`)",
+        }[target.times]
         bands = f"{target.warn_above:g}, {critical}{times} ({conditions.APPLIES[target.applies_when]}; {target.source})"
     if criterion.growth:
         bands += f"; else {criterion.growth:g} times its first value, or of 1 where that was less, never"

@@ -325,9 +325,12 @@ class Memory:
 
 
 def _own_rates(numbers: dict[str, Any], arrays: dict[str, Any]) -> OwnRates:
-    leaps = [(int(step), int(group), float(far)) for step, group, far in numbers["own_leaps"]]
-    run, highest = float(numbers["own_run"]), float(numbers["own_run_highest"])
-    return OwnRates(leaps, *(arrays[f"own_{name}"] for name in _OWN_RATES), run, highest)
+    return OwnRates(
+        leaps=[(int(step), int(group), float(far)) for step, group, far in numbers["own_leaps"]],
+        run=float(numbers["own_run"]),
+        run_highest=float(numbers["own_run_highest"]),
+        **{name: arrays[f"own_{name}"] for name in _OWN_RATES},
+    )
 
 
 def _extended(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

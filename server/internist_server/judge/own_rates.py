@@ -7,13 +7,13 @@ warm-up was over.
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema.conditions import SCHEDULE_FLOOR, SCHEDULE_JUMP
-from internist_server.judge.columns import MISSING, Indices
+from internist_server.judge.columns import Indices
 from internist_server.judge.schedule import RESTART_ABOVE, Schedule
 
 Floats = NDArray[np.float64]
@@ -96,15 +96,13 @@ class OwnRates:
         return leapt
 
 
-def of_checks(values: NDArray[np.generic], group: Indices, otherwise: float = 0.0) -> NDArray[np.generic]:
+def of_checks(values: NDArray[Any], group: Indices, otherwise: float = 0.0) -> NDArray[Any]:
     """What is known by group, by check; `otherwise` where a check is of no single group."""
-    return np.append(values, np.asarray(otherwise, values.dtype))[group]  # the last stands for MISSING
+    known: NDArray[Any] = np.append(values, np.asarray(otherwise, values.dtype))  # the last stands for MISSING
+    return known[group]
 
 
 def _raw(schedule: Schedule, rates: Floats) -> Floats:
     """log2 of rates over their groups' first ones, not under SCHEDULE_FLOOR of the largest."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log2(np.maximum(rates, SCHEDULE_FLOOR * schedule.highest) / schedule.reference))
-
-
-assert MISSING == -1  # what `of_checks` rests on
