@@ -127,11 +127,8 @@ def check(
     _require_positive("seeds", seeds)
     _require_positive("steps", steps)
     batch = batch or sample.batch
-    make = (
-        _planned(optimizer, lr, parametrization, build_model, sizes[0], batch)
-        if isinstance(optimizer, str)
-        else optimizer
-    )
+    if isinstance(optimizer, str):
+        optimizer = _planned(optimizer, lr, parametrization, build_model, sizes[0], batch)
     trial = Trial(optimizer, batch, loss or sample.loss, steps, output)
     members: list[Member] = []
     excluded: list[Excluded] = []

@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 Role = Literal["input", "hidden", "output", "gain", "bias"]
 Parametrization = Literal["mup", "standard", "ntk", "u_mup"]
@@ -359,7 +359,7 @@ def _u_mup(optimizer: Optimizer, role: Role, branch: Branch) -> Rule:
 
     The unit scale of activations and gradients itself is constants, which a base has already.
     """
-    row = _mup(optimizer, role, cast(Branch, min(branch, 1)))
+    row = _mup(optimizer, role, 1 if branch else 0)
     lr = row.lr + Powers(fan_out=-0.5) if role == "input" else row.lr
     is_adams = row.optimizer in ("adamw", "lion", "sophia")
     return replace(
