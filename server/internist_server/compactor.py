@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-<<<<<<< HEAD
 from sqlalchemy.orm import Session
 
-=======
 from internist_server import observability
->>>>>>> c5cf631 (Requests have ids, logs may be JSON lines, and Prometheus is told of ingest, lanes, judge, compaction and receivers; deploy/ has rules and a dashboard)
 from internist_server.errors import NotFound
 from internist_server.store.attempts import lock_run
 from internist_server.store.compaction import Loose, Sizes, list_loose, move_frames, move_judgements

@@ -102,12 +102,8 @@ class Progress:
             live = self._judges.get(session, attempt)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
-<<<<<<< HEAD
-            is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
-=======
             with observability.judging(len(steps)):
-                is_queued |= self._judge(session, attempt, newest, live, steps, ranks, now_ms=now_ms)
->>>>>>> c5cf631 (Requests have ids, logs may be JSON lines, and Prometheus is told of ingest, lanes, judge, compaction and receivers; deploy/ has rules and a dashboard)
+                is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
             judged_step = steps[-1]
             if judged_step == bound:
                 break
