@@ -21,7 +21,8 @@ from internist.observe.streams import Stream, Streams
 from internist.observe.token_pools import Distances, Pools, gather, picked
 from internist.observe.token_pools import Kind as TokenKind
 from internist.observe.tokens import PROBE_TOKENS, at_positions, version_of
-from internist.record.recorder import Also, Recorder
+from internist.record.closed_step import Also
+from internist.record.recorder import Recorder
 from internist.record.series_book import Layout
 from internist.schema.metrics import Bound
 from internist.schema.wire import Series

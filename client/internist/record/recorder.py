@@ -12,17 +12,16 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from internist.record.closed_step import Also, ClosedStep, Derive, Late, single
 from internist.record.logs import Logs
 from internist.record.plans import Plans, Sink
 from internist.record.series_book import Layout, SeriesBook
 from internist.record.trail import Trail
-from internist.record.transfer import Transfer, Transfers
-from internist.schema.metrics import METRICS, combine_of
+from internist.record.transfer import Transfers
 from internist.schema.wire import Series
 from internist.ship.moments import now_ms
 
@@ -41,54 +40,6 @@ POLL_S = 0.01
 """Between two looks at a copy that is under way."""
 
 
-Derive = Callable[[Sequence[Series], Sequence[float], Sequence[int]], Sequence[tuple[Series, float, int]]]
-"""What works further values, with the entries that each stands for, out of the series, values and counts of a frame;
-called on the sender's thread."""
-Also = tuple[int, Series, int]
-"""A value that is a second series' too: its place among the values, that series, entries it stands for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Late:
-    """Values of a step that became known after it was closed."""
-
-    layout: Layout
-    counts: Sequence[int]
-    transfer: Transfer
-
-
-@dataclass(slots=True)
-class _Closed:
-    """A step that is over."""
-
-    step: int
-    measured_at_ms: int
-    closed_s: float
-    layout: list[Series | None]
-    counts: list[int]
-    transfer: Transfer | None
-    host_values: list[tuple[Series, float]]
-    flags: int
-    """Number of leading entries that are `found_inf` flags of gradient scalers."""
-    masks: list[tuple[int, int]]
-    """By trailing entries: which of the values (from, to) they say of whether they were measured."""
-    also: list[Also]
-    in_parts: bool
-    """Whether a series may have several values, which are parts of one."""
-    derive: Sequence[Derive] = ()
-    more: bool = False
-    """Whether values of it are still to come,"""
-    late: list[_Late] = field(default_factory=list)
-    """and those that came."""
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether all its copies have."""
-        return all(
-            transfer is None or transfer.arrived() for transfer in (self.transfer, *(e.transfer for e in self.late))
-        )
-
-
 class Recorder:
     """Collects values of one step (training thread) and turns closed steps into records (sender's thread)."""
 
@@ -100,7 +51,7 @@ class Recorder:
         self._logs = Logs(self._transfers)
         self._plans = Plans(sink)
         self._drain_lock = threading.Lock()
-        self._queue: deque[_Closed] = deque()
+        self._queue: deque[ClosedStep] = deque()
         self._refused: set[str] = set()
         self.logged: set[str] = set()
         """Names of all scalars that were ever logged."""
@@ -191,7 +142,7 @@ class Recorder:
             return
         transfer = self._transfers.begin(tensors) if tensors else None
         self._queue.append(
-            _Closed(
+            ClosedStep(
                 step,
                 now_ms(),
                 time.monotonic(),
@@ -215,13 +166,13 @@ class Recorder:
 
     def add_late(self, step: int, layout: Layout, values: Tensor, counts: Sequence[int]) -> None:
         """Record values of a step that was closed with more to come; they go alone if that could not wait for them."""
-        late = _Late(layout, counts, self._transfers.begin([values]))
+        late = Late(layout, counts, self._transfers.begin([values]))
         closed = next((each for each in self._queue.copy() if each.step == step and each.more), None)
         if closed is not None:
             closed.late.append(late)
         elif len(self._queue) < QUEUE_LENGTH:
             now, at_ms = time.monotonic(), now_ms()
-            self._queue.append(_Closed(step, at_ms, now, [], [], None, [], 0, [], [], in_parts=False, late=[late]))
+            self._queue.append(ClosedStep(step, at_ms, now, [], [], None, [], 0, [], [], in_parts=False, late=[late]))
         else:
             self._dropped += 1
 
@@ -340,106 +291,16 @@ class Recorder:
 
     def _write_logs(self, step: int, values: list[tuple[Series, float]]) -> None:
         self._watch_loss(values)
-        raw = struct.pack(f"<{len(values)}f", *(_single(value) for _, value in values))
+        raw = struct.pack(f"<{len(values)}f", *(single(value) for _, value in values))
         self._plans.write(step, now_ms(), [s for s, _ in values], (1,) * len(values), raw)
 
-    def _write(self, closed: _Closed, logged: list[tuple[Series, float]]) -> None:
-        raw = b"" if closed.transfer is None else closed.transfer.take()
-        skipped = any(v != 0 for v in struct.unpack_from(f"<{closed.flags}f", raw))
-        end = 4 * (closed.flags + len(closed.layout))
-        masks, raw = raw[end:], raw[4 * closed.flags : end]
-        layout, counts = closed.layout, closed.counts
-        unmeasured = _unmeasured(masks, closed.masks)
-        second = [each for each in closed.also if each[0] not in unmeasured]
-        second_values = [struct.unpack_from("<f", raw, 4 * place)[0] for place, _, _ in second]
-        if skipped or unmeasured or None in layout:
-            values = array("f", raw)
-            keep = [
-                i
-                for i, series in enumerate(layout)
-                if series is not None and i not in unmeasured and not (skipped and _is_of_update(series))
-            ]
-            raw = array("f", [values[i] for i in keep]).tobytes()
-            layout, counts = [layout[i] for i in keep], [counts[i] for i in keep]
-        if second:
-            raw += struct.pack(f"<{len(second)}f", *second_values)
-            layout, counts = layout + [each for _, each, _ in second], counts + [count for *_, count in second]
-        if closed.in_parts and len(set(map(id, layout))) < len(layout):
-            layout, counts, raw = _merged(layout, counts, raw)
-        layout, counts, raw = _with_late(layout, counts, raw, () if skipped else closed.late)
+    def _write(self, closed: ClosedStep, logged: list[tuple[Series, float]]) -> None:
+        layout, counts, raw, skipped = closed.take()
         self._watch_loss(logged)
         series = [each for each in layout if each is not None]
         extra = [(each, value, 1) for each, value in closed.host_values + logged]
         extra += [one for derive in closed.derive for one in self._derived(derive, series, raw, counts)]
         series += [each for each, *_ in extra]
-        raw += struct.pack(f"<{len(extra)}f", *(_single(value) for _, value, _ in extra))
+        raw += struct.pack(f"<{len(extra)}f", *(single(value) for _, value, _ in extra))
         counts = [*counts, *(count for *_, count in extra)]
         self._plans.write(closed.step, closed.measured_at_ms, series, tuple(counts), raw, skipped=skipped)
-
-
-def _with_late(
-    layout: Sequence[Series | None], counts: Sequence[int], raw: bytes, late: Sequence[_Late]
-) -> tuple[list[Series | None], list[int], bytes]:
-    """Values of a step, followed by those that became known later."""
-    layout, counts = list(layout), list(counts)
-    for each in late:
-        values = array("f", each.transfer.take())
-        keep = [i for i, series in enumerate(each.layout) if series is not None]
-        layout += [each.layout[i] for i in keep]
-        counts += [each.counts[i] for i in keep]
-        raw += array("f", [values[i] for i in keep]).tobytes()
-    return layout, counts, raw
-
-
-def _unmeasured(masks: bytes, ranges: Sequence[tuple[int, int]]) -> set[int]:
-    """Places of values that were not measured."""
-    if not ranges:
-        return set()
-    flags, at = array("f", masks), 0
-    found: set[int] = set()
-    for start, stop in ranges:
-        found.update(start + i for i in range(stop - start) if flags[at + i] == 0)
-        at += stop - start
-    return found
-
-
-def _merged(
-    layout: Sequence[Series | None], counts: Sequence[int], raw: bytes
-) -> tuple[list[Series | None], list[int], bytes]:
-    """Values of which several may be parts of one series, as one value each, by the rule of its metric."""
-    parts: dict[int, tuple[Series, list[int], list[float]]] = {}
-    for series, count, value in zip(layout, counts, array("f", raw), strict=True):
-        assert series is not None
-        _, own_counts, own_values = parts.setdefault(series.number, (series, [], []))
-        own_counts.append(count)
-        own_values.append(value)
-    values = array("f")
-    for series, own_counts, own_values in parts.values():
-        values.append(own_values[0] if len(own_values) == 1 else _single(_as_one(series, own_counts, own_values)))
-    merged = [sum(own) if combine_of(s.metric) in _WEIGHTED else max(own) for s, own, _ in parts.values()]
-    return [series for series, *_ in parts.values()], merged, values.tobytes()
-
-
-_WEIGHTED = ("mean_square", "mean")
-
-
-def _as_one(series: Series, counts: Sequence[int], values: Sequence[float]) -> float:
-    combine = combine_of(series.metric)
-    if combine in _WEIGHTED:
-        return sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
-    if combine == "max":
-        return next((value for value in values if math.isnan(value)), max(values))
-    return values[0] if combine == "first" else sum(values)
-
-
-def _is_of_update(series: Series) -> bool:
-    """Whether the value says something of an update: there is none where the step was skipped."""
-    known = METRICS.get(series.metric)
-    return known is not None and known.family == "update"
-
-
-def _single(value: float) -> float:
-    """The value as float32 can hold it: what is too large becomes an infinity instead of an error."""
-    if math.isfinite(value) and abs(value) > 3.4028235677973366e38:
-        return math.copysign(math.inf, value)
-    return value
