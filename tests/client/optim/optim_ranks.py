@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -82,11 +83,21 @@ def build(kind: str, parameters: dict[str, Tensor], **options: Any) -> MatrixOpt
     return constructor(list(groups.values()), **defaults, **options)
 
 
+@cache
+def flat_mesh() -> DeviceMesh:
+    """All ranks in a row; made once, since groups of processes are dear."""
+    return init_device_mesh("cpu", (distributed.get_world_size(),))
+
+
+@cache
+def square_mesh() -> DeviceMesh:
+    """All ranks in two rows."""
+    return init_device_mesh("cpu", (2, distributed.get_world_size() // 2), mesh_dim_names=("data", "tensor"))
+
+
 def placed(layout: str) -> dict[str, Tensor]:
     """The weights as this rank holds them."""
-    world = distributed.get_world_size()
-    flat = init_device_mesh("cpu", (world,))
-    square = init_device_mesh("cpu", (2, world // 2))
+    flat, square = flat_mesh(), square_mesh()
     placements = {
         "rows": (flat, [Shard(0)]),
         "columns": (flat, [Shard(1)]),
@@ -129,8 +140,13 @@ def advance(
         optimizer.step()
 
 
+@cache
 def alone(kind: str, numbers: range = range(STEPS), *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The weights as one process leaves them."""
+    """The weights as one process leaves them: the same for every layout."""
+    return stepped_alone(kind, numbers, without=without)
+
+
+def stepped_alone(kind: str, numbers: range = range(STEPS), *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = {name: nn.Parameter(value) for name, value in random_values(seed=0).items()}
     advance(build(kind, parameters), parameters, numbers, without=without)
     return {name: parameter.detach() for name, parameter in parameters.items()}
@@ -175,9 +191,14 @@ def products(kind: str, layout: str) -> tuple[Counter[str], Counter[str]]:
     optimizer = build(kind, parameters, **options_for(layout))
     with Products() as here:
         advance(optimizer, parameters, range(STEPS))
+    return here.seen, products_alone(kind)
+
+
+@cache
+def products_alone(kind: str) -> Counter[str]:
     with Products() as one_process:
-        alone(kind)
-    return here.seen, one_process.seen
+        stepped_alone(kind)
+    return one_process.seen
 
 
 def trains_like_one_process(kind: str, how: str) -> list[float]:
@@ -190,8 +211,7 @@ def trains_like_one_process(kind: str, how: str) -> list[float]:
         module: nn.Module = DistributedDataParallel(model)
     else:
         module = model
-        flat = init_device_mesh("cpu", (world,))
-        square = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
+        flat, square = flat_mesh(), square_mesh()
         if how in ("tensor", "data_and_tensor"):
             mesh = flat if how == "tensor" else square["tensor"]
             parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
@@ -410,7 +430,7 @@ def resume(kind: str, layout: str, folder: str) -> dict[str, float]:
 def regions_are_torchs(size: int) -> bool:
     """Whether every placement of a (size, 5) parameter holds here what our regions say."""
     world = distributed.get_world_size()
-    flat, square = init_device_mesh("cpu", (world,)), init_device_mesh("cpu", (2, world // 2))
+    flat, square = flat_mesh(), square_mesh()
     value = torch.arange(size * 5.0).view(size, 5)
     claims = []
     for mesh, placements in (
@@ -435,8 +455,7 @@ def message_of(what: str) -> str:
     """What an error says."""
     try:
         if what == "partial":
-            mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-            held_regions((4, 4), mesh, [Partial()])
+            held_regions((4, 4), flat_mesh(), [Partial()])
         elif what == "sparse":
             parameter = nn.Parameter(torch.ones(4, 4))
             parameter.grad = torch.ones(4, 4).to_sparse()
