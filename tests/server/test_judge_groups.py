@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.server.judged_runs import Law, Told, series, tell, warm_up_cosine
+from tests.server.judged_runs import EVERY, Law, Told, series, tell, tell_values, warm_up_cosine
 from tests.server.test_judge_sick import MUON
 
 LAST = 2000
@@ -93,6 +93,20 @@ def test_a_rate_that_leaves_the_others_by_mistake_is_not_followed(minor):
 
     assert {c.series for c in told.fired("spectral_update")} == {3}
     assert {c.series for c in told.fired("update")} == {4}
+
+
+def test_a_leap_that_is_told_between_two_samples_alerts_at_its_step():
+    rates = [series(n, "learning_rate", str(n), group=n, parameters=100) for n in range(2)]
+    outputs = series(2, "activation.rms", "blocks.0", role="block")
+    leap = 1203
+    steps = np.sort(np.append(np.arange(0, LAST, EVERY), leap))
+    values = np.where((steps < leap)[:, None] | (np.arange(3) != 1), 1e-3, 3e-2).astype(np.float32)
+    present = np.ones(values.shape, bool)
+    present[steps == leap, 2] = False
+
+    (fired,) = tell_values([*rates, outputs], steps, values, present).fired()
+
+    assert (fired.condition, fired.step, fired.series) == ("learning_rate_jump", leap, 1)
 
 
 def test_steps_that_do_not_follow_the_rate_of_their_group_are_told():

@@ -120,7 +120,7 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     memory.schedule.window = float(reference)
     memory.own_rates.window = np.median(offsets, axis=0)
     which = at[scheduled]
-    reference = reference * np.exp2(of_checks(memory.own_rates.window, checks.group[which]).astype(np.float32))
+    own = np.exp2(of_checks(memory.own_rates.window, checks.group[which])).astype(np.float32)
     larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
     memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])
-    memory.ceiling_factor[which] = np.where(larger, reference, memory.ceiling_factor[which])
+    memory.ceiling_factor[which] = np.where(larger, reference * own, memory.ceiling_factor[which])
