@@ -286,7 +286,8 @@ def test_open_alerts_can_be_acknowledged(visit, house):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/runs/sick", "/runs/deep", "/alerts", "/compare?runs=sick,calm", "/conditions", "/conditions/numeric"]
+    "path",
+    ["/", "/runs/sick", "/runs/deep", "/alerts", "/compare?runs=sick,calm", "/conditions", "/conditions/numeric"],
 )
 def test_a_phone_never_scrolls_sideways_and_nothing_reaches_beyond_it(visit, house, path):
     page = visit(path, width=390, height=844)
