@@ -1,5 +1,6 @@
 """Alerts on screen: an event with all that is known of it, and as a line of the run page."""
 
+import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ from internist_dashboard.links import link
 
 FRESH_MS = 15_000
 """An alert younger than this blinks once."""
+_SINCE = re.compile(r", since step \d+$")
 SHOWN_MEMBERS = 40
 """Alerts of an event that are listed, the first ones; the run's page has them all."""
 
@@ -36,7 +38,7 @@ def event(group: Group, now_ms: int, *, with_run: bool, can_handle: bool) -> Nod
             ),
             html.P(
                 [
-                    html.Span(words.crossed(first.message), className="alert-message"),
+                    html.Span(_message(first), className="alert-message"),
                     html.Span(f" {_ends(group)}", className="quiet") if not group.is_open else None,
                 ]
             ),
@@ -116,6 +118,14 @@ def _title(group: Group) -> Node:
     return dcc.Link(
         [html.Strong(_condition(first).capitalize()), where], href=link(f"/runs/{quote(first.run)}{series}")
     )
+
+
+def _message(alert: Alert) -> str:
+    """What is the matter, without the subject and the step, which stand above it."""
+    said = words.crossed(alert.message)
+    head, _, rest = said.partition(": ")
+    said = rest if rest and alert.subject and head.startswith(alert.subject) else said
+    return _SINCE.sub("", said)
 
 
 def _extent(group: Group) -> str:

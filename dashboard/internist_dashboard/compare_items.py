@@ -22,16 +22,23 @@ def standing(runs: Sequence[Run]) -> Node:
                 html.Th(dcc.Link(run.name, href=link(f"/runs/{run.id}"), className="link"), scope="row"),
                 html.Td(
                     components.life_mark(run.state) if run.state in ADVICE else components.mark(run.verdict),
+                    className="stands",
                 ),
                 html.Td(words.crossed(run.sentence) or run.verdict, className="says"),
-                html.Td(words.step(run.last_step), className="num"),
-                html.Td(words.number(run.loss), className="num"),
-                html.Td(str(run.open_alerts), className="num"),
+                *(html.Td(value, className="num", **{"data-name": name}) for name, value in _numbers(run)),
             ]
         )
         for run in ranked
     ]
-    return _table(heads, rows, label="how the runs stand")
+    return _table(heads, rows, label="how the runs stand", kind="standing")
+
+
+def _numbers(run: Run) -> list[tuple[str, str]]:
+    return [
+        ("step", words.step(run.last_step)),
+        ("loss", words.number(run.loss)),
+        ("alerts", str(run.open_alerts)),
+    ]
 
 
 def differences(runs: Sequence[Run]) -> Node:
@@ -55,9 +62,9 @@ def differences(runs: Sequence[Run]) -> Node:
     return html.Div([_table(("setting", *(run.name for run in runs)), rows, label="how the runs differ"), said])
 
 
-def _table(heads: Sequence[str], rows: list[Node], *, label: str) -> Node:
+def _table(heads: Sequence[str], rows: list[Node], *, label: str, kind: str = "") -> Node:
     table = html.Table(
         [html.Thead(html.Tr([html.Th(head, scope="col") for head in heads])), html.Tbody(rows)],
-        className="routing compare-table",
+        className=f"routing compare-table {kind}",
     )
     return html.Div(table, className="routing-scroll", tabIndex=0, role="region", **{"aria-label": label})

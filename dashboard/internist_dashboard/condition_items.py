@@ -51,7 +51,9 @@ def index() -> Node:
         for one in CONDITIONS
     ]
     heads = html.Tr([html.Th(head, scope="col") for head in ("condition", "card", "what must hold")])
-    return components.panel("Conditions", html.Table([html.Thead(heads), html.Tbody(rows)], className="routing"))
+    return components.panel(
+        "Conditions", html.Table([html.Thead(heads), html.Tbody(rows)], className="routing conditions")
+    )
 
 
 def told(condition: Condition) -> list[Node]:

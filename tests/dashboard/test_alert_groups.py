@@ -73,3 +73,13 @@ def test_a_receiver_that_does_not_listen_is_named_with_what_it_answered():
     page = text(alerts.listing(shown, alerts.Asked(), (), [failing, lost]))
 
     assert "http://pager 2 messages not delivered, 1 given up" in page and "answered 503" in page
+
+
+def test_an_event_says_its_subject_and_its_step_once():
+    one = replace(alert(step=300), subject="blocks.2.attn", index=0)
+    said = "blocks.2.attn [0]: attention.max_logit is 166, over 100, since step 300"
+
+    page = text(alerts.listing(AlertsPage((replace(one, message=said),), 1, 1), alerts.Asked()))
+
+    assert "attention.max_logit is 166, over 100" in page
+    assert page.count("300") == 1 and page.count("blocks.2.attn") == 1

@@ -64,6 +64,23 @@ def click_row_until(page: Any, label: str, pattern: str) -> None:
     raise AssertionError(f"{CLICKS} clicks on {label} did not lead to {pattern}")
 
 
+BEYOND = """
+(() => {
+  const width = document.documentElement.clientWidth;
+  const scrolls = (element) => {
+    for (let above = element.parentElement; above; above = above.parentElement)
+      if (above.clientWidth && /auto|scroll/.test(getComputedStyle(above).overflowX)) return true;
+    return false;
+  };
+  return [...document.querySelectorAll("main *")]
+    .filter((element) => element.offsetParent && !scrolls(element))
+    .filter((element) => element.getBoundingClientRect().right > width + 1)
+    .map((element) => element.outerHTML.slice(0, 80));
+})()
+"""
+"""Elements that reach beyond the screen and lie in nothing of their own that scrolls."""
+
+
 def overflow(page: Any) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
@@ -268,15 +285,19 @@ def test_open_alerts_can_be_acknowledged(visit, house):
     page.wait_for_selector("text=acknowledged by ada")
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/sick", "/runs/deep", "/alerts"])
-def test_a_phone_never_scrolls_sideways(visit, house, path):
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/runs/sick", "/runs/deep", "/alerts", "/compare?runs=sick,calm", "/conditions", "/conditions/numeric"],
+)
+def test_a_phone_never_scrolls_sideways_and_nothing_reaches_beyond_it(visit, house, path):
     page = visit(path, width=390, height=844)
     if path.startswith("/runs/"):
         wait_for_charts(page)
     else:
-        page.wait_for_selector(".runs, .alerts")
+        page.wait_for_selector(".runs, .alerts, .standing, .conditions, .condition-told")
 
     assert overflow(page) <= 0
+    assert page.evaluate(BEYOND) == []
     if path.startswith("/runs/"):
         lefts = {round(card.bounding_box()["x"]) for card in page.locator(".card").all()}
         assert len(lefts) == 1

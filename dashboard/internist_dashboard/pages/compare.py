@@ -126,11 +126,12 @@ def _difference(runs: Sequence[Run]) -> Node:
     metric = dmc.Select(
         id="difference-metric", data=[], size="xs", w=210, allowDeselect=False, **{"aria-label": "metric that differs"}
     )
-    legend = [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× the other; blank: not both measured")]
+    scale = [html.Span("¼×"), html.Span(className="ramp"), html.Span("4× the other")]
+    legend = [html.Span(scale, className="legend-entry"), html.Span("blank: not both measured")]
     return components.panel(
         "Difference, layers × steps",
         html.Div([picks[0], html.Span("over", className="quiet"), picks[1], metric], className="compare-tools"),
-        html.Div(html.Span(legend, className="legend-entry"), className="legend"),
+        html.Div(legend, className="legend"),
         dcc.Graph(id="difference-graph", config=figures.GRAPH_CONFIG, className="graph"),
         class_name="area-difference",
     )
