@@ -10,6 +10,7 @@ from internist.errors import ConfigurationError
 from internist.history.curves import History
 from internist.history.sources import jsonl, mlflow, tensorboard, wandb
 from internist.history.writing import write
+from internist.ship.credentials import token_for
 from internist.ship.sync import SyncReport, Told, say_nothing, sync
 
 Source = Literal["tensorboard", "wandb", "mlflow", "jsonl"]
@@ -63,7 +64,7 @@ def import_runs(
     Args:
         histories: what to import.
         server: address of the server.
-        token: what it asks for.
+        token: what it asks for; default: INTERNIST_TOKEN, else what `internist login` kept.
         project: groups the runs, in place of the tool's own word.
         told: is told how many have been shipped, of how many.
 
@@ -76,4 +77,4 @@ def import_runs(
         imported = [
             Imported(write(history, directory, project=project or history.project), history) for history in histories
         ]
-        return imported, sync(directory, server=server, token=token, told=told)
+        return imported, sync(directory, server=server, token=token_for(server, token), told=told)
