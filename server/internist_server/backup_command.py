@@ -14,6 +14,7 @@ from internist_server.settings import Settings, database_url
 from internist_server.store.copying import copy_sqlite, copy_tables, count_runs
 from internist_server.store.database import make_engine, sqlite_path
 
+_CODES = "exit code: 0; 1 a database or a file cannot be read or written; 2 wrong arguments"
 _REASONS = (NewerDatabase, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
 
 
@@ -106,6 +107,7 @@ def _fail(command: str, error: Exception) -> int:
 
 
 def _parser(name: str, command: object) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"internist {name}", description=(command.__doc__ or "").partition("\n")[0])
+    description = (command.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"internist {name}", description=description, epilog=_CODES)
     parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
     return parser

@@ -1,6 +1,7 @@
 """`internist receivers`: who is told of alerts, and whether they can be."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,18 @@ def command(argv: Sequence[str]) -> int:
             "in the file of rules\n"
         )
         return 1
-    if options.action == "list":
-        sys.stdout.writelines(f"{_kind(one):<8}  {one.name}\n" for one in book.everyone)
-        return 0
-    failures = test(book.everyone, settings)
-    for one, failure in zip(book.everyone, failures, strict=True):
-        sys.stdout.write(f"{_kind(one):<8}  {one.name}: {failure or 'took it'}\n")
+    tested = options.action == "test"
+    failures = test(book.everyone, settings) if tested else [None] * len(book.everyone)
+    told = list(zip(book.everyone, failures, strict=True))
+    if options.json:
+        rows = [
+            {"kind": _kind(one), "name": one.name} | ({"failure": failure} if tested else {}) for one, failure in told
+        ]
+        sys.stdout.write(f"{json.dumps(rows, indent=2)}\n")
+    else:
+        for one, failure in told:
+            outcome = f": {failure or 'took it'}" if tested else ""
+            sys.stdout.write(f"{_kind(one):<8}  {one.name}{outcome}\n")
     return 1 if any(failures) else 0
 
 
@@ -68,8 +75,11 @@ def _kind(address: Address) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="internist receivers", description="Who is told of alerts, by the settings of this environment."
+        prog="internist receivers",
+        description="Who is told of alerts, by the settings of this environment.",
+        epilog="exit code: 0; 1 there are none, a setting is wrong, or one did not take its test; 2 wrong arguments",
     )
     parser.add_argument("action", choices=("list", "test"), help="`test` sends each receiver a message that is a test")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--rules", type=Path, help="file with rules and receivers of your own (INTERNIST_RULES)")
     return parser

@@ -1,8 +1,10 @@
 """`internist rules`: is a file of rules right, and what would it have said of a run?"""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,7 @@ from internist_server.settings import Settings, database_url
 from internist_server.store.database import Database
 
 FIRED: Final = 3
-_CODES: Final = """exit status:
+_CODES: Final = """exit codes:
   0  the file is right, or the run was replayed
   1  the file is wrong (a line for each mistake), or the run cannot be read
   2  the arguments are wrong
@@ -35,14 +37,39 @@ def command(argv: Sequence[str]) -> int:
         )
         return 0
     try:
-        fired = _test(rules, run=options.run, database=options.database)
+        found = _test(rules, run=options.run, database=options.database)
     except (NotFound, OSError) as error:
         return _fail(f"internist rules: {error}")
-    return FIRED if fired and options.exit_code else 0
+    if options.json:
+        sys.stdout.write(f"{json.dumps(asdict(found), indent=2)}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _in_words(found))
+    return FIRED if found.fired and options.exit_code else 0
 
 
-def _test(rules: RuleFile, *, run: str, database: str | None) -> int:
-    """Say what would have fired; how often something would have."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What would have become of an alert, and when."""
+
+    attempt: str
+    step: int
+    state: str
+    rule: str
+    severity: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a file of rules would have said of a run: what fires and resolves, how many alerts that is, and how many
+    recorded alerts each rule on a condition is on."""
+
+    changes: tuple[Change, ...]
+    fired: int
+    on_conditions: dict[str, tuple[str, int]]
+
+
+def _test(rules: RuleFile, *, run: str, database: str | None) -> Tested:
     url = Settings().database_url if database is None else database_url(database)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         raise OSError(f"there is no database at {url.removeprefix('sqlite:///')}")
@@ -50,21 +77,30 @@ def _test(rules: RuleFile, *, run: str, database: str | None) -> int:
     try:
         if not is_current(store.engine):
             raise OSError("the database is of another version: `internist serve` brings it up to date")
-        fired = 0
         with store.read() as session:
-            for found in replay(session, run, rules.rule):
-                change = found.change
-                fired += change.state == "firing"
-                what = f"{change.state:<8}  {change.rule} ({change.severity})"
-                sys.stdout.write(f"{found.attempt}  step {change.step:>8}  {what}: {change.message}\n")
-            for rule in rules.rule:
-                if rule.condition is not None:
-                    changed = changed_alerts(session, run, rule)
-                    sys.stdout.write(f"{rule.name}: on {_count(len(changed), 'recorded alert')} of {rule.condition}\n")
-        sys.stdout.write(f"{_count(fired, 'alert')} would have fired\n")
-        return fired
+            changes = tuple(
+                Change(found.attempt, one.step, one.state, one.rule, one.severity, one.message)
+                for found in replay(session, run, rules.rule)
+                for one in (found.change,)
+            )
+            conditions = {
+                rule.name: (rule.condition, len(changed_alerts(session, run, rule)))
+                for rule in rules.rule
+                if rule.condition is not None
+            }
+        return Tested(changes, sum(one.state == "firing" for one in changes), conditions)
     finally:
         store.close()
+
+
+def _in_words(found: Tested) -> list[str]:
+    lines = [
+        f"{one.attempt}  step {one.step:>8}  {one.state:<8}  {one.rule} ({one.severity}): {one.message}"
+        for one in found.changes
+    ]
+    for name, (condition, count) in found.on_conditions.items():
+        lines.append(f"{name}: on {_count(count, 'recorded alert')} of {condition}")
+    return [*lines, f"{_count(found.fired, 'alert')} would have fired"]
 
 
 def _count(number: int, noun: str) -> str:
@@ -89,8 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         "test", help="what a file would have said of a run", description="What rules would have said of a stored run."
     )
     for action in (check, test):
+        action.epilog, action.formatter_class = _CODES, argparse.RawDescriptionHelpFormatter
         action.add_argument("file", type=Path, help="file of rules, such as internist.toml")
     test.add_argument("--run", required=True, help="id of a run that the database holds")
     test.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
+    test.add_argument("--json", action="store_true", help="print one object")
     test.add_argument("--exit-code", action="store_true", help=f"exit with {FIRED} if something would have fired")
     return parser

@@ -1,5 +1,6 @@
 """Messages by receiver: each has its own tries, its own end, and hears every message once."""
 
+import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -162,7 +163,8 @@ def test_receivers_can_be_tested_before_anything_is_wrong(hooks, monkeypatch, ca
     assert [line.rpartition(": ")[2] for line in lines] == ["took it", "answered 503"]
     assert all(b"a test of this receiver" in hook.bodies[0] for hook in hooks)
     hooks[1].status = 200
-    assert receivers_command.command(["test"]) == 0
+    assert receivers_command.command(["test", "--json"]) == 0
+    assert [one["failure"] for one in json.loads(capsys.readouterr().out)] == [None, None]
 
 
 def test_without_receivers_a_test_says_where_to_name_them(monkeypatch, capsys):

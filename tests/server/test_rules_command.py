@@ -1,5 +1,6 @@
 """`internist rules` and `internist alerts` on the command line."""
 
+import json
 import threading
 
 import pytest
@@ -55,6 +56,11 @@ def test_a_file_is_tested_on_a_stored_run_and_nothing_of_it_is_kept(file, stored
     assert resolved.startswith("run1-a  step       50  resolved  loss_high (warning)")
     assert on_condition == "quiet: on 1 recorded alert of run_killed" and count == "1 alert would have fired"
     assert rules_command.command([*arguments, "--exit-code"]) == rules_command.FIRED
+    capsys.readouterr()
+    assert rules_command.command([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["step"], one["state"]) for one in told["changes"]] == [(30, "firing"), (50, "resolved")]
+    assert (told["fired"], told["on_conditions"]) == (1, {"quiet": ["run_killed", 1]})
 
 
 def test_a_run_or_a_database_that_is_not_there_is_said(file, stored, capsys, tmp_path):
@@ -96,12 +102,15 @@ def test_alerts_are_listed_seen_and_silenced_from_a_terminal(server, capsys):
     assert "(seen by ada)" in said("ack", "1", "--author", "ada")[1]
     assert "(seen by" not in said("unack", "1")[1]
     assert said("ack", "77", "--author", "ada") == (
-        1,
+        2,
         f"internist alerts: {server} refused the request (404: there is no alert 77)\n",
     )
     hushed = ("silence", "run=run1", "module=blocks.*", "--for", "30m", "--reason", "a test", "--author", "ada")
     assert "run=run1 module=blocks.*  by ada: a test" in said(*hushed)[1]
     assert "by ada" in said("silences")[1]
+    assert [one["author"] for one in json.loads(said("silences", "--json")[1])] == ["ada"]
+    assert [one["id"] for one in json.loads(said("list", "--all", "--json")[1])] == [1]
+    assert json.loads(said("unack", "1", "--json")[1])["id"] == 1
     assert said("unsilence", "1")[0] == 0 and said("silences") == (0, "nothing is silenced\n")
 
 

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from internist.commands.asked import add_options, connect
-from internist.errors import ConfigurationError, ServerError
+from internist.errors import ConfigurationError, RequestRefused, ServerError
 from internist.schema.views import Alert, AlertsPage, Silence
 from internist.ship.connection import Connection
 
+_CODES: Final = "exit code: 0; 1 the server cannot be asked; 2 it refused, or the arguments are wrong"
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -20,12 +23,16 @@ def command(argv: Sequence[str]) -> int:
     try:
         connection = connect(options, os.environ)
         try:
-            lines: list[str] = options.act(connection, options)
+            found: Alert | Silence | tuple[Alert | Silence, ...] = options.act(connection, options)
         finally:
             connection.close()
     except (ServerError, ConfigurationError) as error:
         sys.stderr.write(f"internist alerts: {error}\n")
-        return 1
+        return 2 if isinstance(error, RequestRefused | ConfigurationError) else 1
+    if options.json:
+        lines = [msgspec.json.format(msgspec.json.encode(found)).decode()]
+    else:
+        lines = [_line(one) for one in (found if isinstance(found, tuple) else (found,))] or [options.none]
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
@@ -54,54 +61,52 @@ def matcher(text: str) -> tuple[str, str]:
     return name, glob
 
 
-def _list(connection: Connection, options: argparse.Namespace) -> list[str]:
+def _list(connection: Connection, options: argparse.Namespace) -> tuple[Alert, ...]:
     states = None if options.all else ["pending", "firing"]
-    found = connection.read("alerts", AlertsPage, run=options.run, state=states)
-    return [_line(alert) for alert in found.alerts] or ["no alert is open"]
+    return connection.read("alerts", AlertsPage, run=options.run, state=states).alerts
 
 
-def _acknowledge(connection: Connection, options: argparse.Namespace) -> list[str]:
+def _acknowledge(connection: Connection, options: argparse.Namespace) -> Alert:
     body = {"by": options.author, "new_normal": options.new_normal}
-    return [_line(connection.write(f"alerts/{options.alert}/acknowledge", body, Alert))]
+    return connection.write(f"alerts/{options.alert}/acknowledge", body, Alert)
 
 
-def _withdraw(connection: Connection, options: argparse.Namespace) -> list[str]:
-    return [_line(connection.delete(f"alerts/{options.alert}/acknowledge", Alert))]
+def _withdraw(connection: Connection, options: argparse.Namespace) -> Alert:
+    return connection.delete(f"alerts/{options.alert}/acknowledge", Alert)
 
 
-def _silence(connection: Connection, options: argparse.Namespace) -> list[str]:
+def _silence(connection: Connection, options: argparse.Namespace) -> Silence:
     body = {"matchers": dict(options.matchers), "author": options.author, "reason": options.reason}
-    return [_silence_line(connection.write("silences", body | {"seconds": options.duration}, Silence))]
+    return connection.write("silences", body | {"seconds": options.duration}, Silence)
 
 
-def _end_silence(connection: Connection, options: argparse.Namespace) -> list[str]:
-    return [_silence_line(connection.delete(f"silences/{options.silence}", Silence))]
+def _end_silence(connection: Connection, options: argparse.Namespace) -> Silence:
+    return connection.delete(f"silences/{options.silence}", Silence)
 
 
-def _silences(connection: Connection, _: argparse.Namespace) -> list[str]:
-    found = connection.read("silences", tuple[Silence, ...])
-    return [_silence_line(one) for one in found] or ["nothing is silenced"]
+def _silences(connection: Connection, _: argparse.Namespace) -> tuple[Silence, ...]:
+    return connection.read("silences", tuple[Silence, ...])
 
 
-def _line(alert: Alert) -> str:
-    seen = f"  (seen by {alert.acknowledged_by})" if alert.acknowledged_by else ""
-    return f"{alert.id:>6}  {alert.state:<9} {alert.severity:<8} {alert.run}  {alert.message}{seen}"
-
-
-def _silence_line(silence: Silence) -> str:
-    matchers = " ".join(f"{name}={glob}" for name, glob in silence.matchers.items())
-    return f"{silence.id:>6}  {matchers}  by {silence.author}: {silence.reason}"
+def _line(one: Alert | Silence) -> str:
+    """An alert or a silence in a line."""
+    if isinstance(one, Silence):
+        matchers = " ".join(f"{name}={glob}" for name, glob in one.matchers.items())
+        return f"{one.id:>6}  {matchers}  by {one.author}: {one.reason}"
+    seen = f"  (seen by {one.acknowledged_by})" if one.acknowledged_by else ""
+    return f"{one.id:>6}  {one.state:<9} {one.severity:<8} {one.run}  {one.message}{seen}"
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="internist alerts", description=(command.__doc__ or "").partition("\n")[0])
+    description = (command.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="internist alerts", description=description, epilog=_CODES)
     add_options(parser, environ)
     actions = parser.add_subparsers(required=True)
 
     listing = actions.add_parser("list", help="open alerts")
     listing.add_argument("--run", help="only of this run")
     listing.add_argument("--all", action="store_true", help="also those that are over")
-    listing.set_defaults(act=_list)
+    listing.set_defaults(act=_list, none="no alert is open")
 
     seen = actions.add_parser("ack", help="say that you have seen an alert: receivers are not told of it again")
     seen.add_argument("alert", type=int)
@@ -122,7 +127,12 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     unsilence.add_argument("silence", type=int)
     unsilence.set_defaults(act=_end_silence)
 
-    actions.add_parser("silences", help="silences in force").set_defaults(act=_silences)
+    silences = actions.add_parser("silences", help="silences in force")
+    silences.set_defaults(act=_silences, none="nothing is silenced")
+
+    for action in actions.choices.values():
+        action.epilog = _CODES
+        action.add_argument("--json", action="store_true", help="print the answer as the API gives it")
     for action in (seen, silence):
         login = environ.get("USER") or environ.get("LOGNAME")
         action.add_argument("--author", default=login, required=not login, help="who says so (default: your login)")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from internist.errors import ConfigurationError, RequestRefused
@@ -83,6 +85,11 @@ def console() -> Console:
     if not found.is_terminal and "COLUMNS" not in os.environ:
         return Console(highlight=False, width=200)
     return found
+
+
+def progress() -> Progress:
+    """How far long work is: on the terminal alone, and gone when it is done."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def print_json(value: object) -> None:

@@ -1,14 +1,11 @@
 """`internist export`: points of runs in files that other tools read."""
 
-import sys
 from pathlib import Path
 from typing import get_args
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
-from internist.commands.console import EXIT_CODES, of_a_server, reading, run
+from internist.commands.console import EXIT_CODES, of_a_server, progress, reading, run
 from internist.history.exporting import Format, export
 
 
@@ -36,11 +33,7 @@ def _command(
     token: str | None,
 ) -> None:
     """Write the points of runs to a file that other tools read. RUN is an id, or a name that is no other's."""
-    err = Console(stderr=True)
-    with (
-        reading(server, token) as opened,
-        Progress(console=err, transient=True, disable=not sys.stderr.isatty()) as bar,
-    ):
+    with reading(server, token) as opened, progress() as bar:
         histories = []
         for one in bar.track(run_ids, description="reading"):
             histories.append(opened.run(one).history(metric=metric or None, subject=subject))

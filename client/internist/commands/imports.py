@@ -12,6 +12,7 @@ from internist.commands.console import (
     console,
     of_a_server,
     print_json,
+    progress,
     reading,
     run,
     state,
@@ -43,8 +44,14 @@ def _command(
 ) -> int:
     """Take in what another tool kept: a directory of event files, wandb's directory, MLflow's mlruns or mlflow.db, a
     file of JSON lines. Their numbers are judged as if they had been measured now; a second import adds nothing."""
-    histories = read_source(source, path, names=dict(map(_pair, names)))
-    imported, report = import_runs(histories, server=server, token=token, project=project)
+    with progress() as bar:
+        task = bar.add_task("reading", total=None)
+        histories = read_source(source, path, names=dict(map(_pair, names)))
+
+        def shipped(done: int, of: int) -> None:
+            bar.update(task, description="shipping", completed=done, total=of)
+
+        imported, report = import_runs(histories, server=server, token=token, project=project, told=shipped)
     with reading(server, token) as opened:
         runs = [opened.run(one.run).view for one in imported]
     if as_json:

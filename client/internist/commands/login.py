@@ -105,7 +105,9 @@ def _login_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _logout_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="internist logout", description=(logout.__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="internist logout", description=(logout.__doc__ or "").partition("\n")[0], epilog=_CODES
+    )
     _add_server(parser, environ)
     parser.add_argument("--all", action="store_true", help="of all servers")
     parser.add_argument("--json", action="store_true", help="print the servers whose token was forgotten, as JSON")

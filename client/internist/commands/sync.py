@@ -11,6 +11,10 @@ from internist.errors import InternistError
 from internist.ship.segments import DEFAULT_DIRECTORY
 from internist.ship.sync import SyncReport, sync
 
+_CODES = (
+    "exit code: 0; 1 the server cannot be asked, or a record is refused, missing or cannot be read; 2 wrong arguments"
+)
+
 
 def command(argv: list[str]) -> int:
     """Ship what jobs that have ended left in their spool directories."""
@@ -21,7 +25,9 @@ def command(argv: list[str]) -> int:
         print(f"from {arguments.directory} ({why})")
     try:
         token = token_of(arguments, os.environ)
-        report = sync(arguments.directory, server=arguments.server, token=token, verify=arguments.verify)
+        report = sync(
+            arguments.directory, server=arguments.server, token=token, verify=arguments.verify, told=_show_progress
+        )
     except (InternistError, OSError) as error:
         print(f"internist sync: {error}", file=sys.stderr)
         return 1
@@ -50,7 +56,8 @@ def describe(report: SyncReport) -> list[str]:
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="internist sync", description=(command.__doc__ or "").partition("\n")[0])
+    description = (command.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="internist sync", description=description, epilog=_CODES)
     here = _unformatted(str(_default_directory(environ)))
     parser.add_argument(
         "directory", type=Path, nargs="?",
@@ -59,6 +66,14 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add_options(parser, environ)
     parser.add_argument("--verify", action="store_true", help="send all again and count what the server lacked")
     return parser
+
+
+def _show_progress(done: int, of: int) -> None:
+    """How far a sync is, in one line of a terminal that is gone when it is done. Drawn by hand: sync needs no extra."""
+    if sys.stderr.isatty():
+        line = f"{done:,} of {_count(of, 'attempt')}" if done < of else ""
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
 
 
 def _default_directory(environ: Mapping[str, str]) -> Path:

@@ -16,6 +16,7 @@ from internist.ship.connection import Connection
 
 WELL, USAGE = 0, 2
 _NEVER: Final = "never"
+_CODES: Final = "exit code: 0; 1 the server cannot be asked; 2 it refused, or the arguments are wrong"
 
 
 def command(argv: Sequence[str]) -> int:
@@ -84,7 +85,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internist token",
         description=(command.__doc__ or "").partition("\n")[0],
-        epilog="exit code: 0; 2 the server refused, or the arguments are wrong",
+        epilog=_CODES,
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a token, and print it once")
@@ -103,5 +104,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     revoke.add_argument("id", type=int, metavar="ID", help="as the list has it")
     revoke.set_defaults(act=_revoke)
     for action in (create, listed, revoke):
+        action.epilog = _CODES
         add_options(action, environ, what="one that administers")
     return parser

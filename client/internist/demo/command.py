@@ -23,6 +23,7 @@ from internist.demo.findings import Finding, findings, table
 from internist.demo.receiver import Receiver
 from internist.demo.training import FACTOR, MISTAKE_FROM, MISTAKE_UNTIL, SICK_BLOCK, STEPS
 
+_CODES = "exit code: 0 everything was seen; 1 something was not, or the server did not start; 130 interrupted"
 SICK, WELL = "with-a-mistake", "without"
 START_TIMEOUT_S = 60.0
 SETTLE_S = 20.0
@@ -31,7 +32,7 @@ SETTLE_S = 20.0
 
 def command(argv: list[str]) -> int:
     """Watch a small GPT train, fall ill and recover: server, board, alert and webhook on this machine."""
-    parser = argparse.ArgumentParser(prog="internist demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="internist demo", description=__doc__, epilog=_CODES)
     parser.add_argument(
         "--headless", action="store_true", help="no browser; check everything, print what was seen, and exit"
     )

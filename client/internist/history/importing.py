@@ -10,7 +10,8 @@ from internist.errors import ConfigurationError
 from internist.history.curves import History
 from internist.history.sources import jsonl, mlflow, tensorboard, wandb
 from internist.history.writing import write
-from internist.ship.sync import SyncReport, sync
+from internist.ship.credentials import token_for
+from internist.ship.sync import SyncReport, Told, say_nothing, sync
 
 Source = Literal["tensorboard", "wandb", "mlflow", "jsonl"]
 SOURCES: Final[Mapping[str, Callable[[Path, Mapping[str, str]], list[History]]]] = {
@@ -51,15 +52,21 @@ def read_source(source: Source, path: Path, *, names: Mapping[str, str] | None =
 
 
 def import_runs(
-    histories: Sequence[History], *, server: str, token: str | None = None, project: str | None = None
+    histories: Sequence[History],
+    *,
+    server: str,
+    token: str | None = None,
+    project: str | None = None,
+    told: Told = say_nothing,
 ) -> tuple[list[Imported], SyncReport]:
     """Write histories as spools and ship them. What the server has already is not stored twice.
 
     Args:
         histories: what to import.
         server: address of the server.
-        token: what it asks for.
+        token: what it asks for; default: INTERNIST_TOKEN, else what `internist login` kept.
         project: groups the runs, in place of the tool's own word.
+        told: is told how many have been shipped, of how many.
 
     Raises:
         ServerError: the server cannot be used.
@@ -70,4 +77,4 @@ def import_runs(
         imported = [
             Imported(write(history, directory, project=project or history.project), history) for history in histories
         ]
-        return imported, sync(directory, server=server, token=token)
+        return imported, sync(directory, server=server, token=token_for(server, token), told=told)

@@ -36,9 +36,13 @@ def _table(arguments: argparse.Namespace) -> ScaleTable:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="internist mup", description=(command.__doc__ or "").partition("\n")[0])
+    codes = "exit code: 0; 2 wrong arguments"
+    description = (command.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="internist mup", description=description, epilog=codes)
     what = parser.add_subparsers(dest="what", required=True, metavar="plan")
-    plan = what.add_parser("plan", help="a table of hyperparameters", description="Hyperparameters of every role.")
+    plan = what.add_parser(
+        "plan", help="a table of hyperparameters", description="Hyperparameters of every role.", epilog=codes
+    )
     plan.add_argument("--from", dest="from_", required=True, metavar="WIDTHxDEPTH", help="size they are for: 256x4")
     plan.add_argument("--to", required=True, metavar="WIDTHxDEPTH", help="size that is wanted: 4096x32")
     plan.add_argument("--optimizer", default="adamw", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} (default: adamw)")

@@ -60,7 +60,17 @@ class SyncReport:
     urls: list[str] = field(default_factory=list)
 
 
-def sync(directory: Path, *, server: str, token: str | None = None, verify: bool = False) -> SyncReport:
+Told = Callable[[int, int], None]
+"""Is told how much of long work is done, and of how much."""
+
+
+def say_nothing(done: int, of: int) -> None:
+    """What is told of progress where nobody watches."""
+
+
+def sync(
+    directory: Path, *, server: str, token: str | None = None, verify: bool = False, told: Told = say_nothing
+) -> SyncReport:
     """Ship every spool at or below a directory: the root's, a run's, an attempt's or one rank's.
 
     What the server has already is not sent, so a second sync changes nothing. Attempts go in order of their starts;
@@ -71,6 +81,7 @@ def sync(directory: Path, *, server: str, token: str | None = None, verify: bool
         server: address of the server.
         token: bearer token, where the server asks for one.
         verify: send every record once more, and count those that the server turns out to have lacked.
+        told: is told how many attempts have been shipped, of how many.
 
     Raises:
         SpoolError: there are no spools.
@@ -80,8 +91,10 @@ def sync(directory: Path, *, server: str, token: str | None = None, verify: bool
     attempts = _attempts(directory, report)
     connection = Connection(server, token)
     try:
-        for ranks in attempts:
+        for done, ranks in enumerate(attempts):
+            told(done, len(attempts))
             _sync_attempt(ranks, connection, report, verify=verify)
+        told(len(attempts), len(attempts))
     finally:
         connection.close()
     return report

@@ -38,7 +38,9 @@ def test_what_dead_jobs_left_arrives_once_however_often_it_is_synced(tmp_path, s
     dead_job(tmp_path)
     dead_job(tmp_path, run="s")
 
-    first = sync(tmp_path, server=server.address)
+    told = []
+    first = sync(tmp_path, server=server.address, told=lambda done, of: told.append((done, of)))
+    assert told == [(0, 2), (1, 2), (2, 2)]
     assert (first.runs, first.attempts, first.spools) == (["r", "s"], 2, 2)
     assert (first.records, first.stored, first.duplicates) == (26, 26, 0)
     assert first.urls == [f"{server.address}/runs/r", f"{server.address}/runs/s"]
