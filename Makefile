@@ -4,6 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RELEASED := server,postgres,cli,mup,frames,otel
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
@@ -20,7 +21,7 @@ demo: $(VENV)/.installed ## Train a small model, watched live on the board (ARGS
 	$(BIN)/internist demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev browser compiler alertmanager ## Run all tests (ARGS=tests/client: some of them)
+test: $(VENV)/.installed-dev browser compiler alertmanager prometheus ## Run all tests (ARGS=tests/client: some of them)
 	$(BIN)/python -m pytest -p tests.workers -n auto $(ARGS)
 
 .PHONY: check
@@ -62,6 +63,18 @@ bench-board: $(VENV)/.installed-dev browser ## Measure the board in a browser, a
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev browser ## Draw every page of the board into build/screenshots
 	$(BIN)/python -m benchmarks.screenshots $(ARGS)
+
+.PHONY: sbom
+sbom: | $(BIN)/python ## Write what users install as CycloneDX, and its licences, into build/sbom
+	rm -rf build/sbom && mkdir -p build/sbom
+	$(BIN)/python -m venv build/sbom/installed && $(BIN)/python -m venv build/sbom/tools
+	build/sbom/tools/bin/python -m pip --disable-pip-version-check --quiet install cyclonedx-bom==7.5.0
+	build/sbom/installed/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt '.[$(RELEASED)]'
+	build/sbom/installed/bin/python .ci/licences.py > build/sbom/licences.txt || { cat build/sbom/licences.txt; exit 1; }
+	build/sbom/installed/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes pip
+	build/sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  --output-file build/sbom/internist.cdx.json build/sbom/installed/bin/python
+	echo "build/sbom/internist.cdx.json and build/sbom/licences.txt"
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what the tools left
@@ -136,5 +149,21 @@ alertmanager:
 	  dpkg-deb --extract prometheus-alertmanager_*.deb . && exit 0; \
 	fi; \
 	echo "No Alertmanager found: install prometheus-alertmanager to test what it is told." >&2; \
+	if [ -n "$${CI:-}" ]; then exit 1; fi; \
+	echo "They are skipped this time." >&2
+
+# And for Prometheus, with promtool.
+.PHONY: prometheus
+prometheus:
+	for program in promtool $(VENV)/prometheus/usr/bin/promtool; do \
+	  if command -v "$$program" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && command -v apt-get > /dev/null; then \
+	  echo "Fetching Prometheus for the tests of what it is told."; \
+	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && apt-get -qq update && \
+	  apt-get -qq -o APT::Sandbox::User=root download prometheus > /dev/null && \
+	  dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb && exit 0; \
+	fi; \
+	echo "No Prometheus found: install prometheus to test what it is told." >&2; \
 	if [ -n "$${CI:-}" ]; then exit 1; fi; \
 	echo "They are skipped this time." >&2

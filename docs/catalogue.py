@@ -176,7 +176,8 @@ def criteria_section() -> str:
         "*Reference*: the run that is named by `watch(reference=...)`, where it has the same place in the model, as "
         f"far through it, at the same step: violated beyond {conditions.REFERENCE_EDGE:g} times where that run was, on "
         "either side, its own scatter and what muP says of the sizes allowed for ([how](reference.md)). "
-        "*Schedule*: the value is divided by the run-wide factor of the learning rate's schedule before it is judged.",
+        "*Schedule*: the value is divided by the factor of the learning rate's schedule before it is judged, its "
+        "group's own where that has drifted away from the run's.",
         "",
         *table(CRITERION_HEADS),
     ]
@@ -227,7 +228,11 @@ def criterion_cells(criterion: Criterion) -> tuple[str, ...]:
     bands = ""
     if target:
         critical = "never" if target.critical_above is None else f"{target.critical_above:g}"
-        times = ", times 1/√rank" if target.times == "inverse_root_rank" else ""
+        times = {
+            "one": "",
+            "inverse_root_rank": ", times 1/√rank",
+            "followed_pair": f", times {conditions.FOLLOWED_PAIR:g} where the pair is followed (`retract`)",
+        }[target.times]
         bands = f"{target.warn_above:g}, {critical}{times} ({conditions.APPLIES[target.applies_when]}; {target.source})"
     if criterion.growth:
         bands += f"; else {criterion.growth:g} times its first value, or of 1 where that was less, never"

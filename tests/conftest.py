@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real browser, a real Alertmanager, and which of them are fast."""
+"""What tests of several rooms share: a real browser, Alertmanager and Prometheus, and which of them are fast."""
 
 import os
 import shutil
@@ -39,13 +39,29 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def alertmanager_program() -> str:
     """Debian's Alertmanager; without it the tests are skipped, except where CI is set."""
-    beside = Path(sys.prefix, "alertmanager", "usr", "bin")
-    names = ("prometheus-alertmanager", "alertmanager")
+    return _found("prometheus-alertmanager", "alertmanager", within="alertmanager", package="prometheus-alertmanager")
+
+
+@pytest.fixture(scope="session")
+def prometheus_program() -> str:
+    """Debian's Prometheus, likewise."""
+    return _found("prometheus", within="prometheus", package="prometheus")
+
+
+@pytest.fixture(scope="session")
+def promtool_program() -> str:
+    """What checks files and metrics for Prometheus, of the same package."""
+    return _found("promtool", within="prometheus", package="prometheus")
+
+
+def _found(*names: str, within: str, package: str) -> str:
+    """A program of a Debian package: an installed one, or one that `make test` has fetched."""
+    beside = Path(sys.prefix, within, "usr", "bin")
     found = next((path for name in names if (path := shutil.which(name) or shutil.which(name, path=beside))), None)
     if found is None:
         if os.environ.get("CI"):
-            pytest.fail("no Alertmanager: CI must have one (apt-get install prometheus-alertmanager)")
-        pytest.skip("no Alertmanager found: apt-get install prometheus-alertmanager")
+            pytest.fail(f"no {names[0]}: CI must have one (apt-get install {package})")
+        pytest.skip(f"no {names[0]} found: apt-get install {package}")
     return found
 
 

@@ -19,6 +19,7 @@ LONGEST = 2.0
 
 SLOW_MARKERS = {
     "alertmanager": "starts a real Alertmanager",
+    "prometheus": "starts a real Prometheus",
     "browser": "starts a real browser",
     "postgres": "starts a PostgreSQL server",
     "slow": "builds the distribution and installs it",

@@ -70,7 +70,7 @@ _OTHERS = {
     "define_metric": "(): internist.log(values, step=n, axis='tokens') names the axis of a scalar",
     "add_scalar": "(): call internist.log({name: value})",
     "log_metric": "(): call internist.log({name: value})",
-    "login": "(): set INTERNIST_SERVER and INTERNIST_TOKEN, or pass server= and token= to internist.watch",
+    "login": "(): type `internist login SERVER`, or set INTERNIST_SERVER and INTERNIST_TOKEN",
     "save": "(): it keeps numbers, no files",
     "log_artifact": "(): it keeps numbers, no files",
     "Artifact": ": it keeps numbers, no files",

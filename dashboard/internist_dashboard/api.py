@@ -73,6 +73,16 @@ class Api:
                 break
         return tuple(found)
 
+    async def largest(
+        self, run: str, *, metric: str, limit: int, subject: str | None = None
+    ) -> tuple[tuple[SeriesView, ...], int]:
+        """Series of a metric, and how many there are; of more than `limit` the largest of each subject."""
+        page = await self._get(
+            f"/runs/{quote(run, safe='')}/series", SeriesPage,
+            metric=metric, subject=subject, limit=limit, prefer="largest",
+        )  # fmt: skip
+        return page.series, page.total
+
     async def points(self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int) -> PointsPage:
         """Windows of several series, thinned to about `pixels` points each."""
         return await self._get(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -26,16 +27,30 @@ from internist_dashboard.pages import alerts, compare, conditions, detail, optim
 from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
-from internist_dashboard.statics import CompressedStatics
+from internist_dashboard.statics import CompressedStatics, fingerprint
 from internist_dashboard.viewer import GRANT, VIEWER, viewer_of
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 INDEX = (ASSETS / "index.html").read_text(encoding="utf-8")
+PLOTLY = "plotly.min.js"
+"""What charts are drawn with: made by `dashboard/charts`, and fetched only where there is a chart."""
 COMPRESS_OVER = 1_024
+UNUSED = ("dash/deps/polyfill", "dash/dash_table/")
+"""Scripts of Dash's that no page needs: for browsers of ten years ago, and for tables that are not drawn."""
 OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 """Everything else is a page."""
+
+
+class Pages(dash.Dash):
+    """Dash, with the scripts alone that the board's pages need."""
+
+    def interpolate_index(self, **parts: str) -> str:
+        """The page that is the same for all addresses."""
+        scripts = parts["scripts"].splitlines()
+        kept = [one for one in scripts if not any(path in one for path in UNUSED)]
+        return str(super().interpolate_index(**{**parts, "scripts": "\n".join(kept)}))
 
 
 class Board:
@@ -43,7 +58,7 @@ class Board:
 
     def __init__(self, server: ASGIApp, board: dash.Dash, hashes: Iterable[str], *, base: str = "") -> None:
         self._base = base
-        packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=4)))
+        packed = CompressedStatics(SharedAnswers(GZipMiddleware(server, minimum_size=COMPRESS_OVER, compresslevel=6)))
         self._app = Guarded(Questions(packed, board), hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,10 +89,11 @@ def create_board(
     It serves every path; `/` is the table of runs, `/runs/<id>` one run, `/scaling` families of runs, `/alerts` the
     alerts. People reach it under `base_path`, which is taken off before it is asked.
     """
-    index = INDEX.replace("{base}", escape(base_path))
+    index = INDEX.replace("{plotly}", f"{{base}}/assets/{PLOTLY}?m={fingerprint(ASSETS / PLOTLY)}")
+    index = index.replace("{base}", escape(base_path))
     api = Api(transport, base_url=base_url)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app = dash.Dash(
+    app = Pages(
         "internist_dashboard",
         server=server,
         backend="fastapi",
@@ -87,7 +103,7 @@ def create_board(
         routes_pathname_prefix="/",
         requests_pathname_prefix=f"{base_path}/",
         assets_folder=str(ASSETS),
-        assets_ignore=r".*\.html",
+        assets_ignore=rf".*\.html|{re.escape(PLOTLY)}",
         index_string=index,
         suppress_callback_exceptions=True,
         add_log_handler=False,

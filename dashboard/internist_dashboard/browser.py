@@ -48,6 +48,8 @@ def wire(app: dash.Dash) -> None:
         Input("optimizer-graph", "relayoutData"),
         Input("reset-zoom", "n_clicks"),
     )
+    for chart in ("heat", "logit"):
+        connect("unfold", Output(f"{chart}-graph", "figure"), Input(f"{chart}-sent", "data"))
     connect("keepAxis", Output("axis", "className"), Input("axis", "value"))
     connect("windowed", Output("reset-zoom", "hidden"), Input("window", "data"), initial=True)
     connect(

@@ -7,7 +7,7 @@ from typing import Final
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from internist.schema.conditions import BASELINE_CRITICAL, CONDITIONS, CRITERIA, Condition, Criterion
+from internist.schema.conditions import BASELINE_CRITICAL, CONDITIONS, CRITERIA, FOLLOWED_PAIR, Condition, Criterion
 from internist.schema.metrics import METRICS
 from internist.schema.views import Band, Number, Points, SeriesView
 from internist.schema.wire import Facts
@@ -25,6 +25,13 @@ _APPLIES: Final = {
     "mup": "in runs that declare a μP or spectral parametrisation",
     "muon": "for updates that are orthogonalised",
 }
+
+_SCALES: Final = {
+    "one": "",
+    "inverse_root_rank": " times 1/√rank",
+    "followed_pair": f" times {FOLLOWED_PAIR:g} where the pair is followed (retract)",
+}
+"""What the edges of a target are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ def _band(criterion: Criterion) -> str:
         said.append("One is too many.")
     elif target is not None:
         violated = "" if target.critical_above is None else f", violated over {target.critical_above:g}"
-        scale = " times 1/√rank" if target.times == "inverse_root_rank" else ""
+        scale = _SCALES[target.times]
         said.append(
             f"Drifting over {target.warn_above:g}{violated}{scale}, {_APPLIES[target.applies_when]} ({target.source})."
         )

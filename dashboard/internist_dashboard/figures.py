@@ -12,7 +12,7 @@ from internist.schema.views import Alert, Band, Heatmap, Number, Points
 from internist_dashboard import marks, ticks, words
 from internist_dashboard import rows as heat_rows
 from internist_dashboard.frame import Frame
-from internist_dashboard.rows import FloatArray, Row
+from internist_dashboard.rows import Row
 from internist_dashboard.theme import UNJUDGED, Palette, heat_scale, logit_scale, palette, template
 
 LOSS_HEIGHT = 220
@@ -23,8 +23,6 @@ HEAT_BODY = 460
 LABEL_PX = 14
 """Least distance between two row labels."""
 LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
-_HALF, _KEPT = np.uint32(0x200), np.uint32(0xFFFFFC00)
-"""Of the 23 bits of a float32's fraction ten are rounded away."""
 STRIP_HEIGHT, STRIP_GAP = 84, 18
 GRAPH_CONFIG: dict[str, Any] = {
     "displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False, "showTips": False,
@@ -75,15 +73,14 @@ def heat(heatmap: Heatmap, rows: Sequence[Row], frame: Frame) -> go.Figure:
     drawn = np.where(numbers.nonfinite, marks.RATIO_LIMIT, np.clip(numbers.ratios, -marks.RATIO_LIMIT, 9))
     drawn = np.where(np.isnan(drawn) & np.isfinite(numbers.values), UNJUDGED, drawn).astype(np.float32)
     times = np.exp2(np.clip(numbers.ratios, -60, 60))
-    details = np.stack([coarse(numbers.values), coarse(times), numbers.measured_at], axis=-1)
+    details = np.stack([numbers.values, times, numbers.measured_at], axis=-1)
     unit = f" ({heatmap.unit})" if heatmap.unit else ""
     keys = [words.plain(row.key) for row in rows]
     figure.add_heatmap(
-        x=list(heatmap.steps), y=keys, z=coarse(drawn), customdata=details.astype(np.float32),
+        x=list(heatmap.steps), y=keys, z=drawn, customdata=details,
         zmin=UNJUDGED, zmax=marks.RATIO_LIMIT, colorscale=heat_scale(frame.scheme), showscale=False,
         hoverongaps=False,
-        hovertemplate="<b>%{y}</b><br>%{customdata[1]:.3~g}× its band"
-        f" ({words.basis(heatmap.basis) or 'not judged'})<br>value %{{customdata[0]:.4~g}}{unit}"
+        hovertemplate=f"<b>%{{y}}</b><br>%{{customdata[1]}}<br>value %{{customdata[0]:.3~g}}{unit}"
         "<br>measured at step %{customdata[2]:,d}<extra></extra>",
     )  # fmt: skip
     marks.dots(figure, heatmap.steps, keys, numbers.nonfinite, p)
@@ -125,8 +122,8 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
     figure.add_heatmap(
         x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
         colorscale=logit_scale(frame.scheme),
-        hovertemplate="<b>%{y}</b><br>largest logit %{customdata:.4~g}<br>warning at 100, critical at 1,000"
-        "<br>step %{x:,d}<extra></extra>",
+        hovertemplate="<b>%{y}</b><br>largest logit %{customdata[0]:.3~g}<br>warning at 100, critical at 1,000"
+        "<br>step %{customdata[1]:,d}<extra></extra>",
     )  # fmt: skip
     marks.dots(figure, steps, keys, nonfinite, p)
     owners = [points.series.facts.block or points.series.subject for points in windows]
@@ -234,13 +231,6 @@ def empty(message: str, frame: Frame, *, height: int = 120) -> go.Figure:
         ],
     )  # fmt: skip
     return figure
-
-
-def coarse(values: FloatArray) -> FloatArray:
-    """Values to four digits, as many as are shown: their bytes pack to half the size."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + _HALF) & _KEPT).view(np.float32)
-    return np.where(np.isfinite(values), rounded, values).astype(np.float32)
 
 
 def row_height(count: int) -> float:

@@ -16,6 +16,7 @@ from internist_dashboard.api import Api
 from internist_dashboard.errors import BoardError
 from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.rows import MOST_ROWS, cells, collapse
+from internist_dashboard.words import against
 
 PATH: Final = "/_board/runs/{run}/news"
 COLUMNS: Final = 60
@@ -116,7 +117,8 @@ def _heat(heatmap: Heatmap, opened: Sequence[str], text: str) -> dict[str, Any]:
     return {
         "x": heatmap.steps,
         "rows": len(rows),
-        "z": [[_short(x) for x in row] for row in numbers.ratios.tolist()],
+        "against": against(heatmap.basis),
+        "ratios": [[_short(x) for x in row] for row in numbers.ratios.tolist()],
         "values": [[_short(x) for x in row] for row in numbers.values.tolist()],
         "marked": bool(numbers.nonfinite.any()),
     }

@@ -125,6 +125,11 @@ def basis(name: str | None) -> str:
     return "" if name is None else BASES.get(name, name)
 
 
+def against(basis_name: str | None) -> str:
+    """What a ratio of the heat map is to."""
+    return f"its band ({basis(basis_name)})" if basis_name else "its band"
+
+
 def measure(basis_name: str | None) -> str:
     """What a ratio counts in: a value's own baseline is the middle of its band, a target the edge."""
     return "its baseline" if basis_name == "baseline" else "its limit"

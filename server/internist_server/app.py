@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from internist_server import observability
 from internist_server.alerts.notify import Notifier
@@ -28,8 +28,9 @@ from internist_server.clocks import ServerClock, as_server_clock
 from internist_server.compactor import Compactor
 from internist_server.handling import Handling
 from internist_server.ingest import Ingest
+from internist_server.journal import Journal
 from internist_server.keyring import Keyring
-from internist_server.overload import Overload
+from internist_server.overload import Lanes, Overload
 from internist_server.readiness import Readiness
 from internist_server.receivers import make_notifiers, make_pushers, retire_receivers
 from internist_server.routes import (
@@ -73,7 +74,7 @@ _ROUTES: Final = (
 _API_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/login", "/logout"})
 
 
-def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> "RequestTimer":
+def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], int] | None = None) -> Journal:
     """The whole server as one ASGI app. The database must have been migrated.
 
     Args:
@@ -90,11 +91,11 @@ def create_app(settings: Settings, *, board: bool = True, clock: Callable[[], in
     services: Services = api.state.services
     gate = partial(TokenGate, keyring=services.keyring, throttle=services.throttle)
     pages = _create_board(gate(api), settings.base_path) if board else api
-    overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes)
+    overload = Overload(Dispatcher(api, pages), max_request_bytes=settings.max_request_bytes, lanes=services.lanes)
     guarded: ASGIApp = BrowserGuard(gate(overload), settings)
     if settings.base_path:
         guarded = UnderPath(guarded, settings.base_path)
-    return RequestTimer(guarded, on_close=overload.close)
+    return Journal(guarded, writes=settings.access_log, on_close=overload.close)
 
 
 def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) -> FastAPI:
@@ -152,7 +153,7 @@ def create_api(settings: Settings, *, clock: Callable[[], int] | None = None) ->
     keyring, audit = Keyring(database, settings.token, clock=clock), Audit(database, clock=clock)
     api.state.services = Services(
         settings, database, ingest, handling, book, changes, Boards(), Scalings(), keyring, Throttle(), audit, clock,
-        Readiness(database, settings.database_url), CapacityLimiter(2),
+        Readiness(database, settings.database_url), Lanes.usual(), CapacityLimiter(2),
     )  # fmt: skip
     for module in _ROUTES:
         api.include_router(module.router)
@@ -174,30 +175,6 @@ class Dispatcher:
         await (self._api if is_api else self._pages)(scope, receive, send)
 
 
-class RequestTimer:
-    """Times every request for `/metrics`."""
-
-    def __init__(self, app: ASGIApp, *, on_close: Callable[[], None] = lambda: None) -> None:
-        self._app = app
-        self.close = on_close
-        """Begin no request any more."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and note how long its answer took to begin."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-
-        async def send_timed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")  # a template: few labels, whatever is asked for
-                observability.observe_request(scope["method"], route, message["status"], time.perf_counter() - began)
-            await send(message)
-
-        await self._app(scope, receive, send_timed)
-
-
 class Ticker(threading.Thread):
     """Lets time pass for ingest: silent ranks, lost and stalled runs."""
 
@@ -211,7 +188,8 @@ class Ticker(threading.Thread):
         """Tick until stopped."""
         while not self._stopping.wait(self._every_s):
             try:
-                self._ingest.tick()
+                with observability.ticking():
+                    self._ingest.tick()
             except Exception:
                 log.exception("a tick failed; the next one follows in %s s", self._every_s)
 

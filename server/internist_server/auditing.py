@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final
 
 import orjson
 
 from internist.schema.views import Act
 from internist_server.inputs import printable
+from internist_server.logs import fields
 from internist_server.store.access import add_act
 from internist_server.store.database import Database
 
@@ -26,6 +28,6 @@ class Audit:
     def record(self, act: str, *, actor: str, address: str, target: str = "", detail: str = "") -> None:
         """Write down that somebody did something, after it was done."""
         told = Act(self._clock(), actor, address, act, target, printable(detail[:MAX_DETAIL]))
-        log.info("audit %s", orjson.dumps(told).decode())
+        log.info("audit %s", orjson.dumps(told).decode(), extra=fields(audit=asdict(told)))
         with self._database.write() as session:
             add_act(session, told)

@@ -7,13 +7,13 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import urlencode
 
-import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from internist_server.callers import EVERYONE, Caller, hashed
+from internist_server.callers import EVERYONE, Caller, Credential, hashed
 from internist_server.keyring import SESSION_MS, Keyring
+from internist_server.problem import problem
 from internist_server.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 COOKIE: Final = "internist_session"
 CALLER: Final = "internist.caller"
 """Where in a request's scope its caller is."""
+CREDENTIAL: Final = "internist.credential"
+"""Where what it presented is: what lasts longer than a request asks again whether that is in force."""
 GRANT: Final = "internist.grant"
 """Where the board reads what its viewer may see: equal grants are shown equal pages."""
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/login", "/logout"})
@@ -42,29 +44,19 @@ class TokenGate:
             scope[CALLER] = EVERYONE  # in place: what routes note in the scope is read outside of this, too
             await self._app(scope, receive, send)
             return
-        token, session = presented_token(scope), presented_session(scope)
-        wait_s = self._throttle.wait_s(address_of(scope), None if token is None else hashed(token))
-        caller = None if wait_s else await self._caller(token, session)
+        shown, address = presented(scope), address_of(scope)
+        token = None if shown is None or shown.is_session else shown.key
+        wait_s = self._throttle.wait_s(address, token)
+        caller = None if wait_s or shown is None else await find_caller(shown, self._keyring)
         if caller is not None:
             if token is not None:
-                self._throttle.trust(address_of(scope), hashed(token))
-            scope[CALLER], scope[GRANT] = caller, caller.grant
+                self._throttle.trust(address, token)
+            scope[CALLER], scope[GRANT], scope[CREDENTIAL] = caller, caller.grant, shown
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "token required"})
         else:
             await self._refusal(scope, token, wait_s)(scope, receive, send)
-
-    async def _caller(self, token: str | None, session: str | None) -> Caller | None:
-        """Who asks; a header wins over a cookie."""
-        if token is None and session is None:
-            return None
-        is_session = token is None
-        key = hashed(token if token is not None else session or "")
-        known = self._keyring.known(key, is_session=is_session)
-        if known is not None:
-            return known
-        return await run_in_threadpool(self._keyring.of_session if is_session else self._keyring.of_token, key)
 
     def _refusal(self, scope: Scope, token: str | None, wait_s: float) -> Response:
         is_board = not scope["path"].startswith(_API_PATHS) and scope["method"] in ("GET", "HEAD")
@@ -76,23 +68,42 @@ class TokenGate:
             return too_many(wait_s)
         if token is None:
             detail = "this server asks for a token: send `Authorization: Bearer TOKEN`"
-            return _problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
+            return problem(401, "token_missing", detail, {"WWW-Authenticate": "Bearer"})
         address = address_of(scope)
-        self._throttle.note(address, hashed(token))
+        self._throttle.note(address, token)
         log.warning("a token that is none, or none any more, was presented from %s", address)
-        return _problem(403, "token_refused", "this is no token of this server, or none any more", {})
+        return problem(403, "token_refused", "this is no token of this server, or none any more")
 
 
 def too_many(wait_s: float) -> Response:
     """The answer to an address that was wrong about tokens too often."""
     detail = "too many wrong tokens came from here: wait, and present the right one"
-    return _problem(429, "too_many_attempts", detail, {"Retry-After": str(math.ceil(wait_s))})
+    return problem(429, "too_many_attempts", detail, {"Retry-After": str(math.ceil(wait_s))})
 
 
 def caller_of(scope: Scope) -> Caller:
     """Who asks. Without a gate before the API, everyone may do everything."""
     caller: Caller = scope.get(CALLER, EVERYONE)
     return caller
+
+
+def presented(scope: Scope) -> Credential | None:
+    """What a request presents; a header wins over a cookie. None: nothing."""
+    token, session = presented_token(scope), presented_session(scope)
+    if token is not None:
+        return Credential(hashed(token))
+    return None if session is None else Credential(hashed(session), is_session=True)
+
+
+async def find_caller(shown: Credential, keyring: Keyring) -> Caller | None:
+    """Who presents this; None: nobody may."""
+    return keyring.known(shown) or await run_in_threadpool(keyring.find, shown)
+
+
+async def is_in_force(scope: Scope, keyring: Keyring) -> bool:
+    """Whether what a request presented when it came in would still let it in."""
+    shown: Credential | None = scope.get(CREDENTIAL)
+    return shown is None or await find_caller(shown, keyring) is not None
 
 
 def address_of(scope: Scope) -> str:
@@ -142,8 +153,3 @@ def _text(header: bytes) -> str:
         return header.decode()
     except UnicodeDecodeError:
         return header.decode("latin-1")
-
-
-def _problem(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
-    body = orjson.dumps({"error": code, "detail": detail})
-    return Response(body, status, headers, media_type="application/json")

@@ -5,11 +5,11 @@ import logging
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server.inputs import shown
+from internist_server.problem import problem
 from internist_server.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ class BrowserGuard:
         if self._names is not None and name_of(host) not in self._names and scope["path"] not in HEALTH_PATHS:
             log.warning("a request under the name %s was refused", shown(host))
             detail = f"this server is not {shown(host)}: set INTERNIST_ALLOWED_HOSTS to the names people reach it by"
-            return _problem(421, "host_refused", detail)
+            return problem(421, "host_refused", detail)
         if scope["type"] == "http" and scope["method"] not in _READS and not self._is_own(headers, host):
-            return _problem(403, "cross_site", "another site's page may not write here")
+            return problem(403, "cross_site", "another site's page may not write here")
         return None
 
     def _is_own(self, headers: dict[bytes, str], host: str) -> bool:
@@ -97,7 +97,3 @@ def name_of(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].rstrip(".").lower()
-
-
-def _problem(status: int, code: str, detail: str) -> Response:
-    return Response(orjson.dumps({"error": code, "detail": detail}), status, media_type="application/json")

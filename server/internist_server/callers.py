@@ -14,6 +14,15 @@ OPEN: Final = "anyone"
 
 
 @dataclass(frozen=True, slots=True)
+class Credential:
+    """What was presented: a token, or a browser's session."""
+
+    key: str
+    """Its hash."""
+    is_session: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks, as its token says."""
 
@@ -24,6 +33,8 @@ class Caller:
     """The only one that it may touch; None: all."""
     token: str = ""
     """The token's hash; empty without one."""
+    expires_at_ms: int | None = None
+    """When the token is over; None: never."""
 
     def may(self, scope: Scope) -> bool:
         """Whether its token is for this."""

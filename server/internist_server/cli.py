@@ -18,12 +18,13 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from internist_migrations.upgrade import NewerDatabase, upgrade
-from internist_server import observability
 from internist_server.alerts.address_book import AddressBook, require_usable
 from internist_server.alerts.rule_files import read_rules
-from internist_server.app import RequestTimer, create_app
+from internist_server.app import create_app
 from internist_server.connections import BoundedProtocol
 from internist_server.errors import RulesError, SettingsError
+from internist_server.journal import Journal
+from internist_server.logs import set_up_logging
 from internist_server.settings import Settings, require_allowed, require_safe
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,16 @@ LEAVE_S: Final = 4.5
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Start the server and wait for its end; the exit status."""
+    """Serve the API and the board until SIGINT or SIGTERM."""
     options = _parser().parse_args(argv)
-    observability.set_up_logging("INFO" if options.verbose else "WARNING")
+    level = "INFO" if options.verbose else "WARNING"
+    set_up_logging(level)
     try:
         settings = read_settings(_given(options))
         listener = bind(settings, is_exact="port" in settings.model_fields_set)
     except (SettingsError, RulesError, OSError) as error:
         return _fail(str(error))
+    set_up_logging(level, form=settings.log_format)
     port = listener.getsockname()[1]
     settings = settings.model_copy(update={"port": port})
     try:
@@ -56,6 +59,10 @@ def serve(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has shut down
     server.run(sockets=[listener])
+    if server.was_told_to_end:  # an interpreter takes its time to end where a machine has much to do
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0 if server.started else 1)
     return 0 if server.started else 1
 
 
@@ -118,7 +125,7 @@ def bind(settings: Settings, *, is_exact: bool = False) -> socket.socket:
 class _Server(uvicorn.Server):
     """A server that says when it is ready."""
 
-    def __init__(self, app: RequestTimer, *, announce: object) -> None:
+    def __init__(self, app: Journal, *, announce: object) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -131,11 +138,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._announce = announce
+        self.was_told_to_end = False
         self._close = app.close
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end, and be gone in time whatever a request or a thread is at."""
         if not self.should_exit:
+            self.was_told_to_end = True
             leave = threading.Timer(LEAVE_S, os._exit, (0,))
             leave.daemon = True
             leave.start()

@@ -8,6 +8,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from internist_server import observability
 from internist_server.errors import NotFound
 from internist_server.store.attempts import lock_run
 from internist_server.store.compaction import Loose, Sizes, list_loose, move_frames, move_judgements
@@ -53,7 +54,8 @@ class Compactor(threading.Thread):
         given_up_at = 0.0
         while not self._stopping.wait(self._every_s):
             try:
-                self.compact()
+                with observability.compacting():
+                    self.compact()
                 if self._retention.is_any and time.monotonic() - given_up_at > GIVEN_UP_EVERY_S:
                     self.give_up_old()
                     given_up_at = time.monotonic()
@@ -68,19 +70,20 @@ class Compactor(threading.Thread):
         """Make every block that can be made now; how many were."""
         with self._database.read() as session:
             found = list_loose(session, self._sizes)
+        found = [one for one in found if self._in_vain.get((one.attempt_id, one.rank)) != one.frames]
+        kept = self._sizes.kept
+        observability.tell_backlog(sum(one.frames - (0 if one.is_over else kept) for one in found))
         blocks = 0
         for loose in found:
-            key = (loose.attempt_id, loose.rank)
-            if self._in_vain.get(key) == loose.frames:
-                continue
             try:
                 made = self._compact_rank(loose)
             except NotFound:
                 log.info("run %s was deleted while it was compacted", loose.run)
                 continue
             blocks += made
+            observability.count_blocks(made)
             if not made:
-                self._in_vain[key] = loose.frames
+                self._in_vain[loose.attempt_id, loose.rank] = loose.frames
             if self._stopping.is_set():
                 break
         return blocks

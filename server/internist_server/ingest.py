@@ -114,9 +114,9 @@ class Ingest:
         return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
 
     def take(
-        self, run: str, contents: Contents, *, sent_at_ms: int | None = None, by: Caller = EVERYONE
+        self, run: str, contents: Contents, *, size: int = 0, sent_at_ms: int | None = None, by: Caller = EVERYONE
     ) -> FramesReply:
-        """Store and judge the records of one rank; durable when this returns.
+        """Store and judge the records of one rank, sent in so many bytes; durable when this returns.
 
         Raises:
             NotFound: the run, attempt or rank was never registered, nor do the records begin with a start.
@@ -158,7 +158,9 @@ class Ingest:
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
             wishes = self._wishes(session, attempt, roster, newest)
         refused = (*contents.refused, *intake.refused)
-        observability.count_ingest(frames=intake.frames, points=intake.points, refused=len(refused))
+        observability.count_ingest(
+            frames=intake.frames, points=intake.points, size=size, refused=len(refused), lag_s=intake.lag_s
+        )
         for one in refused:
             log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
         self.announce(run, is_queued=is_queued)

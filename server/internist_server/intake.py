@@ -136,6 +136,12 @@ class Intake:
         """Number of frames stored."""
         return len(self._frames)
 
+    @property
+    def lag_s(self) -> float | None:
+        """Seconds since the newest of these frames was measured, by the server's clock; None: there is none."""
+        newest_ms = max((frame.measured_at_ms for frame in self._frames), default=None)
+        return None if newest_ms is None else (self._now_ms - newest_ms) / 1000
+
     def _count_frame(self, refusal: str | None) -> None:
         """A frame that is refused leaves a hole, which the good ones that follow outweigh after a while."""
         rank = self.rank

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from internist.schema.views import NewToken, Scope, Token
-from internist_server.callers import BOOTSTRAP, Caller, hashed
+from internist_server.callers import BOOTSTRAP, Caller, Credential, hashed
 from internist_server.errors import Conflict, Forbidden
 from internist_server.store import access
 from internist_server.store.database import Database
@@ -39,7 +39,7 @@ class Keyring:
         self._database, self._clock = database, clock
         self._bootstrap = None if token is None else Caller(BOOTSTRAP, frozenset({"admin"}), token=hashed(token))
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, bool], tuple[float, Caller]] = OrderedDict()
+        self._known: OrderedDict[Credential, tuple[float, Caller]] = OrderedDict()
         self._used_ms: dict[str, int] = {}
 
     @property
@@ -47,36 +47,37 @@ class Keyring:
         """Whether nobody is asked for a token."""
         return self._bootstrap is None
 
-    def known(self, key: str, *, is_session: bool) -> Caller | None:
-        """Whose a hash of a token or of a session is, as far as that is known without looking."""
+    def known(self, shown: Credential) -> Caller | None:
+        """Whose a token or a session is, as far as that is known without looking."""
         bootstrap = self._bootstrap
-        if bootstrap is not None and not is_session and hmac.compare_digest(key, bootstrap.token):
+        if bootstrap is not None and not shown.is_session and hmac.compare_digest(shown.key, bootstrap.token):
             return bootstrap
         with self._lock:
-            until, caller = self._known.get((key, is_session), (0.0, None))
-        return caller if time.monotonic() < until else None
+            until, caller = self._known.get(shown, (0.0, None))
+        if caller is None or time.monotonic() >= until:
+            return None
+        return caller if caller.expires_at_ms is None or self._clock() < caller.expires_at_ms else None
 
-    def of_token(self, key: str) -> Caller | None:
-        """Who presents the token of this hash; None: nobody may."""
-        caller = self.known(key, is_session=False)
+    def find(self, shown: Credential) -> Caller | None:
+        """Who presents this; None: nobody may. A session may what its token may, for as long as that may."""
+        caller = self.known(shown)
         if caller is None:
-            with self._database.read() as session:
-                caller = access.find_caller(session, key, now_ms=self._clock())
+            caller = self._of_session(shown.key) if shown.is_session else self._of_token(shown.key)
             if caller is not None:
-                self._remember((key, False), caller)
-                self._note_use(key)
+                self._remember(shown, caller)
         return caller
 
-    def of_session(self, key: str) -> Caller | None:
-        """Whose browser presents the session of this hash; it may what its token may, for as long as that may."""
-        caller = self.known(key, is_session=True)
-        if caller is None:
-            with self._database.read() as session:
-                token = access.find_session(session, key, now_ms=self._clock())
-            caller = None if token is None else self.of_token(token)
-            if caller is not None:
-                self._remember((key, True), caller)
+    def _of_token(self, key: str) -> Caller | None:
+        with self._database.read() as session:
+            caller = access.find_caller(session, key, now_ms=self._clock())
+        if caller is not None:
+            self._note_use(key)
         return caller
+
+    def _of_session(self, key: str) -> Caller | None:
+        with self._database.read() as session:
+            token = access.find_session(session, key, now_ms=self._clock())
+        return None if token is None else self.find(Credential(token))
 
     def sign_in(self, token: str) -> tuple[Caller, str] | None:
         """Who signs in with a token, and the session's secret, which nobody else learns; None: it is no token.
@@ -84,7 +85,7 @@ class Keyring:
         Raises:
             Forbidden: it may not read.
         """
-        caller = self.of_token(hashed(token))
+        caller = self.find(Credential(hashed(token)))
         if caller is None:
             return None
         caller.require("read")
@@ -100,7 +101,7 @@ class Keyring:
         with self._database.write() as session:
             access.end_session(session, key)
         with self._lock:
-            self._known.pop((key, True), None)
+            self._known.pop(Credential(key, is_session=True), None)
 
     def create(
         self, *, name: str, scopes: Sequence[Scope], project: str | None, days: float | None, by: Caller
@@ -138,10 +139,10 @@ class Keyring:
             self._known.clear()
         return revoked
 
-    def _remember(self, key: tuple[str, bool], caller: Caller) -> None:
+    def _remember(self, shown: Credential, caller: Caller) -> None:
         with self._lock:
-            self._known[key] = (time.monotonic() + KNOWN_S, caller)
-            self._known.move_to_end(key)
+            self._known[shown] = (time.monotonic() + KNOWN_S, caller)
+            self._known.move_to_end(shown)
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
 

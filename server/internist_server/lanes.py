@@ -19,7 +19,9 @@ class Lane:
     requests keeps none from its turn.
     """
 
-    def __init__(self, at_once: int, *, waiting: int = 0, of_one: int = 4, patience_s: float = 5.0) -> None:
+    def __init__(
+        self, at_once: int, *, waiting: int = 0, of_one: int = 4, patience_s: float = 5.0, name: str = ""
+    ) -> None:
         """A lane that is free.
 
         Args:
@@ -27,11 +29,18 @@ class Lane:
             waiting: requests that may wait.
             of_one: of these so many of one client.
             patience_s: seconds after which one that waits is sent away.
+            name: by which it is told of.
         """
+        self.name = name
         self._at_once, self._most, self._of_one, self._patience_s = at_once, waiting, of_one, patience_s
         self._busy = self._count = 0
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._is_closed = False
+
+    @property
+    def active(self) -> int:
+        """Requests that are worked on."""
+        return self._busy
 
     @property
     def waiting(self) -> int:

@@ -3,15 +3,16 @@ what it does begin, somebody waits for."""
 
 import asyncio
 import re
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from internist_server import observability
 from internist_server.lanes import RETRY_AFTER_S, Busy, Lane
+from internist_server.problem import problem
 
 BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
@@ -31,8 +32,7 @@ class _Refused(Exception):  # noqa: N818
 
     def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        body = orjson.dumps({"error": code, "detail": detail})
-        self.response = Response(body, status, headers, media_type="application/json")
+        self.response = problem(status, code, detail, headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Lanes:
     def usual(cls) -> "Lanes":
         """For one server: its writers take turns at the database, so that few are enough."""
         return cls(
-            ingest=Lane(4, waiting=64),
-            life=Lane(2, waiting=512, of_one=2),
-            reads=Lane(8, waiting=128, of_one=32, patience_s=10.0),
-            streams=Lane(512),
+            ingest=Lane(4, waiting=64, name="ingest"),
+            life=Lane(2, waiting=512, of_one=2, name="life"),
+            reads=Lane(8, waiting=128, of_one=32, patience_s=10.0, name="reads"),
+            streams=Lane(512, name="streams"),
         )
 
     def __iter__(self) -> Iterator[Lane]:
@@ -106,14 +106,15 @@ class Overload:
         if size > self._most:
             raise _too_large(self._most)
         if not lane.has_room(client) or (self._held and self._held + size > BODY_BYTES):
-            raise _busy()
+            raise _busy(lane)
         self._held += size
         try:
-            inbox = _Inbox(await self._read(receive), receive)
+            inbox, came = _Inbox(await self._read(receive), receive), time.monotonic()
             await inbox.unless_gone(lane.enter(client))
+            observability.observe_wait(lane.name, time.monotonic() - came)
         except BaseException as error:
             self._held -= size
-            raise (_busy() if isinstance(error, Busy) else error) from None
+            raise (_busy(lane) if isinstance(error, Busy) else error) from None
         return inbox
 
     def _lane_of(self, scope: Scope) -> tuple[Lane, str]:
@@ -199,7 +200,8 @@ async def _withdraw(turn: asyncio.Future[None]) -> None:
     await asyncio.wait((turn,))
 
 
-def _busy() -> _Refused:
+def _busy(lane: Lane) -> _Refused:
+    observability.count_turned_away(lane.name)
     detail = f"more is asked of this server than it can do; come again in {RETRY_AFTER_S} s"
     return _Refused(503, "busy", detail, {"Retry-After": str(RETRY_AFTER_S)})
 

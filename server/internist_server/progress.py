@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from internist.schema.rules import QUIET_AFTER_S
 from internist.schema.views import Alert
+from internist_server import observability
 from internist_server.alerts.incidents import Policy
 from internist_server.errors import Invalid
 from internist_server.judge.verdicts import StepJudgement, Transition
@@ -18,6 +19,7 @@ from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
 from internist_server.store.attempts import Attempt, newest_attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
+from internist_server.store.coverage import why_not
 from internist_server.store.frames import pending_steps, recent_times
 from internist_server.store.judgements import (
     Judged,
@@ -100,7 +102,8 @@ class Progress:
             live = self._judges.get(session, attempt)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
-            is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
+            with observability.judging(len(steps)):
+                is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
             judged_step = steps[-1]
             if judged_step == bound:
                 break
@@ -165,6 +168,7 @@ class Progress:
         Step by step, so that what is notified does not depend on how frames were grouped into requests.
         """
         is_quiet = now_ms - at_ms > QUIET_AFTER_S * 1000 or attempt.id != newest.id
+        changes = [_with_reason(session, attempt, live.series, one) for one in changes]
         terms = live.watch.terms(live.series)
         alerts.apply_transitions(session, attempt, changes, at_ms=at_ms, is_quiet=is_quiet, terms=terms)
         for one in changes:
@@ -282,6 +286,15 @@ def waits_until_ms(attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: i
 def _to_store(said: StepJudgement, attempt: Attempt, roster: Roster) -> Judged:
     delivered = roster.count_from(said.step)
     return Judged(said.step, said.schedule, delivered, attempt.world_size, said.ratios, said.basis, said.divisor)
+
+
+def _with_reason(session: Session, attempt: Attempt, series: Sequence[StoredSeries], change: Transition) -> Transition:
+    """The same; where something is measured no more, with what the client says of it."""
+    if change.condition != "no_data" or change.state != "firing":
+        return change
+    one = next((one for one in series if one.id == change.series), None)
+    why = "" if one is None else why_not(session, attempt.id, one.subject, one.metric)
+    return replace(change, message=f"{change.message} ({why})") if why else change
 
 
 def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:

@@ -24,7 +24,7 @@ def make_notifiers(
 ) -> list[Notifier]:
     """A thread for each receiver that delivers its notifications."""
     book = book_of(settings, receivers)
-    return [_notifier(database, book, one, external_url=settings.address, clock=clock) for one in book.everyone]
+    return [_notifier(database, book, one, settings, clock=clock) for one in book.everyone]
 
 
 def retire_receivers(
@@ -37,7 +37,7 @@ def retire_receivers(
 
 
 def _notifier(
-    database: Database, book: AddressBook, address: Address, *, external_url: str, clock: Callable[[], int]
+    database: Database, book: AddressBook, address: Address, settings: Settings, *, clock: Callable[[], int]
 ) -> Notifier:
     def claim() -> Notification | None:
         with database.read() as session:
@@ -53,7 +53,8 @@ def _notifier(
             deliveries.settle(session, notification, address.key, error, now_ms=clock())
         observability.count_delivery(address.name, is_taken=error is None)
 
-    return Notifier(address, claim=claim, settle=settle, external_url=external_url)
+    may_be_local = settings.may_call_itself
+    return Notifier(address, claim=claim, settle=settle, external_url=settings.address, may_be_local=may_be_local)
 
 
 def make_pushers(database: Database, settings: Settings, *, clock: Callable[[], int]) -> list[Pusher]:

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from internist_server.alerts.address_book import Address, AddressBook, require_usable
+from internist_server.alerts.calling import open_client
 from internist_server.alerts.notify import TIMEOUT_S, Notification, deliver
 from internist_server.alerts.rule_files import read_rules
 from internist_server.cli import read_settings
@@ -38,20 +37,23 @@ def command(argv: Sequence[str]) -> int:
     if options.action == "list":
         sys.stdout.writelines(f"{_kind(one):<8}  {one.name}\n" for one in book.everyone)
         return 0
-    failures = test(book.everyone, external_url=settings.address)
+    failures = test(book.everyone, settings)
     for one, failure in zip(book.everyone, failures, strict=True):
         sys.stdout.write(f"{_kind(one):<8}  {one.name}: {failure or 'took it'}\n")
     return 1 if any(failures) else 0
 
 
-def test(addresses: Sequence[Address], *, external_url: str) -> list[str | None]:
+def test(addresses: Sequence[Address], settings: Settings) -> list[str | None]:
     """Send every receiver a message that says it is a test; for each what went wrong, or None."""
     message = Notification(
         id=0, run="test", run_name="a test of this receiver", project="test", condition="user", status="resolved",
         alerts=(), attempts=0,
     )  # fmt: skip
-    with ThreadPoolExecutor(_AT_ONCE) as pool, httpx.Client(timeout=TIMEOUT_S) as client:
-        return list(pool.map(lambda one: deliver(client, one, message, external_url=external_url), addresses))
+    with (
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+        open_client(TIMEOUT_S, may_be_local=settings.may_call_itself) as client,
+    ):
+        return list(pool.map(lambda one: deliver(client, one, message, external_url=settings.address), addresses))
 
 
 def _read(options: argparse.Namespace) -> tuple[Settings, AddressBook]:

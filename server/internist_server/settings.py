@@ -16,6 +16,7 @@ from internist.schema.wire import MAX_REQUEST_BYTES, MAX_SERIES_PER_RUN
 from internist_server.alerts.addresses import is_local, receiver_name
 from internist_server.alerts.incidents import Policy
 from internist_server.errors import SettingsError
+from internist_server.logs import LogFormat
 
 DEFAULT_PORT = 8237
 
@@ -87,6 +88,12 @@ class Settings(BaseSettings):
         default="",
         description="Path under which people reach this server, such as `/internist`, or `/proxy/8237` behind a "
         "notebook's proxy; whether the proxy takes it off does not matter.",
+    )
+    log_format: LogFormat = Field(
+        default="text", description="How lines of the log are written: `text`, or `json` for whoever collects them."
+    )
+    access_log: bool = Field(
+        default=False, description="Whether every request is a line of the log; probes that find all well are not."
     )
     max_request_bytes: int = Field(
         default=MAX_REQUEST_BYTES, ge=1024, description="Largest body of one request that is read."
@@ -168,6 +175,11 @@ class Settings(BaseSettings):
         return Policy(int(self.resolve_after_s * 1000), int(self.repeat_after_s * 1000))
 
     @property
+    def may_call_itself(self) -> bool:
+        """Whether webhooks may be on this machine or its link."""
+        return is_loopback(self.host) if self.local_webhooks is None else self.local_webhooks
+
+    @property
     def address(self) -> str:
         """Where people reach this server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -203,9 +215,8 @@ def require_allowed(settings: Settings, webhooks: Iterable[str]) -> None:
     Raises:
         SettingsError: one is, and nobody said that it may.
     """
-    may = is_loopback(settings.host) if settings.local_webhooks is None else settings.local_webhooks
     local = next((url for url in webhooks if is_local(url)), None)
-    if local is not None and not may:
+    if local is not None and not settings.may_call_itself:
         raise SettingsError(
             f"the webhook {receiver_name(local)} is on this machine or its link: set INTERNIST_LOCAL_WEBHOOKS=true if "
             "that is meant"

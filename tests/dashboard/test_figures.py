@@ -1,6 +1,5 @@
 """The charts: few traces, one step axis, marks where numbers are none."""
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +14,6 @@ from internist_dashboard.theme import DIVERGING_LIMIT, PALETTES, UNJUDGED, diver
 
 STEPS = tuple(range(0, 100, 10))
 FRAME = Frame(0, 90)
-FOUR_DIGITS = 1e-4  # half of the last of the bits that are kept is 6e-5
 
 
 def points(values, *, metric="loss", subject="", index=None, band=None, series=7):
@@ -170,12 +168,3 @@ def test_a_logarithmic_axis_has_few_ticks_and_each_its_whole_value():
     assert ticks.logarithmic(0.011, 0.4)["ticktext"] == ["0.01", "0.02", "0.05", "0.1", "0.2"]
     assert ticks.logarithmic(1e-7, 1e7)["tickvals"][0] == 1e-7
     assert all(len(ticks.logarithmic(1, 10.0**n)["tickvals"]) <= ticks.MOST for n in range(1, 30))
-
-
-def test_values_are_rounded_to_four_digits_and_what_is_not_finite_stays():
-    values = np.array([1.23456, -3e-9, 0.0, math.inf, -math.inf, math.nan], dtype=np.float32)
-
-    found = figures.coarse(values)
-
-    assert np.allclose(found, values, rtol=FOUR_DIGITS, equal_nan=True)
-    assert found.nbytes == values.nbytes

@@ -3,10 +3,10 @@
 import sqlalchemy
 
 from internist.schema.coverage import share
-from internist.schema.wire import CoverageEntry, Module
+from internist.schema.wire import CoverageEntry, Facts, Module, Series
 from internist_migrations.upgrade import downgrade, upgrade
 from internist_server.store.database import make_engine
-from tests.server.sending import Sender, start_of
+from tests.server.sending import Sender, module_series, start_of
 
 
 def states(coverage):
@@ -51,6 +51,20 @@ def test_the_share_of_a_mostly_frozen_model_is_that_of_what_trains(sqlite_api):
 
     assert coverage["share"] == share(lora_like()) == 3 / 4
     assert coverage["counts"] == {"frozen": 99, "measured": 3, "silent": 1}
+
+
+def test_an_alert_on_what_is_measured_no_more_tells_why_as_the_client_does(sqlite_api):
+    sender = Sender(sqlite_api)
+    gradient = Series(0, "gradient.rms", "parameter", "lora.weight", facts=Facts(module="lora", cadence=10))
+    other = module_series(1, "activation.rms", "head", cadence=10)
+    records = [*sender.declare([gradient, other]), *(sender.frame(step, [1.0, 2.0]) for step in range(0, 500, 10))]
+    entry = CoverageEntry("parameter", "lora.weight", "frozen", "requires_grad is False", "gradient")
+    records += [*sender.declare([other]), sender.record(coverage=(entry,))]
+
+    sender.send([*records, *(sender.frame(step, [2.0], plan=1) for step in range(500, 700, 10))])
+
+    (alert,) = sqlite_api.get("/api/v1/alerts", params={"run": sender.run, "condition": "no_data"}).json()["alerts"]
+    assert alert["message"] == ("lora.weight: no data of gradient.rms since step 490 (frozen, requires_grad is False)")
 
 
 def test_what_one_rank_measures_is_measured_and_what_one_misses_is_missing(api):

@@ -162,8 +162,23 @@ def test_causes_explain_effects_and_wide_places_what_lies_in_them():
     assert explained([UPDATE, of_weight, elsewhere], orders=ORDERS) == {4}
     assert explained([UPDATE, ATTENTION, jump], orders=ORDERS) == {1}
     assert explained([UPDATE, ATTENTION, jump, lost], orders=ORDERS) == {1, 3, 6}
+    of_step = replace(elsewhere, id=8, condition="spectral_update", pending_step=UPDATE.pending_step)
+    written = replace(of_weight, id=9, condition="weight_jump", cause="own")
+    assert explained([UPDATE, of_step], orders=ORDERS) == {8}
+    assert explained([replace(UPDATE, pending_step=500), of_step, FEATURE], orders=ORDERS) == {1, 2}
+    assert explained([written, FEATURE, ATTENTION], orders={**ORDERS, 1: 20}) == {2}
     assert explained([replace(UPDATE, severity="warning"), of_weight], orders=ORDERS) == set()
     assert explained([replace(UPDATE, pending_step=500), of_weight], orders=ORDERS) == set()
+
+
+def test_a_number_that_is_none_explains_whatever_comes_of_it_in_the_model():
+    nan = replace(ATTENTION, id=10, condition="numeric", cause="own")
+    after = [replace(one, pending_step=nan.pending_step + 9) for one in (ATTENTION, replace(FEATURE, block="blocks.0"))]
+    earlier = replace(UPDATE, id=11, pending_step=nan.pending_step - 1)
+    asked_for = replace(after[0], id=12, condition="threshold", rule="norm_high")
+
+    assert explained([nan, *after, asked_for], orders=ORDERS) == {2, 3}
+    assert explained([earlier, nan], orders=ORDERS) == set()
 
 
 def test_a_silence_matches_by_globs_on_all_of_its_labels():

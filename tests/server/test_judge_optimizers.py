@@ -10,8 +10,8 @@ WEIGHT = "blocks.0.attn.qkv.weight"
 RANK = 64
 
 
-def told(metric, value, **run):
-    one = series(0, metric, WEIGHT, block="blocks.0", fan_in=RANK, fan_out=4 * RANK)
+def told(metric, value, *, method="", **run):
+    one = series(0, metric, WEIGHT, block="blocks.0", fan_in=RANK, fan_out=4 * RANK, method=method)
     return tell([(one, constant(value))], last=200, **run)
 
 
@@ -51,6 +51,16 @@ def test_a_value_that_is_not_finite_is_violated(metric):
     (fired,) = told(metric, np.nan).fired()
 
     assert (fired.condition, fired.severity) == ("numeric", "critical")
+
+
+@pytest.mark.parametrize(
+    ("policy", "value", "severity"),
+    [("retract", 0.02, None), ("retract", 0.05, "warning"), ("retract", 0.5, "critical"), ("cap", 2e-3, "warning")],
+)
+def test_a_pair_that_is_followed_may_be_off_by_what_following_promises(policy, value, severity):
+    fired = told("optimizer.audit", value, method=f"told by MuonPlusPlus, policy {policy}").fired()
+
+    assert {change.severity for change in fired} == ({severity} if severity else set())
 
 
 def test_a_misrouted_matrix_is_said_in_words_at_its_first_point_and_resolves_when_it_is_routed():

@@ -1,8 +1,15 @@
+import subprocess
+import sys
+
 import sqlalchemy
 
 from internist_migrations.upgrade import downgrade, drift, is_current, upgrade
 from internist_server.store.database import make_engine
 from internist_server.store.metadata import METADATA
+
+KILLED_EVERY = 12
+LEAST_KILLED = 4
+"""Statements between two kills, and how many kills there must be at least: there are over fifty from 0007 on."""
 
 
 def tables(engine):
@@ -28,6 +35,21 @@ def test_migrations_go_up_and_down_and_up_again(empty_database_url):
 def test_what_a_judge_knew_and_how_far_plans_were_survive_the_way_up_and_down(empty_database_url):
     upgrade(empty_database_url, "0007")
     engine = make_engine(empty_database_url)
+    _fill_run(engine)
+
+    upgrade(empty_database_url)
+    _require_run(engine)
+
+    downgrade(empty_database_url, "0007")
+    state = _row(engine, "judge_states")
+    assert (state["judged_step"], state["order"], state["state"]) == (30, b"o", b"known")
+    assert (_row(engine, "plans")["last_step"], _row(engine, "runs")["cursor"]) == (30, 41)
+    assert (_row(engine, "frames")["values"], _row(engine, "ranks")["delivered"]) == (b"v", [[0, 3]])
+    engine.dispose()
+
+
+def _fill_run(engine):
+    """A run with a frame and a judge's state, as revision 0007 has them."""
     _fill(
         engine,
         runs={"id": "r", "project": "p", "name": "n", "created_at_ms": 1, "config": {"lr": 1}, "parametrization": "mup",
@@ -43,19 +65,14 @@ def test_what_a_judge_knew_and_how_far_plans_were_survive_the_way_up_and_down(em
                       "summary": {}},
     )  # fmt: skip
 
-    upgrade(empty_database_url)
+
+def _require_run(engine):
+    """What became of it in the newest revision."""
     assert _row(engine, "judge_checkpoints") == {"attempt_id": 7, "step": 30, "order": b"o", "state": b"known"}
     assert _row(engine, "judge_states")["judged_step"] == 30
     rank, standing = _row(engine, "ranks"), _row(engine, "standings")
     assert (rank["plan_steps"], rank["loose"], rank["last_step"]) == ({"5": 30}, 1, 30)
     assert (standing["run_id"], standing["cursor"], standing["next_check_ms"]) == ("r", 41, 0)
-
-    downgrade(empty_database_url, "0007")
-    state = _row(engine, "judge_states")
-    assert (state["judged_step"], state["order"], state["state"]) == (30, b"o", b"known")
-    assert (_row(engine, "plans")["last_step"], _row(engine, "runs")["cursor"]) == (30, 41)
-    assert (_row(engine, "frames")["values"], _row(engine, "ranks")["delivered"]) == (b"v", [[0, 3]])
-    engine.dispose()
 
 
 def _fill(engine, **rows):
@@ -72,6 +89,22 @@ def _row(engine, name):
     with engine.connect() as connection:
         row = dict(connection.execute(sqlalchemy.select(found)).one()._mapping)
     return {key: bytes(value) if isinstance(value, memoryview) else value for key, value in row.items()}
+
+
+def test_a_migration_that_is_killed_has_done_nothing_and_is_begun_again(empty_database_url):
+    upgrade(empty_database_url, "0007")
+    engine = make_engine(empty_database_url)
+    _fill_run(engine)
+    engine.dispose()
+
+    command = [sys.executable, "-m", "tests.server.killed_migrations", empty_database_url, str(KILLED_EVERY)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= LEAST_KILLED
+    assert is_current(engine) and drift(engine) == []
+    _require_run(engine)
+    engine.dispose()
 
 
 def test_a_migrated_database_has_the_form_of_the_tables(database_url):

@@ -5,8 +5,9 @@ import threading
 import pytest
 import uvicorn
 
+from internist.commands import alerts as alerts_command
 from internist.schema.wire import Series
-from internist_server import alerts_command, rules_command
+from internist_server import rules_command
 from internist_server.app import create_api
 from internist_server.settings import Settings
 from tests.server.sending import Sender
@@ -94,7 +95,10 @@ def test_alerts_are_listed_seen_and_silenced_from_a_terminal(server, capsys):
     assert "the run was killed by a signal at step 60" in said("list", "--all")[1]
     assert "(seen by ada)" in said("ack", "1", "--author", "ada")[1]
     assert "(seen by" not in said("unack", "1")[1]
-    assert said("ack", "77", "--author", "ada") == (1, "internist alerts: there is no alert 77\n")
+    assert said("ack", "77", "--author", "ada") == (
+        1,
+        f"internist alerts: {server} refused the request (404: there is no alert 77)\n",
+    )
     hushed = ("silence", "run=run1", "module=blocks.*", "--for", "30m", "--reason", "a test", "--author", "ada")
     assert "run=run1 module=blocks.*  by ada: a test" in said(*hushed)[1]
     assert "by ada" in said("silences")[1]
@@ -112,4 +116,4 @@ def test_arguments_that_are_wrong_are_exit_status_2(wrong, capsys):
 
 def test_a_server_that_is_not_there_is_said(capsys):
     assert alerts_command.command(["--server", "http://127.0.0.1:9", "list"]) == 1
-    assert "does not answer" in capsys.readouterr().err
+    assert "no Internist server answers at" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import json
 import signal
 import socket
 import sqlite3
@@ -126,8 +127,9 @@ def test_a_database_of_a_newer_version_is_refused_in_one_sentence(sqlite_url, ca
     assert "a newer version of Internist migrated it to revision 9999" in line and "update Internist" in line
 
 
-def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
-    with server_process(str(tmp_path / "a.db"), tmp_path) as server:
+def test_the_stream_tells_of_changes_and_ends_with_the_server_which_logs_as_it_is_told(tmp_path):
+    logs = {"INTERNIST_LOG_FORMAT": "json", "INTERNIST_ACCESS_LOG": "true"}
+    with server_process(str(tmp_path / "a.db"), tmp_path, **logs) as server:
         sender = Sender(server)
         sender.send(sender.declare(SERIES))
         cursor = sender.get()["cursor"]
@@ -148,8 +150,10 @@ def test_the_stream_tells_of_changes_and_ends_with_the_server(tmp_path):
         assert int(event["id"]) > cursor
         assert '"step":0' in event["data"]
         server.process.terminate()
-        server.process.communicate(timeout=END_S)
+        out, _ = server.process.communicate(timeout=END_S)
         assert server.process.returncode == 0
+        written = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        assert f"/api/v1/runs/{sender.run}/stream" in [line.get("path") for line in written]
 
 
 def test_a_server_ends_in_time_while_many_send_and_keeps_what_it_acknowledged(tmp_path):

@@ -1,10 +1,12 @@
 """Records what this version says on the wire, for later versions to understand: `python -m tests.system.recording`.
 
-A directory for each released version in tests/system/recorded: a rank's spool as its client wrote it, and what its
-server answered. They are never written again.
+A directory for each released version in tests/system/recorded: a rank's spool as its client wrote it, what its server
+answered, and what its decoders expect. They are never written again.
 """
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +16,12 @@ import torch
 from torch import nn
 
 import internist
+from internist.schema import reference, views, wire
 from tests.client.points import read
 from tests.dashboard.serving import served
 
 RECORDED = Path(__file__).with_name("recorded")
-SPOOL, POINTS, ANSWERS = "rank.spool", "points.json", "answers.json"
+SPOOL, POINTS, ANSWERS, TYPES = "rank.spool", "points.json", "answers.json", "types.json"
 _QUESTIONS = {
     "Run": "runs/{run}",
     "Verdicts": "runs/{run}/verdicts?limit=3",
@@ -28,6 +31,8 @@ _QUESTIONS = {
     "AlertsPage": "alerts?run={run}",
 }
 """By the type of the answer: what a reader asks."""
+_HOMES = re.compile(r"\b(?:[a-z_]+\.)+(?=\w)")
+"""Where a type lives is nothing that travels."""
 
 
 def main() -> None:
@@ -44,6 +49,23 @@ def main() -> None:
         (directory / POINTS).write_text(json.dumps(known, indent=1) + "\n")
         answers = _answers(Path(name), path.read_bytes(), run=spool.parents[1].name, attempt=spool.parent.name)
         (directory / ANSWERS).write_text(json.dumps(answers, indent=1) + "\n")
+    (directory / TYPES).write_text(json.dumps(declared(), indent=1) + "\n")
+
+
+def declared() -> dict[str, dict[str, dict[str, Any]]]:
+    """What decoders of this version expect: by type and field, what the field is and whether it must be there."""
+    return {
+        found.__name__: {
+            one.name: {
+                "type": _HOMES.sub("", str(one.type)).removeprefix("<class '").removesuffix("'>"),
+                "required": one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING,
+            }
+            for one in dataclasses.fields(found)
+        }
+        for module in (reference, wire, views)
+        for found in vars(module).values()
+        if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == module.__name__
+    }
 
 
 def _train(directory: Path) -> Path:

@@ -36,6 +36,7 @@ def names(monkeypatch, tmp_path, server):  # noqa: F811
     """What a page may take for granted: a model, its optimizer, a monitor, and what its sentences speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INTERNIST_DIR", str(tmp_path / "spool"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")  # no collector listens where one would
     torch.manual_seed(0)
     model = Gpt()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -11,7 +11,7 @@ import internist
 from internist.schema import views, wire
 from internist.ship import records
 from tests.dashboard.serving import served
-from tests.system.recording import ANSWERS, POINTS, RECORDED, SPOOL, send
+from tests.system.recording import ANSWERS, POINTS, RECORDED, SPOOL, TYPES, declared, send
 
 VERSIONS = sorted(path.name for path in RECORDED.iterdir())
 
@@ -59,6 +59,27 @@ def test_answers_of_an_old_server_are_understood(version):
         decoded = msgspec.convert(answer, type_)
         assert decoded == msgspec.convert({**answer, "of_a_later_version": 1}, type_)
     assert msgspec.convert(answers["Run"], views.Run).loss == "nan"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_said_now_is_understood_by_an_old_decoder(version):
+    """A client of this version on an old server, and an old client on a server of this one: what the old one must be
+    told is still told, and what it may be told is still of the type that it takes. What is new it leaves aside."""
+    theirs, ours = json.loads((RECORDED / version / TYPES).read_text()), declared()
+
+    missing = [
+        f"{name}.{field}"
+        for name, fields in theirs.items()
+        for field, told in fields.items()
+        if told["required"] and field not in ours.get(name, {})
+    ]
+    changed = [
+        f"{name}.{field}: {told['type']} is {ours[name][field]['type']} now"
+        for name, fields in theirs.items()
+        for field, told in fields.items()
+        if field in ours.get(name, {}) and ours[name][field]["type"] != told["type"]
+    ]
+    assert (missing, changed) == ([], [])
 
 
 def test_a_newer_major_version_is_refused(api):

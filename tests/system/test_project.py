@@ -78,6 +78,27 @@ def test_pins_name_no_build_and_no_package_location():
     assert not re.search(r"index-url|find-links|https?://\S*(whl|simple)", text)
 
 
+def test_what_users_install_is_under_licences_that_were_looked_at():
+    result = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "licences.py"], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "sqlalchemy" in result.stdout.lower() and "psycopg" in result.stdout
+
+
+def test_the_bill_of_materials_and_the_licences_are_of_the_same_extras():
+    (told,) = re.findall(r"^RELEASED := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (checked,) = re.findall(r"^EXTRAS = \(([^)]+)\)$", (ROOT / ".ci" / "licences.py").read_text(), re.MULTILINE)
+
+    assert told.split(",") == re.findall(r'"(\w+)"', checked)
+    assert set(told.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {internist.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 @pytest.mark.parametrize("command", sorted(entry_points(group="internist.commands").names))
 def test_every_subcommand_can_be_loaded(command):
     [entry] = entry_points(group="internist.commands", name=command)
@@ -257,6 +278,7 @@ def test_make_help_lists_every_command():
         "alertmanager",
         "browser",
         "compiler",
+        "prometheus",
     }
 
 

@@ -9,12 +9,13 @@ from typing import Final
 
 import msgspec
 
+from internist.commands.asked import add_options, connect
 from internist.errors import ConfigurationError, RequestRefused
 from internist.monitor.reference import read_file
 from internist.scaling.words import wrapped
 from internist.schema.check import Check, Deviation
 from internist.schema.conditions import State
-from internist.ship.connection import DEFAULT_SERVER, Connection
+from internist.ship.connection import Connection
 
 WELL, ILL, USAGE, UNKNOWN = 0, 1, 2, 3
 EXIT_CODES: Final[dict[State, int]] = {"ok": WELL, "drifting": ILL, "violated": ILL, "not measured": UNKNOWN}
@@ -32,7 +33,7 @@ def command(argv: list[str]) -> int:
     """
     arguments = _parser(os.environ).parse_args(argv)
     try:
-        connection = Connection(arguments.server, arguments.token, timeout=PATIENCE_S)
+        connection = connect(arguments, os.environ, timeout=PATIENCE_S)
         try:
             if arguments.save is not None:
                 Path(arguments.save).write_bytes(msgspec.json.encode(connection.trajectory(arguments.run)))
@@ -88,9 +89,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--save", metavar="FILE", help="write what others can be held to, of this run, and judge nothing"
     )
-    server = environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
-    parser.add_argument("--server", default=server, help=f"address (default: INTERNIST_SERVER, now {server})")
-    token = environ.get("INTERNIST_TOKEN") or None
-    parser.add_argument("--token", default=token, help="what the server asks for (default: INTERNIST_TOKEN)")
+    add_options(parser, environ)
     parser.add_argument("--json", action="store_true", help="print the answer as the API gives it")
     return parser

@@ -59,7 +59,9 @@ def of_a_server(function: _F) -> _F:
         help="Address of the server.",
     )
     token = click.option(
-        "--token", envvar="INTERNIST_TOKEN", show_envvar=True, help="What the server asks for.", metavar="TOKEN"
+        "--token",
+        help="What it asks for; by default INTERNIST_TOKEN, else what `internist login` kept.",
+        metavar="TOKEN",
     )
     return server(token(function))
 

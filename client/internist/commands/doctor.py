@@ -15,6 +15,7 @@ from internist.errors import InternistError
 from internist.schema.coverage import FAMILIES
 from internist.schema.wire import CoverageEntry
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.credentials import token_for
 from internist.ship.segments import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def command(argv: list[str]) -> int:
     from internist.commands.trial import run_script
 
     environ = os.environ
+    server = arguments.server or environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
     findings = list(
         surroundings(
-            server=arguments.server or environ.get("INTERNIST_SERVER") or DEFAULT_SERVER,
-            token=environ.get("INTERNIST_TOKEN"),
+            server=server,
+            token=token_for(server, environ=environ),
             directory=Path(environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY).expanduser(),
             environ=environ,
         )

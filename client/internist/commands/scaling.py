@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
+from internist.commands.asked import add_options, connect
 from internist.errors import ConfigurationError, RequestRefused
 from internist.scaling.words import table, wrapped
 from internist.schema.scaling import Scaling, ScalingFamily, ScalingVerdict
-from internist.ship.connection import DEFAULT_SERVER, Connection
 
 PASSED, FAILED, USAGE, INCONCLUSIVE = 0, 1, 2, 3
 EXIT_CODES: Final[dict[ScalingVerdict, int]] = {"PASS": PASSED, "FAIL": FAILED, "INCONCLUSIVE": INCONCLUSIVE}
@@ -28,7 +28,7 @@ def command(argv: list[str]) -> int:
     """
     arguments = _parser(os.environ).parse_args(argv)
     try:
-        connection = Connection(arguments.server, arguments.token, timeout=PATIENCE_S)
+        connection = connect(arguments, os.environ, timeout=PATIENCE_S)
         try:
             answer = connection.scaling(arguments.runs, family=arguments.family, project=arguments.project)
         finally:
@@ -79,9 +79,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="id or name of a run; without any, list the families")
     parser.add_argument("--family", metavar="ID", help="the runs of this family, as the list names it")
     parser.add_argument("--project", help="only families of this project")
-    server = environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
-    parser.add_argument("--server", default=server, help=f"address (default: INTERNIST_SERVER, now {server})")
-    token = environ.get("INTERNIST_TOKEN") or None
-    parser.add_argument("--token", default=token, help="what the server asks for (default: INTERNIST_TOKEN)")
+    add_options(parser, environ)
     parser.add_argument("--json", action="store_true", help="print the answer as the API gives it")
     return parser

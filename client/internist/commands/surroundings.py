@@ -93,7 +93,7 @@ def server_findings(server: str, token: str | None) -> Iterator[Finding]:
         return
     yield Finding("server", server, "ok", "answers")
     if about.status in (401, 403):
-        wrong = "does not take the token" if token else "asks for a token: INTERNIST_TOKEN"
+        wrong = "does not take the token" if token else "asks for a token: INTERNIST_TOKEN, or `internist login`"
         yield Finding("server", "token", "problem", wrong)
     else:
         yield Finding("server", "token", "ok", "taken" if token else "none is asked for")
@@ -122,7 +122,8 @@ def spool_findings(directory: Path) -> Iterator[Finding]:
     works = "works" if locks else "does not work here: two writers of one spool are not told apart"
     yield Finding("spool", "lock", "ok" if locks else "note", works)
     yield Finding("spool", "free", "ok" if free >= FREE_BYTES else "note", f"{free / (1 << 30):.1f} GiB")
-    yield Finding("spool", "runs kept", "ok", f"{len(waiting)}" + ("; `internist sync` ships them" if waiting else ""))
+    advice = "; `internist sync` ships what the server has not of them" if waiting else ""
+    yield Finding("spool", "runs kept", "ok", f"{len(waiting)}{advice}")
 
 
 def _versions() -> Iterator[Finding]:

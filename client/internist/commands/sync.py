@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from internist.commands.asked import add_options, token_of
 from internist.errors import InternistError
-from internist.ship.connection import DEFAULT_SERVER
 from internist.ship.segments import DEFAULT_DIRECTORY
 from internist.ship.sync import SyncReport, sync
 
@@ -20,7 +20,8 @@ def command(argv: list[str]) -> int:
         why = "INTERNIST_DIR" if os.environ.get("INTERNIST_DIR") else "the default: INTERNIST_DIR is not set"
         print(f"from {arguments.directory} ({why})")
     try:
-        report = sync(arguments.directory, server=arguments.server, token=arguments.token, verify=arguments.verify)
+        token = token_of(arguments, os.environ)
+        report = sync(arguments.directory, server=arguments.server, token=token, verify=arguments.verify)
     except (InternistError, OSError) as error:
         print(f"internist sync: {error}", file=sys.stderr)
         return 1
@@ -55,12 +56,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "directory", type=Path, nargs="?",
         help=f"directory of all runs, of one run, attempt or rank (default: INTERNIST_DIR, now {here})",
     )  # fmt: skip
-    server = environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
-    parser.add_argument(
-        "--server", default=server, help=f"address (default: INTERNIST_SERVER, now {_unformatted(server)})"
-    )
-    token = environ.get("INTERNIST_TOKEN") or None
-    parser.add_argument("--token", default=token, help="what the server asks for (default: INTERNIST_TOKEN)")
+    add_options(parser, environ)
     parser.add_argument("--verify", action="store_true", help="send all again and count what the server lacked")
     return parser
 

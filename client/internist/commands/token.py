@@ -9,9 +9,10 @@ from typing import Final
 
 import msgspec
 
+from internist.commands.asked import add_options, connect
 from internist.errors import ConfigurationError, RequestRefused
 from internist.schema.views import NewToken, Token
-from internist.ship.connection import DEFAULT_SERVER, Connection
+from internist.ship.connection import Connection
 
 WELL, USAGE = 0, 2
 _NEVER: Final = "never"
@@ -25,7 +26,7 @@ def command(argv: Sequence[str]) -> int:
     """
     arguments = _parser(os.environ).parse_args(argv)
     try:
-        connection = Connection(arguments.server, arguments.token)
+        connection = connect(arguments, os.environ)
         try:
             return int(arguments.act(connection, arguments))
         finally:
@@ -59,8 +60,8 @@ def _list(connection: Connection, arguments: argparse.Namespace) -> int:
 
 
 def _revoke(connection: Connection, arguments: argparse.Namespace) -> int:
-    connection.delete(f"tokens/{arguments.id}")
-    print(f"token {arguments.id} is revoked")
+    revoked = connection.delete(f"tokens/{arguments.id}", Token)
+    print(f"token {arguments.id} is revoked: {revoked.name}")
     return WELL
 
 
@@ -101,8 +102,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     revoke = actions.add_parser("revoke", help="let nobody use a token any more")
     revoke.add_argument("id", type=int, metavar="ID", help="as the list has it")
     revoke.set_defaults(act=_revoke)
-    server, token = environ.get("INTERNIST_SERVER") or DEFAULT_SERVER, environ.get("INTERNIST_TOKEN") or None
     for action in (create, listed, revoke):
-        action.add_argument("--server", default=server, help=f"address (default: INTERNIST_SERVER, now {server})")
-        action.add_argument("--token", default=token, help="one that administers (default: INTERNIST_TOKEN)")
+        add_options(action, environ, what="one that administers")
     return parser

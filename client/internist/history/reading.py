@@ -9,8 +9,19 @@ from urllib.parse import quote
 from internist.errors import ConfigurationError, NotInternist, RequestRefused
 from internist.history.curves import Curve, History, number
 from internist.history.frames import Frame, Library, frame
-from internist.schema.views import AlertsPage, Coverage, Points, PointsPage, Run, SeriesPage, SeriesView, Verdicts
+from internist.schema.views import (
+    AlertsPage,
+    Coverage,
+    Points,
+    PointsPage,
+    Run,
+    SeriesPage,
+    SeriesView,
+    Usage,
+    Verdicts,
+)
 from internist.ship.connection import DEFAULT_SERVER, Connection
+from internist.ship.credentials import token_for
 
 PATIENCE_S: Final = 60.0
 _MOST_BYTES: Final = 256 << 20
@@ -191,7 +202,7 @@ class StoredRun:
             ConfigurationError: the server is of a version that cannot delete runs.
         """
         try:
-            self._connection.delete(f"runs/{quote(self.id, safe='')}")
+            self._connection.delete(f"runs/{quote(self.id, safe='')}", Usage)
         except NotInternist as error:
             if error.status != _NOT_ALLOWED:
                 raise
@@ -216,14 +227,13 @@ def read(server: str | None = None, token: str | None = None) -> Server:
 
     Args:
         server: its address; default: INTERNIST_SERVER, else http://127.0.0.1:8237.
-        token: what it asks for; default: INTERNIST_TOKEN.
+        token: what it asks for; default: INTERNIST_TOKEN, else what `internist login` kept.
 
     Raises:
         ConfigurationError: the address or the token cannot be one.
     """
     address = server or os.environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
-    secret = token or os.environ.get("INTERNIST_TOKEN") or None
-    return Server(Connection(address, secret, timeout=PATIENCE_S, most=_MOST_BYTES))
+    return Server(Connection(address, token_for(address, token), timeout=PATIENCE_S, most=_MOST_BYTES))
 
 
 def _curve(series: SeriesView, windows: Sequence[Points]) -> Curve:

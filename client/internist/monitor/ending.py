@@ -4,21 +4,22 @@ What is seen, and where:
 
 - an error that leaves the program: Python calls `sys.excepthook`, where ours comes after the one that stood there; if
   a later hook does not call ours, Python still keeps the error in `sys.last_value`, which is read at exit;
-- `sys.exit(code)`: Python throws the code away before anything at exit runs, so `sys.exit` notes it on its way. A
-  SystemExit that was caught does not count: the outermost frame then goes on and returns;
+- `sys.exit(code)`, `exit(code)` and `quit(code)`: Python throws the code away before anything at exit runs, so these
+  note it on its way. A SystemExit that was caught does not count: the outermost frame then goes on and returns;
+- `raise SystemExit(code)` in the program's own module: the instruction that it was left at tells, see `departure`;
 - SIGTERM and SIGHUP: see `signals`; SIGINT is a KeyboardInterrupt, and that an error;
 - a process of `multiprocessing`'s: it runs its own list of finalizers, with the error that ends it at hand;
-- `raise SystemExit(code)` without `sys.exit` is recorded as `finished`. Python clears the error before anything at exit
-  runs and calls no hook for it; what could see it on its way (tracing, `sys.monitoring`'s events of all raises, another
-  class in the place of the builtin one) would cost or change programs that end well. The frame that it left tells
-  that it came by and not with which code, and `raise SystemExit(main())` is an ordinary end;
+- `raise SystemExit(code)` in a function, or with what a call returns, is recorded as `finished`. Python clears the
+  error before anything at exit runs and calls no hook for it; what could see it on its way (tracing, `sys.monitoring`'s
+  events of all raises, another class in the place of the builtin one) would cost or change programs that end well.
+  That it came by can be seen and not with which code, and `raise SystemExit(main())` is an ordinary end;
 - `os._exit`, SIGKILL and crashes leave no time: the server notices that the run is lost.
 
 In a notebook or an interactive session errors end nothing, and are not looked at.
 """
 
 import atexit
-import dis
+import builtins
 import functools
 import multiprocessing
 import multiprocessing.util
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+from internist.monitor.departure import has_returned, is_under_way, outermost_frame, program_frame, raised_exit
 from internist.monitor.notebook import is_interactive
 from internist.monitor.signals import DeadlySignals
 from internist.schema.wire import Outcome
@@ -42,7 +44,6 @@ _SIGNALLED: Final = frozenset(
 """What a shell shows for a process that a signal ended, and what handlers of signals exit with."""
 _BEFORE_OTHERS: Final = 100
 """Finalizers of `multiprocessing` run from high to low; those of its own queues and pools are at 0 to 16."""
-_RETURNS: Final = ("RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR")
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
@@ -79,6 +80,8 @@ class Ending:
         self._signals = DeadlySignals(kill)
         self._process = -1
         self._noted: tuple[SystemExit, FrameType] | None = None
+        self._program: tuple[FrameType, FrameType] | None = None
+        """The frame of the program's own module, and the outermost one."""
         self._known_error = 0
         """Identity of the error that had left the program before. `sys.last_value` keeps it: no other error has it."""
         self._restore: list[Callable[[], None]] = []
@@ -90,16 +93,21 @@ class Ending:
         self._signals.install()
         if not self._restore and not is_interactive():
             self._known_error = id(_last_error())
+            own = program_frame()
+            self._program = None if own is None else (own, outermost_frame())
             self._restore = [
                 self._stand_in(sys, "excepthook", self._excepthook),
                 self._stand_in(sys, "exit", self._exit),
             ]
+            quitter = type(getattr(builtins, "exit", None))
+            if quitter.__module__ == "_sitebuiltins":  # that of `exit` and `quit`
+                self._restore.append(self._stand_in(quitter, "__call__", self._quit))
 
     def outcome(self) -> Outcome:
         """How a run has ended that ends now, with its model, and not by a call: as the program does, where that is over
         already. The variables of a program that has called `sys.exit` are gone before anything at exit runs."""
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if self._noted is None or not in_main_thread or _is_under_way(self._noted[1]):
+        if self._noted is None or not in_main_thread or is_under_way(self._noted[1]):
             return "finished"
         return outcome_of(self._error_at_exit())
 
@@ -109,7 +117,7 @@ class Ending:
         for restore in self._restore:
             restore()
         self._restore = []
-        self._noted = None
+        self._noted = self._program = None
 
     def _register(self) -> None:
         """Have this process call when it ends; what a forked copy has inherited calls for nobody."""
@@ -146,11 +154,22 @@ class Ending:
     def _exit(self, previous: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(previous)
         def note(status: Any = None, /) -> Any:
-            if threading.current_thread() is threading.main_thread():
-                self._noted = SystemExit(status), _outermost()
+            self._note(status)
             return previous(status)
 
         return note
+
+    def _quit(self, previous: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(previous)
+        def note(quitter: Any, code: Any = None) -> Any:
+            self._note(code)
+            return previous(quitter, code)
+
+        return note
+
+    def _note(self, status: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._noted = SystemExit(status), outermost_frame()
 
     def _at_exit(self) -> None:
         if os.getpid() == self._process:
@@ -165,7 +184,11 @@ class Ending:
         last = _last_error()
         if last is not None and id(last) != self._known_error and not is_interactive():
             return last
-        if self._noted is not None and not _has_returned(self._noted[1]):
+        if self._program is not None and not has_returned(self._program[1]):
+            raised = raised_exit(self._program[0])
+            if raised is not None:
+                return raised
+        if self._noted is not None and not has_returned(self._noted[1]):
             return self._noted[0]
         return None
 
@@ -180,21 +203,3 @@ def _last_error() -> BaseException | None:
     """The error that has last left the program, which Python keeps until the next."""
     error: BaseException | None = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     return error
-
-
-def _outermost() -> FrameType:
-    """The frame with which this thread began: the program's own, in the main thread."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-def _is_under_way(frame: FrameType) -> bool:
-    """Whether this thread is still inside a frame."""
-    return _outermost() is frame
-
-
-def _has_returned(frame: FrameType) -> bool:
-    """Whether a frame that is over came to its end; an error that leaves it stops it at some other instruction."""
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]] in _RETURNS if frame.f_lasti >= 0 else False

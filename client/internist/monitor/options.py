@@ -17,6 +17,7 @@ from internist.schema.metrics import METRICS
 from internist.schema.reference import TrajectoryPiece
 from internist.schema.wire import MAX_NAME_LENGTH, Scalar, Threshold
 from internist.ship.connection import DEFAULT_SERVER
+from internist.ship.credentials import token_for
 from internist.ship.segments import DEFAULT_DIRECTORY
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -87,6 +88,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
             " 1 %; 0 switches the governor off"
         )
     reference, trajectory = reference_of.settled(arguments["reference"])
+    server = _server(arguments["server"] or environ.get("INTERNIST_SERVER") or DEFAULT_SERVER)
     replay = arguments["replay"]
     if not isinstance(replay, bool):
         raise ConfigurationError(f"replay={replay!r}: expected True or False")
@@ -103,8 +105,8 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         metrics=choose_metrics(arguments["metrics"]),
         resume=_choice("resume", arguments["resume"], RESUME),
         step=_step(arguments["step"], environ),
-        server=_server(arguments["server"] or environ.get("INTERNIST_SERVER") or DEFAULT_SERVER),
-        token=_optional_text("token", arguments["token"] or environ.get("INTERNIST_TOKEN")),
+        server=server,
+        token=_optional_text("token", token_for(server, arguments["token"], environ=environ)),
         mode=_mode(arguments["mode"], environ),
         directory=_directory(arguments["directory"] or environ.get("INTERNIST_DIR") or DEFAULT_DIRECTORY),
         max_overhead=float(overhead),

@@ -134,7 +134,7 @@ def watch(
         resume: `auto` continues an earlier attempt of that id if there is one, `never` does not, `must` insists.
         step: optimizer steps already made; default: INTERNIST_STEP, else what the optimizer's state says, else 0.
         server: address of the server; default: INTERNIST_SERVER, else http://127.0.0.1:8237.
-        token: the server's token; default: INTERNIST_TOKEN.
+        token: the server's token; default: INTERNIST_TOKEN, else what `internist login` kept for it.
         mode: `auto` ships when the server can be reached, `online` insists on it at the start, `offline` only keeps
             the spool,
             `disabled` does nothing at all. INTERNIST_MODE where this is `auto`.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from internist.mup import sample
 from internist.mup.planner import plan
-from internist.mup.rules import optimizer_named
+from internist.mup.rules import Parametrization, optimizer_named
 from internist.mup.trial import Batch, Trial, train
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
@@ -78,6 +78,7 @@ def check(
     depths: Sequence[int] | None = None,
     optimizer: str | Callable[[nn.Module], Any] = "adamw",
     lr: float = 1e-3,
+    parametrization: Parametrization = "mup",
     seeds: int = 3,
     steps: int = 10,
     batch: Callable[[nn.Module], Batch] | None = None,
@@ -99,6 +100,8 @@ def check(
             that optimizer.
         lr: the first size's learning rate, where the optimizer is a name. Small: the exponents are those of what
             the first updates do, not of how the loss falls.
+        parametrization: of that plan. What is judged is whether features learn alike at every size, which those made to
+            compare with fail by design; `u_mup`'s embeddings, and in depth its branches, depart from it on purpose.
         seeds: trials of every size.
         steps: optimizer steps of a trial; 40 and more show growth that sets in late.
         batch: given a model, returns its input (a tensor, or a tuple of arguments) and the targets; called under the
@@ -124,8 +127,9 @@ def check(
     _require_positive("seeds", seeds)
     _require_positive("steps", steps)
     batch = batch or sample.batch
-    make = _planned(optimizer, lr, build_model, sizes[0], batch) if isinstance(optimizer, str) else optimizer
-    trial = Trial(make, batch, loss or sample.loss, steps, output)
+    if isinstance(optimizer, str):
+        optimizer = _planned(optimizer, lr, parametrization, build_model, sizes[0], batch)
+    trial = Trial(optimizer, batch, loss or sample.loss, steps, output)
     members: list[Member] = []
     excluded: list[Excluded] = []
     for size in sizes:
@@ -174,6 +178,7 @@ def _require_positive(name: str, value: object) -> None:
 def _planned(
     name: str,
     lr: float,
+    parametrization: Parametrization,
     build_model: Callable[..., nn.Module],
     smallest: dict[str, int],
     batch: Callable[[nn.Module], Batch],
@@ -191,7 +196,9 @@ def _planned(
     def make(model: nn.Module) -> Any:
         with torch.random.fork_rng([]):
             probe, _ = batch(model)
-        planned = plan(model, base=base, optimizer=name, lr=lr, attention="scale", probe=probe)
+        planned = plan(
+            model, base=base, optimizer=name, lr=lr, parametrization=parametrization, attention="scale", probe=probe
+        )
         return _MADE[name](planned.apply(), lr=lr)
 
     return make

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, linalg, nn
 
 from internist.measures.spectral import spectral_norm
+from internist.model.freshness import looks_drawn
+from internist.model.roles import is_norm, plain_name
 
 EXACT_UP_TO = 1024
 """Smaller side up to which a spectral norm is computed exactly; Lanczos beyond, restarted."""
@@ -59,6 +61,30 @@ def exact_norm(matrix: Tensor) -> float:
     for _ in range(RESTARTS):
         found = spectral_norm(work, start=found.right)
     return float(found.norm)
+
+
+@torch.no_grad()
+def trained_norm(root: nn.Module) -> str | None:
+    """Name of a gain or bias of a norm whose entries differ, as training makes them; empty where those of all norms are
+    alike, as they start. None without norms that learn."""
+    found = None
+    for name, owner in root.named_modules():
+        for attribute, tensor in owner.named_parameters(recurse=False) if is_norm(owner) else ():
+            if tensor.requires_grad and tensor.numel() > 1:
+                found = ""
+                if bool((tensor != tensor.flatten()[0]).any()):
+                    return plain_name(f"{name}.{attribute}")
+    return found
+
+
+@torch.no_grad()
+def looks_trained(tensor: Tensor, *, layout: str, row_blocks: int | None) -> bool:
+    """Whether one of a parameter's matrices has a singular value above what independent entries make."""
+    for matrix in matrices(tensor, layout=layout, row_blocks=row_blocks):
+        sigma = spectral_norm(matrix.to(torch.float32)).norm.reshape(1)
+        if sigma > 0 and not bool(looks_drawn(matrix.to(torch.float32).unsqueeze(0), sigma)):
+            return True
+    return False
 
 
 @torch.no_grad()

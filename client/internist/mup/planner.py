@@ -11,6 +11,7 @@ from internist.mup.family import Family, against_model, against_size, unplaced
 from internist.mup.own_scales import Attention, OwnScales, own_scales
 from internist.mup.planning import Init, Placed, Plan, PlanRow
 from internist.mup.rules import (
+    FEATURE_LEARNING,
     OPTIMIZERS,
     PARAMETRIZATIONS,
     SAME,
@@ -70,7 +71,7 @@ def plan(
             output. What is not given: what the weights of a base model have; without, 1 / √fan_in, and of embeddings
             that are not tied 1.
         radius: ‖W‖_R = √(fan_in / fan_out) ‖W‖₂ of hidden matrices under the spectral initialisation.
-        parametrization: `mup`; `standard` or `ntk` to compare with.
+        parametrization: `mup`; `u_mup`; `standard` or `ntk` to compare with.
         branch_depth: transformations in each residual branch (1, or 2 and more), where counting its matrices is wrong.
         roles: regular expression that matches the whole name of a parameter or module, to its role: input (or
             embedding), hidden, output (or head), gain, bias, router; of modules also `block`, and `branch`: its output
@@ -118,7 +119,7 @@ def plan(
         own = own_scales(shape, base, probe, attention=attention, watched=watched)
         if head == "weights" and own.logits != 1.0:
             raise ValueError("the model multiplies its logits itself: head='weights' is not possible, say 'multiplier'")
-        planner = replace(planner, own_logits=own.logits)
+        planner = replace(planner, own_logits=own.logits if parametrization in FEATURE_LEARNING else 1.0)
     if adamw_lr is None:
         adamw_lr = lr
     rows = tuple(
@@ -127,7 +128,7 @@ def plan(
     )
     placed = {name: p for name, p in planner.multipliers(shape).items() if p.factor != 1.0}
     notes = _notes(shape, family) if attention == "own" else ()
-    queries = own.queries if parametrization == "mup" else {}
+    queries = own.queries if parametrization in FEATURE_LEARNING else {}
     return Plan(model, optimizer, parametrization, init, rows, placed, family.base, (*notes, *own.notes), queries)
 
 
@@ -258,7 +259,7 @@ def _require_clear(shape: Structure, family: Family, parametrization: str, outpu
     for part in shape.parts:
         if not part.role:
             raise ValueError(unplaced(part))
-    if parametrization != "mup":
+    if parametrization not in FEATURE_LEARNING:
         return
     if family.depth != 1.0 and shape.unclear:
         block, why = next(iter(shape.unclear.items()))

@@ -11,7 +11,8 @@ from torch import nn
 
 from internist.model.heads import HeadRows
 from internist.model.roles import plain_name, unwrap
-from internist.mup.initialise import draw_normal, draw_spectral, reset_vector
+from internist.mup.initialise import draw_normal, draw_spectral, looks_trained, reset_vector, trained_norm
+from internist.mup.mark import mark
 from internist.mup.multipliers import multiply, multiply_queries
 from internist.mup.rules import OPTIMIZERS
 from internist.mup.words import table_of
@@ -90,22 +91,32 @@ class Plan:
     queries: dict[str, Queries] = field(default_factory=dict)
     """Module to what the queries that it makes are multiplied by, for those where it is not one."""
 
-    def apply(self) -> list[dict[str, Any]]:
+    def apply(self, *, redraw: bool = False) -> list[dict[str, Any]]:
         """Initialise the weights, set the multipliers, and return the optimizer's parameter groups.
 
-        Again, it draws the weights anew and sets the same multipliers once. Frozen weights are never drawn. With
-        `init=None` weights stay as they are; those that are not as planned are logged. Apply before the monitor,
-        `torch.compile` and data parallelism.
+        Again, it draws the weights anew and sets the same multipliers once. Frozen weights are never drawn, and trained
+        ones are refused: norms whose gains differ, or without norms hidden matrices with a singular value above what
+        independent entries make. With `init=None` weights stay as they are; those that are not as planned are logged.
+        Apply before the monitor, `torch.compile` and data parallelism.
+
+        Args:
+            redraw: draw weights anew that look trained.
 
         Returns:
             As `groups`.
 
         Raises:
-            ValueError: weights are to be drawn and have no storage (meta device).
+            ValueError: weights are to be drawn and have no storage (meta device), or look trained.
         """
         if self.init is None:
             self._tell_departures()
         else:
+            self._require_storage()
+            if not redraw and (name := self._trained()):
+                raise ValueError(
+                    f"{name!r} looks trained, or loaded, and is to be drawn anew: plan(init=None) leaves weights as "
+                    "they are, apply(redraw=True) draws them"
+                )
             self._initialise()
         self.set_multipliers()
         return self.groups()
@@ -117,6 +128,8 @@ class Plan:
             multiply(module, placed.factor, after_bias=placed.after_bias)
             queries = self.queries.get(plain_name(raw), Queries(1.0))
             multiply_queries(module, queries.factor, queries.rows)
+        factors = [*self.multipliers.values(), *self.queries.values()]
+        mark(unwrap(self.model), [one.factor for one in factors])
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups: `(name, parameter)` pairs with lr, weight_decay, eps under AdamW, algorithm and role.
@@ -218,8 +231,9 @@ class Plan:
             raise ValueError(f"the saved plan differs at {name!r}: multiplier {there.factor} there, {here.factor} here")
         if saved.queries != self.queries:
             name = next(n for n in (*self.queries, *saved.queries) if self.queries.get(n) != saved.queries.get(n))
-            own, other = self.queries.get(name, Queries(1.0)), saved.queries.get(name, Queries(1.0))
-            raise ValueError(f"the saved plan differs at {name!r}: queries x {other.factor} there, {own.factor} here")
+            is_here, is_there = self.queries.get(name, Queries(1.0)), saved.queries.get(name, Queries(1.0))
+            what = f"queries x {is_there.factor} there, {is_here.factor} here"
+            raise ValueError(f"the saved plan differs at {name!r}: {what}")
 
     @staticmethod
     def load(model: nn.Module, state: Mapping[str, Any]) -> "Plan":
@@ -287,11 +301,27 @@ class Plan:
     def _is_matrix_row(self, row: PlanRow) -> bool:
         return OPTIMIZERS[row.optimizer].scale is not None
 
-    def _initialise(self) -> None:
-        modules = {plain_name(raw): module for raw, module in unwrap(self.model).named_modules()}
+    def _require_storage(self) -> None:
         for name, tensor in self._tensors().items():
             if tensor.is_meta:
                 raise ValueError(f"{name!r} is on the meta device: give it storage before its weights are drawn")
+
+    def _trained(self) -> str:
+        """Name of a parameter that looks trained; empty where none does."""
+        norm = trained_norm(unwrap(self.model))
+        if norm is not None:
+            return norm
+        tensors = self._tensors()
+        drawn = [row for row in self.rows if row.role == "hidden" and tensors[row.parameter].requires_grad]
+        looked = (
+            row.parameter
+            for row in drawn
+            if looks_trained(tensors[row.parameter], layout=row.layout, row_blocks=row.row_blocks)
+        )
+        return next(looked, "")
+
+    def _initialise(self) -> None:
+        modules = {plain_name(raw): module for raw, module in unwrap(self.model).named_modules()}
         tensors = self._tensors()
         for row in self.rows:
             tensor, (place, _, attribute) = tensors[row.parameter], row.parameter.rpartition(".")

@@ -194,9 +194,9 @@ def _heads(names: Mapping[nn.Module, str], seen: _Forward) -> tuple[list[Heads],
             found[layer] = made
         else:
             unread[layer] = made
-    for name, module in own.items():
+    for name, torchs in own.items():
         if name in seen.called:
-            found[name] = Heads(name, module.head_dim, module.head_dim**-0.5, name, None)
+            found[name] = Heads(name, torchs.head_dim, torchs.head_dim**-0.5, name, None)
     for module, name in names.items():
         read = any(_is_around(name, one) or _is_around(one, name) for one in (*found, *unread))
         if name and is_attention(module) and not read and any(True for _ in module.parameters()):
@@ -236,7 +236,8 @@ def _fused(rows: int, count: int, size: int) -> Iterator[HeadRows]:
 def _nearest(tensor: Tensor, given: Mapping[str, Tensor]) -> str | None:
     """The module of those whose output is nearest behind a tensor, by the graph of gradients; None where none is."""
     nodes = {output.grad_fn: name for name, output in given.items() if output.grad_fn is not None}
-    waiting, known = deque([tensor.grad_fn]), set()
+    waiting: deque[Any] = deque([tensor.grad_fn])
+    known: set[Any] = set()
     while waiting and len(known) < NODES:
         node = waiting.popleft()
         if node is None or node in known:

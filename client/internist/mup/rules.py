@@ -29,12 +29,14 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 Role = Literal["input", "hidden", "output", "gain", "bias"]
-Parametrization = Literal["mup", "standard", "ntk"]
+Parametrization = Literal["mup", "standard", "ntk", "u_mup"]
 Branch = Literal[0, 1, 2]
 """Transformations of the residual branch that a parameter is in: 0 outside of branches, 1, or 2 for two and more."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
+FEATURE_LEARNING: tuple[Parametrization, ...] = ("mup", "u_mup")
+"""Those whose features learn alike at every size, so that attention's logits and residual branches count."""
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 
 
@@ -235,7 +237,7 @@ def rule(optimizer: str, role: Role, *, branch: Branch = 0, parametrization: Par
         role: input is embeddings and first layers, output the head.
         branch: of what is in a residual branch 1 or 2 (two and more transformations); 0 outside. Inputs and outputs
             have only 0.
-        parametrization: the rules of muP, or those of the standard or NTK parametrisation for comparison.
+        parametrization: the rules of muP, or of u-muP, or those of the standard or NTK parametrisation for comparison.
 
     Raises:
         ValueError: there is no such rule.
@@ -293,7 +295,7 @@ def _rows() -> Iterator[tuple[tuple[Parametrization, str, Role, Branch], Rule]]:
     for optimizer in _OPTIMIZERS:
         for role in ROLES:
             for branch in BRANCHES[: 1 if role in ("input", "output") else None]:
-                for parametrization, make in zip(PARAMETRIZATIONS, (_mup, _standard, _ntk), strict=True):
+                for parametrization, make in zip(PARAMETRIZATIONS, (_mup, _standard, _ntk, _u_mup), strict=True):
                     yield (parametrization, optimizer.name, role, branch), make(optimizer, role, branch)
 
 
@@ -348,6 +350,29 @@ def _ntk(optimizer: Optimizer, role: Role, branch: Branch) -> Rule:
         row = folded(replace(row, multiplier=Powers(fan_in=-0.5), init_variance=SAME))
     source = "Jacot et al. 2018, arXiv:1806.07572; the multiplier folded into the weight (derived for this project)"
     return replace(row, source=source, tag="M; its folding D")
+
+
+def _u_mup(optimizer: Optimizer, role: Role, branch: Branch) -> Rule:
+    """Weights of unit variance behind 1 / √fan_in, the head's behind 1 / fan_in, each with its rate; written here with
+    the hidden multiplier folded into the weight, which leaves muP's powers of width but for the input's rate, times
+    1 / √fan_out. Residual branches, however deep, are multiplied by 1 / √r_L and learn at a rate of that.
+
+    The unit scale of activations and gradients itself is constants, which a base has already.
+    """
+    row = _mup(optimizer, role, 1 if branch else 0)
+    lr = row.lr + Powers(fan_out=-0.5) if role == "input" else row.lr
+    is_adams = row.optimizer in ("adamw", "lion", "sophia")
+    return replace(
+        row,
+        branch=branch,
+        lr=lr,
+        weight_decay=None if row.weight_decay is None else -lr,
+        source="Blake et al. 2024, arXiv:2407.17465; the rates of Adam as in its authors' library, unit_scaling.optim"
+        + ("" if is_adams else "; what is not Adam's of arXiv:2603.00541's rule for branches of one transformation")
+        + "; the multiplier folded into the weight (derived for this project)",
+        tag="S, of the code; its folding D" if row.optimizer == "adamw" else "D",
+        parametrization="u_mup",
+    )
 
 
 _TABLE = dict(_rows())

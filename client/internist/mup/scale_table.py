@@ -143,7 +143,7 @@ def scale(
         from_: (width, number of residual blocks) that they are for.
         to: (width, number of residual blocks) wanted. Depths may be None, both of them: as many blocks as before.
         optimizer: a name in `internist.mup.OPTIMIZERS`.
-        parametrization: `mup`, or `standard` or `ntk` to compare with.
+        parametrization: `mup`, `u_mup`, or `standard` or `ntk` to compare with.
         branch_depth: transformations in a residual branch: 1, or 2 for two and more, as in attention and an MLP.
         others: who steps what is no hidden matrix beside a matrix optimizer: AdamW, or for inputs and outputs itself.
 

@@ -1,7 +1,7 @@
 """Parameter groups: one number and one name for each group of each optimizer that takes part."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ GROUPS_A_PLACE = 1_000
 """Numbers of groups that each optimizer may use."""
 PLACES_A_STAGE = 1_000
 """Numbers of optimizers that each stage of a pipeline may use."""
+LEAP = 1.5
+"""Times by which a rate changes from one step to the next that is told at once: no schedule does that often."""
 
 
 class Groups:
@@ -32,8 +34,10 @@ class Groups:
         self._book, self._sampling = book, sampling
         self._stage = stage
         self._places: list[Callable[[], Any]] = []
-        self._rates: dict[int, list[tuple[int, Series]]] = {}
-        """By place: the groups whose rate is a number, and its series."""
+        self._numbers: dict[int, list[tuple[int, str, Series]]] = {}
+        """By place: the groups whose rate or decay is a number, which of them, and its series."""
+        self._before: dict[int, list[float]] = {}
+        """By place: these rates at the step before."""
 
     def number(self, optimizer: Any, index: int) -> int:
         """The number of a group, different for all groups of the run."""
@@ -43,7 +47,7 @@ class Groups:
         """Record learning rate and weight decay of an optimizer's groups, as this step used them."""
         names: set[str] = set()
         groups, step = parameter_groups(optimizer), recorder.step_under_way
-        rates = self._rates[self._place(optimizer)] = []
+        numbers = self._numbers[self._place(optimizer)] = []
         schedule = self._sampling.schedule
         declared = schedule.multipliers(step, groups) if schedule is not None and step >= 0 else None
         if schedule is not None and declared is not None:
@@ -56,8 +60,7 @@ class Groups:
             subject = f"{place}.{name}" if place else name
             subject = f"pp{self._stage}.{subject}" if self._stage else subject
             if declared is not None:
-                series = self._series("schedule.multiplier", subject, self.number(optimizer, index), group)
-                recorder.add_host(series, declared[index])
+                recorder.add_host(self._multiplier(subject, self.number(optimizer, index), group), declared[index])
             for metric, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
                 value = group.get(key)
                 series = self._series(metric, subject, self.number(optimizer, index), group)
@@ -67,16 +70,41 @@ class Groups:
                     recorder.add([series], value.detach().to(torch.float32, copy=True))  # a scheduler writes to it
                 elif isinstance(value, int | float):
                     recorder.add_host(series, float(value))
-                    if key == "lr":
-                        rates.append((index, series))
+                    numbers.append((index, key, series))
             self._record_steps(optimizer, group, subject, self.number(optimizer, index), recorder)
+        self._before[self._place(optimizer)] = [float(groups[index][key]) for index, key, _ in numbers if key == "lr"]
 
-    def rates(self, optimizer: Any) -> list[tuple[Series, float]]:
-        """The learning rates of an optimizer whose groups have been recorded, as far as they are numbers."""
-        known = self._rates.get(self._place(optimizer), ())
+    def rates(self, optimizer: Any, recorder: Recorder) -> list[tuple[Series, float]]:
+        """The learning rates of an optimizer whose groups have been recorded, as far as they are numbers, at a step
+        that is not sampled. Where one has leapt since the step before, all are recorded: the next sample would tell of
+        it too late, and not when it was."""
+        place = self._place(optimizer)
+        known = self._numbers.get(place, ())
         groups = parameter_groups(optimizer) if known else []
-        found = ((series, groups[index].get("lr")) for index, series in known if index < len(groups))
-        return [(series, float(rate)) for series, rate in found if isinstance(rate, int | float)]
+        found = [(index, key, series, groups[index].get(key)) for index, key, series in known if index < len(groups)]
+        numbers = [(i, key, series, float(value)) for i, key, series, value in found if isinstance(value, int | float)]
+        rates = [(series, value) for _, key, series, value in numbers if key == "lr"]
+        now, before = [rate for _, rate in rates], self._before.get(place, [])
+        self._before[place] = now
+        if len(now) == len(before) and any(map(_has_leapt, before, now)):
+            self._record_leap(numbers, groups, recorder)
+        return rates
+
+    def _record_leap(
+        self, numbers: Sequence[tuple[int, str, Series, float]], groups: Sequence[dict[str, Any]], recorder: Recorder
+    ) -> None:
+        """Record rates and decays, with what the schedule says that rates are multiplied by: a leap that is meant is
+        none, and neither is one of the decay with its rate."""
+        step, schedule = recorder.step_under_way, self._sampling.schedule
+        declared = None if schedule is None or step < 0 else schedule.multipliers(step, groups)
+        for index, key, series, value in numbers:
+            recorder.log_measured(step, series, value)
+            if declared is not None and key == "lr":
+                multiplier = self._multiplier(series.subject, series.facts.group or 0, groups[index])
+                recorder.log_measured(step, multiplier, declared[index])
+
+    def _multiplier(self, subject: str, number: int, group: dict[str, Any]) -> Series | None:
+        return self._series("schedule.multiplier", subject, number, group)
 
     def _record_steps(
         self, optimizer: Any, group: dict[str, Any], subject: str, number: int, recorder: Recorder
@@ -115,6 +143,10 @@ class Groups:
             return len(self._places) - 1
         self._places[free] = reference_to(optimizer)
         return free
+
+
+def _has_leapt(before: float, now: float) -> bool:
+    return not min(before, now) * LEAP >= max(before, now)
 
 
 def reference_to(something: Any) -> Callable[[], Any]:

@@ -282,7 +282,10 @@ class Observer:
 
     def _after_update(self, optimizer: Any, *, closure: bool) -> None:
         if not self._due.light:
-            self._rates += self._captures.parameters.rates(optimizer)
+            waited = self._recorder.busy
+            self._rates += self._captures.parameters.rates(optimizer, self._recorder)
+            if self._recorder.busy and not waited:
+                self.on_step()
             return
         captures = self._captures
         with self._pacing.work.light, torch.no_grad():

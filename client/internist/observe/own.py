@@ -18,6 +18,8 @@ CORNER = 16
 """Pixels of each side of the corner of an image that is a convolution's probe."""
 PRODUCT_ENTRIES = 1 << 22
 """Entries of a weight that are widened to float64 at a time."""
+LAYER_NORM_EPS = 1e-5
+"""`nn.LayerNorm`'s own, which layers that write it into their forward have, too."""
 TOLERANCE = 0.02
 """Of the largest entry: how far a module's real output may be from its rule's. bfloat16 products of a few thousand
 terms stay below half of it, and a layer that computes something else is off by far more."""
@@ -83,14 +85,19 @@ def own_update(module: nn.Module, probe: Probe, deltas: Mapping[str, Tensor]) ->
 
 
 def normalization(module: nn.Module) -> Normalization | None:
-    """How a layer normalises what it multiplies by its gain; None for layers whose rule is not known."""
+    """How a layer normalises what it multiplies by its gain; None for layers whose rule is not known.
+
+    Somebody's own layer is taken by the name of its class, and held to that by its output (`deviation`). One that is
+    called a layer norm and has no word of a bias, not even that it wants none, is T5's: it takes no mean off.
+    """
     if not _is_known_norm(module):
         return None
     if isinstance(module, nn.LayerNorm):
         return Normalization(centred=True, eps=module.eps)
+    centred = _is_called(module, "LayerNorm") and hasattr(module, "bias")
     told = (getattr(module, name, None) for name in ("eps", "variance_epsilon"))
-    eps = next((value for value in told if isinstance(value, float)), torch.finfo(torch.float32).eps)
-    return Normalization(centred=False, eps=eps)
+    usual = LAYER_NORM_EPS if centred else torch.finfo(torch.float32).eps
+    return Normalization(centred=centred, eps=next((value for value in told if isinstance(value, float)), usual))
 
 
 def normalized_by(kind: Normalization, tokens: Tensor) -> Tensor:
@@ -216,7 +223,14 @@ def _product(tokens: Tensor, matrix: Tensor) -> Tensor:
 def _is_known_norm(module: nn.Module) -> bool:
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
-    return isinstance(module, nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
+    if isinstance(module, nn.RMSNorm) or _is_called(module, "RMSNorm"):
+        return True
+    weight = stored_weight(module)
+    return _is_called(module, "LayerNorm") and weight is not None and weight.dim() == 1
+
+
+def _is_called(module: nn.Module, name: str) -> bool:
+    return type(module).__name__.endswith(name)
 
 
 def _normalized(module: nn.Module, tokens: Tensor) -> Tensor | None:

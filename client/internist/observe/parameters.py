@@ -179,9 +179,10 @@ class ParameterCapture:
         if self._speaker.reports_replicated:
             self._groups.record(optimizer, recorder)
 
-    def rates(self, optimizer: Any) -> list[tuple[Series, float]]:
-        """Learning rates of an optimizer in a step that is not sampled, as far as they are numbers."""
-        return self._groups.rates(optimizer)
+    def rates(self, optimizer: Any, recorder: Recorder) -> list[tuple[Series, float]]:
+        """Learning rates of an optimizer in a step that is not sampled, as far as they are numbers; recorded where one
+        has leapt."""
+        return self._groups.rates(optimizer, recorder)
 
     def finish(self, recorder: Recorder, step: int) -> None:
         """Record what belongs to the whole round that made a step: the global gradient norm."""

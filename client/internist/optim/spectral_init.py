@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from internist.measures.precision import full_precision
+from internist.model.freshness import looks_drawn
 from internist.optim.constraints import spectral_radius
-from internist.optim.freshness import looks_drawn
 from internist.optim.top_pair import TopPair, top_pair
 
 AT_TARGET = 0.02

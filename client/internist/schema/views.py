@@ -411,6 +411,18 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """For whom a server takes whoever asks."""
+
+    name: str
+    """Of the token; `anyone` where the server asks for none."""
+    scopes: tuple[Scope, ...]
+    project: str | None
+    """The only one whose runs it is for; None: all."""
+    expires_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class NewToken:
     """A token that was made just now."""
 

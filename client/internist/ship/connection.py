@@ -51,6 +51,7 @@ LONGEST_WAIT_S: Final = 60.0
 _CHUNK = 64 << 10
 _SHOWN = 80
 _JSON = "application/json"
+_PORTS: Final = {"http": 80, "https": 443}
 _OF_A_GATEWAY: Final = (400, 403, 408, 411, 414, 500, 502, 503, 504)
 """What proxies, firewalls and load balancers have been seen to answer to a body that is too large for them."""
 
@@ -95,7 +96,7 @@ class Connection:
         self, server: str, token: str | None = None, timeout: float = READ_S, most: int = MAX_REPLY_BYTES
     ) -> None:
         address = _parsed(server)
-        self.server = Url(address.scheme, None, address.host, address.port, address.path).url.rstrip("/")
+        self.server = address_of(server)
         self._base = (address.path or "").rstrip("/")
         self._patience = timeout
         self._most = most
@@ -177,11 +178,9 @@ class Connection:
         """What the API answers to a JSON body that is posted to a path below `/api/v1/`."""
         return self._post(f"/api/v1/{path}", msgspec.json.encode(body), _JSON, reply)
 
-    def delete(self, path: str) -> None:
-        """Delete what is at a path below `/api/v1/`."""
-        answer = self._exchange("DELETE", f"/api/v1/{path}", None, self._headers)
-        if answer.status not in (200, 202, 204):
-            raise self._refusal(path, answer)
+    def delete(self, path: str, reply: type[_Reply]) -> _Reply:
+        """Delete what is at a path below `/api/v1/`; what the API answers."""
+        return self._understood(path, self._exchange("DELETE", f"/api/v1/{path}", None, self._headers), reply)
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -294,6 +293,17 @@ class Connection:
         """The kind and the beginning of a body."""
         text = " ".join(answer.data[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
         return f"{answer.content_type or 'without type'} {text!r}"
+
+
+def address_of(server: str) -> str:
+    """A server's address as messages and files name it: without credentials, and without what goes without saying.
+
+    Raises:
+        ConfigurationError: it cannot be one.
+    """
+    address = _parsed(server)
+    port = None if address.port == _PORTS.get(address.scheme or "") else address.port
+    return Url(address.scheme, None, address.host, port, address.path).url.rstrip("/")
 
 
 def may_be_too_large(error: ServerError, size: int) -> bool:

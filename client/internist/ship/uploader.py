@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,7 +167,20 @@ class Uploader(threading.Thread):
             self.delivery.acknowledged = self._spool.last_sequence
         self._spool.acknowledge(self.delivery.acknowledged)
         self._begun = True
+        self._tell_address()
         self._heartbeat_due = 0.0  # at once: from its first heartbeat on the server can notice that a run is lost
+
+    def _tell_address(self) -> None:
+        """Say once where the run is seen: in the log, or on the terminal of a script that has set up no log at all."""
+        url = self.delivery.url
+        if url is None or self._rank != 0 or url in self._said:
+            return
+        self._said.add(url)
+        message = f"run {self._run}, {self.delivery.start.name}: {url}"
+        if _LOG.hasHandlers():
+            _LOG.info("%s", message)
+        elif sys.stderr is not None:
+            sys.stderr.write(f"internist: {message}\n")
 
     def _send_heartbeat(self) -> None:
         self._heartbeat_due = time.monotonic() + self._heartbeat_s
@@ -232,7 +246,7 @@ def _outage(error: ServerError) -> str:
 def _advice(error: ServerError) -> str:
     """What to type so that the frames get through."""
     if isinstance(error, TokenRefused):
-        return " until INTERNIST_TOKEN holds a token that this server knows."
+        return " until INTERNIST_TOKEN, or what `internist login` keeps, is a token that this server knows."
     if isinstance(error, ServerUnreachable | NotInternist):
         return " and arrive by themselves once it runs: type `internist serve`"
     return " and are sent again."

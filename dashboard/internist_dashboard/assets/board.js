@@ -35,13 +35,18 @@
     return Number.isFinite(first) && Number.isFinite(last) && last > first ? { first, last } : null;
   }
 
-  /** All charts show the window at once, by the numbers they hold; the server sends finer ones after. */
-  function zoomAll(first, last) {
-    const pad = Math.max(0.5, 0.012 * (last - first));
-    for (const id of ["loss-graph", "heat-graph", "logit-graph", "optimizer-graph"]) {
-      const graph = document.querySelector(`#${id} .js-plotly-plot`);
-      if (graph && graph._fullLayout && graph._fullLayout.xaxis) window.Plotly.relayout(graph, { "xaxis.range": [first - pad, last + pad] });
-    }
+  const CHARTS = ["loss-graph", "heat-graph", "logit-graph", "optimizer-graph"];
+
+  /** All charts show what one was dragged to, by the numbers they hold, one a frame; the server sends finer ones after. */
+  function zoomAll(range) {
+    const isElsewhere = (graph) => graph && graph._fullLayout && graph._fullLayout.xaxis && graph._fullLayout.xaxis.range.some((end, i) => end !== range[i]);
+    const waiting = CHARTS.map((id) => document.querySelector(`#${id} .js-plotly-plot`)).filter(isElsewhere);
+    (function next() {
+      const graph = waiting.shift();
+      if (!graph) return;
+      if (graph.isConnected) window.Plotly.relayout(graph, { "xaxis.range": range });
+      requestAnimationFrame(next);
+    })();
   }
 
   function panelOf(params) {
@@ -124,8 +129,13 @@
       const first = Math.max(0, Math.floor(layout["xaxis.range[0]"]));
       const last = Math.max(first + 1, Math.ceil(layout["xaxis.range[1]"]));
       remember({ steps: `${first}-${last}` });
-      zoomAll(first, last);
+      zoomAll([layout["xaxis.range[0]"], layout["xaxis.range[1]"]]);
       return { first, last };
+    },
+
+    /** A heat map has come: what was sent of its cells becomes what is drawn. */
+    unfold(sent) {
+      return sent ? window.internistCells.unfold(sent) : nothing();
     },
 
     keepAxis(axis) {

@@ -9,6 +9,7 @@
   const state = { epoch: null, drawnAt: 0, drawnLast: 0, isAsking: false };
   const plot = (id) => document.querySelector(`#${id} .js-plotly-plot`);
   const connection = window.internistConnection;
+  const cells = window.internistCells;
 
   function whole(change) {
     state.drawnAt = Date.now();
@@ -30,11 +31,11 @@
     const lossGraph = plot("loss-graph"), heatGraph = plot("heat-graph"), logitGraph = plot("logit-graph");
     if (!lossGraph || !lossGraph.layout.meta || !heatGraph) return null;
     const first = traceOf(heatGraph, 0);
-    const heat = first && first.type === "heatmap" && first.x.length ? first : null; /* none while all warms up */
+    const heat = first && first.type === "heatmap" && first.x.length ? cells.heldBy(first) : null; /* none while all warms up */
     const params = new URLSearchParams(location.search);
     const lines = Object.values(lossGraph.layout.meta.lines);
     const heads = logitGraph && Array.isArray(logitGraph.layout.meta) ? logitGraph.layout.meta.map((row) => row.series) : [];
-    const ends = [lossGraph.layout.meta.last, heat && last(heat.x)].filter((x) => x !== null && x !== undefined);
+    const ends = [lossGraph.layout.meta.last, heat && last(heat.steps)].filter((x) => x !== null && x !== undefined);
     const asked = new URLSearchParams({ after: String(Math.min(...ends)), lines: lines.join(","), heads: heads.join(",") });
     const picked = document.getElementById("metric");
     if (heat && picked && picked.value) asked.set("metric", picked.value);
@@ -84,19 +85,17 @@
     const lossGraph = plot("loss-graph"), heatGraph = plot("heat-graph"), logitGraph = plot("logit-graph");
     extendLines(lossGraph, news);
     if (news.heat && news.heat.x.length) {
-      const values = news.heat.values;
-      extendRows(heatGraph, news, news.heat.x, news.heat.z.map((row, i) => row.map((z, j) => (z === null && values[i][j] !== null ? UNJUDGED : z))),
-        (i, j) => [values[i][j], news.heat.z[i][j] === null ? null : 2 ** news.heat.z[i][j], news.heat.x[j]]);
+      const { x, values, ratios, against } = news.heat;
+      extendRows(heatGraph, news, x, values.map((row, i) => row.map((value, j) => cells.ofRatio(value, ratios[i][j]))),
+        (i, j) => cells.says(values[i][j], ratios[i][j], x[j], against));
     } else extendRows(heatGraph, news, [], [], null);
     const meta = logitGraph && logitGraph.layout.meta;
     if (!Array.isArray(meta)) return;
     const rows = meta.map((row) => news.heads[row.series] || { x: [], y: [] });
     const steps = [...new Set(rows.flatMap((row) => row.x))].sort((a, b) => a - b);
     const values = rows.map((row) => steps.map((step) => { const at = row.x.indexOf(step); return at < 0 ? null : row.y[at]; }));
-    extendRows(logitGraph, news, steps, values.map((row) => row.map((x) => (x === null ? null : Math.log10(Math.max(1, x))))), (i, j) => values[i][j]);
+    extendRows(logitGraph, news, steps, values.map((row) => row.map(cells.ofLogit)), (i, j) => [values[i][j], steps[j]]);
   }
-
-  const UNJUDGED = -2.5;
 
   function extendLines(graph, news) {
     if (!graph || !graph.layout.meta) return;
@@ -121,13 +120,12 @@
   function extendRows(graph, news, steps, z, detail) {
     const trace = traceOf(graph, 0);
     if (!trace || trace.type !== "heatmap") return;
-    const end = last(trace.x);
+    const end = last(cells.heldBy(trace).steps);
     const fresh = steps.map((step, j) => [step, j]).filter(([step]) => end === null || step > end);
     const layout = span(graph, news);
     if (graph.layout.images && graph.layout.images.length) layout["images[0].sizex"] = news.last - graph.layout.images[0].x;
     if (!fresh.length) return window.Plotly.relayout(graph, layout);
-    const added = { x: [[...trace.x, ...fresh.map(([step]) => step)]], z: [Array.from(trace.z, (row, i) => [...row, ...fresh.map(([, j]) => z[i][j])])] };
-    added.customdata = [Array.from(trace.customdata, (row, i) => [...row, ...fresh.map(([, j]) => detail(i, j))])];
+    const added = cells.extended(trace, fresh.map(([step]) => step), z.map((row) => fresh.map(([, j]) => row[j])), z.map((_, i) => fresh.map(([, j]) => detail(i, j))));
     window.Plotly.update(graph, added, layout, [0]);
   }
 

@@ -30,8 +30,9 @@
     const traces = graph._fullData.filter((trace) => trace.visible === true && !String(trace.name).endsWith(SMOOTHED));
     const heat = traces.find((trace) => trace.type === "heatmap");
     if (heat) {
-      const value = (i, j) => { const cell = heat.customdata[i][j]; return Array.isArray(cell) || ArrayBuffer.isView(cell) ? cell[0] : cell; };
-      return [["", ...heat.x], ...Array.from(heat.y, (name, i) => [plain(name), ...Array.from(heat.x, (_, j) => value(i, j))])];
+      const { steps, details } = window.internistCells.heldBy(heat) || { steps: heat.x, details: heat.customdata };
+      const value = (i, j) => { const cell = details[i][j]; return Array.isArray(cell) || ArrayBuffer.isView(cell) ? cell[0] : cell; };
+      return [["", ...steps], ...Array.from(heat.y, (name, i) => [plain(name), ...Array.from(steps, (_, j) => value(i, j))])];
     }
     const lines = traces.filter((trace) => trace.mode && trace.mode.includes("lines") && trace.name && !/^trace \d/.test(trace.name));
     const steps = [...new Set(lines.flatMap((trace) => Array.from(trace.x)))].sort((a, b) => a - b);

@@ -1,7 +1,6 @@
 """One run: the sentence, six cards, the charts on one step axis, and the blocks, worst first."""
 
 import asyncio
-import math
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +9,7 @@ import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Run, SeriesView
+from internist.schema.views import Alert, AlertsPage, Heatmap, Points, Run
 from internist_dashboard import about_items, alert_items, cards, components, figures, routing, sentence, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
@@ -18,9 +17,10 @@ from internist_dashboard.axis import AXES, on_axis
 from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
 from internist_dashboard.filters import compiled, subject_of
+from internist_dashboard.folding import fold
 from internist_dashboard.frame import Frame
 from internist_dashboard.links import link
-from internist_dashboard.rows import MOST_ROWS, collapse
+from internist_dashboard.rows import MOST_ROWS, Row, collapse
 from internist_dashboard.theme import Scheme
 
 FALLBACK_MS = 5_000
@@ -31,11 +31,11 @@ RATE_LIMIT = 4
 """Learning rates drawn: groups beyond these are in the series list."""
 HEAD_LIMIT = 128
 """Heads drawn, one row each; where a model has more, each layer shows those with the largest logits."""
-HEADS_ASKED = 8_192
-COLUMNS = 240
+COLUMNS = 200
 GOING_ON = ("live", "stalled")
 """States of a run of which more may come."""
 PIXELS = 700
+STORES = ("poll", "heat-shown", "heat-sent", "logit-sent", "board-rows", "run-headline")
 Window = dict[str, int] | None
 
 
@@ -49,7 +49,7 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                 filter_hint="filter by regex",
             ),
             dcc.Interval(id="fallback-clock", interval=FALLBACK_MS),
-            *(dcc.Store(id=name) for name in ("poll", "heat-shown", "board-rows", "run-headline")),
+            *(dcc.Store(id=name) for name in STORES),
             html.Main(
                 [
                     html.H1(f"{run.project}: {run.name}", className="unseen"),
@@ -184,7 +184,7 @@ def register(app: dash.Dash, api: Api) -> None:
         return await asyncio.to_thread(figures.loss, loss, drawn_rates, standing(alerts.alerts, run, frame), frame)
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("heat-graph", "figure"),
+        Output("heat-sent", "data"),
         Output("metric", "data"),
         Output("metric", "value"),
         Output("heat-shown", "data"),
@@ -219,7 +219,7 @@ def register(app: dash.Dash, api: Api) -> None:
         found = collapse(heatmap, opened=heat.get("opened") or (), pattern=compiled(text))
         rows = found[:MOST_ROWS]
         figure = (
-            await asyncio.to_thread(figures.heat, heatmap, rows, frame)
+            await asyncio.to_thread(_sent_heat, heatmap, rows, frame)
             if rows
             else figures.empty("No row to draw: nothing is measured yet, or the filter matches none.", frame)
         )
@@ -229,7 +229,7 @@ def register(app: dash.Dash, api: Api) -> None:
         return figure, options, heatmap.metric, heatmap.metric, note
 
     @app.callback(  # type: ignore[untyped-decorator]
-        Output("logit-graph", "figure"),
+        Output("logit-sent", "data"),
         Output("logit-note", "children"),
         Input("tick", "data"),
         Input("window", "data"),
@@ -246,10 +246,10 @@ def register(app: dash.Dash, api: Api) -> None:
         subject = subject_of(text)
         run, heads = await asyncio.gather(
             api.run(name),
-            api.series(name, metric="attention.max_logit", subject=subject, limit=HEADS_ASKED),
+            api.largest(name, metric="attention.max_logit", subject=subject, limit=HEAD_LIMIT),
         )
         frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
-        chosen = chosen_heads(list(heads))
+        chosen, total = heads
         if not chosen:
             return figures.empty(
                 "No attention logits: no attention that can be read has run, or the filter matches none.", frame
@@ -258,11 +258,17 @@ def register(app: dash.Dash, api: Api) -> None:
             name, [head.id for head in chosen], first=frame.first, last=frame.last, pixels=COLUMNS
         )
         note = (
-            f"{len(heads)} heads"
-            if len(chosen) == len(heads)
-            else f"{len(chosen)} of {len(heads)} heads: the largest of each layer"
+            f"{total} heads" if len(chosen) == total else f"{len(chosen)} of {total} heads: the largest of each layer"
         )
-        return await asyncio.to_thread(figures.logits, page_of.windows, frame), note
+        return await asyncio.to_thread(_sent_logits, page_of.windows, frame), note
+
+
+def _sent_heat(heatmap: Heatmap, rows: list[Row], frame: Frame) -> dict[str, Any]:
+    return fold(figures.heat(heatmap, rows, frame), against=words.against(heatmap.basis))
+
+
+def _sent_logits(windows: tuple[Points, ...], frame: Frame) -> dict[str, Any]:
+    return fold(figures.logits(windows, frame))
 
 
 def headline(run: Run) -> dict[str, Any]:
@@ -278,23 +284,6 @@ def frame_of(run: Run, window: Window, scheme: Scheme, *, is_narrow: bool) -> Fr
     if window:
         first, last = max(first, int(window["first"])), min(last, int(window["last"]))
     return Frame(first, max(last, first + 1), scheme or "light", bool(is_narrow), later)
-
-
-def chosen_heads(heads: list[SeriesView]) -> list[SeriesView]:
-    """All heads while they fit; beyond, in each layer those whose last logit is largest, in their own order."""
-    if len(heads) <= HEAD_LIMIT:
-        return heads
-    layers: dict[str, list[SeriesView]] = {}
-    for head in heads:
-        layers.setdefault(head.subject, []).append(head)
-    each = max(1, HEAD_LIMIT // len(layers))
-    kept = {head.id for layer in layers.values() for head in sorted(layer, key=_by_last_value, reverse=True)[:each]}
-    return [head for head in heads if head.id in kept]
-
-
-def _by_last_value(head: SeriesView) -> float:
-    value = words.real(head.last_value)
-    return -math.inf if value is None else math.inf if math.isnan(value) else value
 
 
 def _alerts(run: str, page: AlertsPage, now_ms: int) -> Node:

@@ -2,8 +2,13 @@
 this machine or its link."""
 
 import socket
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Final
 from urllib.parse import quote, urlsplit
+
+METADATA: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
+"""Where clouds tell a machine its secrets, beside 169.254.169.254: those of AWS by IPv6, and of Alibaba."""
+_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
 
 
 def run_url(run: str, *, external_url: str) -> str:
@@ -20,18 +25,30 @@ def receiver_name(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a webhook's address is this machine, or what only its link reaches, such as a cloud's metadata. A name is
-    taken for what it says."""
+    """Whether a webhook's address says that it is this machine, or what only its link reaches, such as a cloud's
+    metadata. What a name leads to is looked at when it is called."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    return is_local_address(host)
+
+
+def is_local_address(text: str) -> bool:
+    """Whether this is an address of this machine, or one that only its link reaches; a name is none."""
     try:
-        found = ip_address(host.partition("%")[0])
+        found = ip_address(text.partition("%")[0])
     except ValueError:
         try:
-            found = ip_address(socket.inet_aton(host))  # 127.1, 2130706433, 0x7f.1: as connections read them
+            found = ip_address(socket.inet_aton(text))  # 127.1, 2130706433, 0x7f.1: as connections read them
         except (OSError, UnicodeEncodeError):
             return False
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_loopback or found.is_link_local or found.is_unspecified
+    if isinstance(found, IPv6Address):
+        found = _within(found)
+    return found.is_loopback or found.is_link_local or found.is_unspecified or found in METADATA
+
+
+def _within(address: IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that one of IPv6 stands for: mapped, or translated on the way (RFC 6052, 3056)."""
+    if address in _TRANSLATED:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address

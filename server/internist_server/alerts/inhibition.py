@@ -10,6 +10,10 @@ from internist_server.alerts.labels import level_of
 _OWN: Final = frozenset({"own", "weight", "learning_rate"})
 _STANDING: Final = frozenset({"run_lost", "run_stalled"})
 _LOUDNESS: Final = {"info": 0, "warning": 1, "critical": 2}
+_STEPS: Final = frozenset({"update", "spectral_update"})
+"""Two views of one matter: how far steps move outputs, and how large they are."""
+_MOVES: Final = _STEPS | {"weight_jump"}
+"""What moves features."""
 _ASKED_FOR: Final = frozenset({THRESHOLD, ABSENT, "user"})
 """Who asks to be told of something is told of it."""
 
@@ -33,14 +37,18 @@ def _explains(cause: Alert, effect: Alert, orders: Mapping[int, int]) -> bool:
         return False
     if cause.condition in _STANDING:
         return effect.kind is not None
+    if cause.condition == "numeric":  # whatever a NaN reaches
+        return effect.kind is not None
     if effect.cause == "model":  # what the whole model shows, some module of it began
         return cause.kind is not None
     if effect.cause == "feature":  # features move because some layer's own update, or a rate, did
         here = orders.get(effect.series or 0, 0)
         is_before = cause.block == effect.block or orders.get(cause.series or 0, -1) <= here
-        return cause.condition == "update" and cause.cause in _OWN and is_before
+        return cause.condition in _MOVES and cause.cause in _OWN and is_before
     if cause.cause == "learning_rate":
-        return effect.condition in ("update", "spectral_update")
+        return effect.condition in _STEPS
+    if cause.condition in _STEPS and effect.condition in _STEPS:
+        return cause.cause in _OWN
     return cause.cause in _OWN and _contains(cause, effect)
 
 

@@ -115,6 +115,7 @@ class Notifier(Poster):
         claim: Callable[[], Notification | None],
         settle: Callable[[int, str | None], None],
         external_url: str,
+        may_be_local: bool = True,
         poll_s: float = 1.0,
     ) -> None:
         """A thread that is not started yet.
@@ -125,9 +126,10 @@ class Notifier(Poster):
             settle: called with a notification's id and None when the receiver took it, else with what went wrong: it is
                 then due again after a while, under the same idempotency key.
             external_url: this server's address as readers see it.
+            may_be_local: whether a webhook may be on this machine or its link.
             poll_s: seconds between two looks at what is due, unless woken.
         """
-        super().__init__("internist-notifier", timeout_s=TIMEOUT_S)
+        super().__init__("internist-notifier", timeout_s=TIMEOUT_S, may_be_local=may_be_local)
         self._address, self._claim, self._settle = address, claim, settle
         self._external_url, self._poll_s = external_url, poll_s
 

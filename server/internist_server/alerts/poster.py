@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 
+from internist_server.alerts.calling import open_client
 from internist_server.errors import DeliveryError
 
 _SHOWN = 200
@@ -31,15 +32,16 @@ def post(client: httpx.Client, url: str, body: object, *, headers: Mapping[str, 
 class Poster(threading.Thread, ABC):
     """Does its rounds, one after the other, each when it is woken or when its wait is over."""
 
-    def __init__(self, name: str, *, timeout_s: float) -> None:
+    def __init__(self, name: str, *, timeout_s: float, may_be_local: bool = True) -> None:
         """A thread that is not started yet.
 
         Args:
             name: of the thread.
             timeout_s: seconds after which a request that is not answered is given up.
+            may_be_local: whether it may post to this machine and its link.
         """
         super().__init__(name=name, daemon=True)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._may_be_local = timeout_s, may_be_local
         self._due, self._stopping = threading.Event(), threading.Event()
 
     def wake(self) -> None:
@@ -53,7 +55,7 @@ class Poster(threading.Thread, ABC):
 
     def run(self) -> None:
         """Go round until stopped."""
-        with httpx.Client(timeout=self._timeout_s) as client:
+        with open_client(self._timeout_s, may_be_local=self._may_be_local) as client:
             while not self._stopping.is_set():
                 self._due.clear()
                 self.go_round(client)

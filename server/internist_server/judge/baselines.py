@@ -11,6 +11,7 @@ from internist_server.judge.checks import Checks, Logs
 from internist_server.judge.columns import Indices
 from internist_server.judge.evaluation import Bands
 from internist_server.judge.memory import NEVER, Memory
+from internist_server.judge.own_rates import of_checks
 
 
 def refresh(memory: Memory, checks: Checks, *, step: int, values: Logs, steps: Indices) -> None:
@@ -78,11 +79,16 @@ class Ceiling:
             level = np.log2(memory.ceiling) + room
             return cls(level, np.log2(memory.ceiling_factor))
 
-    def at(self, raw: float) -> Logs:
-        """log2 of the ceiling of each check at this raw factor of the schedule."""
+    def at(self, raw: float, offset: Logs) -> Logs:
+        """log2 of the ceiling of each check at this raw factor of the schedule.
+
+        Args:
+            raw: the run's.
+            offset: log2 of how far each check's own rate has moved from it.
+        """
         if not raw > 0:
             return self.level
-        risen = np.log2(np.float32(raw)) - self.factor
+        risen = np.log2(np.float32(raw)) - self.factor + offset
         ceiling: Logs = np.add(self.level, np.maximum(risen, np.float32(0)))
         return ceiling
 
@@ -91,12 +97,17 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     """Take centre, growth, spread and ceiling of these checks from their points (checks, points)."""
     ages = steps - memory.origin
     factors = memory.schedule.factors(rates.astype(np.float64))
-    divisor = np.where(factors >= memory.schedule.floor, factors, np.nan).astype(np.float32)
+    is_known = (factors >= memory.schedule.floor) & np.isfinite(factors)
+    divisor = np.where(is_known, factors, np.nan).astype(np.float32)
     scheduled = checks.scheduled[at]
     unscaled = points[scheduled]
     middle = bands.baselines(unscaled)
     raw = middle * np.exp2(np.maximum(bands.carried_growth(unscaled, ages), 0))
+    offsets = memory.own_rates.earlier(steps, rates.astype(np.float64), memory.schedule)
+    group = checks.group[at]
     points[scheduled] /= divisor
+    if offsets.any():
+        points /= np.exp2(np.stack([of_checks(row, group) for row in offsets], axis=1)).astype(np.float32)
     taken, shape = bands.baselines(points), bands.window_shape(points, ages)
     taken[np.flatnonzero(scheduled)[middle < bands.ROUNDING]] = 0  # rounding's noise, that no one can be held to
     known = ~np.isnan(taken)
@@ -107,7 +118,9 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     memory.below[at[known]] = np.maximum(shape.below[known], narrow) + young
     reference = np.float32(np.nanmedian(divisor)) if np.isfinite(divisor).any() else np.float32(np.nan)
     memory.schedule.window = float(reference)
+    memory.own_rates.window = np.median(offsets, axis=0)
     which = at[scheduled]
+    reference = reference * np.exp2(of_checks(memory.own_rates.window, checks.group[which]).astype(np.float32))
     larger = raw > np.nan_to_num(memory.ceiling[which], nan=0.0)
     memory.ceiling[which] = np.where(larger, raw, memory.ceiling[which])
     memory.ceiling_factor[which] = np.where(larger, reference, memory.ceiling_factor[which])

@@ -10,6 +10,7 @@ from internist.schema.conditions import (
     BASELINE_CRITICAL,
     CARDS,
     CRITERIA,
+    FOLLOWED_PAIR,
     RECOVERY,
     Criterion,
 )
@@ -44,6 +45,8 @@ QUOTIENTS = frozenset({"update.relative_rms", "update.relative", "weight.stable_
 are series of their own."""
 RECENT_RECOVERY = 20
 """Points in its band after which a value of every step is well again: a loss that leaps for a while is one incident."""
+_FOLLOWING = "policy retract"
+"""How the method of a series ends whose optimizer follows a pair, and does not freeze it."""
 _COUNT_OF_NONFINITE = "activation.nonfinite"
 _OF_BLOCKS = frozenset(("activation.rms_q99", "block.contribution"))
 
@@ -57,6 +60,8 @@ class Checks:
     card: Indices
     two_sided: Flags
     scheduled: Flags
+    group: Indices
+    """Place in `rate_columns` of the group whose rate it follows; MISSING: it follows the run's."""
     baselined: Flags
     """Judged against its own baseline: no target applies to it."""
     complement: Flags
@@ -212,6 +217,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         card=card,
         two_sided=TWO_SIDED[number] | is_floor,
         scheduled=SCHEDULED[number] & baselined,
+        group=np.where(SCHEDULED[number] & baselined, groups.places(series, column), MISSING),
         baselined=baselined,
         complement=COMPLEMENT[number],
         follows=baselined & np.isfinite(lower) & ~COMPLEMENT[number] & ~ALONE[number],
@@ -296,9 +302,10 @@ def _of_choices(series: Sequence[JudgedSeries], column: Indices, number: Indices
 
 def _times(series: JudgedSeries, criterion: Criterion) -> float:
     """What the edges of a criterion's target are multiplied by for a series."""
-    rank = min(series.facts.fan_in or 1, series.facts.fan_out or 1)
-    is_by_rank = criterion.target is not None and criterion.target.times == "inverse_root_rank"
-    return rank**-0.5 if is_by_rank else 1.0
+    kind = None if criterion.target is None else criterion.target.times
+    if kind == "inverse_root_rank":
+        return float(min(series.facts.fan_in or 1, series.facts.fan_out or 1) ** -0.5)
+    return FOLLOWED_PAIR if kind == "followed_pair" and series.facts.method.endswith(_FOLLOWING) else 1.0
 
 
 def _decays(series: Sequence[JudgedSeries]) -> NDArray[np.int64]:

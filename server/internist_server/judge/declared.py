@@ -25,12 +25,13 @@ class Declared:
         groups = {s.subject: c for c, s in enumerate(series) if s.metric == MULTIPLIER}
         subjects = [series[column].subject for column in checks.rate_columns.tolist()]
         self._columns: Indices = np.array([groups.get(subject, MISSING) for subject in subjects], np.int64)
+        self._told = np.flatnonzero(self._columns != MISSING)
         self._rise = next((c for c, s in enumerate(series) if s.metric == RISE), MISSING)
 
     def multipliers(self, values: Logs, present: Flags) -> NDArray[np.float64]:
         """(groups,) what the schedule multiplies each rate by at this step; NaN where it does not tell."""
         found = np.full(self._columns.size, np.nan)
-        at = np.flatnonzero((self._columns != MISSING) & (present[self._columns] if present.size else False))
+        at = self._told[present[self._columns[self._told]]]
         found[at] = values[self._columns[at]]
         return found
 

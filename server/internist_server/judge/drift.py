@@ -65,29 +65,32 @@ def observe(trends: Trends, *, age: int, logs: Logs, measured: Flags) -> None:
     of two levels, so that the largest sum is the level less the lowest one. The level here is that of the fitted line.
     """
     now = np.float32(np.log2(max(age, 1)))
+    at = np.flatnonzero(measured)  # at most steps the loss alone
+    last, kept, mean_age, mean_value, steps, products, values, lowest, highest = (
+        getattr(trends, name)[at] for name in FIELDS
+    )
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        older = (now - trends.last) * np.float32(1 / MEMORY_OCTAVES)
+        older = (now - last) * np.float32(1 / MEMORY_OCTAVES)
         fade = np.exp2(-np.minimum(older, np.float32(1 / MEMORY_POINTS)))
-        kept = trends.weight * fade
+        kept = kept * fade
         weight = kept + np.float32(1)
-        by_step = now - trends.mean_age
-        by_value = logs - trends.mean_value
+        by_step = now - mean_age
+        by_value = logs[at] - mean_value
         share = kept / weight
-        mean_age = trends.mean_age + by_step / weight
-        mean_value = trends.mean_value + by_value / weight
+        mean_age = mean_age + by_step / weight
+        mean_value = mean_value + by_value / weight
         by_step_shared = share * by_step
-        steps = trends.steps * fade + by_step_shared * by_step
-        products = trends.products * fade + by_step_shared * by_value
-        values = trends.values * fade + share * by_value * by_value
+        steps = steps * fade + by_step_shared * by_step
+        products = products * fade + by_step_shared * by_value
+        values = values * fade + share * by_value * by_value
         level = mean_value + _slope(steps, products) * (now - mean_age)
         tolerated = np.float32(TOLERANCE) * now
         up, down = level - tolerated, level + tolerated
-        lowest = np.where(products <= 0, up, np.minimum(trends.lowest, up))
-        highest = np.where(products >= 0, down, np.maximum(trends.highest, down))
-    new = (weight, mean_age, mean_value, steps, products, values, lowest, highest)
-    trends.last[measured] = now
-    for name, array in zip(FIELDS[1:], new, strict=True):
-        np.copyto(getattr(trends, name), array, where=measured)
+        lowest = np.where(products <= 0, up, np.minimum(lowest, up))
+        highest = np.where(products >= 0, down, np.maximum(highest, down))
+    new = (now, weight, mean_age, mean_value, steps, products, values, lowest, highest)
+    for name, array in zip(FIELDS, new, strict=True):
+        getattr(trends, name)[at] = array
 
 
 @dataclass(frozen=True, slots=True)

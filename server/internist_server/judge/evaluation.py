@@ -9,6 +9,7 @@ from internist.schema.conditions import CRITERIA, RECOVERY, SANITY_RELATIVE_UPDA
 from internist_server.judge.bands import MUON_CRITICAL, MUON_WIDENING, muon_band
 from internist_server.judge.checks import Checks, Flags, Logs, recovery_edge
 from internist_server.judge.columns import MISSING
+from internist_server.judge.pace import Pace
 from internist_server.judge.recent import Recent
 from internist_server.judge.reference import ReferenceBands, level_of
 from internist_server.judge.schedule import Schedule
@@ -44,7 +45,7 @@ class Evaluation:
     ratio: Logs
     basis: NDArray[np.uint8]
     levels: Logs
-    """log2 of the values, scheduled ones over the schedule's divisor; what trends are made of."""
+    """log2 of the values, scheduled ones over what their rates were multiplied by; what trends are made of."""
     edges: tuple[Logs, Logs, Logs, Logs]
     """The band of this step, in the order of EDGES: what values, scheduled ones over the schedule's divisor, are held
     to; NaN: no such edge."""
@@ -137,7 +138,6 @@ class Evaluator:
 
     def __init__(self, checks: Checks) -> None:
         self.checks = checks
-        self._scheduled = checks.scheduled.astype(np.float32)
         self._basis = np.where(checks.baselined, BASELINE, TARGET).astype(np.uint8)
         self._basis[checks.recent] = BASELINE
         self._has_low = checks.follows
@@ -151,6 +151,7 @@ class Evaluator:
         bands: Bands,
         ceiling: Logs,
         schedule: Schedule,
+        pace: Pace,
         last_values: Logs,
         recent: Recent,
         first: Logs,
@@ -165,6 +166,7 @@ class Evaluator:
             bands: the bands as they are now.
             ceiling: log2 of what unscaled values must stay under; NaN: no ceiling.
             schedule: the schedule, this step included.
+            pace: what it makes of each check's steps.
             last_values: by column, the last value of every series, this step included.
             recent: the last values of the checks that are judged by them, without this step's.
             first: the first value of each check.
@@ -175,11 +177,12 @@ class Evaluator:
         measured = present[checks.column] & finite[checks.column]
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(np.maximum(value, np.float32(0)))
-            levels = logs - self._scheduled * np.float32(np.log2(schedule.divisor))
-            if (fallen := schedule.fallen_since_window) > 0:
-                bands = bands.raised(self._scheduled * np.float32(SLUGGISH * fallen))
-                bands = bands.lowered(self._scheduled * np.float32(EAGER * fallen))
-            bands = bands.under(ceiling - self._scheduled * np.float32(np.log2(schedule.divisor)))
+            levels = logs - pace.unit
+            if pace.offset.any():
+                bands = replace(bands, centre=bands.centre + pace.offset)
+            if pace.fallen.any():
+                bands = bands.raised(np.float32(SLUGGISH) * pace.fallen).lowered(np.float32(EAGER) * pace.fallen)
+            bands = bands.under(ceiling - pace.unit)
             if checks.muon.check.size and measured[checks.muon.check].any():
                 bands = self._with_muon(bands, schedule, last_values)
             if checks.recent.size and measured[checks.recent].any():
@@ -187,8 +190,8 @@ class Evaluator:
             if checks.growing.size and measured[checks.growing].any():
                 bands = self._with_growth(bands, first)
             ratio = levels - bands.centre
-            if schedule.is_low:
-                bands = bands.without_lows(self.checks.scheduled)
+            if pace.is_low.any():
+                bands = bands.without_lows(pace.is_low)
             bands = self._fallen_together(bands, ratio, measured)
             judged = measured & ~np.isnan(ratio)
             warns, violates = (
@@ -225,11 +228,12 @@ class Evaluator:
                     sane = np.exp2(levels[at] - excess) if name == "critical_high" else np.float32(np.nan)
                     edge[at] = np.where(worse, sane, edge[at])
         found = Evaluation(
-            measured & (value > 0), judged, ratio, basis, levels, edges, warns, violates, warning_clears,
+            measured & (value > 0), judged, ratio, basis, levels - pace.offset, edges, warns, violates, warning_clears,
             violation_clears, far,
         )  # fmt: skip
-        unit = self._scheduled * np.float32(np.log2(schedule.divisor))
-        return found if reference is None else _held_to(reference, found, checks, logs, measured=measured, unit=unit)
+        if reference is None:
+            return found
+        return _held_to(reference, found, checks, logs, measured=measured, unit=pace.unit)
 
     def _fallen_together(self, bands: Bands, ratio: Logs, measured: Flags) -> Bands:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
@@ -291,8 +295,8 @@ class Evaluator:
     def _with_recent(self, bands: Bands, recent: Recent) -> Bands:
         """The same with the bands that last values make."""
         at = self.checks.recent
-        high = np.nan_to_num(np.log2(recent.high / recent.centre), nan=np.inf)
-        low = np.nan_to_num(np.log2(recent.low / recent.centre), nan=-np.inf)
+        high, low = np.log2(recent.high / recent.centre), np.log2(recent.low / recent.centre)
+        high[np.isnan(high)], low[np.isnan(low)] = np.inf, -np.inf
         none = np.full(at.size, np.inf, np.float32)
         inside = np.float32(RECOVERY)
         return Bands(

@@ -16,6 +16,7 @@ from internist_server.judge.checks import Checks, Logs
 from internist_server.judge.columns import Indices
 from internist_server.judge.drift import Trends
 from internist_server.judge.errors import JudgeStateError
+from internist_server.judge.own_rates import OwnRates
 from internist_server.judge.recent import Recent
 from internist_server.judge.schedule import Schedule
 from internist_server.judge.sparklines import Sparklines
@@ -52,6 +53,7 @@ _LATER_SCALARS: dict[str, Any] = {
     "facts": (),
 }
 """Those that states of earlier versions lack, as they are then."""
+_OWN_RATES = ("raw", "highest", "window")
 _SCHEDULE_SCALARS = (
     "raw",
     "peak",
@@ -104,6 +106,7 @@ class Memory:
     stride: int = 1
     """How many times more rarely than by default regular steps come."""
     schedule: Schedule = field(default_factory=Schedule)
+    own_rates: OwnRates = field(default_factory=OwnRates)
     sparklines: Sparklines = field(default_factory=Sparklines)
 
     column: Indices = field(default_factory=_integers)
@@ -188,6 +191,7 @@ class Memory:
         self.numeric = self.numeric.extended(size)
         self.rate_columns = checks.rate_columns
         self.schedule.resize(checks.rate_weights)
+        self.own_rates.resize(len(checks.rate_weights))
 
     def is_two_sided(self, checks: Checks) -> NDArray[np.bool_]:
         """By check: whether its last point was held to a lower edge as well."""
@@ -248,6 +252,8 @@ class Memory:
             "spark_excess": self.sparklines.excess,
             "spark_drawn": self.sparklines.drawn,
         }
+        own = self.own_rates
+        arrays |= {f"own_{name}": getattr(own, name) for name in _OWN_RATES}
         arrays |= {name: getattr(self, name) for name in _FILL_OF_CHECK}
         marked = np.flatnonzero((self.out_first != NEVER) | (self.accepted != NEVER))
         arrays |= {"marked": marked} | {name: getattr(self, name)[marked] for name in _STEPS_OF_CHECK}
@@ -257,6 +263,7 @@ class Memory:
             arrays |= _sparse(name, getattr(self, name))
         numbers: dict[str, object] = {name: getattr(self, name) for name in (*_SCALARS, *_LATER_SCALARS)}
         numbers |= {name: getattr(schedule, name) for name in _SCHEDULE_SCALARS} | {"window": schedule.window}
+        numbers |= {"own_leaps": own.leaps, "own_run": own.run, "own_run_highest": own.run_highest}
         for kind, leap in self.leaps.items():
             numbers |= {f"{kind}_column": leap.column, f"{kind}_step": leap.step, f"{kind}_before": leap.before}
         return packing.pack(numbers, arrays)
@@ -289,6 +296,8 @@ class Memory:
                 setattr(memory.schedule, name, arrays[name])
             memory.schedule.highest = arrays.get("highest", arrays["rates"])  # type: ignore[assignment]
             memory.schedule.declared = arrays.get("declared", np.empty(0))  # type: ignore[assignment]
+            if "own_raw" in arrays:
+                memory.own_rates = _own_rates(numbers, arrays)
             for name in ("basis", "is_critical", "seen", "last"):
                 setattr(memory, name, arrays[name])
             for name in _FILL_OF_CHECK:
@@ -313,6 +322,15 @@ class Memory:
             return [int(one) for one in arrays["order"].tolist()], memory
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise JudgeStateError(f"a judge's state of {len(packed)} bytes lacks a part: {error!r}") from error
+
+
+def _own_rates(numbers: dict[str, Any], arrays: dict[str, Any]) -> OwnRates:
+    return OwnRates(
+        leaps=[(int(step), int(group), float(far)) for step, group, far in numbers["own_leaps"]],
+        run=float(numbers["own_run"]),
+        run_highest=float(numbers["own_run_highest"]),
+        **{name: arrays[f"own_{name}"] for name in _OWN_RATES},
+    )
 
 
 def _extended(array: NDArray[Any], size: int, fill: float) -> NDArray[Any]:

@@ -57,6 +57,28 @@ class Groups:
             decays={group: column for group, column in _by_group(series, decays).items() if group in own},
         )
 
+    def places(self, series: Sequence[JudgedSeries], column: Indices) -> Indices:
+        """Place in `rates` of the one group whose steps each of these columns shows; MISSING where it is none, or
+        several."""
+        members: dict[tuple[str, str | None], set[int]] = {}
+        for one in series:
+            if one.kind == "parameter":
+                place = self._place(one)
+                members.setdefault(("module", one.facts.module), set()).add(place)
+                members.setdefault(("block", one.facts.block), set()).add(place)
+        found = []
+        for one in (series[at] for at in column.tolist()):
+            if one.kind == "parameter":
+                found.append(self._place(one))
+                continue
+            whole = "block" if one.metric.startswith("branch.") else "module"
+            own = members.get((whole, one.subject), set()) if one.metric != "update.feature" else set()
+            found.append(next(iter(own)) if len(own) == 1 else MISSING)
+        return np.array(found, np.int64)
+
+    def _place(self, one: JudgedSeries) -> int:
+        return MISSING if one.facts.group is None else self.number.get(one.facts.group, MISSING)
+
 
 def _by_group(series: Sequence[JudgedSeries], columns: Indices) -> dict[int, int]:
     """Columns by the number of their group, of the groups that share it with no other."""

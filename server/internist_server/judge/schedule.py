@@ -66,6 +66,8 @@ class Schedule:
     """The largest rate of each group so far."""
     declared: Floats = field(default_factory=lambda: np.empty(0))
     """What the run said last that it multiplies each rate by; NaN where it did not."""
+    meant: Floats = field(default_factory=lambda: np.empty(0))
+    """How many times each rate was meant to change at the last observed step."""
     jump_from: float = math.nan
     """Rate of the group before the jump that is open; NaN: none is."""
     jump_step: int = -1
@@ -73,11 +75,6 @@ class Schedule:
     jump_worst: float = 1.0
     window: float = math.nan
     """Median divisor in the window from which baselines were last taken."""
-
-    @property
-    def fallen_since_window(self) -> float:
-        """log2 of how far the rate has fallen since the baselines' window; zero where it has not."""
-        return max(0.0, math.log2(self.window / self.divisor)) if self.window > 0 else 0.0
 
     @property
     def factor(self) -> float:
@@ -124,6 +121,7 @@ class Schedule:
         highest[: self.highest.size] = self.highest
         self.reference, self.rates, self.highest = grown, rates, highest
         self.weights = np.asarray(weights, dtype=np.float64)
+        self.meant = np.ones(len(weights))
 
     def observe(self, step: int, rates: Floats, *, declared: Floats | None = None, rise: float | None = None) -> None:
         """Takes in the learning rates of one step.
@@ -135,9 +133,11 @@ class Schedule:
             rise: how many times larger it says that they will be within WARM_UP_STEPS; None where it does not.
         """
         measured = np.isfinite(rates)
+        self.meant = np.ones(self.rates.size)
         if not measured.any():
             return
-        before = self.rates * self._declared_moves(declared)
+        self.meant = self._declared_moves(declared)
+        before = self.rates * self.meant
         self.rates = np.where(measured, rates, self.rates)
         self.reference = np.where(np.isnan(self.reference) & (self.rates > 0), self.rates, self.reference)
         self.raw = float(schedule_factor(self.rates[None], self.reference, self.weights)[0])

@@ -46,7 +46,7 @@ class Thinning:
             stride: light samples that lie between two of the run's, for a client that does not tell.
         """
         told = np.where(self.telling == MISSING, np.nan, last[self.telling]) if last.size else np.full(4, np.nan)
-        turns = np.maximum(np.nan_to_num(told[3], nan=1.0), 1.0)
+        turns = np.fmax(told[3], 1.0)
         factors = told[:3].astype(np.float64) / (every * _REGULAR)
         factors[0] *= turns
         factors = np.maximum(np.where(np.isfinite(factors), factors, stride), 1.0)

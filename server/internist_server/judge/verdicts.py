@@ -1,41 +1,33 @@
 """The judge: what each series of an attempt is, step by step, measured against its bands."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internist.schema import views
-from internist.schema.conditions import BASELINE_MINIMUM_POINTS, CARDS
-from internist.schema.grid import geometric
-from internist.schema.rules import FINITE_POINTS_HEAVY, FINITE_POINTS_LIGHT
-from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, advance
+from internist.schema.conditions import CARDS
 from internist_server.judge import bands, baselines, board, drift, jumps, new_normal, sparklines, transitions
-from internist_server.judge.board import IN_MODEL, Summary
+from internist_server.judge.board import Summary
 from internist_server.judge.checks import Flags, Logs, build_checks
 from internist_server.judge.columns import Indices
 from internist_server.judge.declared import Declared
 from internist_server.judge.edges import Edges
 from internist_server.judge.errors import JudgeStateError, OutOfOrder
-from internist_server.judge.evaluation import EDGES, NONE, REFERENCE, TARGET, Evaluation, Evaluator
+from internist_server.judge.evaluation import EDGES, NONE, TARGET, Evaluator
 from internist_server.judge.facts import Facts
 from internist_server.judge.idle import Idle
 from internist_server.judge.judged_step import ChangedBands, StepJudgement
-from internist_server.judge.members import CAUSE, Members, is_silent
+from internist_server.judge.lives import Lives
+from internist_server.judge.members import Members
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline, blocks_of, homes
+from internist_server.judge.pace import Pace
 from internist_server.judge.reference import Expected, Yardstick
 from internist_server.judge.series import JudgedSeries
-from internist_server.judge.transitions import AlertPhases, Transition
-
-SILENCES = 2
-"""Times as many missed points as make a verdict `no data` make an alert of it."""
+from internist_server.judge.transitions import Transition
 
 __all__ = ["Judge", "JudgedSeries", "StepJudgement", "Summary", "Transition"]
-
-FIRST_STEPS = 16
-"""Steps that are a start: a run that is watched from a later one has had its own."""
 
 
 class Judge:
@@ -147,10 +139,10 @@ class Judge:
         check = new_normal.check_of(series, self._series, checks, memory)
         if check is None:
             return []
-        before = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
+        before = self._lives.phases()
         new_normal.take(memory, checks, check, values=values, steps=steps)
         self._centre_bands()
-        after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
+        after = self._lives.phases()
         memory.is_critical = after.is_critical
         edges = Edges(checks, memory, self._bands)
         return transitions.of_checks(
@@ -185,7 +177,8 @@ class Judge:
         bad = present & ((checks.finite & ~finite) | (checks.counts_nonfinite & (values > 0)))
         if skipped:
             bad &= ~checks.is_gradient
-        changes += self._advance_finite(bad, present & ~checks.is_gradient if skipped else present)
+        place = self._outline().place
+        changes += self._lives.advance_finite(bad, present & ~checks.is_gradient if skipped else present, place)
 
         self._keep_first(values, present & finite)
         found = self._evaluator.evaluate(
@@ -193,8 +186,9 @@ class Judge:
             present,
             finite=finite,
             bands=self._bands,
-            ceiling=self._ceiling.at(memory.schedule.raw),
+            ceiling=self._ceiling.at(memory.schedule.raw, self._pace.offset),
             schedule=memory.schedule,
+            pace=self._pace,
             last_values=memory.last,
             recent=memory.recent,
             first=memory.first,
@@ -206,11 +200,14 @@ class Judge:
         self._take_recent(values, present & finite, found.violates)
         changed = self._keep_edges(found.edges, shown)
         drift.observe(memory.trends, age=step - memory.origin, logs=found.levels, measured=found.measured)
-        changes += self._advance_checks(found, shown)
-        changes += self._advance_facts(values, present, is_first)
+        changes += self._lives.advance_checks(found, shown, self._bands)
+        changes += self._lives.advance_facts(
+            self._facts, values, present, is_first, is_referenced=self._expected is not None
+        )
         if step % self._every == 0:
-            changes += self._notice_silence()
-        changes = transitions.first_causes_first(changes, self.order, self._outline().place, self._distances())
+            changes += self._lives.advance_silence(self._idle, self._distances(), place)
+        if len(changes) > 1:
+            changes = transitions.first_causes_first(changes, self.order, place, self._distances())
 
         ratios = np.full(len(self._series), np.nan, np.float32)
         ratios[checks.column] = np.where(shown, found.ratio, np.float32(np.nan))
@@ -274,11 +271,7 @@ class Judge:
         self._forward: Outline | None = None
         self._homes = homes(self._series)
         self._memory.grow(self._checks, len(self._series))
-        self._everything = np.ones(len(self._series), bool)
-        self._one_point = np.ones(len(self._series), np.int64)
-        self._one_point_a_check = np.ones(self._checks.column.size, np.int64)
-        is_dense = self._checks.thinning.cadence <= self._every
-        self._finite_points = np.where(is_dense, FINITE_POINTS_LIGHT, FINITE_POINTS_HEAVY)
+        self._lives = Lives(self._series, self._checks, self._memory, every=self._every)
         self._centre_bands()
         self._expect()
 
@@ -291,6 +284,7 @@ class Judge:
     def _centre_bands(self) -> None:
         """Bands and ceilings, after baselines or the end of warm-up changed them."""
         self._bands = baselines.bands_of(self._memory, self._checks)
+        self._pace = Pace.of(self._checks, self._memory.schedule, self._memory.own_rates)
         self._ceiling = baselines.Ceiling.of(self._memory)
 
     def _observe_jumps(self, values: Logs, present: Flags, last_values: Logs, seen: Indices) -> list[Transition]:
@@ -300,26 +294,19 @@ class Judge:
         jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
         jumps.watch_states(checks, memory, before=last_values, seen=seen, present=present)
-        memory.schedule.observe(
-            memory.step,
-            np.where(present[rates], values[rates], np.nan).astype(np.float64),
-            declared=self._declared.multipliers(values, present),
-            rise=self._declared.rise(values, present),
-        )
+        if present[rates].any():
+            memory.schedule.observe(
+                memory.step,
+                np.where(present[rates], values[rates], np.nan).astype(np.float64),
+                declared=self._declared.multipliers(values, present),
+                rise=self._declared.rise(values, present),
+            )
+            memory.own_rates.observe(memory.step, memory.schedule)
+            self._pace = Pace.of(checks, memory.schedule, memory.own_rates)
         if was_warming != memory.schedule.is_warming_up:
             self._centre_bands()
         pairs = zip(were, jumps.open_jumps(checks, memory), strict=True)
         return [one for pair in pairs for one in jumps.moved(self._series, self._homes, memory.step, *pair)]
-
-    def _notice_silence(self) -> list[Transition]:
-        """The alert on what was judged and is no longer measured."""
-        memory, checks = self._memory, self._checks
-        distances = self._distances()
-        silent = is_silent(memory, checks.column, distances, SILENCES * (checks.needed + 1))
-        silent &= ~self._idle.resting(memory.seen, memory.step, distances)[checks.column]
-        return transitions.of_silence(
-            self._series, checks, memory, silent & ~np.isnan(memory.ratio), self._outline().place
-        )
 
     def _keep_first(self, values: Logs, measured: Flags) -> None:
         """Remember the first positive value of each check."""
@@ -334,83 +321,18 @@ class Judge:
         memory.recent.take(self._checks.judged(values)[at], taken, multiplies=self._checks.recent_multiplies)
         memory.ratio[at[np.isnan(memory.recent.centre)]] = np.nan
 
-    def _advance_finite(self, bad: Flags, present: Flags) -> list[Transition]:
-        memory = self._memory
-        memory.numeric = advance(
-            memory.numeric,
-            step=memory.step,
-            breach=bad,
-            clear=self._everything,
-            measured=present,
-            cadence=self._one_point,
-            needed=self._one_point,
-            recovery=self._finite_points,
-        )
-        return transitions.of_finite(self._series, memory, self._outline().place)
-
-    def _advance_checks(self, found: Evaluation, shown: Flags) -> list[Transition]:
-        memory, checks = self._memory, self._checks
-        warning, violation = memory.warning, memory.violation
-        # what stands at a young run's first, dense samples has not stood for long
-        is_young = memory.step - memory.origin < 4 * BASELINE_MINIMUM_POINTS
-        cadence = checks.cadence if is_young else self._one_point_a_check
-        dense = np.minimum(cadence, geometric(memory.step))  # a reference speaks from the first, dense samples on
-        move = partial(
-            advance,
-            step=memory.step,
-            measured=found.judged,
-            cadence=np.where(found.basis == REFERENCE, dense, cadence),
-            needed=checks.needed,
-            recovery=checks.recovery,
-            recovery_cadence=np.minimum(checks.cadence, self._every),  # what opened by dense points closes by them
-        )
-        memory.warning = move(warning, breach=found.warns, clear=found.warning_clears)
-        memory.violation = move(
-            violation, breach=found.violates, clear=found.violation_clears, far=found.far & (checks.needed > 2)
-        )
-        if memory.warning is warning and memory.violation is violation:
-            return []
-        self._corroborate(violation.phase)
-        before = AlertPhases.of(checks, warning, violation, memory.is_critical)
-        after = AlertPhases.of(checks, memory.warning, memory.violation, memory.is_critical)
-        excess = np.where(memory.is_two_sided(checks), np.abs(memory.ratio), memory.ratio)
-        worst = np.where(shown & (after.phase != INACTIVE), np.fmax(memory.worst, excess), memory.worst)
-        memory.is_critical = after.is_critical
-        memory.worst = np.where(after.phase == INACTIVE, np.float32(0), worst)
-        ends = (violation.phase == FIRING) & (memory.violation.phase == INACTIVE)
-        memory.out_first = np.where(ends, violation.started, memory.out_first)
-        memory.out_last = np.where(ends, memory.step, memory.out_last)
-        edges = Edges(checks, memory, self._bands)
-        return transitions.of_checks(self._series, checks, memory, edges, before, after, worst)
-
-    def _advance_facts(self, values: Logs, present: Flags, is_first: Flags) -> list[Transition]:
-        """Facts that come with the first points of a run's first steps, and those that are over."""
-        memory = self._memory
-        is_start = memory.step <= FIRST_STEPS and self._expected is None  # a reference tells more
-        memory.facts, changed = self._facts.advance(
-            memory.facts, values, present, is_first=is_first & is_start, step=memory.step
-        )
-        return [
-            transitions.of_fact(self._series, memory, one.fact, since=one.since, is_over=one.is_over) for one in changed
-        ]
-
-    def _corroborate(self, before: NDArray[np.uint8]) -> None:
-        """Where the whole model has left its band, what is pending in its modules is no chance: it fires with it."""
-        memory = self._memory
-        fires = (memory.violation.phase == FIRING) & (before != FIRING)
-        if (fires & (CAUSE[self._checks.criterion] == IN_MODEL)).any():
-            memory.violation = memory.violation.fired(memory.violation.phase == PENDING, step=memory.step)
-
     def _keep_edges(self, edges: Sequence[Logs], shown: Flags) -> ChangedBands:
         """Remember the band of what was judged; those that differ from the ones before."""
         memory, checks = self._memory, self._checks
         np.copyto(memory.unit, np.where(checks.scheduled, np.float32(memory.schedule.divisor), 1), where=shown)
-        is_new = np.zeros(shown.size, bool)
+        at = np.flatnonzero(shown)
+        is_new = np.zeros(at.size, bool)
         for name, edge in zip(EDGES, edges, strict=True):
-            known = getattr(memory, name)
-            is_new |= (known != edge) & ~(np.isnan(known) & np.isnan(edge))
-            np.copyto(known, edge, where=shown)
-        at = np.flatnonzero(is_new & shown)
+            known, now = getattr(memory, name), edge[at]
+            before = known[at]
+            is_new |= (before != now) & ~(np.isnan(before) & np.isnan(now))
+            known[at] = now
+        at = at[is_new]
         band = np.stack([edge[at] for edge in edges], axis=1)
         return ChangedBands(checks.column[at], checks.scheduled[at], band)
 

@@ -16,6 +16,8 @@ INGEST: Final = frozenset({"/api/v1/runs", "/api/v1/runs/{run_id}/frames", "/api
 """Whom training processes post to."""
 READ_POSTS: Final = frozenset({"/api/v1/runs/{run_id}/check"})
 """Reads that are asked by post, for what they send."""
+OF_ANY_TOKEN: Final = frozenset({"/api/v1/identity"})
+"""What every token is for."""
 ADMIN_READS: Final = frozenset({"/api/v1/tokens", "/api/v1/audit"})
 SHARED: Final = frozenset(
     {
@@ -31,13 +33,13 @@ SHARED: Final = frozenset(
 
 
 def need_of(method: str, path: str) -> Scope | None:
-    """What a token must be for; None: no token is needed.
+    """What a token must be for; None: for nothing in particular, where one is asked for at all.
 
     Args:
         method: of HTTP.
         path: the route's, with its parameters' names.
     """
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS or path in OF_ANY_TOKEN:
         return None
     if method == "POST" and path in INGEST:
         return "ingest"

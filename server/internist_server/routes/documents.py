@@ -32,9 +32,10 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     schemas["Problem"] = {
         "type": "object",
         "title": "Problem",
-        "description": "What went wrong: a code for programs, a sentence for people.",
+        "description": "What went wrong: a code for programs, a sentence for people, and the id of the request, "
+        "by which the server's log tells of it.",
         "required": ["error", "detail"],
-        "properties": {"error": {"type": "string"}, "detail": {"type": "string"}},
+        "properties": {name: {"type": "string"} for name in ("error", "detail", "request_id")},
     }
     problem = {"application/json": {"schema": {"$ref": _REFERENCE.format(name="Problem")}}}
     for operations in schema["paths"].values():

@@ -80,7 +80,7 @@ def take_frames(
     Sequence numbers that are stored already are skipped, so a slice may be sent again.
     """
     contents = envelope.open_contents(body.content, body.content_type, attempt=attempt, rank=rank)
-    return services.ingest.take(run_id, contents, sent_at_ms=sent_at_ms, by=caller)
+    return services.ingest.take(run_id, contents, size=len(body.content), sent_at_ms=sent_at_ms, by=caller)
 
 
 @router.post(

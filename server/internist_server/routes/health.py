@@ -7,11 +7,11 @@ from anyio import to_thread
 from fastapi import APIRouter, Response
 
 from internist_server import observability
+from internist_server.problem import problem
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
-from internist_server.routes.problems import problem
 from internist_server.routes.services import ServicesDep, SessionDep
-from internist_server.store import alerts, deliveries
+from internist_server.store import alerts, deliveries, overview
 
 router = APIRouter(route_class=ViewRoute, tags=["health"])
 
@@ -45,10 +45,14 @@ async def readyz(services: ServicesDep) -> Response | Health:
 
 
 @router.get("/metrics", response_class=Response, responses={200: examples.metrics()})
-def metrics(session: SessionDep) -> Response:
+def metrics(session: SessionDep, services: ServicesDep) -> Response:
     """What the server counts, for Prometheus."""
-    text = observability.exposition(
+    clock = services.clock
+    standing = observability.Standing(
+        runs=overview.count_by_state(session, now_ms=clock(), since_ms=clock.listening_since_ms),
         open_alerts=alerts.count_firing(session),
-        undelivered=[(*one, count) for one, count in deliveries.counts(session).items()],
+        undelivered={(name, str(state)): count for (name, state), count in deliveries.counts(session).items()},
+        lanes={lane.name: (lane.active, lane.waiting) for lane in services.lanes},
+        database_bytes=overview.database_bytes(session),
     )
-    return Response(text, headers={"Content-Type": observability.CONTENT_TYPE})
+    return Response(observability.exposition(standing), headers={"Content-Type": observability.CONTENT_TYPE})

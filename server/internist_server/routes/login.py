@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from internist_server import auth
-from internist_server.callers import hashed
+from internist_server.callers import Credential, hashed
 from internist_server.errors import Forbidden
 from internist_server.routes.services import BodyDep, ServicesDep
 
@@ -112,7 +112,7 @@ def log_out(request: Request, services: ServicesDep) -> Response:
     """End the browser's session, here and there."""
     session = auth.presented_session(request.scope)
     if session is not None:
-        caller = services.keyring.of_session(hashed(session))
+        caller = services.keyring.find(Credential(hashed(session), is_session=True))
         services.keyring.sign_out(hashed(session))
         if caller is not None:
             services.audit.record("sign_out", actor=caller.name, address=auth.address_of(request.scope))

@@ -3,13 +3,13 @@
 import logging
 from typing import Final
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from internist_server import errors
+from internist_server.problem import problem
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DBAPIError, _database_error)
     app.add_exception_handler(Exception, _bug)
-
-
-def problem(status: int, code: str, detail: str) -> Response:
-    """An error as its response."""
-    return Response(orjson.dumps({"error": code, "detail": detail}), status, media_type="application/json")
 
 
 def code_of(error: type[errors.ServerError]) -> str:

@@ -17,6 +17,7 @@ from internist_server.handling import Handling
 from internist_server.ingest import Ingest
 from internist_server.inputs import whole_number
 from internist_server.keyring import Keyring
+from internist_server.overload import Lanes
 from internist_server.readiness import Readiness
 from internist_server.rulebook import RuleBook
 from internist_server.scaling import Scalings
@@ -42,6 +43,7 @@ class Services:
     audit: Audit
     clock: ServerClock
     readiness: Readiness
+    lanes: Lanes
     looking: CapacityLimiter
     """Threads that look whether the server can work: they queue behind no request."""
 

@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
 import orjson
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope
 
 from internist.schema.views import Change, RunState
+from internist_server.auth import is_in_force
 from internist_server.inputs import LAST_INTEGER, whole_number
 from internist_server.routes import examples
 from internist_server.routes.runs import NOT_FOUND
@@ -30,23 +32,27 @@ PING_S: Final = 15
 )
 async def stream_changes(
     run_id: str,
+    request: Request,
     services: ServicesDep,
     cursor: Annotated[int | None, Query(ge=-1, le=LAST_INTEGER, description="The last cursor seen; -1: none.")] = None,
     last_event_id: Annotated[str | None, Header(description="What browsers send when they reconnect.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events `change`, each with the run's cursor: at once if `cursor` is behind, then as it happens.
 
-    Between them, events `alive` every few seconds: they say nothing but that the stream lives.
+    Between them, events `alive` every few seconds: they say nothing but that the stream lives. It ends when the token,
+    or the browser's session, does.
     """
     resumed = whole_number("Last-Event-ID", last_event_id) if last_event_id else -1
     seen = resumed if cursor is None else cursor
     await run_in_threadpool(_read, services, run_id)
-    return EventSourceResponse(_events(services, run_id, seen), ping=PING_S)
+    return EventSourceResponse(_events(services, run_id, seen, request.scope), ping=PING_S)
 
 
-async def _events(services: Services, run_id: str, seen: int) -> AsyncIterator[ServerSentEvent]:
+async def _events(services: Services, run_id: str, seen: int, scope: Scope) -> AsyncIterator[ServerSentEvent]:
     state: RunState | None = None
     while True:
+        if not await is_in_force(scope, services.keyring):
+            return
         rung = services.changes.listen(run_id)
         change = await run_in_threadpool(_read, services, run_id)
         if change.cursor > seen or (state is not None and change.state != state):  # a run is lost without a new cursor

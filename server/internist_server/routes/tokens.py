@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from internist.schema.views import Act, NewToken, Scope, Token
+from internist.schema.views import Act, Identity, NewToken, Scope, Token
 from internist.schema.wire import MAX_NAME_LENGTH
 from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples
@@ -34,6 +34,12 @@ class WantedToken(BaseModel):
     days: float | None = Field(
         default=None, gt=0, le=LONGEST_DAYS, allow_inf_nan=False, description="Until it expires; never without one."
     )
+
+
+@router.get("/identity", responses={200: examples.of("Identity")})
+def read_identity(caller: CallerDep) -> Identity:
+    """For whom the server takes whoever asks, and what the token lets them do. Any token may ask."""
+    return Identity(caller.name, tuple(sorted(caller.scopes)), caller.project, caller.expires_at_ms)
 
 
 @router.get("/tokens", responses={200: examples.of("Tokens")})

@@ -30,12 +30,20 @@ def read_series(
     subject: Subject = None,
     kind: Annotated[Kind | None, Query(description="Only series of this kind of subject.")] = None,
     attempt: AttemptQuery = None,
+    prefer: Annotated[
+        windows.Preferred,
+        Query(
+            description="Which of more than `limit`: the first, or of each subject those of the largest last values."
+        ),
+    ] = "first",
     limit: Limit = 200,
     offset: Offset = 0,
 ) -> SeriesPage:
     """Series of a run, in forward order, with their last values."""
     chosen = attempts.choose_attempt(session, run_id, attempt)
-    return windows.read_series(session, chosen, metrics=metric, subject=subject, kind=kind, limit=limit, offset=offset)
+    return windows.read_series(
+        session, chosen, metrics=metric, subject=subject, kind=kind, prefer=prefer, limit=limit, offset=offset
+    )
 
 
 @router.get("/{run_id}/points", responses={**NOT_FOUND, 200: examples.of("PointsPage")})

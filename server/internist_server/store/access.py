@@ -61,7 +61,8 @@ def find_caller(session: Session, secret: str, *, now_ms: int) -> Caller | None:
     row = session.scalar(select(TokenRow).where(TokenRow.secret == secret))
     if row is None or not _is_in_force(row, now_ms):
         return None
-    return Caller(row.name, frozenset(cast("list[Scope]", row.scopes)), row.project, row.secret)
+    scopes = frozenset(cast("list[Scope]", row.scopes))
+    return Caller(row.name, scopes, row.project, row.secret, row.expires_at_ms)
 
 
 def note_use(session: Session, secret: str, *, now_ms: int) -> None:

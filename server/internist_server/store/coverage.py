@@ -51,6 +51,19 @@ def read_coverage(session: Session, attempt: Attempt) -> Coverage:
     return Coverage(attempt.run, share(entries), counts, entries, modules)
 
 
+def why_not(session: Session, attempt_id: int, subject: str, metric: str) -> str:
+    """Why something that was measured no longer is, as its client told last, such as `frozen, it wants no gradient`;
+    empty where it told of nothing that fits."""
+    query = (
+        select(CoverageRow.family, CoverageRow.state, CoverageRow.reason)
+        .where(CoverageRow.attempt_id == attempt_id, CoverageRow.subject == subject, CoverageRow.state != "measured")
+        .order_by(CoverageRow.rank, CoverageRow.family)
+    )
+    found = session.execute(query).all()
+    of_family = [row for row in found if row.family and metric.startswith(row.family)]
+    return next((f"{row.state}, {row.reason}" if row.reason else row.state for row in of_family or found), "")
+
+
 def _says_more(state: CoverageState, *, than: CoverageState) -> bool:
     return (state == "measured", is_missing(state)) > (than == "measured", is_missing(than))
 

@@ -1,5 +1,6 @@
 """The connection to the database: readers at will, writers one at a time."""
 
+import json
 import logging
 import threading
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
@@ -88,11 +90,20 @@ def make_engine(url: str) -> Engine:
     """An engine with the safety settings this project wants of each database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=24)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, pool_size=8, max_overflow=40)
+        return create_engine(parsed, json_deserializer=_read_json, pool_pre_ping=True, pool_size=8, max_overflow=24)
+    connecting = {"timeout": BUSY_TIMEOUT_MS / 1000}
+    engine = create_engine(parsed, json_deserializer=_read_json, connect_args=connecting, pool_size=8, max_overflow=40)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _read_json(text: str | bytes) -> Any:
+    """What a column of JSON holds; NaN, which the fast reader does not know, is a number in what was written."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 def sqlite_path(url: str) -> Path | None:

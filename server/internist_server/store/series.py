@@ -234,14 +234,22 @@ def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
 
 
 def search_series(
-    session: Session, run: str, *, metrics: Sequence[str] | None = None, kinds: Sequence[str] | None = None
+    session: Session,
+    run: str,
+    *,
+    ids: Sequence[int] | None = None,
+    metrics: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> list[StoredSeries]:
-    """Series of a run in forward order."""
-    if metrics is None:
+    """Series of a run in forward order: by id, or by metric; of these kinds."""
+    if ids is not None:
+        rows = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
+    elif metrics is None:
         rows = session.execute(_OF_RUN, {"run": run})
     else:
         rows = session.execute(_OF_METRICS, {"run": run, "metrics": list(metrics)})
-    return sorted((_series(row) for row in rows if kinds is None or row.kind in kinds), key=_forward_order)
+    found = (row for row in rows if metrics is None or row.metric in metrics)
+    return sorted((_series(row) for row in found if kinds is None or row.kind in kinds), key=_forward_order)
 
 
 def metrics_of_run(session: Session, run: str) -> list[str]:
@@ -267,6 +275,7 @@ def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Colum
 _SERIES = SeriesRow.__table__.c
 _GET = select(_SERIES.id, _SERIES.metric, _SERIES.kind, _SERIES.subject, _SERIES["index"], _SERIES.bound, _SERIES.facts)
 _OF_RUN = _GET.where(_SERIES.run_id == bindparam("run"))
+_OF_IDS = _OF_RUN.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 _OF_METRICS = _OF_RUN.where(_SERIES.metric.in_(bindparam("metrics", expanding=True)))
 _OF_IDS = _GET.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from internist_server.store.thinning import Extent, thin
 
 MAX_WINDOWS = 512
 """Series of one answer."""
+Preferred = Literal["first", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def read_series(
     metrics: Sequence[str] | None = None,
     subject: str | None = None,
     kind: str | None = None,
+    prefer: Preferred = "first",
     limit: int,
     offset: int = 0,
 ) -> SeriesPage:
@@ -60,16 +63,20 @@ def read_series(
     Args:
         metrics: names, or all.
         subject: a regular expression that is searched for in subjects.
+        prefer: which of more than `limit`: the first, or of each subject an equal share, of the largest last values.
     """
     found = search_series(session, attempt.run, metrics=metrics, kinds=None if kind is None else [kind])
     if subject is not None:
         holds = searcher(subject, what="subjects")
         found = [one for one in found if holds(one.subject)]
+    total = len(found)
+    if prefer == "largest" and total > limit:
+        found = _largest(session, attempt, found, limit=limit)
     page = found[offset : offset + limit]
-    columns = columns_for(session, np.array([one.id for one in page], dtype=np.int64), page)
+    columns = columns_for(session, _ids(page), page)
     steps, values = _last_points(session, attempt, columns)
     views = (view_of(one, step, value) for one, step, value in zip(page, steps, values, strict=True))
-    return SeriesPage(tuple(views), len(found))
+    return SeriesPage(tuple(views), total)
 
 
 def choose_series(
@@ -88,7 +95,7 @@ def choose_series(
     """
     if ids is None and metrics is None:
         raise Invalid("name the series: by `series` ids, or by `metric` and `subject`")
-    found = search_series(session, attempt.run, metrics=metrics)
+    found = search_series(session, attempt.run, ids=ids, metrics=metrics)
     if ids is not None:
         known = {one.id: one for one in found}
         unknown = [one for one in ids if one not in known]
@@ -116,7 +123,7 @@ def read_points(
 ) -> PointsPage:
     """Windows of series over the same steps, each at most `pixels` points wide."""
     segments = lineage(session, attempt)
-    columns = columns_for(session, np.array([one.id for one in chosen], dtype=np.int64), chosen)
+    columns = columns_for(session, _ids(chosen), chosen)
     pieces = list(_pieces(session, segments, chosen, columns, first=first, last=last))
     if not pieces:
         windows = tuple(_empty(one) for one in chosen)
@@ -269,6 +276,27 @@ def _judged(session: Session, segments: Sequence[Segment], columns: Columns, ste
     return _Judged(ratios, basis, edges)
 
 
+def _ids(series: Sequence[StoredSeries]) -> Ids:
+    return np.array([one.id for one in series], dtype=np.int64)
+
+
+def _largest(session: Session, attempt: Attempt, series: Sequence[StoredSeries], *, limit: int) -> list[StoredSeries]:
+    """Of each subject an equal share of a limit: series whose last values are largest, NaN before all, in their own
+    order."""
+    each = max(1, limit // len({one.subject for one in series}))
+    _, values = _last_points(session, attempt, columns_for(session, _ids(series), series))
+    heights = np.array([-np.inf if value is None else value for value in values])
+    heights[np.isnan(heights)] = np.inf
+    taken: dict[str, int] = {}
+    kept = []
+    for place in np.argsort(-heights, kind="stable").tolist():
+        subject = series[place].subject
+        taken[subject] = taken.get(subject, 0) + 1
+        if taken[subject] <= each:
+            kept.append(place)
+    return [series[place] for place in sorted(kept)]
+
+
 def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[list[int | None], list[float | None]]:
     """The last step and value of each column in the history of the attempt."""
     steps: list[int | None] = [None] * len(columns.ids)
@@ -278,9 +306,11 @@ def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[
         newest = {step for rank in ranks for step in rank.plan_steps.values()}
         candidates = sorted(step for step in newest if segment.first <= step <= segment.last)
         matrix = read_matrix(session, segment.attempt_id, candidates[-64:], columns)
-        for column in range(len(columns.ids)):
-            rows = np.flatnonzero(matrix.present[:, column])
-            if len(rows) and steps[column] is None:
-                steps[column] = int(matrix.steps[rows[-1]])
-                values[column] = float(matrix.values[rows[-1], column])
+        if not len(matrix.steps):
+            continue
+        rows = len(matrix.steps) - 1 - matrix.present[::-1].argmax(axis=0)
+        for column in np.flatnonzero(matrix.present.any(axis=0)).tolist():
+            if steps[column] is None:
+                steps[column] = int(matrix.steps[rows[column]])
+                values[column] = float(matrix.values[rows[column], column])
     return steps, values

@@ -106,6 +106,54 @@ def exits_with_143() -> None:
 
 
 @program
+def calls_exit_with_1() -> None:
+    train()
+    exit(1)
+
+
+@program
+def calls_quit() -> None:
+    train()
+    quit()
+
+
+def as_module(*lines: str) -> None:
+    """Run the lines of a script after it has trained, as its module's own."""
+    exec(compile("\n".join(["train()", *lines]), "script.py", "exec"), globals())
+
+
+@program
+def raises_an_exit_with_2() -> None:
+    as_module("raise SystemExit(2)")
+
+
+@program
+def raises_an_exit_without_a_status() -> None:
+    as_module("raise SystemExit")
+
+
+@program
+def raises_an_exit_with_a_variable() -> None:
+    as_module("import os", "status = len(os.sep)", "if status:", "    raise SystemExit(status)")
+
+
+@program
+def raises_an_exit_with_words() -> None:
+    as_module("why = 'no data'", "raise SystemExit(f'ended: {why}')")
+
+
+@program
+def raises_an_exit_with_what_a_call_returns() -> None:
+    as_module("def main(): return 0", "raise SystemExit(main())")
+
+
+@program
+def catches_the_exit_it_raises() -> None:
+    with contextlib.suppress(SystemExit):
+        as_module("raise SystemExit(2)")
+
+
+@program
 def catches_its_exit() -> None:
     train()
     with contextlib.suppress(SystemExit):

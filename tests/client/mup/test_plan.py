@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from internist.mup import plan
+from internist.mup.mark import KEY
 from internist.mup.multipliers import Multiplier, multiplier_of, multiply
 from internist.mup.planning import Plan
 from internist.optim.muon import Muon
@@ -141,10 +142,20 @@ def test_standard_and_ntk_have_no_multipliers():
     assert {row.lr for row in plan(Llama(32, 4), base=(16, 2), parametrization="standard").rows} == {1e-3}
 
 
+def test_u_mup_divides_branches_by_the_root_of_the_depth_and_the_embeddings_rate_by_that_of_the_width():
+    planned = plan(Llama(32, 8), base=(16, 2), lr=1e-3, parametrization="u_mup")
+    rows = rows_of(planned)
+
+    assert planned.multipliers["layers.3.mlp.w2"].factor == planned.multipliers["lm_head"].factor == 0.5
+    assert rows["embed_tokens.weight"].lr == pytest.approx(1e-3 / 2**0.5)
+    assert rows["layers.3.mlp.w1.weight"].lr == pytest.approx(1e-3 / 2 / 2)
+    assert rows["lm_head.weight"].lr == 1e-3
+
+
 # -- applying
 
 
-def test_applying_draws_what_is_planned_and_leaves_classes_and_keys_alone():
+def test_applying_draws_what_is_planned_and_leaves_classes_and_keys_alone_but_for_a_mark():
     model = Llama(64, 4)
     keys, classes = list(model.state_dict()), [type(m) for m in model.modules()]
     planned = plan(model, base=(32, 2), init_std={"input": 1.0, "hidden": 0.05, "output": 0.0})
@@ -152,7 +163,7 @@ def test_applying_draws_what_is_planned_and_leaves_classes_and_keys_alone():
     torch.manual_seed(0)
     planned.apply()
 
-    assert list(model.state_dict()) == keys
+    assert list(model.state_dict()) == [*keys, KEY]
     assert [type(m) for m in model.modules()] == classes
     assert float(model.layers[3].mlp.w1.weight.detach().std()) == pytest.approx(0.05 / 2**0.5, rel=SAMPLING)
     assert float(model.embed_tokens.weight.detach().std()) == pytest.approx(1.0, rel=SAMPLING)
@@ -236,6 +247,63 @@ def test_applying_twice_is_applying_once_and_another_plan_replaces_it():
     assert (multiplier_of(model.lm_head), multiplier_of(model.layers[0].mlp.w2)) == (0.25, 1.0)
 
 
+def test_trained_weights_are_refused_and_drawn_where_that_is_said():
+    normed, bare = Llama(32, 2), ResidualMlp(32, 2)
+    with torch.no_grad():
+        normed.norm.weight[0] = 1.1
+        bare.blocks[1][1].weight += 0.2
+
+    for model, name in ((normed, "norm.weight"), (bare, r"blocks.1.1.weight")):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        planned = plan(model, base=(16, 2))
+        with pytest.raises(ValueError, match=f"'{name}' looks trained.*init=None.*redraw=True"):
+            planned.apply()
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+        planned.apply(redraw=True)
+        assert planned.departures() == ()
+
+
+def test_frozen_weights_are_never_drawn_whatever_they_are():
+    model = Llama(32, 2)
+    with torch.no_grad():
+        model.norm.weight[0] = 1.1
+    model.norm.requires_grad_(False)
+    model.embed_tokens.requires_grad_(False)
+    before = model.embed_tokens.weight.clone()
+
+    plan(model, base=(16, 2)).apply()
+
+    assert torch.equal(model.embed_tokens.weight, before) and model.norm.weight[0] == 1.1
+
+
+def test_a_planned_state_is_refused_by_a_model_without_the_plan_and_by_another_plan():
+    planned, bare, other, same = (Llama(32, 4) for _ in range(4))
+    plan(planned, base=(16, 2)).apply()
+    plan(other, base=(8, 2)).apply()
+    plan(same, base=(16, 2)).set_multipliers()
+    state = planned.state_dict()
+
+    with pytest.raises(RuntimeError, match=rf'Unexpected key\(s\) in state_dict: "{KEY}"'):
+        bare.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="saved under a plan with other multipliers"):
+        other.load_state_dict(state)
+    same.load_state_dict(state)
+    assert torch.equal(same(ids()), planned(ids()))
+
+
+def test_a_state_without_a_plan_is_told_of_by_a_planned_model(caplog):
+    planned, bare = Llama(32, 2), Llama(32, 2)
+    plan(planned, base=(16, 2)).apply()
+
+    with caplog.at_level(logging.WARNING, "internist"):
+        planned.load_state_dict(bare.state_dict())
+
+    assert "says nothing of multipliers" in caplog.text
+    plan(planned, base=(32, 2)).set_multipliers()
+    assert KEY not in planned.state_dict()
+
+
 def test_a_copy_and_a_pickle_keep_their_multipliers():
     model = ResidualMlp(32, 4)
     plan(model, base=(16, 2)).apply()
@@ -244,6 +312,7 @@ def test_a_copy_and_a_pickle_keep_their_multipliers():
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), model(x))
         assert multiplier_of(other.leave) == 0.5
+        assert torch.equal(other.state_dict()[KEY], model.state_dict()[KEY])
 
 
 def test_a_compiled_model_is_multiplied_too():

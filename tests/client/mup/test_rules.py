@@ -17,6 +17,7 @@ from internist.mup.rules import (
     router_rule,
     rule,
 )
+from internist.scaling.counting import right_setup
 
 HALF = 0.5
 
@@ -171,6 +172,37 @@ def test_ntk_is_unit_variance_behind_a_root_of_the_fan_in_folded():
     assert sgd.lr == Powers(fan_in=-1)
     assert adamw.init_variance == sgd.init_variance == Powers(fan_in=-1)
     assert rule("adamw", "input", parametrization="ntk").lr == SAME
+
+
+def test_u_mup_is_mup_in_width_but_for_the_inputs_rate_and_has_a_root_of_the_depth_in_every_branch():
+    for role, branch in (("hidden", 0), ("output", 0), ("gain", 0), ("bias", 0)):
+        own, mup = rule("adamw", role, branch=branch, parametrization="u_mup"), rule("adamw", role, branch=branch)
+        assert (own.lr, own.init_variance, own.multiplier) == (mup.lr, mup.init_variance, mup.multiplier)
+    assert rule("adamw", "input", parametrization="u_mup").lr == Powers(fan_out=-HALF)
+    for branch in (1, 2):
+        hidden = rule("adamw", "hidden", branch=branch, parametrization="u_mup")
+        assert (hidden.multiplier, hidden.lr) == (Powers(depth=-HALF), Powers(fan_in=-1, depth=-HALF))
+        assert hidden.weight_decay == -hidden.lr
+        assert rule("adamw", "gain", branch=branch, parametrization="u_mup").lr == Powers(depth=-HALF)
+
+
+@pytest.mark.parametrize(("family", "name"), [("adam", "adamw"), ("sgd", "sgd"), ("matrix", "muon_mup")])
+@pytest.mark.parametrize("rest", ["adam", "sgd"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_scaling_check_counts_from_the_same_rules(family, name, rest, k):
+    """`muon_mup` stands for all of Muon's family: the check counts its rates in the norm of its update."""
+    outer = {"adam": "adamw", "sgd": "sgd"}[rest]
+    inside = rule(name, "hidden", branch=k)
+    width, depth = (right_setup(axis, family, rest, branch_matrices=k) for axis in ("width", "depth"))
+
+    assert width.lr_hidden == inside.lr.width("hidden")
+    assert width.init_hidden == (inside.init_variance.width("hidden") + 1) / 2
+    assert width.lr_embedding == rule(outer, "input").lr.width("input")
+    assert width.lr_head == rule(outer, "output").lr.width("output")
+    assert width.multiplier_head == rule(outer, "output").multiplier.width("output")
+    assert width.init_head == rule(outer, "output").init_variance.width("output") / 2
+    assert (depth.lr_hidden, depth.multiplier_branch) == (inside.lr.depth, inside.multiplier.depth)
+    assert depth.multiplier_head == depth.lr_head == depth.lr_embedding == 0.0
 
 
 def test_powers_add_and_turn_round():

@@ -329,6 +329,70 @@ def test_a_tied_weight_moves_each_module_that_computes_with_it():
         assert points["update.own", name, None][0] == pytest.approx(expected, rel=1e-4)
 
 
+class LayerNorm(nn.Module):
+    """As in nanoGPT: eps stands in the forward, and the bias may be left out."""
+
+    def __init__(self, width, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+        self.bias = nn.Parameter(torch.rand(width)) if bias else None
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class T5LayerNorm(nn.Module):
+    """As in T5: no mean is taken off, and there is no bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class ChannelsLayerNorm(LayerNorm):
+    """As in ConvNeXt: over the channels, which come first."""
+
+    def forward(self, x):
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None] * normed + self.bias[:, None]
+
+
+class OddLayerNorm(LayerNorm):
+    """Something else under the name."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.sigmoid(x)
+
+
+def test_layer_norms_of_one_s_own_are_measured_where_they_compute_what_they_are_called():
+    torch.manual_seed(0)
+    norms = [LayerNorm(6, bias=True), LayerNorm(6, bias=False), T5LayerNorm(6), OddLayerNorm(6, bias=True)]
+    model = nn.Sequential(*norms, ChannelsLayerNorm(3, bias=True), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = internist.watch(model, optimizer, every=1, max_overhead=0)
+    for _ in range(3):
+        before = norms[0].weight.detach().clone(), norms[0].bias.detach().clone()
+        x = torch.randn(2, 3, 6)
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    states = {entry.subject: entry.state for entry in monitor.coverage() if entry.family == "update.own"}
+    points, _, _ = finish(monitor)
+
+    normed = nn.functional.layer_norm(x, (6,))
+    moved = normed * (norms[0].weight - before[0]).detach() + (norms[0].bias - before[1]).detach()
+    expected = moved.square().mean(-1).sqrt().max().item()
+    assert points["update.own", "0", None][2] == pytest.approx(expected, rel=1e-3)
+    assert states == {
+        "0": "measured", "1": "measured", "2": "measured", "3": "unsupported", "4": "unsupported", "5": "measured",
+    }  # fmt: skip
+
+
 def test_frozen_parameters_are_frozen_not_missing():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)

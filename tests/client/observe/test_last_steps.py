@@ -60,3 +60,41 @@ def test_once_the_loss_is_no_number_the_steps_before_are_told_and_the_run_goes_o
 
     assert set(range(REGULAR, REGULAR + 20)) <= set(points[RATE])
     assert set(points[NORM]) >= set(range(REGULAR, REGULAR + 20)) and model is not None
+
+
+@pytest.mark.parametrize("factor", [10.0, 0.1, 0.0])
+def test_a_rate_that_leaps_between_two_samples_is_told_at_its_step_with_what_was_meant(tmp_path, factor):
+    """And so is what comes back; where nothing leaps nothing is told but samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    first, second = ({"params": list(layer.parameters()), "lr": 0.01} for layer in model)
+    optimizer = torch.optim.SGD([first, second])
+    leap, back = REGULAR + 3, REGULAR + 7
+
+    def multiplier(step):
+        return factor if leap <= step < back else 1.0
+
+    monitor = internist.watch(
+        model, optimizer, mode="offline", directory=tmp_path, every=EVERY, max_overhead=0, schedule=multiplier
+    )
+    for step in range(REGULAR + 12):
+        optimizer.param_groups[1]["lr"] = 0.01 * multiplier(step)
+        model(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.finish()
+    points = read(monitor.directory)[0]
+
+    told = {
+        metric: {
+            group: {step: value for step, value in points[metric, group, None].items() if step > REGULAR}
+            for group in "01"
+        }
+        for metric in ("learning_rate", "schedule.multiplier")
+    }
+    assert told["learning_rate"] == {
+        "0": {leap: pytest.approx(0.01), back: pytest.approx(0.01)},
+        "1": {leap: pytest.approx(0.01 * factor), back: pytest.approx(0.01)},
+    }
+    assert told["schedule.multiplier"]["1"] == {leap: pytest.approx(factor), back: 1.0}
+    assert {leap, back} <= set(points["weight_decay", "1", None])

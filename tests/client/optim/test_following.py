@@ -3,7 +3,7 @@
 import torch
 
 from internist.optim import following
-from internist.optim.freshness import looks_drawn
+from internist.model.freshness import looks_drawn
 from internist.optim.rounding import rounded
 
 

@@ -120,6 +120,23 @@ def test_every_frame_arrives_once_and_in_order(server, train, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("has_log", [True, False])
+def test_the_address_of_the_run_is_told_once_in_the_log_or_where_there_is_none_on_the_terminal(
+    server, train, caplog, capsys, monkeypatch, has_log
+):
+    monkeypatch.setattr(logging.getLogger("internist"), "propagate", has_log)
+    with caplog.at_level(logging.INFO, "internist"):
+        training = train(server.address)
+        training.measure(2)
+        assert server.wait_for(lambda: server.steps() == [0, 1])
+        training.sender.restart(0)  # introduces the rank again
+        assert training.sender.close(PATIENCE_S)
+
+    line = f"run r, n: {server.address}/runs/r"
+    assert caplog.messages == ([line] if has_log else [])
+    assert capsys.readouterr().err == ("" if has_log else f"internist: {line}\n")
+
+
 def test_what_is_appended_outside_of_a_drain_is_shipped_when_woken(server, train):
     training = train(server.address)
     assert server.wait_for(lambda: len(server.arrived) == 3)

@@ -4,27 +4,28 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-import httpx
+from internist.commands.asked import add_options, connect
+from internist.errors import ConfigurationError, ServerError
+from internist.schema.views import Alert, AlertsPage, Silence
+from internist.ship.connection import Connection
 
-from internist_server.settings import DEFAULT_PORT
-
-TIMEOUT_S: Final = 30.0
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def command(argv: Sequence[str]) -> int:
     """List alerts of a server, acknowledge and silence them."""
     options = _parser(os.environ).parse_args(argv)
-    headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
     try:
-        with httpx.Client(base_url=f"{options.server.rstrip('/')}/api/v1", headers=headers, timeout=TIMEOUT_S) as api:
-            lines: list[str] = options.act(api, options)
-    except httpx.HTTPStatusError as error:
-        return _fail(_reason(error.response))
-    except httpx.HTTPError as error:
-        return _fail(f"{options.server} does not answer: {error}")
+        connection = connect(options, os.environ)
+        try:
+            lines: list[str] = options.act(connection, options)
+        finally:
+            connection.close()
+    except (ServerError, ConfigurationError) as error:
+        sys.stderr.write(f"internist alerts: {error}\n")
+        return 1
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
@@ -53,66 +54,48 @@ def matcher(text: str) -> tuple[str, str]:
     return name, glob
 
 
-def _list(api: httpx.Client, options: argparse.Namespace) -> list[str]:
-    asked = {"run": options.run} | ({} if options.all else {"state": ["pending", "firing"]})
-    found = _answer(api.get("/alerts", params={name: value for name, value in asked.items() if value is not None}))
-    return [_line(alert) for alert in found["alerts"]] or ["no alert is open"]
+def _list(connection: Connection, options: argparse.Namespace) -> list[str]:
+    states = None if options.all else ["pending", "firing"]
+    found = connection.read("alerts", AlertsPage, run=options.run, state=states)
+    return [_line(alert) for alert in found.alerts] or ["no alert is open"]
 
 
-def _acknowledge(api: httpx.Client, options: argparse.Namespace) -> list[str]:
+def _acknowledge(connection: Connection, options: argparse.Namespace) -> list[str]:
     body = {"by": options.author, "new_normal": options.new_normal}
-    return [_line(_answer(api.post(f"/alerts/{options.alert}/acknowledge", json=body)))]
+    return [_line(connection.write(f"alerts/{options.alert}/acknowledge", body, Alert))]
 
 
-def _withdraw(api: httpx.Client, options: argparse.Namespace) -> list[str]:
-    return [_line(_answer(api.delete(f"/alerts/{options.alert}/acknowledge")))]
+def _withdraw(connection: Connection, options: argparse.Namespace) -> list[str]:
+    return [_line(connection.delete(f"alerts/{options.alert}/acknowledge", Alert))]
 
 
-def _silence(api: httpx.Client, options: argparse.Namespace) -> list[str]:
+def _silence(connection: Connection, options: argparse.Namespace) -> list[str]:
     body = {"matchers": dict(options.matchers), "author": options.author, "reason": options.reason}
-    return [_silence_line(_answer(api.post("/silences", json=body | {"seconds": options.duration})))]
+    return [_silence_line(connection.write("silences", body | {"seconds": options.duration}, Silence))]
 
 
-def _end_silence(api: httpx.Client, options: argparse.Namespace) -> list[str]:
-    return [_silence_line(_answer(api.delete(f"/silences/{options.silence}")))]
+def _end_silence(connection: Connection, options: argparse.Namespace) -> list[str]:
+    return [_silence_line(connection.delete(f"silences/{options.silence}", Silence))]
 
 
-def _silences(api: httpx.Client, _: argparse.Namespace) -> list[str]:
-    return [_silence_line(one) for one in _answer(api.get("/silences"))] or ["nothing is silenced"]
+def _silences(connection: Connection, _: argparse.Namespace) -> list[str]:
+    found = connection.read("silences", tuple[Silence, ...])
+    return [_silence_line(one) for one in found] or ["nothing is silenced"]
 
 
-def _answer(response: httpx.Response) -> Any:
-    response.raise_for_status()
-    return response.json()
+def _line(alert: Alert) -> str:
+    seen = f"  (seen by {alert.acknowledged_by})" if alert.acknowledged_by else ""
+    return f"{alert.id:>6}  {alert.state:<9} {alert.severity:<8} {alert.run}  {alert.message}{seen}"
 
 
-def _line(alert: Mapping[str, Any]) -> str:
-    seen = f"  (seen by {alert['acknowledged_by']})" if alert["acknowledged_by"] else ""
-    return f"{alert['id']:>6}  {alert['state']:<9} {alert['severity']:<8} {alert['run']}  {alert['message']}{seen}"
-
-
-def _silence_line(silence: Mapping[str, Any]) -> str:
-    matchers = " ".join(f"{name}={glob}" for name, glob in silence["matchers"].items())
-    return f"{silence['id']:>6}  {matchers}  by {silence['author']}: {silence['reason']}"
-
-
-def _reason(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {response.status_code}"
-
-
-def _fail(reason: str) -> int:
-    sys.stderr.write(f"internist alerts: {reason}\n")
-    return 1
+def _silence_line(silence: Silence) -> str:
+    matchers = " ".join(f"{name}={glob}" for name, glob in silence.matchers.items())
+    return f"{silence.id:>6}  {matchers}  by {silence.author}: {silence.reason}"
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="internist alerts", description=(command.__doc__ or "").partition("\n")[0])
-    server = environ.get("INTERNIST_SERVER") or f"http://127.0.0.1:{DEFAULT_PORT}"
-    parser.add_argument("--server", default=server, help="address (default: INTERNIST_SERVER)")
-    parser.add_argument("--token", default=environ.get("INTERNIST_TOKEN"), help="default: INTERNIST_TOKEN")
+    add_options(parser, environ)
     actions = parser.add_subparsers(required=True)
 
     listing = actions.add_parser("list", help="open alerts")
