@@ -47,7 +47,7 @@ def copy_in(reader: Connection, writer: Connection) -> str:
         Invalid: the database holds no run, or several.
         Conflict: the other one has a run of that id.
     """
-    runs = list(reader.scalars(select(_RUNS.c.id)))
+    runs: list[str] = list(reader.scalars(select(_RUNS.c.id)))
     if len(runs) != 1:
         raise Invalid(f"expected a database of one run, got one of {len(runs)}")
     if writer.scalar(select(_RUNS.c.id).where(_RUNS.c.id == runs[0])) is not None:
@@ -64,7 +64,7 @@ def _of_run(table: Table, run: str) -> ColumnElement[bool] | None:
     if table is _RUNS:
         return _RUNS.c.id == run
     for key in sorted(table.foreign_keys, key=lambda one: one.column.table is not _RUNS):
-        of_parent = _of_run(key.column.table, run)  # type: ignore[arg-type]
+        of_parent = _of_run(key.column.table, run)
         if of_parent is not None:
             return key.parent.in_(select(key.column).where(of_parent))
     return None
