@@ -22,6 +22,7 @@ from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedT
 from internist_server.values.planes import pack
 
 _OLDEST: Final = 8
+"""Times as many of the oldest frames are looked at as a block needs."""
 KEPT_LOOSE: Final = 128
 """Of a live attempt, the newest frames of a plan, and judgements, that are not moved."""
 
