@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -98,13 +99,13 @@ def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Fig
     rng = np.random.default_rng(SEED)
     server.register(RUN)
     server.declare(RUN, len(series))
+    coming = frames_of(series, first=0, count=max(lengths) + len(lengths) * LIVE_FRAMES, rng=rng)  # one calm run
     done = 0
     for length in lengths:
         began, before = time.process_time(), done
         while done < length:
             more = min(FRAMES_A_REQUEST, length - done)
-            frames = frames_of(series, first=done, count=more, rng=rng)
-            server.take(RUN, [server.frame(step, values) for step, values in frames])
+            server.take(RUN, [server.frame(step, values) for step, values in islice(coming, more)])
             done += more
         fill_s = time.process_time() - began
         points = (done - before) * len(series)
@@ -115,7 +116,7 @@ def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Fig
         yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
         settle(server.database)
         live, written = [], written_bytes(server.database)
-        for step, values in frames_of(series, first=done, count=LIVE_FRAMES, rng=rng):
+        for step, values in islice(coming, LIVE_FRAMES):
             live.append(timed(lambda step=step, values=values: server.take(RUN, [server.frame(step, values)])))
         settle(server.database)
         written = written_bytes(server.database) - written

@@ -83,8 +83,9 @@ def read_edges(
     rows = session.execute(_UP_TO, {"attempt": attempt_id, "last": last}).all()
     bands = np.frombuffer(b"".join([row.bands for row in rows]), BAND)
     changed = np.repeat([row.step for row in rows], [len(row.bands) // BAND.itemsize for row in rows])
-    begins = np.searchsorted(steps, changed)
-    for place in np.intersect1d(bands["place"], places).tolist():
+    asked = np.flatnonzero(np.isin(bands["place"], places))
+    bands, begins = bands[asked], np.searchsorted(steps, changed[asked])
+    for place in np.unique(bands["place"]).tolist():
         mine = np.flatnonzero(bands["place"] == place)
         begin, lasts = begins[mine[0]], np.diff(np.append(begins[mine], len(steps)))
         unit = np.where(np.repeat(bands["scheduled"][mine] != 0, lasts), divisors[begin:], 1.0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from internist_server.store.blocks import BLOCK, pack_heads
@@ -21,6 +21,8 @@ from internist_server.store.tables import AttemptRow, FrameRow, JudgementRow, Pl
 from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
 from internist_server.values.planes import pack
 
+_OLDEST: Final = 8
+"""Times as many of the oldest frames are looked at as a block needs."""
 KEPT_LOOSE: Final = 128
 """Of a live attempt, the newest frames of a plan, and judgements, that are not moved."""
 
@@ -65,11 +67,7 @@ def move_frames(session: Session, loose: Loose, sizes: Sizes) -> int:
     attempt_id, rank = loose.attempt_id, loose.rank
     of_rank = (FrameRow.attempt_id == attempt_id) & (FrameRow.rank == rank)
     settled = FrameRow.step <= _settled(session, attempt_id, rank)
-    counts = session.execute(
-        select(FrameRow.plan, func.count()).where(of_rank, settled).group_by(FrameRow.plan).order_by(FrameRow.plan)
-    )
-    least = sizes.least(is_over=loose.is_over)
-    number = next((plan for plan, count in counts.all() if count >= least), None)
+    number = _plan_to_move(session, of_rank & settled, least=sizes.least(is_over=loose.is_over))
     if number is None:
         return 0
     query = select(FrameRow.__table__).where(of_rank, settled, FrameRow.plan == number)
@@ -89,6 +87,20 @@ def move_frames(session: Session, loose: Loose, sizes: Sizes) -> int:
     is_it = (RankRow.attempt_id == attempt_id) & (RankRow.rank == rank)
     session.execute(update(RankRow).where(is_it).values(loose=RankRow.loose - len(frames)))
     return len(frames)
+
+
+def _plan_to_move(session: Session, movable: ColumnElement[bool], *, least: int) -> int | None:
+    """A plan of which so many frames may be moved; None without one. It is looked for among the oldest of a rank first:
+    after a run was shipped at once there are very many."""
+    for oldest in (_OLDEST * least, None):
+        frames = select(FrameRow.plan).where(movable).order_by(FrameRow.sequence).limit(oldest).subquery()
+        counts = session.execute(
+            select(frames.c.plan, func.count()).group_by(frames.c.plan).order_by(frames.c.plan)
+        ).all()
+        number = next((plan for plan, count in counts if count >= least), None)
+        if number is not None or (oldest is not None and sum(count for _, count in counts) < oldest):
+            return number
+    return None
 
 
 def move_judgements(session: Session, attempt_id: int, sizes: Sizes, *, is_over: bool) -> int:

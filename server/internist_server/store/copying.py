@@ -87,11 +87,11 @@ def _copy(table: Table, reader: Connection, writer: Connection) -> int:
         writer.execute(table.insert(), [dict(row) for row in some])
         count += len(some)
     if writer.dialect.name == "postgresql":
-        _count_on(table, writer)
+        count_on(table, writer)
     return count
 
 
-def _count_on(table: Table, writer: Connection) -> None:
+def count_on(table: Table, writer: Connection) -> None:
     """Let the numbers that PostgreSQL gives begin behind those that are taken."""
     for column in table.primary_key.columns:
         if isinstance(column.type, BigInteger | Integer) and column is table.autoincrement_column:

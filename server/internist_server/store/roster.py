@@ -160,7 +160,8 @@ class Roster:
         return int((self._column("last_step") >= step).sum())
 
     def _lives(self) -> Mask:
-        return (self._column("heartbeat_ms") != _NO_MOMENT) & ~self._column("has_finished")
+        lives: Mask = (self._column("heartbeat_ms") != _NO_MOMENT) & ~self._column("has_finished")
+        return lives
 
     def _column(self, name: str) -> NDArray[np.int64]:
         column: NDArray[np.int64] = self._table[name][: len(self._places)]
