@@ -23,6 +23,7 @@ from benchmarks.mup_reports import Report, run
 from benchmarks.mup_trials import MupLaboratory
 from internist.demo.model import VOCABULARY, batch
 from internist.mup import Plan, plan
+from internist.mup.mark import KEY
 from internist.mup.multipliers import multiplier_of
 
 DURATION = "less than a minute of one core"
@@ -230,7 +231,7 @@ def race(peer: ModuleType, laboratory: MupLaboratory, optimizer: str, width: int
     planned = our_plan(model, optimizer)
     groups = [{**group, "params": [p for _, p in group["params"]]} for group in planned.apply()]
     rival = their_model(peer, width)
-    rival.load_state_dict(model.state_dict())
+    rival.load_state_dict({name: value for name, value in model.state_dict().items() if name != KEY})
     make = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
     for group in groups:  # what mup decays, so that nothing but the rules differs
         group["weight_decay"] = 0.0

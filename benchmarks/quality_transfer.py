@@ -4,8 +4,8 @@
 
 The same model and text as `benchmarks.quality`. Muon++ with its default policy and radius takes the best rate of a grid
 at d = 64 with it to d = 128, as its rule says (`internist.mup.rules`: ×1 in width); Muon is tuned at d = 128 itself.
-R(W) is looked at every 20 steps. What is no hidden matrix has one rate everywhere. `--long` adds one run of each of that
-many steps at the same rates. Results are kept as they come.
+R(W) is looked at every 20 steps. What is no hidden matrix has one rate everywhere. `--long` adds one run of each,
+of that many steps at the same rates. Results are kept as they come.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from internist.mup import sample
 from internist.mup.planner import plan
+from internist.mup.probe import as_it_was
 from internist.mup.rules import Parametrization, optimizer_named
 from internist.mup.trial import Batch, Trial, train
 from internist.optim.muon import Muon
@@ -194,7 +195,7 @@ def _planned(
     base = build_model(**smallest)
 
     def make(model: nn.Module) -> Any:
-        with torch.random.fork_rng([]):
+        with as_it_was(model):
             probe, _ = batch(model)
         planned = plan(
             model, base=base, optimizer=name, lr=lr, parametrization=parametrization, attention="scale", probe=probe

@@ -51,5 +51,5 @@ def mark(root: nn.Module, factors: Sequence[float]) -> None:
     if factors:
         # an attribute and no buffer: data parallelism sends buffers around, and casts round them
         setattr(root, KEY, torch.tensor(factors, dtype=torch.float64, device="cpu"))
-        root.register_state_dict_post_hook(_Saving())
-        root.register_load_state_dict_pre_hook(_Loading())
+        root.register_state_dict_post_hook(_Saving())  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_pre_hook(_Loading())  # type: ignore[no-untyped-call]

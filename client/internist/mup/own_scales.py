@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from internist.model.roles import block_of, plain_name, unwrap
 from internist.mup import sample
 from internist.mup.planning import Queries
-from internist.mup.probe import Heads, Probed, probed
+from internist.mup.probe import Heads, Probed, as_it_was, probed
 from internist.mup.structure import Structure, block_list
 
 Attention = Literal["own", "scale"]
@@ -63,7 +62,7 @@ def own_scales(
             raise ValueError(f"{name!r} is on the meta device: a forward is looked at, which needs weights")
     head = next(iter(shape.outputs), None)
     if inputs is None:
-        with torch.random.fork_rng([]):
+        with as_it_was(shape.root):
             inputs, _ = sample.batch(shape.root)
     own = probed(shape.root, inputs, head=head, watched=watched)
     _require_tensors(own, shape)

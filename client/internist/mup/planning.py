@@ -128,8 +128,8 @@ class Plan:
             multiply(module, placed.factor, after_bias=placed.after_bias)
             queries = self.queries.get(plain_name(raw), Queries(1.0))
             multiply_queries(module, queries.factor, queries.rows)
-        factors = [*self.multipliers.values(), *self.queries.values()]
-        mark(unwrap(self.model), [one.factor for one in factors])
+        branches, queries_of = self.multipliers.values(), self.queries.values()
+        mark(unwrap(self.model), [*(one.factor for one in branches), *(one.factor for one in queries_of)])
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups: `(name, parameter)` pairs with lr, weight_decay, eps under AdamW, algorithm and role.

@@ -86,6 +86,25 @@ class _Forward:
         self.calls.append(_Call(names, query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), given))
 
 
+@contextmanager
+def as_it_was(root: nn.Module) -> Iterator[None]:
+    """A model in evaluation, with gradients' graphs; afterwards its modes, buffers and torch's random states as they
+    were."""
+    modes = {module: module.training for module in root.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
+    try:
+        root.eval()
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
 def probed(model: nn.Module, inputs: Any, *, head: str | None, watched: Iterable[str] = ()) -> Probed:
     """Call a model once, in evaluation, and say what was seen. Weights, buffers, gradients, modes and random states
     stay as they are.
@@ -102,7 +121,7 @@ def probed(model: nn.Module, inputs: Any, *, head: str | None, watched: Iterable
     root = unwrap(model)
     names = {module: plain_name(raw) for raw, module in root.named_modules()}
     seen = _Forward()
-    with _as_it_was(root), _hooked(names, seen, head):
+    with as_it_was(root), _hooked(names, seen, head):
         try:
             output = _called(root, inputs)
         except Exception as error:
@@ -117,24 +136,6 @@ def probed(model: nn.Module, inputs: Any, *, head: str | None, watched: Iterable
 
 
 # -- the forward
-
-
-@contextmanager
-def _as_it_was(root: nn.Module) -> Iterator[None]:
-    """In evaluation and with gradients' graphs; afterwards everything as it was."""
-    modes = {module: module.training for module in root.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]
-    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
-    try:
-        root.eval()
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 @contextmanager

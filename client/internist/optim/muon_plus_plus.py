@@ -2,21 +2,20 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor, linalg
+from torch import Tensor
 
-from internist.optim import frozen_step, stack
+from internist.optim import frozen_step, pair_notes, stack
 from internist.optim.arrivals import has_numbers
 from internist.optim.bucket import Bucket, Group
-from internist.optim.coefficients import longest, norm_band
+from internist.optim.coefficients import longest
 from internist.optim.complement import (
     adaptive_factor,
     capped_rate,
-    complement_residual,
     projected,
     projected_in_turn,
     put_back,
@@ -32,7 +31,6 @@ from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_s
 from internist.optim.pair_writes import write_each, write_retracted, write_together
 from internist.optim.rounding import rounded
 from internist.optim.spectral_init import set_radius
-from internist.optim.top_pair import pair_residual, warm_pair
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,8 +42,7 @@ Policy = Literal["retract", "decay", "cap", "none"]
 CAP_ROUNDS = 4
 CAP_ROUNDING = 1e-6
 """Relative, of a rate that is turned into a share of its radius and back: less is no cap."""
-NET_ROUNDS = 5
-"""Krylov rounds of what is estimated; each reads the matrices twice."""
+REMOVED = "optimizer.removed_share"
 
 
 class MuonPlusPlus(MatrixOptimizer):
@@ -254,7 +251,8 @@ class MuonPlusPlus(MatrixOptimizer):
             for matrix in zip(gradient.unbind(0), momentum.unbind(0), ready.single, n.unbind(0), strict=True)
         ]
         if self._wants_diagnostics:
-            self._note_removed(bucket, torch.stack([removed_norm(*factors()) for factors in removed]), n)
+            norms = torch.stack([removed_norm(*factors()) for factors in removed])
+            self._note(bucket, REMOVED, pair_notes.removed_share(norms, n))
         return n
 
     def _project(self, bucket: Bucket, direction: Tensor) -> Tensor:
@@ -266,7 +264,8 @@ class MuonPlusPlus(MatrixOptimizer):
         else:
             n, left, right = projected(direction, frozen)
         if self._wants_diagnostics:
-            self._note_removed(bucket, removed_norm(torch.cat(left, dim=2), torch.cat(right, dim=1)), n)
+            norms = removed_norm(torch.cat(left, dim=2), torch.cat(right, dim=1))
+            self._note(bucket, REMOVED, pair_notes.removed_share(norms, n))
         return n
 
     def _write(self, bucket: Bucket, d: Tensor) -> None:
@@ -279,7 +278,7 @@ class MuonPlusPlus(MatrixOptimizer):
         before = stack.weights_of(bucket).clone() if self._wants_diagnostics else None
         rate = self._rate(bucket, ready.pairs)
         if before is not None:
-            self._diagnose_direction(bucket, d, ready, ready.length * rate)
+            self._note_all(bucket, pair_notes.of_direction(bucket, d, ready, ready.length * rate))
         self._stepped.bucket = self._stepped.ready = None
         audits = step_of(self.state, bucket) % group["audit_every"] == 0
         if audits:
@@ -292,7 +291,7 @@ class MuonPlusPlus(MatrixOptimizer):
         else:
             write_each(ready, bucket, d, rate)
         if before is not None:
-            self._diagnose_weights(bucket, before)
+            self._note_all(bucket, pair_notes.of_weights(self.state, self._keeper, bucket, before))
 
     def _write_narrow(self, bucket: Bucket, d: Tensor) -> None:
         """The same of weights of two bytes: in float32, and rounded once, at random."""
@@ -355,36 +354,9 @@ class MuonPlusPlus(MatrixOptimizer):
 
     # -- what it knows
 
-    def _note_removed(self, bucket: Bucket, removed: Tensor, kept: Tensor) -> None:
-        """Note the share of directions that a projection took away, (B,) norms of it, and left, (B, m, n)."""
-        rest = linalg.vector_norm(kept, dim=(1, 2), dtype=removed.dtype)
-        whole = torch.hypot(removed, rest)
-        share = torch.where(whole == 0, whole, removed / whole)
-        self._note(bucket, "optimizer.removed_share", share.to(torch.float32))
-
-    def _diagnose_direction(self, bucket: Bucket, d: Tensor, ready: Ready, length: Tensor) -> None:
-        """Note what is known of D, and of the update it makes at that length."""
-        residual = complement_residual(d, ready.pairs.u, ready.pairs.v).to(torch.float32)
-        length = length.flatten().to(torch.float32)
-        side = min(bucket.fan_out, bucket.fan_in)
-        image = norm_band(bucket.group["coefficients"], bucket.group["steps"], side=side)
-        self._note(bucket, "optimizer.effective_lr", length)
-        self._note(bucket, "optimizer.update_norm_low", length * image.low, worst=torch.minimum)
-        self._note(bucket, "optimizer.update_norm_high", length * image.high)
-        self._note(bucket, "optimizer.orthogonality", residual)
-
-    def _diagnose_weights(self, bucket: Bucket, before: Tensor) -> None:
-        """Note what the step did to the weights. Nothing that later steps read is changed."""
-        pairs, weights = gather_pairs(self.state, bucket), stack.weights_of(bucket)
-        change = weights - before
-        seed = step_of(self.state, bucket)
-        net = warm_pair(change, pairs.second, rounds=NET_ROUNDS, seed=seed, batched=bucket.stacked).sigma
-        gap = 1.0 - self._keeper.below(bucket, pairs).sigma / pairs.radius
-        audit = pair_residual(weights, pairs.u, pairs.v, pairs.radius)
-        self._note(bucket, "optimizer.gap", gap.to(torch.float32), worst=torch.minimum)
-        self._note(bucket, "optimizer.audit", audit.to(torch.float32))
-        self._note(bucket, "optimizer.net_update", net.to(torch.float32))
-        self._note(bucket, "optimizer.firings", gather(self.state, bucket, "firings").to(torch.float32))
+    def _note_all(self, bucket: Bucket, notes: Iterable[tuple[str, Tensor]]) -> None:
+        for metric, values in notes:
+            self._note(bucket, metric, values, worst=torch.minimum if metric in pair_notes.LEAST else torch.maximum)
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per parameter, as `Muon` has, with the radius c that each of its matrices keeps, once stepped."""

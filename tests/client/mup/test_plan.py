@@ -470,8 +470,8 @@ def test_a_plan_travels_in_a_checkpoint():
     saved = torch.load(file, weights_only=True)
     resumed = Llama(32, 4)
     loaded = Plan.load(resumed, saved["plan"])
-    resumed.load_state_dict(saved["model"])
     loaded.set_multipliers()
+    resumed.load_state_dict(saved["model"])
 
     assert loaded.rows == planned.rows
     assert torch.equal(resumed(ids()), model(ids()))

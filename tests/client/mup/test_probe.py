@@ -234,6 +234,17 @@ def test_looking_changes_nothing():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_making_inputs_for_a_look_changes_nothing_either():
+    torch.manual_seed(0)
+    model, base = (nn.Sequential(nn.Linear(8, w), nn.BatchNorm1d(w), nn.Linear(w, 3)) for w in (32, 16))
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+
+    plan(model, base=base, attention="scale")
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_forward_that_fails_says_what_to_give():
     with pytest.raises(ValueError, match=r"raised TypeError.*as probe="):
         plan(Llama(32), base=Llama(16), attention="scale", probe=(ids(), 1))

@@ -2,8 +2,8 @@
 
 import torch
 
-from internist.optim import following
 from internist.model.freshness import looks_drawn
+from internist.optim import following
 from internist.optim.rounding import rounded
 
 

@@ -1,6 +1,7 @@
 """Scale rules: the numbers of the papers, and names that are known or offered."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,20 @@ def test_every_rule_has_its_source_or_says_that_it_is_the_plain_one():
     for name, rule in SCALES.items():
         assert name == rule.__name__
         assert "Source:" in (rule.__doc__ or "") or name == "none"
+
+
+def test_the_rates_that_the_docs_convert_make_steps_of_the_same_length():
+    text = (Path(__file__).parents[3] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    header, _, *lines = text.partition("<!-- rates:begin -->\n")[2].partition("<!-- rates:end -->")[0].splitlines()
+    shapes = [tuple(map(int, cell.split(" x "))) for cell in header.split("|")[2:-1]]
+
+    assert len(shapes) == 3 and {line.split("`")[1] for line in lines} == {
+        "original",
+        "match_rms_adamw",
+        "spectral_mup",
+    }
+    for line in lines:
+        rule, factors = line.split("`")[1], line.split("|")[2:-1]
+        for (fan_out, fan_in), factor in zip(shapes, factors, strict=True):
+            in_units = scale(rule, fan_out, fan_in) / scale("spectral_mup", fan_out, fan_in)
+            assert factor.strip() == f"{in_units:.4g}"
