@@ -43,7 +43,7 @@ OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 """Everything else is a page."""
 
 
-class Pages(dash.Dash):
+class Pages(dash.Dash):  # type: ignore[misc]  # Dash has no types
     """Dash, with the scripts alone that the board's pages need."""
 
     def interpolate_index(self, **parts: str) -> str:
