@@ -39,8 +39,8 @@ def command(argv: Sequence[str]) -> int:
     failures = test(book.everyone, settings) if tested else [None] * len(book.everyone)
     told = list(zip(book.everyone, failures, strict=True))
     if options.json:
-        rows: list[dict[str, str | None]] = [
-            {"kind": _kind(one), "name": one.name} | ({"failure": failure} if tested else {}) for one, failure in told
+        rows = [
+            {"kind": _kind(one), "name": one.name, **({"failure": failure} if tested else {})} for one, failure in told
         ]
         sys.stdout.write(f"{json.dumps(rows, indent=2)}\n")
     else:
