@@ -5,6 +5,7 @@ more and go as one. What takes longest, by durations.json, goes first: all proce
 """
 
 import os
+import random
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if workers:
         config.option.loadscopereorder = False  # tests are in order when they are collected
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
+        # sets are told in one order by all: tests are named after their parameters
+        os.environ.setdefault("PYTHONHASHSEED", str(random.SystemRandom().randrange(2**32)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
