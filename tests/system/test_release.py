@@ -52,14 +52,19 @@ def run(*command, cwd=ROOT):
     return done.stdout
 
 
+def environment_with(directory, *what):
+    """The interpreter of an environment that holds this and what it asks for: no pip, and nothing compiled in vain."""
+    venv.create(directory)
+    python = directory / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", *what, cwd=directory)
+    return python
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The sdist, and the wheel that is built from it."""
     directory = tmp_path_factory.mktemp("dist")
-    tools = directory / "tools"
-    venv.create(tools, with_pip=True)
-    python = tools / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "hatchling")
+    python = environment_with(directory / "tools", "hatchling")
     run(python, "-m", "hatchling", "build", "-t", "sdist", "-d", directory)
     (sdist,) = directory.glob("*.tar.gz")
     with tarfile.open(sdist) as packed:
@@ -95,10 +100,8 @@ def test_the_sdist_and_the_wheel_hold_what_users_need_and_nothing_else(built):
 @pytest.mark.parametrize("extra", PARTS, ids=lambda extra: extra or "none")
 def test_an_extra_brings_what_its_parts_import_and_no_more(built, tmp_path, extra):
     _, wheel = built
-    venv.create(tmp_path / "empty", with_pip=True)
-    python = tmp_path / "empty" / "bin" / "python"
     asked = f"internist[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", asked, cwd=tmp_path)
+    python = environment_with(tmp_path / "empty", "-c", ROOT / "constraints.txt", asked)
 
     names = [*PARTS[extra], *ABSENT[extra]]
     found = json.loads(run(python, "-c", IMPORT, json.dumps(names), cwd=tmp_path))
