@@ -1,15 +1,17 @@
 """The board as an ASGI application: pages, static files, credentials. The API behind it is the real one."""
 
 import gzip
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from plotly.offline import get_plotlyjs_version
 
 from internist_dashboard.api import Api
-from internist_dashboard.app import create_board, page_of
+from internist_dashboard.app import ASSETS, PLOTLY, create_board, page_of
 from internist_dashboard.errors import NotFound, NotSignedIn, ServerUnwell
 from internist_dashboard.viewer import VIEWER, viewer_of
 from internist_migrations.upgrade import upgrade
@@ -18,6 +20,8 @@ from internist_server.settings import Settings
 from tests.loops import run_apart
 
 TOKEN = "s3cret"
+FIRST_VISIT_BYTES = 920_000
+"""Of what is kept for later visits; what a run's page asks of its numbers, below 90 kB, makes it a megabyte."""
 
 
 @pytest.fixture
@@ -94,6 +98,25 @@ def test_static_files_are_compressed_once_and_cached_by_browsers(server):
     assert "immutable" in first.headers["cache-control"]
     assert first.content == again.content == plain.content
     assert len(gzip.compress(plain.content)) < len(plain.content) / 2
+
+
+def test_a_first_visit_takes_less_than_a_megabyte_and_plotly_is_kept_for_good(server):
+    board = create_board(httpx.ASGITransport(server))
+    page = answer(board, "/runs/abc").text
+    addresses = {one for one in re.findall(r'(?:src|href)[= ]+"([^"]+)"', page) if one.startswith("/")}
+    plotly = next(one for one in addresses if "/plotly.min.js?m=" in one)
+
+    answers = {one: answer(board, one, **{"accept-encoding": "gzip"}) for one in addresses}
+
+    assert "immutable" in answers[plotly].headers["cache-control"]
+    assert not any("polyfill" in one or "dash_table" in one for one in addresses)
+    assert sum(int(one.headers["content-length"]) for one in answers.values()) < FIRST_VISIT_BYTES
+
+
+def test_the_bundle_of_plotly_is_of_the_version_that_figures_are_made_for():
+    bundle = (ASSETS / PLOTLY).read_text(encoding="utf-8")[:100]
+
+    assert f"plotly.js {get_plotlyjs_version()}," in bundle
 
 
 def test_a_file_without_a_fingerprint_is_sent_once_and_then_said_to_be_the_same(server):

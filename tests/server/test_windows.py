@@ -195,6 +195,24 @@ def test_series_are_found_by_metric_subject_and_kind(sick):
     assert page["series"][0]["last_step"] == 1490
 
 
+def test_of_more_series_than_are_asked_for_the_largest_of_each_subject_may_be_preferred(sqlite_api):
+    sender = Sender(sqlite_api)
+    heads = [
+        module_series(4 * layer + head, "attention.max_logit", f"blocks.{layer}.attn", index=head, role="attention")
+        for layer in range(2)
+        for head in range(4)
+    ]
+    sender.send([*sender.declare(heads), sender.frame(0, [1, 9, 3, 8, 5, np.nan, 7, 6])])
+
+    page = sender.get("/series", metric="attention.max_logit", limit=4, prefer="largest")
+    all_of_them = sender.get("/series", metric="attention.max_logit", limit=8, prefer="largest")
+
+    assert [(one["subject"], one["index"]) for one in page["series"]] == [
+        ("blocks.0.attn", 1), ("blocks.0.attn", 3), ("blocks.1.attn", 1), ("blocks.1.attn", 2),
+    ]  # fmt: skip
+    assert page["total"] == 8 and len(all_of_them["series"]) == 8
+
+
 def test_a_resumed_run_keeps_both_histories_and_shows_the_newest(api):
     sender = Sender(api)
     sender.send(sender.declare(small_model()[:1]))
