@@ -14,6 +14,7 @@ from internist.schema.views import (
     Delivery,
     Heatmap,
     PointsPage,
+    Ranks,
     Routing,
     Run,
     SeriesPage,
@@ -111,6 +112,10 @@ class Api:
     async def coverage(self, run: str) -> Coverage:
         """What of the model is measured, and what is not and why."""
         return await self._get(f"/runs/{quote(run, safe='')}/coverage", Coverage)
+
+    async def ranks(self, run: str, *, limit: int) -> Ranks:
+        """The ranks, those first that something is to be said of."""
+        return await self._get(f"/runs/{quote(run, safe='')}/ranks", Ranks, limit=limit)
 
     async def routing(self, run: str) -> Routing:
         """How each parameter is stepped."""

@@ -23,7 +23,7 @@ from internist_dashboard.components import Node
 from internist_dashboard.errors import BoardError, NotFound, NotSignedIn
 from internist_dashboard.links import link, page_at
 from internist_dashboard.order import order_of
-from internist_dashboard.pages import alerts, compare, conditions, detail, optimizer, run, runs, scaling
+from internist_dashboard.pages import alerts, compare, conditions, detail, optimizer, ranks, run, runs, scaling
 from internist_dashboard.policy import Guarded, hashes_of
 from internist_dashboard.questions import Questions
 from internist_dashboard.shared import SharedAnswers
@@ -43,7 +43,7 @@ OWN_PATHS = ("/_dash-", "/_board/", "/assets/")
 """Everything else is a page."""
 
 
-class Pages(dash.Dash):
+class Pages(dash.Dash):  # type: ignore[misc]  # Dash has no types
     """Dash, with the scripts alone that the board's pages need."""
 
     def interpolate_index(self, **parts: str) -> str:
@@ -114,7 +114,7 @@ def create_board(
     app.layout = shell()
     news.register(server, api)
     _route(app, api)
-    for page in (runs, run, optimizer, detail, scaling, compare, alerts):
+    for page in (runs, run, optimizer, ranks, detail, scaling, compare, alerts):
         page.register(app, api)
     conditions.register(app)
     browser.wire(app)

@@ -1,6 +1,6 @@
 """The records of one request on their way into the database: stored, known already, or refused with a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -29,7 +29,7 @@ from internist_server.store import series as series_store
 from internist_server.store.attempts import Attempt, Rank
 from internist_server.store.frames import NewFrame
 from internist_server.store.roster import Roster
-from internist_server.store.series import StoredPlan
+from internist_server.store.series import Key, KnownSeries, StoredPlan
 from internist_server.store.starts import correct_start
 
 REFUSAL_WEIGHT: Final = 10
@@ -206,23 +206,24 @@ class Intake:
 
     def _take_series(self, sequence: int, series: tuple[Series, ...]) -> tuple[str | None, bool]:
         taken, reasons = admission.sift_series(series)
-        taken, strangers = self._of_one_tensor(taken)
+        known = series_store.find_known(self._session, self.attempt.run, taken)
+        taken, strangers = self._of_one_tensor(taken, known)
         reasons = [*reasons, *strangers]
-        taken, too_many = self._within_limit(taken)
+        taken, too_many = self._within_limit(taken, known)
         if taken:
             ids = series_store.declare(
-                self._session, self.attempt.run, self.attempt.id, self.rank.rank, sequence, taken
+                self._session, self.attempt.run, self.attempt.id, self.rank.rank, sequence, taken, known
             )
             if self._numbers is not None:
                 self._numbers.update(ids)
             self.has_new_facts = True
         return admission.one_reason([*reasons, *too_many]), bool(taken)
 
-    def _of_one_tensor(self, series: tuple[Series, ...]) -> tuple[tuple[Series, ...], list[str]]:
+    def _of_one_tensor(
+        self, series: tuple[Series, ...], known: Mapping[Key, KnownSeries]
+    ) -> tuple[tuple[Series, ...], list[str]]:
         """The series that may be merged with what other ranks have under their names, and why the others may not."""
-        others = series_store.find_other_tensors(
-            self._session, self.attempt.run, self.attempt.id, self.rank.rank, series
-        )
+        others = series_store.find_other_tensors(self._session, self.attempt.id, self.rank.rank, series, known)
         reasons = [
             f"{one.metric} of {one.subject!r}: another rank has another tensor of that name ({others[one.number]}); "
             "give them different names with watch(rename=...)"
@@ -231,14 +232,16 @@ class Intake:
         ]
         return tuple(one for one in series if one.number not in others), reasons
 
-    def _within_limit(self, series: tuple[Series, ...]) -> tuple[tuple[Series, ...], list[str]]:
+    def _within_limit(
+        self, series: tuple[Series, ...], known: Mapping[Key, KnownSeries]
+    ) -> tuple[tuple[Series, ...], list[str]]:
         """The series that a run may have, and why the others are refused."""
         if self._held is None:
             self._held = series_store.count_series(self._session, self.attempt.run)
-        known = series_store.find_known(self._session, self.attempt.run, series)
         room = self._max_series - self._held
         taken, refused = [], 0
-        for one, is_known in zip(series, known, strict=True):
+        for one in series:
+            is_known = series_store.key_of(one) in known
             if is_known or room > 0:
                 taken.append(one)
                 room -= not is_known

@@ -40,7 +40,7 @@ def command(argv: Sequence[str]) -> int:
     told = list(zip(book.everyone, failures, strict=True))
     if options.json:
         rows = [
-            {"kind": _kind(one), "name": one.name} | ({"failure": failure} if tested else {}) for one, failure in told
+            {"kind": _kind(one), "name": one.name, **({"failure": failure} if tested else {})} for one, failure in told
         ]
         sys.stdout.write(f"{json.dumps(rows, indent=2)}\n")
     else:

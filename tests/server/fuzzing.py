@@ -154,7 +154,16 @@ def fuzz_intake(api: TestClient, numbers: random.Random, *, most: int, until: fl
         assert answer.status_code < 500, (path, kind, body, answer.text)
         sent += 1
         if sent % 50 == 0:
-            for view in ("", "/verdicts", "/series", "/coverage", "/points?metric=loss", "/heatmap", "/routing"):
+            for view in (
+                "",
+                "/verdicts",
+                "/series",
+                "/coverage",
+                "/points?metric=loss",
+                "/heatmap",
+                "/routing",
+                "/ranks",
+            ):
                 seen = api.get(f"/api/v1/runs/run1{view}")
                 assert seen.status_code < 500, (view, seen.text)
     return sent

@@ -36,8 +36,9 @@ class ToOpenTelemetry:
             raise ConfigurationError("ToOpenTelemetry(run): expected a run's id, such as monitor.run, got an empty one")
         if provider is not None and not callable(getattr(provider, "get_meter", None)):
             raise ConfigurationError(f"expected a meter provider, got {type(provider).__name__}")
-        self._own = None if provider is not None else _provider()
-        self._meter = (provider or self._own).get_meter("internist")
+        self._own = _provider() if provider is None else None
+        meters: Any = self._own if provider is None else provider
+        self._meter = meters.get_meter("internist")
         self._attributes = {RUN: run}
         self._gauges: dict[str, Any] = {}
 

@@ -13,6 +13,7 @@ from internist.schema.wire import CoverageEntry, Facts, Module, Route, Scalar
 
 Number = float | Literal["nan", "inf", "-inf"] | None
 RunState = Literal["live", "finished", "failed", "killed", "lost", "stalled"]
+RankState = Literal["live", "silent", "finished"]
 AlertState = Literal["pending", "firing", "resolved", "superseded"]
 Scope = Literal["ingest", "read", "admin"]
 """What a token is for: to send what runs measure, to read, or everything."""
@@ -288,6 +289,51 @@ class Coverage:
     """Entries by state."""
     entries: tuple[CoverageEntry, ...]
     modules: tuple[Module, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """One rank of an attempt, and how it compares with the others."""
+
+    rank: int
+    mesh: dict[str, int]
+    """Its place in each dimension of the job's mesh."""
+    state: RankState
+    """`silent`: nothing was heard of it for a minute while the server listened."""
+    heard_at_ms: int
+    step: int | None
+    """The last step that it is known to have come to."""
+    behind: int
+    """Steps between that and the furthest rank's."""
+    loss: Number = None
+    gradient_norm: Number = None
+    """Of what it holds: a piece, where the model is sharded."""
+    unlike: tuple[str, ...] = ()
+    """Metrics whose value of this rank stands out of the others': for `weight.replicas_differ`, ranks whose replica of
+    the weights most others do not have."""
+    pause: str = ""
+    """What it says that it pauses for."""
+    refusal: str | None = None
+    """Why some of its frames were refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks of an attempt, those first that something is to be said of."""
+
+    run: str
+    attempt: str
+    world_size: int
+    step: int | None
+    """The last step that they are compared at."""
+    unseen: int
+    """Ranks that never spoke, ..."""
+    first_unseen: tuple[int, ...]
+    """and the lowest of them."""
+    silent: int
+    unlike: int
+    server_time_ms: int
+    ranks: tuple[RankView, ...]
 
 
 @dataclass(frozen=True, slots=True)

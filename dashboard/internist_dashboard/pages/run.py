@@ -10,7 +10,17 @@ import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
 from internist.schema.views import Alert, AlertsPage, Heatmap, Points, Run
-from internist_dashboard import about_items, alert_items, cards, components, figures, routing, sentence, words
+from internist_dashboard import (
+    about_items,
+    alert_items,
+    cards,
+    components,
+    figures,
+    rank_items,
+    routing,
+    sentence,
+    words,
+)
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
 from internist_dashboard.axis import AXES, on_axis
@@ -86,6 +96,7 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                     html.Div(
                         [
                             components.panel("Blocks, worst first", html.Div(id="board"), class_name="area-board"),
+                            rank_items.panel(),
                             components.panel("Alerts of this run", html.Div(id="run-alerts"), class_name="area-alerts"),
                             components.panel(
                                 "About this run", html.Div(about_items.about(run), id="about"), class_name="area-about"

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from internist.schema.views import Coverage, Routing, Run, Usage, Verdicts
+from internist.schema.views import Coverage, Ranks, Routing, Run, Usage, Verdicts
 from internist_server.routes import examples
 from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute
@@ -13,6 +13,7 @@ from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
 from internist_server.store.coverage import read_coverage
 from internist_server.store.order import Sort
+from internist_server.store.ranks import read_ranks
 from internist_server.store.removal import read_usage
 from internist_server.store.routing import read_routing
 
@@ -90,6 +91,21 @@ def read_verdicts(
 def coverage(run_id: str, session: SessionDep, attempt: AttemptQuery = None) -> Coverage:
     """What of the model is measured, and what is not and why."""
     return read_coverage(session, attempts.choose_attempt(session, run_id, attempt))
+
+
+@router.get("/{run_id}/ranks", responses={**NOT_FOUND, 200: examples.of("Ranks")})
+def ranks(
+    run_id: str,
+    services: ServicesDep,
+    session: SessionDep,
+    attempt: AttemptQuery = None,
+    limit: Annotated[int, Query(ge=0, le=10_000, description="Ranks of the answer; counts are of all.")] = 1_000,
+) -> Ranks:
+    """The ranks: who is silent, who is behind, whose loss, gradients or weights are unlike the others'; those first."""
+    return read_ranks(
+        session, attempts.choose_attempt(session, run_id, attempt), now_ms=services.clock(),
+        since_ms=services.clock.listening_since_ms, limit=limit,
+    )  # fmt: skip
 
 
 @router.get("/{run_id}/routing", responses={**NOT_FOUND, 200: examples.of("Routing")})

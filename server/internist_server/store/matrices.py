@@ -13,7 +13,7 @@ from internist_server.store.attempts import Segment
 from internist_server.store.blocks import BLOCK, Block, Tiles, list_blocks, read_tiles
 from internist_server.store.frames import loose_steps, steps_between
 from internist_server.store.layout import Layout, Layouts
-from internist_server.store.merge import Floats, Ids, Mask, Parts, divide, merge
+from internist_server.store.merge import Floats, Ids, Mask, Parts, divide, merge, of_one_rank
 from internist_server.store.series import Columns, StoredPlan, list_plans
 from internist_server.store.tables import FrameRow
 
@@ -87,6 +87,18 @@ def read_matrix(
     values, present = merge(parts, columns.codes, steps=len(window.steps))
     divide(values, present, layouts.ratios)
     return Matrix(window.steps, values[:, :shown], present[:, :shown], window.measured_at_ms, window.skipped)
+
+
+def read_parts(
+    session: Session, attempt_id: int, steps: Sequence[int] | Ids, columns: Columns
+) -> tuple[Ids, Floats, Mask]:
+    """What each rank told by itself at these steps (rising): the ranks, their values (ranks, steps, columns), and where
+    these are present."""
+    layouts = Layouts.of(list_plans(session, attempt_id), columns)
+    window = _Window(np.asarray(steps, dtype=np.int64), layouts.columns)
+    reader = _Reader(session, attempt_id, window, layouts.of_plans, is_timely=False, is_new=False)
+    parts = window.gather(layouts.ranks, reader.read(layouts.ranks), is_alone=True)
+    return layouts.ranks, of_one_rank(parts.values, layouts.columns.codes), parts.present
 
 
 def read_history(

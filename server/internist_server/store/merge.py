@@ -138,12 +138,18 @@ def divide(values: Floats, present: Mask, pairs: Iterable[tuple[int, int]]) -> N
         present[is_empty, column] = False
 
 
-def _single(part: Parts, codes: Codes) -> tuple[Floats, Mask]:
-    """Of one rank alone only the squares need work."""
+def of_one_rank(values: Floats, codes: Codes) -> Floats:
+    """Values of ranks as on the wire, (..., columns), as the metrics themselves: only squares need work."""
     squared = codes <= _SUM_SQUARE
-    values = np.where(part.present[0], part.values[0], np.float32(np.nan))
+    found = values.copy()
     with np.errstate(invalid="ignore"):
-        values[:, squared] = np.sqrt(values[:, squared].astype(np.float64))
+        found[..., squared] = np.sqrt(values[..., squared].astype(np.float64))
+    return found
+
+
+def _single(part: Parts, codes: Codes) -> tuple[Floats, Mask]:
+    """What one rank tells alone."""
+    values = of_one_rank(np.where(part.present[0], part.values[0], np.float32(np.nan)), codes)
     alone = codes == _DIFFERS
     values[:, alone] *= np.float32(0)  # nobody to differ from; NaN stays what it is
     return values, part.present[0]

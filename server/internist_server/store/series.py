@@ -1,7 +1,7 @@
 """Series and plans: what is measured, under which number, in which order."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,6 +19,9 @@ NO_SERIES = 0
 """Stands in a plan for a series that is not taken: its values are not read. Ids of series begin at 1."""
 
 Key = tuple[str, str, str, int, str]
+"""Metric, kind, subject, index and bound of a series."""
+KnownSeries = tuple[int, dict[str, Any]]
+"""The id of a series, and its facts as they are stored."""
 _BATCH = 5_000
 _LOGGED = "as given"
 """The method of scalars that the user's own code logs, whatever their names."""
@@ -82,10 +85,20 @@ def count_series(session: Session, run: str) -> int:
     return session.scalar(select(func.count()).select_from(SeriesRow).where(SeriesRow.run_id == run)) or 0
 
 
-def find_known(session: Session, run: str, series: Sequence[Series]) -> list[bool]:
-    """Which of these series the run has already."""
-    known = _ids_by_key(session, run, series)
-    return [_key(one) in known for one in series]
+def find_known(session: Session, run: str, series: Sequence[Series]) -> dict[Key, KnownSeries]:
+    """Those of these series that the run has; a declaration is a small part of a large run."""
+    columns = (SeriesRow.metric, SeriesRow.kind, SeriesRow.subject, SeriesRow.index, SeriesRow.bound)
+    found: dict[Key, KnownSeries] = {}
+    for begin in range(0, len(series), _BATCH):
+        part = series[begin : begin + _BATCH]
+        query = select(*columns, SeriesRow.id, SeriesRow.facts).where(
+            SeriesRow.run_id == run,
+            SeriesRow.metric.in_({one.metric for one in part}),
+            SeriesRow.kind.in_({one.kind for one in part}),
+            SeriesRow.subject.in_({one.subject for one in part}),
+        )
+        found.update({(row[0], row[1], row[2], row[3], row[4]): (row[5], row[6]) for row in session.execute(query)})
+    return found
 
 
 def orders_of(session: Session, ids: Sequence[int]) -> dict[int, int]:
@@ -94,8 +107,14 @@ def orders_of(session: Session, ids: Sequence[int]) -> dict[int, int]:
     return {row.id: row.facts["order"] for row in session.execute(query)}
 
 
+def key_of(series: Series) -> Key:
+    """What a series is known by in its run."""
+    index = NO_INDEX if series.index is None else series.index
+    return series.metric, series.kind, series.subject, index, series.bound
+
+
 def find_other_tensors(
-    session: Session, run: str, attempt_id: int, rank: int, series: Sequence[Series]
+    session: Session, attempt_id: int, rank: int, series: Sequence[Series], known: Mapping[Key, KnownSeries]
 ) -> dict[int, str]:
     """Which of these series of parameters another rank of the attempt has declared of another tensor, by their numbers,
     and why it is another.
@@ -103,12 +122,10 @@ def find_other_tensors(
     Two ranks have one tensor where both declare it replicated, or both a piece of one, and of one size. What one of
     them says is its own alone is not the other's.
     """
-    of_parameters = [one for one in series if one.kind == "parameter"]
-    known = _facts_by_key(session, run, of_parameters)
     suspects: dict[int, tuple[int, str]] = {}
-    for one in of_parameters:
-        stored, facts = known.get(_key(one), (NO_SERIES, None))
-        if facts is not None and (why := _is_another(facts, one.facts)):
+    for one in series:
+        stored, facts = known.get(key_of(one), (NO_SERIES, None))
+        if one.kind == "parameter" and facts is not None and (why := _is_another(facts, one.facts)):
             suspects[one.number] = stored, why
     if not suspects:
         return {}
@@ -120,26 +137,27 @@ def find_other_tensors(
 
 
 def declare(
-    session: Session, run: str, attempt_id: int, rank: int, sequence: int, series: Sequence[Series]
+    session: Session,
+    run: str,
+    attempt_id: int,
+    rank: int,
+    sequence: int,
+    series: Sequence[Series],
+    known: Mapping[Key, KnownSeries],
 ) -> dict[int, int]:
-    """Store what a rank declares; the server ids by its numbers. Series that exist get the new facts."""
-    rows = [
-        {
-            "run_id": run,
-            "metric": one.metric,
-            "kind": one.kind,
-            "subject": one.subject,
-            "index": NO_INDEX if one.index is None else one.index,
-            "bound": one.bound,
-            "facts": asdict(one.facts),
-        }
-        for one in series
-    ]
+    """Store what a rank declares; the server ids by its numbers. Series that exist get the new facts, where these are
+    others: ranks of one model mostly declare the same.
+
+    Args:
+        known: those of them that the run has.
+    """
+    news = _news(series, known)
     key = ["run_id", "metric", "kind", "subject", "index", "bound"]
+    rows = [dict(zip(key, (run, *key_of(one)), strict=True)) | {"facts": facts} for one, facts in news]
     for begin in range(0, len(rows), _BATCH):
         upsert(session, SeriesRow, rows[begin : begin + _BATCH], key=key, update=["facts"])
-    known = _ids_by_key(session, run, series)
-    ids = {one.number: known[_key(one)] for one in series}
+    made = find_known(session, run, [one for one, _ in news if key_of(one) not in known])
+    ids = {one.number: (known.get(key_of(one)) or made[key_of(one)])[0] for one in series}
     session.add(
         DeclarationRow(
             attempt_id=attempt_id,
@@ -300,9 +318,10 @@ def _forward_order(series: StoredSeries) -> tuple[int, str, str, int]:
     return series.facts.order, series.subject, series.metric, -1 if series.index is None else series.index
 
 
-def _key(series: Series) -> Key:
-    index = NO_INDEX if series.index is None else series.index
-    return series.metric, series.kind, series.subject, index, series.bound
+def _news(series: Sequence[Series], known: Mapping[Key, KnownSeries]) -> list[tuple[Series, dict[str, Any]]]:
+    """The series of which something is new, with their facts as they are stored."""
+    told = ((one, msgspec.json.decode(msgspec.json.encode(one.facts))) for one in series)
+    return [(one, facts) for one, facts in told if known.get(key_of(one), (NO_SERIES, None))[1] != facts]
 
 
 def _is_any_sampled(session: Session, ids: Sequence[int]) -> bool:
@@ -315,38 +334,16 @@ def _is_any_sampled(session: Session, ids: Sequence[int]) -> bool:
     return any(is_sampled(metric) and how != _LOGGED for metric, how in found)
 
 
-def _ids_by_key(session: Session, run: str, series: Sequence[Series]) -> dict[Key, int]:
-    """Ids of those of these series that the run has; a declaration is a small part of a large run."""
-    columns = (SeriesRow.metric, SeriesRow.kind, SeriesRow.subject, SeriesRow.index, SeriesRow.bound, SeriesRow.id)
-    found: dict[Key, int] = {}
-    for begin in range(0, len(series), _BATCH):
-        part = series[begin : begin + _BATCH]
-        query = select(*columns).where(
-            SeriesRow.run_id == run,
-            SeriesRow.metric.in_({one.metric for one in part}),
-            SeriesRow.kind.in_({one.kind for one in part}),
-            SeriesRow.subject.in_({one.subject for one in part}),
-        )
-        found.update({(row[0], row[1], row[2], row[3], row[4]): row[5] for row in session.execute(query)})
-    return found
-
-
-def _facts_by_key(session: Session, run: str, series: Sequence[Series]) -> dict[Key, tuple[int, Facts]]:
-    """Ids and facts of those of these series that the run has."""
-    ids = _ids_by_key(session, run, series)
-    known = {one.id: one.facts for one in list_series(session, np.array(list(ids.values()), dtype=np.int64))}
-    return {key: (one, known[one]) for key, one in ids.items()}
-
-
-def _is_another(known: Facts, told: Facts) -> str:
+def _is_another(known: Mapping[str, Any], told: Facts) -> str:
     """Why two declarations are of two tensors; empty where they may be of one."""
-    placements = {known.placement, told.placement}
+    there, entries = known["placement"], known.get("parameters")
+    placements = {there, told.placement}
     if "disjoint" in placements:
         return "one of them says that it is its own alone"
     if len(placements) > 1:
-        return f"it is {known.placement} there and {told.placement} here"
-    if None not in (known.parameters, told.parameters) and known.parameters != told.parameters:
-        return f"it has {known.parameters} entries there and {told.parameters} here"
+        return f"it is {there} there and {told.placement} here"
+    if None not in (entries, told.parameters) and entries != told.parameters:
+        return f"it has {entries} entries there and {told.parameters} here"
     return ""
 
 
