@@ -38,7 +38,7 @@ _BETWEEN = (
 _STEPS = select(_FRAME.step).where(_BETWEEN).distinct()
 _STEPS_AND_PLANS = select(_FRAME.step, _FRAME.plan).where(_BETWEEN).distinct()
 _LOWEST = (
-    select(func.min(_FRAME.rank))
+    select(func.min(_FRAME.rank + 0))  # not by the key, in whose order the lowest may come after all others
     .where(_FRAME.attempt_id == bindparam("attempt"), _FRAME.step == bindparam("up_to"))
     .scalar_subquery()
 )

@@ -28,7 +28,7 @@ _VALUES = select(
     func.substr(_FRAME["values"], bindparam("begin"), bindparam("length")),
 ).where(
     _FRAME.attempt_id == bindparam("attempt"), _FRAME.plan == bindparam("plan"),
-    _FRAME.rank >= bindparam("first"), _FRAME.rank <= bindparam("last"),
+    _FRAME.rank + 0 >= bindparam("first"), _FRAME.rank + 0 <= bindparam("last"),  # not by the key: it finds by step
     _FRAME.step.in_(bindparam("steps", expanding=True)),
 )  # fmt: skip
 _VALUES_TIMELY = _VALUES.where(_FRAME.late.is_(False))
