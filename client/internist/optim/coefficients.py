@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from internist.optim.newton_schulz import Triple, newton_schulz
+from internist.optim.newton_schulz import CPU_MULTIPLIES_BFLOAT16, Triple, newton_schulz
 
 
 class Band(NamedTuple):
@@ -126,10 +126,6 @@ COEFFICIENTS: dict[str, Coefficients] = {
     )
 }
 """The sets by name."""
-
-
-CPU_MULTIPLIES_BFLOAT16: bool = torch.cpu._is_amx_tile_supported()
-"""Natively, in tiles. Asked once: a compiler cannot trace the question."""
 
 
 def coefficients(name: str) -> Coefficients:

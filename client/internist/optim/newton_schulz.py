@@ -20,6 +20,10 @@ from internist.optim.alignment import aligned
 
 Triple = tuple[float, float, float]
 
+CPU_MULTIPLIES_BFLOAT16: bool = torch.cpu._is_amx_tile_supported()
+"""Natively, in tiles. Asked once: a compiler cannot trace the question. Elsewhere a step in bfloat16 takes four times
+what one in float32 does, so matrices are multiplied in float32 there and rounded at the end."""
+
 GROWTH_BEFORE_RESTART = {torch.bfloat16: (150.0, 20.0), torch.float32: (1e5, 1e4), torch.float64: (1e12, 1e11)}
 """By how much a negative eigenvalue of the Gram matrix may grow in the first run of steps, and in later ones, where
 more eigenvalues are large and so is their rounding. The keys are the arithmetics there are."""
@@ -56,15 +60,22 @@ def newton_schulz(x: Tensor, triples: tuple[Triple, ...], shrink: float, *, batc
     Returns:
         (count, fan_out, fan_in), contiguous, in x's dtype. NaN or infinity anywhere in a matrix makes all of it NaN.
     """
+    batched = x.device.type != "cpu" if batched is None else batched
+    is_widened = x.dtype == torch.bfloat16 and not (batched or CPU_MULTIPLIES_BFLOAT16)
+    dtype = torch.float32 if is_widened else x.dtype
     plan = (_plan if torch.compiler.is_compiling() else _known_plan)(
-        triples, x.dtype, min(x.shape[-2:]), max(x.shape[-2:])
+        triples, dtype, min(x.shape[-2:]), max(x.shape[-2:])
     )
-    if x.device.type != "cpu" if batched is None else batched:
+    if batched:
         return _iterate_batch(x, plan, shrink)
-    # one after another, so that each stays in the cache; batches of one, as bmm is faster than mm in bfloat16
-    ones = [one if torch.compiler.is_compiling() else aligned(one) for one in torch.split(x, 1)]
-    done = [_iterate(one if x.dtype == torch.bfloat16 else one[0], plan, shrink) for one in ones]
+    done = [_alone(one.to(dtype), plan, shrink).to(x.dtype) for one in torch.split(x, 1)]
     return done[0].view(x.shape) if len(done) == 1 else torch.cat([one.view(1, *x.shape[1:]) for one in done])
+
+
+def _alone(x: Tensor, plan: tuple[tuple[Triple, ...], ...], shrink: float) -> Tensor:
+    """One matrix, (1, fan_out, fan_in), on a CPU: one after another, each stays in the cache."""
+    x = x if torch.compiler.is_compiling() else aligned(x)
+    return _iterate(x if x.dtype == torch.bfloat16 else x[0], plan, shrink)  # bmm is faster than mm in bfloat16
 
 
 def _plan(triples: tuple[Triple, ...], dtype: torch.dtype, short: int, long: int) -> tuple[tuple[Triple, ...], ...]:
