@@ -21,6 +21,9 @@ from internist_server.store.database import Database, sqlite_path
 from internist_server.store.runs import read_cursor
 from internist_server.store.standings import load_newest
 
+_CODES = (
+    "exit code: 0; 1 there is no such run, it is not over, or something cannot be read or written; 2 wrong arguments"
+)
 _REASONS = (NewerDatabase, ServerError, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
 
 
@@ -148,6 +151,7 @@ def _fail(command: str, error: Exception) -> int:
 
 
 def _parser(name: str, command: object) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"internist {name}", description=(command.__doc__ or "").partition("\n")[0])
+    description = (command.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"internist {name}", description=description, epilog=_CODES)
     parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
     return parser

@@ -20,7 +20,7 @@ import pytest
 from internist_server.backup_command import write_backup
 from tests.client.history.conftest import RECORDED, tensorboard_files, wandb_directory  # noqa: F401  # fixtures
 from tests.dashboard.serving import served
-from tests.server.families import WIDTHS, send_run
+from tests.server.families import FIRST_STEPS, WIDTHS, send_run
 from tests.system.shell import shell
 
 ROOT = Path(__file__).parents[2]
@@ -90,11 +90,14 @@ def world(tmp_path_factory, tensorboard_files, wandb_directory):  # noqa: F811
         send_run(api, "proxy-64", width=64, project="proxies")
         send_run(api, "big-run", width=256, depth=4, project="proxies")
         send_run(api, SICK, width=128, project="sick", spoil=lambda _, step: step >= SICK_FROM)
+        over = send_run(api, "over", width=128, project="over")
+        over.send([over.finish(FIRST_STEPS[-1])])
         (alert, *_) = api.get("/api/v1/alerts", params={"run": SICK}).json()["alerts"]
         (first, *_) = api.get("/api/v1/scaling", params={"project": "sizes"}).json()["families"]
         revoked = api.post("/api/v1/tokens", json={"name": "old", "scopes": ["read"]}).json()
         (backups := directory / "backups").mkdir()
         (prometheus := directory / "prometheus").mkdir()
+        (archive := directory / "archive").mkdir()
         database = f"sqlite:///{directory / 'board.db'}"
         write_backup(database, kept := backups / "internist-2026-01-31.db")
         lines = [{"tag": "train/nll", "step": step, "value": 2.0 - step / 40} for step in range(20)]
@@ -106,8 +109,8 @@ def world(tmp_path_factory, tensorboard_files, wandb_directory):  # noqa: F811
                 "LANG": "C.UTF-8",
             },
             words={
-                "RUN": SICK, "17": str(alert["id"]), "3c1f5a0b9d27": first["id"], "/backups": str(backups),
-                "/etc/prometheus": str(prometheus),
+                "RUN": over.run, "17": str(alert["id"]), "3c1f5a0b9d27": first["id"], "/backups": str(backups),
+                "/etc/prometheus": str(prometheus), "/archive": str(archive),
                 "http://gpu-head:8237": address, "…": TOKEN, "revoke 3": f"revoke {revoked['token']['id']}",
             },
             files={
