@@ -179,6 +179,10 @@ def _coverage_button(coverage: Coverage) -> Node:
 def _board_row(block: BlockVerdict) -> BoardRow:
     worst = block.worst
     known = worst is not None and worst.ratio is not None and worst.state != "not measured"
+    if worst is not None and worst.state == "ok" and worst.basis == "target":
+        known = (
+            False  # how far something is from a limit that it keeps, on either side, is no distance from what is well
+        )
     return {
         "name": block.name,
         "states": [block.states.get(card) for card in CARDS],
