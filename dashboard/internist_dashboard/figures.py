@@ -257,7 +257,7 @@ def _figure(
         layout={
             "template": template(frame.scheme),
             "height": height,
-            "margin": {"l": left or edge, "r": right or (40 if frame.narrow else 56), "t": top, "b": 36},
+            "margin": {"l": left or edge, "r": right or (46 if frame.narrow else 56), "t": top, "b": 36},
             "dragmode": False if frame.narrow else "zoom",
             "uirevision": f"{frame.first}-{frame.last}",
             "shapes": marks.attempts(frame, palette(frame.scheme)),
