@@ -162,10 +162,10 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
 
 
-def watched_as(model: nn.Module, optimizer: Any = None) -> internist.Monitor:
+def watched_as(model: nn.Module, optimizer: Any = None, **more: Any) -> internist.Monitor:
     """Watch every step of a model, offline."""
     return internist.watch(
-        model, optimizer, every=1, max_overhead=0, mode="offline", directory=Path(tempfile.mkdtemp())
+        model, optimizer, every=1, max_overhead=0, mode="offline", directory=Path(tempfile.mkdtemp()), **more
     )
 
 

@@ -53,3 +53,14 @@ def test_each_stage_answers_for_its_own_layers(ranks):
     assert max(places[0]) < min(places[1])
     reasons = {reason for _, _, family, _, reason in watched[1]["coverage"] if family == "update.feature" and reason}
     assert reasons == {"it is a later stage of a pipeline: what enters it has changed too"}
+
+
+def test_stages_that_are_interleaved_make_one_model_too(ranks, alone):
+    bare, watched = (ranks(2).run(pipeline_scripts.__name__, "interleaved", how) for how in ("no", "after"))
+
+    assert_same(watched, bare)
+    found = merged([rank["parts"] for rank in watched])
+    lacking = assert_merged(found, alone, apart=OF_THE_FIRST_PIECE)
+    of_blocks = {f"blocks.{n}{inner}" for n in range(4) for inner in ("", ".mlp")}
+    lacking = {(metric, subject) for metric, subject in lacking if subject not in of_blocks}
+    assert not lacking, sorted(lacking)

@@ -26,6 +26,7 @@ from internist.observe.attention_softmax import logits_of
 from internist.observe.attention_sources import Source, sources
 from internist.observe.faults import Faults
 from internist.observe.pieces import heads_before
+from internist.observe.root import is_rehearsal
 from internist.observe.sampling import Sampling
 from internist.observe.stopwatch import Part
 from internist.observe.taps import Gate
@@ -192,7 +193,7 @@ class AttentionCapture:
             return False
         if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing():
             return False
-        return gate.replay or gate.in_root or torch.is_grad_enabled()
+        return gate.replay or gate.in_root or (torch.is_grad_enabled() and not is_rehearsal())
 
     def _interface(self, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> After:
         key = kwargs.get("key")

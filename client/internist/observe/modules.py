@@ -30,7 +30,7 @@ from internist.observe.own import (
 )
 from internist.observe.pieces import Piece, held, piece_of_input, piece_of_output
 from internist.observe.proofs import Proofs
-from internist.observe.root import under_transform
+from internist.observe.root import is_training_call, under_transform
 from internist.observe.router_calls import RouterCalls
 from internist.observe.sampling import Sampling
 from internist.observe.seen import Seen, Wanted
@@ -261,7 +261,7 @@ class ActivationCapture:
         if torch._C._current_graph_task_id() != -1 and not self._gate.replay:
             return  # a recomputation in backward (activation checkpointing): the first pass was measured
         module = watched.module
-        if not self._gate.replay and not self._gate.in_root and not (module.training and torch.is_grad_enabled()):
+        if not self._gate.replay and not self._gate.in_root and not is_training_call(module):
             return
         if under_transform():
             return  # a call on batched or traced tensors is none of the step's

@@ -12,7 +12,7 @@ from torch import nn
 from internist.model.roles import unwrap
 from internist.observe.taps import Tap, can_tap, compiled_call, stands
 
-STAGES, REHEARSAL, REHEARSAL_DEPTH = "torch.distributed.pipelining.stage", "_forward_metadata_inference", 24
+STAGES, REHEARSAL, REHEARSAL_DEPTH = "torch.distributed.pipelining.stage", "_forward_metadata_inference", 128
 """The module and the function in which torch's pipelines run a stage to learn its shapes, and how many callers up it is
 looked for."""
 SEARCHES = 4
@@ -140,6 +140,11 @@ def is_rehearsal() -> bool:
             return False
         frame = frame.f_back
     return False
+
+
+def is_training_call(module: nn.Module) -> bool:
+    """Whether a call of a module outside of any forward of the model's root is part of a training step."""
+    return module.training and torch.is_grad_enabled() and not is_rehearsal()
 
 
 def under_transform() -> bool:
