@@ -1,5 +1,6 @@
 """What tests of several rooms share: a real browser, Alertmanager and Prometheus, and which of them are fast."""
 
+import logging
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.speed import LONG_FIXTURES, LONGEST, SLOW_FIXTURES, is_slow_place, why_slow
 
@@ -18,6 +20,23 @@ BROWSER_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+
+
+# What is drawn at random is the same in every run that decides over a change; `make fuzz` looks further.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Have a server that set up its log in this process do so for one test alone."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in [one for one in root.handlers if type(one).__module__.startswith("internist_server")]:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """How the server logs: a line an event on standard error, for people or as JSON, with the request that it is of."""
 
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -15,9 +16,21 @@ _FIELDS: Final = "fields"
 _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {ord("\n"): "\n    "}
 
 
+class StandardError(logging.Handler):
+    """Writes to what standard error is at that moment: whoever replaced it may have closed the one before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def set_up_logging(level: str = "INFO", *, form: LogFormat = "text") -> None:
     """Log to standard error from this level on."""
-    handler = logging.StreamHandler()
+    handler = StandardError()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ALWAYS:

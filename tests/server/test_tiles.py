@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import sqlalchemy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from internist.schema.wire import Finish, Frame, Plan, Record
@@ -187,6 +187,11 @@ _runs = iter(range(1 << 30))
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large,
                                                                 HealthCheck.function_scoped_fixture])  # fmt: skip
+@example(actions=[  # another attempt goes on within a span
+    ("late", 0, 57, (0.0, 0.0, 0.0)), ("send", 0, 14, (0.0, 0.0, math.inf)), ("send", 0, 1, (0.0, 0.0, 0.0)),
+    ("silence",), ("compact",), ("compact",), ("send", 0, 1, (0.0, 0.0, 0.0)), ("resume", 3),
+    ("send", 0, 1, (0.0, 0.0, 0.0)), ("give up",),
+])  # fmt: skip
 @given(actions=st.lists(ACTIONS, min_size=6, max_size=20))
 def test_any_interleaving_reads_as_a_plain_model_does(module_database, actions):
     world = World(module_database, f"run{next(_runs)}")

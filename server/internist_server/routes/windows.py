@@ -3,9 +3,11 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 
 from internist.schema.metrics import Kind
 from internist.schema.views import Heatmap, PointsPage, SeriesPage
+from internist_server.inputs import LAST_INTEGER
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
 from internist_server.routes.runs import NOT_FOUND, AttemptQuery, Limit, Offset
@@ -15,6 +17,7 @@ from internist_server.store.attempts import LAST_STEP
 
 router = APIRouter(prefix="/api/v1/runs", route_class=ViewRoute, tags=["charts"])
 
+Id = Annotated[int, Field(ge=0, le=LAST_INTEGER)]
 FromStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="First step of the window.")]
 ToStep = Annotated[int, Query(ge=0, le=LAST_STEP, description="Last step of the window.")]
 Pixels = Annotated[int, Query(ge=1, le=10_000, description="At most so many points, or steps, in the answer.")]
@@ -50,7 +53,7 @@ def read_series(
 def read_points(
     run_id: str,
     session: SessionDep,
-    series: Annotated[list[int] | None, Query(max_length=windows.MAX_WINDOWS, description="Ids of series.")] = None,
+    series: Annotated[list[Id] | None, Query(max_length=windows.MAX_WINDOWS, description="Ids of series.")] = None,
     metric: Metrics = None,
     subject: Subject = None,
     index: Annotated[int | None, Query(ge=0, le=1 << 31, description="Head or expert.")] = None,

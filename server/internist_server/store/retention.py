@@ -97,6 +97,9 @@ def give_up(session: Session, aged: Aged, *, kept_since_ms: int) -> int:
         limit = min(limit, young)
     if not aged.is_over:
         limit = min(limit, load_judged_step(session, aged.attempt_id) // _YOUNGEST_NEEDED)
+    resumed = _resumed_at(session, aged)
+    if resumed is not None:
+        limit = min(limit, resumed)
     # spans end with blocks of judgements: a part of one would be shown twice, or not at all
     judged = JudgedBlockRow.attempt_id == aged.attempt_id
     last = session.scalar(select(func.max(JudgedBlockRow.last_step)).where(judged, JudgedBlockRow.last_step < limit))
@@ -109,3 +112,17 @@ def give_up(session: Session, aged: Aged, *, kept_since_ms: int) -> int:
     session.execute(update(AttemptRow).where(is_it).values(fine_from=last + 1))
     touch_run(session, aged.run)
     return len(old)
+
+
+def _resumed_at(session: Session, aged: Aged) -> int | None:
+    """The first step, of those whose points are kept, from which another attempt went on: what it continues ends within
+    a span, of which a part cannot be shown. None: there is none."""
+    fine_from = select(AttemptRow.fine_from).where(AttemptRow.id == aged.attempt_id).scalar_subquery()
+    return session.scalar(
+        select(func.min(AttemptRow.start_step)).where(
+            AttemptRow.run_id == aged.run,
+            AttemptRow.id != aged.attempt_id,
+            AttemptRow.parent.is_not(None),
+            AttemptRow.start_step > fine_from,
+        )
+    )
