@@ -1,7 +1,5 @@
 """`internist archive RUN FILE` and `internist unarchive FILE`: a run is put away into a file, and comes back."""
 
-import argparse
-import sqlite3
 import sys
 import tempfile
 import time
@@ -9,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
-from internist_migrations.upgrade import NewerDatabase, is_current, upgrade
-from internist_server.errors import Conflict, ServerError
-from internist_server.settings import Settings, database_url
+from internist_migrations.upgrade import is_current, upgrade
+from internist_server.database_commands import REASONS, fail, meant, parser_of
+from internist_server.errors import Conflict
+from internist_server.settings import database_url
 from internist_server.store import moving, removal
 from internist_server.store.attempts import lock_run
 from internist_server.store.copying import copy_sqlite
@@ -24,19 +22,18 @@ from internist_server.store.standings import load_newest
 _CODES = (
     "exit code: 0; 1 there is no such run, it is not over, or something cannot be read or written; 2 wrong arguments"
 )
-_REASONS = (NewerDatabase, ServerError, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
 
 
 def archive(argv: Sequence[str]) -> int:
     """Put a run that is over into a file, and take it out of the server's database, while the server runs."""
-    parser = _parser("archive", archive)
+    parser = parser_of(archive, codes=_CODES)
     parser.add_argument("run", help="id of the run")
     parser.add_argument("file", type=Path, help="the file to write; it must not be there")
     options = parser.parse_args(argv)
     try:
-        rows = put_away(_url(options), options.run, options.file, now_ms=time.time_ns() // 1_000_000)
-    except _REASONS as error:
-        return _fail("archive", error)
+        rows = put_away(meant(options), options.run, options.file, now_ms=time.time_ns() // 1_000_000)
+    except REASONS as error:
+        return fail(archive, error)
     size = options.file.stat().st_size / (1 << 20)
     sys.stdout.write(f"{options.file}: run {options.run}, {rows} rows, {size:.1f} MiB\n")
     return 0
@@ -44,13 +41,13 @@ def archive(argv: Sequence[str]) -> int:
 
 def unarchive(argv: Sequence[str]) -> int:
     """Bring a run back from the file that it was put into, while the server runs."""
-    parser = _parser("unarchive", unarchive)
+    parser = parser_of(unarchive, codes=_CODES)
     parser.add_argument("file", type=Path, help="what `internist archive` wrote, by this version or an earlier one")
     options = parser.parse_args(argv)
     try:
-        run = take_back(_url(options), options.file)
-    except _REASONS as error:
-        return _fail("unarchive", error)
+        run = take_back(meant(options), options.file)
+    except REASONS as error:
+        return fail(unarchive, error)
     sys.stdout.write(f"run {run} is back\n")
     return 0
 
@@ -139,19 +136,3 @@ def _remove(database: Database, run: str, *, cursor: int) -> None:
         while removal.delete_blocks(session, run):
             pass
         removal.delete_run(session, run)
-
-
-def _url(options: argparse.Namespace) -> str:
-    return Settings().database_url if options.database is None else database_url(options.database)
-
-
-def _fail(command: str, error: Exception) -> int:
-    sys.stderr.write(f"internist {command}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n")
-    return 1
-
-
-def _parser(name: str, command: object) -> argparse.ArgumentParser:
-    description = (command.__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"internist {name}", description=description, epilog=_CODES)
-    parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
-    return parser

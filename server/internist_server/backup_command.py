@@ -1,34 +1,30 @@
 """`internist backup FILE` and `internist restore FILE`: a server's database as a file, and back, while it runs."""
 
-import argparse
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from internist_migrations.upgrade import NewerDatabase, is_current, upgrade
-from internist_server.settings import Settings, database_url
+from internist_migrations.upgrade import is_current, upgrade
+from internist_server.database_commands import REASONS, fail, meant, parser_of
+from internist_server.settings import database_url
 from internist_server.store.copying import copy_sqlite, copy_tables, count_runs
 from internist_server.store.database import make_engine, sqlite_path
 
 _CODES = "exit code: 0; 1 a database or a file cannot be read or written; 2 wrong arguments"
-_REASONS = (NewerDatabase, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
 
 
 def backup(argv: Sequence[str]) -> int:
     """Write everything that a server keeps to a file, while it runs."""
-    parser = _parser("backup", backup)
+    parser = parser_of(backup, codes=_CODES)
     parser.add_argument("file", type=Path, help="the file to write; it must not be there")
     options = parser.parse_args(argv)
     try:
         if options.file.exists():
             raise FileExistsError(f"{options.file} is there already, and is not overwritten")
-        write_backup(_url(options), options.file)
-    except _REASONS as error:
-        return _fail("backup", error)
+        write_backup(meant(options), options.file)
+    except REASONS as error:
+        return fail(backup, error)
     size = options.file.stat().st_size / (1 << 20)
     sys.stdout.write(f"{options.file}: {count_runs(database_url(str(options.file)))} runs, {size:.1f} MiB\n")
     return 0
@@ -36,14 +32,14 @@ def backup(argv: Sequence[str]) -> int:
 
 def restore(argv: Sequence[str]) -> int:
     """Put what a backup holds in the place of what a server keeps, while it runs."""
-    parser = _parser("restore", restore)
+    parser = parser_of(restore, codes=_CODES)
     parser.add_argument("file", type=Path, help="what `internist backup` wrote, by this version or an earlier one")
     parser.add_argument("--replace", action="store_true", help="also where the database holds runs: they are lost")
     options = parser.parse_args(argv)
     try:
-        rows = read_backup(options.file, _url(options), replaces=options.replace)
-    except _REASONS as error:
-        return _fail("restore", error)
+        rows = read_backup(options.file, meant(options), replaces=options.replace)
+    except REASONS as error:
+        return fail(restore, error)
     sys.stdout.write(f"{options.file} is restored: {rows} rows\n")
     return 0
 
@@ -95,19 +91,3 @@ def read_backup(file: Path, url: str, *, replaces: bool) -> int:
         if held and not replaces:
             raise OSError(f"the database holds {held} runs; with --replace the backup takes their place")
         return copy_tables(source, url)
-
-
-def _url(options: argparse.Namespace) -> str:
-    return Settings().database_url if options.database is None else database_url(options.database)
-
-
-def _fail(command: str, error: Exception) -> int:
-    sys.stderr.write(f"internist {command}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n")
-    return 1
-
-
-def _parser(name: str, command: object) -> argparse.ArgumentParser:
-    description = (command.__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"internist {name}", description=description, epilog=_CODES)
-    parser.add_argument("--database", help="path of a SQLite file, or postgresql://… (default: INTERNIST_DATABASE_URL)")
-    return parser

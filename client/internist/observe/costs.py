@@ -137,17 +137,17 @@ class CostMeter:
                 whole = MATRIX_ROTATION * (quarter or 0.0)
             if quarter is None:
                 quarter = whole / MATRIX_ROTATION
-            beside = self._surplus(heavy=False) + (statistics.median(self._threads) if self._threads else 0.0)
+            of_light, heavily, of_quarter, of_whole = self._hidden_parts()
+            beside = of_light + (statistics.median(self._threads) if self._threads else 0.0)
             lights = [self._known((Part.LIGHT, turns)) for turns in _TURNS]
-            heavily = max(0.0, self._surplus(heavy=True) - self._surplus(heavy=False))
             self._costs = Costs(
                 plain=self.plain,
                 idle=statistics.median(self._idle) if self._idle else 0.0,
                 light=tuple(light + beside for light in _over_turns(lights, OF_HALF_THE_MODULES)),
                 light_at_most=tuple(light + beside for light in _over_turns(lights, 1.0)),
                 heavy=(self._known((Part.HEAVY, 1)) or 0.0) + heavily,
-                matrices=whole,
-                quarter=quarter,
+                matrices=whole + of_whole,
+                quarter=quarter + of_quarter,
             )
         return self._costs
 
@@ -166,13 +166,25 @@ class CostMeter:
         known = any(self._host.median((kind[0], amount)) is not None for amount in (*_TURNS, MATRIX_ROTATION))
         return 0.0 if known else min(self._first.get(kind, 0.0), GUESSED_ROUNDS * self.plain)
 
+    def _hidden(self, heavy: bool, quarters: int) -> float | None:
+        """By how much rounds of a kind are longer than bare ones and the known work; None while that is not known."""
+        length = self._unexplained.median((heavy, quarters), least=ENOUGH)
+        return None if length is None or not self._plain else max(0.0, length - self.plain)
+
+    def _hidden_parts(self) -> tuple[float, float, float, float]:
+        """What nobody has timed of a light sample, of what a model-heavy one adds, and of a quarter and of all of the
+        matrices: by how much rounds of kinds that differ in that part alone differ."""
+        light = self._hidden(False, 0) or 0.0
+        matrices = {n: max(0.0, (self._hidden(False, n) or light) - light) for n in (0, 1, MATRIX_ROTATION)}
+        heavy = ((self._hidden(*kind), matrices[kind[1]]) for kind in self._unexplained.kinds if kind[0])
+        added = next((max(0.0, found - light - beside) for found, beside in heavy if found is not None), 0.0)
+        return light, added, matrices[1] or matrices[MATRIX_ROTATION] / MATRIX_ROTATION, matrices[MATRIX_ROTATION]
+
     def _surplus(self, *, heavy: bool) -> float:
         """By how much rounds with such samples are longer than bare ones and the known work; 0 while that is not
         known."""
-        if not self._plain:
-            return 0.0
-        latest = (self._unexplained.median(kind, least=ENOUGH) for kind in self._unexplained.kinds if kind[0] == heavy)
-        return max(0.0, next((found for found in latest if found is not None), 0.0) - self.plain)
+        latest = (self._hidden(*kind) for kind in self._unexplained.kinds if kind[0] == heavy)
+        return next((found for found in latest if found is not None), 0.0)
 
 
 class _Rounds(Generic[K]):

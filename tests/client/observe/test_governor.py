@@ -158,8 +158,7 @@ def test_a_device_that_works_behind_the_hosts_back_is_seen():
     spent, wall = machine.spent, machine.wall
     machine.run(2_000)
 
-    # 5.6 %; nobody says which part of a sample it is, so that heavy ones count for as much as the heaviest of them took
-    assert 0.056 * 0.85 <= machine.governor.asked_share() <= 0.056 * 2.5
+    assert machine.governor.asked_share() == pytest.approx(0.056, rel=0.15)
     assert machine.spent - spent <= LIMIT * (machine.wall - wall) + machine.cost(Due(True, True, -1))
     assert share > LIMIT
 
