@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from internist_migrations.upgrade import is_current, upgrade
 from internist_server.database_commands import REASONS, fail, meant, parser_of
-from internist_server.errors import Conflict
+from internist_server.errors import Conflict, ServerError
 from internist_server.settings import database_url
 from internist_server.store import moving, removal
 from internist_server.store.attempts import lock_run
@@ -59,7 +59,8 @@ def put_away(url: str, run: str, file: Path, *, now_ms: int) -> int:
         RunNotFound: there is no such run.
         Conflict: it is not over, or something of it changed meanwhile.
         OSError: there is no such database, it is of another version, or the file is there or cannot be written.
-        SQLAlchemyError, sqlite3.Error: one of the two cannot be read or written.
+        SQLAlchemyError, sqlite3.Error: one of the two cannot be read or written. A file that was whole stays, since the
+            run may have left the database before its answer was lost.
     """
     if file.exists():
         raise FileExistsError(f"{file} is there already, and is not overwritten")
@@ -81,7 +82,7 @@ def put_away(url: str, run: str, file: Path, *, now_ms: int) -> int:
             copy_sqlite(draft, file)
         try:
             _remove(database, run, cursor=cursor)
-        except BaseException:
+        except ServerError:  # the run is still there; of a lost connection it is not known, and the file stays
             file.unlink()
             raise
         return rows

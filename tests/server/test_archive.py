@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from internist_server import store_check
+from internist_server import archive_command, store_check
 from internist_server.archive_command import archive, put_away, unarchive
 from internist_server.compactor import Compactor
 from internist_server.errors import Conflict
@@ -90,3 +91,23 @@ def test_a_run_that_is_live_stays(sqlite_api, sqlite_url, tmp_path):
 
     assert not list(tmp_path.glob("run1*"))
     assert live.points("update.own")
+
+
+def test_a_file_stays_where_nobody_knows_whether_the_run_left_the_database(
+    sqlite_api, sqlite_url, tmp_path, monkeypatch, capsys
+):
+    sender = send_run(sqlite_api, "run1")
+    sender.send([sender.finish(1_000)])
+    before, file, remove = answers(sender), tmp_path / "run1.db", archive_command._remove
+
+    def remove_unheard(*given, **named):
+        remove(*given, **named)
+        raise OperationalError("COMMIT", None, ConnectionError("the connection was lost"))
+
+    monkeypatch.setattr(archive_command, "_remove", remove_unheard)
+    assert archive(["run1", str(file), "--database", sqlite_url]) == 1
+
+    assert "the connection was lost" in capsys.readouterr().err
+    assert sqlite_api.get("/api/v1/runs/run1").status_code == 404
+    assert unarchive([str(file), "--database", sqlite_url]) == 0
+    assert answers(sender) == before
