@@ -44,7 +44,7 @@ class Facts:
     """What is known of a series besides its values."""
 
     method: str = ""
-    """How it was computed: `svdvals`, `lanczos-24`, ..."""
+    """How it was computed: `gram`, `lanczos-32`, `krylov-8x10`, ..."""
     role: Role = "other"
     block: str | None = None
     """The residual block it belongs to, by module name."""
