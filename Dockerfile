@@ -1,5 +1,7 @@
 # The server with its board. Build: docker build -t internist .
-FROM python:3.11-slim AS build
+# What it is built on is the same bits everywhere; docs/operate.md says how to take later ones.
+ARG PYTHON_IMAGE=python:3.11-slim@sha256:1042b61448fef4ba92d16a8c7eb4996d027568ce64792a7877fd88511e0af7c6
+FROM ${PYTHON_IMAGE} AS build
 
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -10,7 +12,7 @@ COPY migrations migrations
 RUN python -m venv /opt/internist \
     && /opt/internist/bin/pip install --no-cache-dir -c constraints.txt '.[server,postgres]'
 
-FROM python:3.11-slim
+FROM ${PYTHON_IMAGE}
 
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin internist \
     && install --directory --owner internist --group internist --mode 0750 /data

@@ -60,7 +60,37 @@ def instruction(name: str) -> str:
     return re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)[-1]
 
 
+def base_images() -> list[str]:
+    """What the Dockerfile and docker-compose.yml take from a registry where nobody says otherwise."""
+    stages = {match[1] for match in re.finditer(r" AS (\w+)$", DOCKERFILE, re.MULTILINE)}
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+    built_on = [defaults.get(name, name) for name in re.findall(r"^FROM (?:\$\{)?([^\s}]+)", DOCKERFILE, re.MULTILINE)]
+    pulled = [interpolate(one["image"]) for one in COMPOSE["services"].values() if "build" not in one]
+    return [image for image in [*built_on, *pulled] if image not in stages]
+
+
 # What the files say
+
+
+def test_compose_is_what_its_specification_says():
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_image_is_named_by_version_and_digest():
+    images = base_images()
+
+    assert len(images) == 3
+    assert [image for image in images if not re.fullmatch(r"\w+:[\w.-]+@sha256:[0-9a-f]{64}", image)] == []
+
+
+def test_another_image_is_built_on_where_the_environment_names_one():
+    arguments = re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)
+
+    assert SERVER["build"]["args"] == arguments == ["PYTHON_IMAGE"]
+    assert interpolate(POSTGRES["image"], POSTGRES_IMAGE="postgres:18") == "postgres:18"
 
 
 def test_the_image_does_not_run_as_root():
