@@ -97,12 +97,22 @@ def is_of_pipeline(dimension: str) -> bool:
 def ranks_of_model(mesh: Any) -> list[int]:
     """The ranks that hold one model together: all of the mesh that a mesh is a slice of, without the other stages of a
     pipeline."""
-    whole = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh
+    whole = _root(mesh)
     place, names = whole.get_coordinate(), whole.mesh_dim_names
     if place is None or names is None:
         return [int(rank) for rank in mesh.mesh.flatten().tolist()]
     stage = tuple(at if is_of_pipeline(name) else slice(None) for name, at in zip(names, place, strict=True))
     return [int(rank) for rank in whole.mesh[stage].flatten().tolist()]
+
+
+def _root(mesh: Any) -> Any:
+    """The mesh that a mesh is a slice of, else itself."""
+    from torch.distributed import device_mesh
+
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    resources = getattr(device_mesh, "_mesh_resources", None)  # it kept them before torch 2.10
+    return mesh if resources is None else resources.get_root_mesh(mesh)
 
 
 def _is_first_outside(mesh: Any) -> bool:

@@ -298,14 +298,14 @@ class _Inert:
         """Do nothing."""
 
 
-_TAGS = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
-"""A recorded CUDA graph would replay the kernels and not the note."""
+_TAGS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+"""A recorded CUDA graph would replay the kernels and not the note. torch 2.6 takes no tags here."""
 
 
 @torch.library.custom_op(
     "internist::note_attention",
     mutates_args={"token"},
-    tags=_TAGS,
+    **_TAGS,
     schema="(Tensor(a!) token, Tensor query, Tensor key, Tensor? mask, bool is_causal, float? scale, bool enable_gqa, "
     "int capture, int layer) -> ()",
 )
