@@ -1,5 +1,6 @@
 """The outermost of a server: it gives every request an id, times it, and writes it down where that is wanted."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from internist_server import observability
 from internist_server.auth import CALLER, address_of
 from internist_server.logs import fields
-from internist_server.overload import NEVER_QUEUED
+from internist_server.overload import NEVER_QUEUED, RETRY_AFTER_S
+from internist_server.problem import problem
 from internist_server.tracing import HEADER, request_id, working_for
 
 log = logging.getLogger(__name__)
 
 GONE: Final = 499
 """What is written down of a request whose client did not wait for an answer."""
+_ENDING: Final = problem(503, "ending", "the server ends", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 class Journal:
@@ -29,9 +32,13 @@ class Journal:
             writes: whether each request is a line of the log; probes that find all well are not.
             on_close: ends what the app keeps waiting.
         """
-        self._app, self._writes = app, writes
-        self.close = on_close
+        self._app, self._writes, self._on_close = app, writes, on_close
+        self._is_closed = False
+
+    def close(self) -> None:
         """Begin no request any more."""
+        self._is_closed = True
+        self._on_close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note how long its answer took to begin, and all in all."""
@@ -56,6 +63,10 @@ class Journal:
         with working_for(request):
             try:
                 await self._app(scope, receive, send_noted)
+            except asyncio.CancelledError:
+                if not self._is_closed or status != GONE:
+                    raise
+                await _ENDING(scope, receive, send_noted)  # what took longer than the server has left is no fault of it
             finally:
                 if self._writes and not (status == 200 and scope["path"] in NEVER_QUEUED):
                     took_ms = round((time.perf_counter() - began) * 1000, 3)

@@ -1,5 +1,6 @@
 """What the server writes down, and the id that a request, its answer and its lines have in common."""
 
+import asyncio
 import io
 import json
 import logging
@@ -8,9 +9,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from internist_server.app import create_app
+from internist_server.journal import Journal
+from internist_server.lanes import RETRY_AFTER_S
 from internist_server.logs import JsonLines, TextLines, fields
 from internist_server.settings import Settings
 from internist_server.tracing import request_id, working_for
+from tests.loops import run_apart
 from tests.server.sending import Sender
 
 TOKEN = "the token of the environment"
@@ -107,6 +111,27 @@ def test_requests_are_written_down_only_where_that_is_wanted(sqlite_url, written
         answer = client.get("/api/v1/runs")
 
     assert answer.headers["X-Request-ID"] and lines(written) == []
+
+
+def test_a_request_that_the_end_of_the_server_cuts_off_is_told_to_come_again(written):
+    async def cut_off(*_):
+        raise asyncio.CancelledError
+
+    answers = []
+    journal = Journal(cut_off, writes=True)
+    journal.close()
+    scope = {"type": "http", "method": "GET", "path": "/api/v1/runs", "headers": [], "client": ("127.0.0.1", 1)}
+
+    async def ask():
+        await journal(scope, None, answered)
+
+    async def answered(message):
+        answers.append(message)
+
+    run_apart(ask())
+
+    assert answers[0]["status"] == 503 and (b"retry-after", str(RETRY_AFTER_S).encode()) in answers[0]["headers"]
+    assert [line["status"] for line in lines(written)] == [503]
 
 
 def record(message, *values, **more):

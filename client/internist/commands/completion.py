@@ -1,6 +1,7 @@
-"""`internist completion`: what makes a shell complete our commands, options and their values."""
+"""`internist completion`: what makes a shell complete our commands, options and their values, runs among them."""
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
@@ -10,6 +11,7 @@ from click.shell_completion import get_completion_class
 
 from internist.commands.cli import COMPLETING, GROUP
 from internist.commands.console import EXIT_CODES, run
+from internist.commands.mirror import mirrored
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -59,11 +61,11 @@ def tree() -> click.Group:
 
 
 def _of(entry: EntryPoint) -> click.Command:
-    """The command of an entry point. What is parsed by argparse, or lacks its extra, is completed by its name alone."""
-    module: Any
+    """The command of an entry point. What lacks its extra is completed by its name alone."""
     try:
-        module = __import__(entry.module, fromlist=["command"])
-    except ImportError:
-        module = None
+        command = entry.load()
+    except (ImportError, AttributeError):
+        return click.Command(entry.name)
+    module: Any = sys.modules[entry.module]
     found = getattr(module, "group", None) or getattr(module, "_command", None)
-    return found if isinstance(found, click.Command) else click.Command(entry.name)
+    return found if isinstance(found, click.Command) else mirrored(entry.name, command)

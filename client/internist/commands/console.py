@@ -2,22 +2,26 @@
 
 import json
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from internist.errors import ConfigurationError, RequestRefused
+from internist.errors import ConfigurationError, InternistError, RequestRefused
 from internist.history.reading import Server, read
 from internist.schema.conditions import State
-from internist.schema.views import Number
-from internist.ship.connection import DEFAULT_SERVER
+from internist.schema.views import Number, Run
+from internist.ship.connection import DEFAULT_SERVER, Connection
+from internist.ship.credentials import token_for
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 EXIT_CODES: Final = (
@@ -29,6 +33,11 @@ EXIT_CODES: Final = (
 )
 STYLES: Final[dict[State, str]] = {"ok": "green", "drifting": "yellow", "violated": "bold red", "not measured": "dim"}
 """Colours on a terminal; NO_COLOR leaves them out."""
+
+COMPLETED_IN_S: Final = 1.0
+"""What a shell that completes a line waits for a server at most."""
+_OFFERED: Final = 100
+_ONE_WORD: Final = re.compile(r"[\w.@%+/-]+")  # what no shell takes apart
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -68,6 +77,28 @@ def of_a_server(function: _F) -> _F:
     return server(token(function))
 
 
+def runs_like(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Runs of the server that a line names, the newest first: by name where no other has it, else by id."""
+    server = ctx.params.get("server") or os.environ.get("INTERNIST_SERVER") or DEFAULT_SERVER
+    try:
+        connection = Connection(server, token_for(server, ctx.params.get("token")), timeout=COMPLETED_IN_S)
+        try:
+            runs = connection.read("runs", tuple[Run, ...], name=incomplete or None, limit=_OFFERED)
+        finally:
+            connection.close()
+    except InternistError:  # no server, or not for whoever types: a line is completed without it
+        return []
+    names = Counter(run.name for run in runs)
+    found = []
+    for run in runs:
+        by_name = names[run.name] == 1 and run.name.startswith(incomplete) and _ONE_WORD.fullmatch(run.name)
+        if by_name or run.id.startswith(incomplete):
+            found.append(CompletionItem(run.name if by_name else run.id, help=f"{run.project}, {run.state}"))
+    return found
+
+
+a_run = click.argument("run_id", metavar="RUN", shell_complete=runs_like)
+some_runs = click.argument("run_ids", metavar="RUN...", nargs=-1, required=True, shell_complete=runs_like)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print what the API answers, as JSON.")
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from internist.commands.console import EXIT_CODES, of_a_server, progress, reading, run
+from internist.commands.console import EXIT_CODES, of_a_server, progress, reading, run, some_runs
 from internist.history.exporting import Format, export
 
 
@@ -15,7 +15,7 @@ def command(argv: list[str]) -> int:
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@some_runs
 @click.option("--format", "format", type=click.Choice(get_args(Format)), required=True, help="What is written.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file; for tensorboard a directory."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from internist.commands.console import EXIT_CODES, of_a_server, reading, run
+from internist.commands.console import EXIT_CODES, a_run, of_a_server, reading, run
 from internist.history.report import facts_of, report
 
 
@@ -14,7 +14,7 @@ def command(argv: list[str]) -> int:
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("run_id", metavar="RUN")
+@a_run
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file; default: RUN's id, .html."
 )

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from internist.commands.console import (
     EXIT_CODES,
+    a_run,
     as_json,
     console,
     of_a_server,
@@ -14,6 +15,7 @@ from internist.commands.console import (
     reading,
     run,
     shown,
+    some_runs,
     state,
     table,
 )
@@ -53,7 +55,7 @@ def list_runs(project: str | None, name: str | None, server: str, token: str | N
 
 
 @group.command(epilog=EXIT_CODES)
-@click.argument("run_id", metavar="RUN")
+@a_run
 @of_a_server
 @as_json
 def show(run_id: str, server: str, token: str | None, as_json: bool) -> None:
@@ -76,7 +78,7 @@ def show(run_id: str, server: str, token: str | None, as_json: bool) -> None:
 
 
 @group.command(epilog=EXIT_CODES)
-@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@some_runs
 @of_a_server
 @as_json
 def compare(run_ids: tuple[str, ...], server: str, token: str | None, as_json: bool) -> None:
@@ -103,7 +105,7 @@ def compare(run_ids: tuple[str, ...], server: str, token: str | None, as_json: b
 
 
 @group.command(epilog=EXIT_CODES)
-@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@some_runs
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @of_a_server
 def rm(run_ids: tuple[str, ...], yes: bool, server: str, token: str | None) -> None:

@@ -3,7 +3,9 @@
 import html.parser
 import json
 import math
+from importlib.metadata import entry_points
 
+import click
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -155,15 +157,46 @@ def test_help_documents_the_exit_codes(capsys):
 
 @pytest.mark.parametrize(("words", "expected"), [
     ("internist ru", "runs"), ("internist runs sh", "show"), ("internist export --format p", "parquet"),
-    ("internist import w", "wandb"), ("internist syn", "sync"),
+    ("internist import w", "wandb"), ("internist syn", "sync"), ("internist runs show t", "tiny"),
+    ("internist check --re", "--reference"), ("internist check t", "tiny"), ("internist alerts si", "silence"),
+    ("internist token create x --scope i", "ingest"), ("internist serve --base", "--base-path"),
+    ("internist backup --d", "--database"), ("internist mup plan --opt", "--optimizer"),
 ])  # fmt: skip
 def test_a_shell_is_told_how_a_line_goes_on(capsys, monkeypatch, words, expected):
+    assert expected in completions(words, capsys, monkeypatch)
+
+
+def test_a_run_whose_name_a_shell_would_take_apart_is_completed_by_its_id(capsys, monkeypatch):
+    wide = runs_of(capsys)["<b>wide</b>"]
+
+    assert completions(f"internist report {wide[:6]}", capsys, monkeypatch) == [wide]
+
+
+def test_a_line_is_completed_without_a_server(capsys, monkeypatch):
+    monkeypatch.setenv("INTERNIST_SERVER", "http://127.0.0.1:1")
+
+    assert completions("internist runs show t", capsys, monkeypatch) == []
+
+
+@pytest.mark.parametrize("name", sorted(entry.name for entry in entry_points(group=cli.GROUP)))
+def test_every_command_is_completed_beyond_its_name(name):
+    found = completion.tree().get_command(click.Context(completion.tree()), name)
+
+    assert isinstance(found, click.Group) or found.params
+
+
+def completions(words, capsys, monkeypatch):
+    """What bash is told of a line."""
     monkeypatch.setenv("_INTERNIST_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
-
     assert cli.main([]) == 0
-    assert expected in capsys.readouterr().out
+    return [line.partition(",")[2] for line in capsys.readouterr().out.splitlines() if line]
+
+
+def runs_of(capsys):
+    assert runs_command(["list", "--json"]) == 0
+    return {one["name"]: one["id"] for one in json.loads(capsys.readouterr().out)}
 
 
 def test_the_scripts_for_shells_are_printed(capsys):
