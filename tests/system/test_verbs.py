@@ -59,3 +59,14 @@ def test_the_page_of_commands_has_every_command():
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
 
     assert [name for name in COMMANDS if not re.search(rf"`{name}\b", rows)] == []
+
+
+def test_the_page_of_commands_says_what_each_needs():
+    told = {}
+    for line in (ROOT / "docs" / "commands.md").read_text().splitlines():
+        if line.startswith("| `"):
+            _, names, _, extras, _ = line.split("|")
+            told |= {name: tuple(re.findall(r"`(\w+)`", extras)) for name in re.findall(r"`(\w+)", names)}
+
+    del told["doctor"]  # it does what it can with what is there
+    assert {name: extras for name, extras in told.items() if extras} == EXTRAS

@@ -1,12 +1,14 @@
 """The `internist` command. Its subcommands are entry points of the group `internist.commands`, loaded when called."""
 
-import inspect
+import ast
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
-from typing import cast
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, requires
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, cast
 
 from internist import __version__
 from internist.errors import InternistError
@@ -15,6 +17,15 @@ GROUP = "internist.commands"
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 COMPLETING = "_INTERNIST_COMPLETE"
 """Set by a shell that completes a line: see `internist completion`."""
+
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("completion", "export", "import", "report", "runs", "top"), ("cli",)),
+    **dict.fromkeys(("archive", "backup", "receivers", "restore", "rules", "serve", "unarchive"), ("server",)),
+    "demo": ("server", "torch"),
+    "scaling": ("mup",),
+}
+"""What a command needs beyond the client. It is written here, so that a list of commands need not load a server to be
+shown."""
 
 _OPTIONAL = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([^'\"]+)['\"]")
 _NOT_OFFERED = ("dev", "all")
@@ -64,6 +75,18 @@ def extra_of(module: str) -> str | None:
     return extras[0] if extras else None
 
 
+def is_installed(extra: str) -> bool:
+    """Whether all that an extra asks for is there."""
+    try:
+        optional = [match.groups() for line in requires("internist") or () if (match := _OPTIONAL.match(line))]
+        for name, of in optional:
+            if of == extra:
+                distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def _complete() -> int:
     """Answer a shell that asks how a line goes on; it is told nothing where the extra is missing."""
     try:
@@ -90,11 +113,20 @@ def _overview(commands: dict[str, EntryPoint]) -> str:
 
 
 def _summary(entry: EntryPoint) -> str:
-    """The first line of a command's docstring, or what has to be installed to have it."""
+    """The first line of a command's docstring, which is read and not loaded, or what has to be installed to have it."""
+    missing = [extra for extra in EXTRAS.get(entry.name, ()) if not is_installed(extra)]
+    if missing:
+        return f"(needs pip install 'internist[{','.join(missing)}]')"
     try:
-        return (inspect.getdoc(_load(entry)) or "").partition("\n")[0]
-    except InternistError as error:
-        return f"({error})"
+        spec = find_spec(entry.module)
+    except ModuleNotFoundError as error:
+        return f"({_missing(error)})"
+    if spec is None or spec.origin is None:
+        return ""
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return f"(cannot be loaded: {entry.module} has no {entry.attr})"
 
 
 def _missing(error: ModuleNotFoundError) -> str:

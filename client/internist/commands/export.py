@@ -37,5 +37,8 @@ def _command(
         histories = []
         for one in bar.track(run_ids, description="reading"):
             histories.append(opened.run(one).history(metric=metric or None, subject=subject))
+    if not any(history.curves for history in histories):
+        asked = [*(f"metric {one}" for one in metric), *([] if subject is None else [f"subjects like {subject}"])]
+        raise click.UsageError(f"{', '.join(run_ids)}: nothing was measured{' of ' if asked else ''}{', '.join(asked)}")
     count = export(histories, output, format=format)
     click.echo(f"{count:,} points of {len(histories)} run{'' if len(histories) == 1 else 's'} in {output}")

@@ -143,6 +143,14 @@ def test_no_such_run_is_code_2_and_no_server_code_1(capsys):
     assert "test_server_commands.py:1 is no JSON" in capsys.readouterr().err
 
 
+def test_what_was_never_measured_is_not_exported_as_an_empty_file(capsys, tmp_path):
+    path = tmp_path / "run.csv"
+
+    assert export_command(["tiny", "--format", "csv", "-o", str(path), "--metric", "losss"]) == console.USAGE
+    assert "nothing was measured of metric losss" in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_a_run_is_deleted_only_when_that_was_said(capsys):
     assert runs_command(["rm", "tiny"]) == console.USAGE
     assert "nobody can be asked here: say --yes" in capsys.readouterr().err
