@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from internist.commands.cli import EXTRAS
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["internist.commands"]
 VERBS = {
