@@ -23,7 +23,7 @@ OF_THE_ROOT: Final = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "vulnerabilities.md",
     "LICENSE": "license.md",
     "benchmarks/RESULTS.md": "results.md",
 }
@@ -132,13 +132,13 @@ def moved(text: str, name: str) -> str:
 def navigation() -> list[Any]:
     """The site's pages in the order of reading."""
     return [
-        {"Start": ["index.md", "recipes.md", "commands.md"]},
+        {"Start": ["index.md", "recipes.md", "commands.md", "comparison.md"]},
         {"What is judged": ["metrics.md", {"Conditions": _listed("conditions", [c.name for c in CONDITIONS])},
                             {"Metrics": _listed("metrics", list(METRICS))}]},
         {"Optimizers and μP": ["optimizers.md", "quality.md", "mup.md", "scaling.md", "reference.md"]},
         {"Operation": ["operate.md", "settings.md", "alerts.md", "alertmanager.md", "api.md", "security.md"]},
         {"Design": ["architecture.md", "client.md", "faults.md", "results.md", "glossary.md"]},
-        {"Project": ["changelog.md", "contributing.md", "license.md"]},
+        {"Project": ["changelog.md", "contributing.md", "vulnerabilities.md", "license.md"]},
     ]  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_server import observability
 from internist_server.auth import CALLER, address_of
+from internist_server.lanes import RETRY_AFTER_S
 from internist_server.logs import fields
-from internist_server.overload import NEVER_QUEUED, RETRY_AFTER_S
+from internist_server.overload import NEVER_QUEUED
 from internist_server.problem import problem
 from internist_server.tracing import HEADER, request_id, working_for
 

@@ -26,6 +26,12 @@ def test_every_metric_and_condition_has_a_page_that_says_what_judges_it():
     assert "## GET /api/v1/runs/{run_id}/points" in pages["api.md"]
 
 
+def test_no_page_that_is_made_takes_the_place_of_one_that_was_written():
+    written = {path.name for path in (ROOT / "docs").glob("*.md")}
+
+    assert written & set(site.pages()) == set()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
