@@ -12,12 +12,13 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.patterns import searcher
-from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
 from internist_server.store.bands import band_of, read_edges
 from internist_server.store.judgements import load_order, places_in, read_judged
 from internist_server.store.matrices import read_history, read_matrix
 from internist_server.store.merge import Floats, Ids, Mask
 from internist_server.store.numbers import number, numbers
+from internist_server.store.ranks import list_ranks
 from internist_server.store.series import (
     Columns,
     StoredSeries,
