@@ -37,7 +37,7 @@ from internist_server.store.database import Database
 from internist_server.store.ranks import Rank, save_heartbeat, save_rank
 from internist_server.store.series import count_series
 from internist_server.store.silences import has_expired_between
-from internist_server.store.standings import Newest, due_runs, look_at_all, save_standing
+from internist_server.store.standings import NOTHING_DUE, Newest, due_runs, look_at_all, save_standing
 from internist_server.store.starts import correct_start
 from internist_server.telling import moves
 
@@ -260,6 +260,7 @@ class Ingest:
             newest, since_ms = self._look(session, run).newest(session, run), self._clock.listening_since_ms
             is_queued = self._progress.advance(session, newest, newest.attempt, now_ms=now_ms, since_ms=since_ms)
             is_queued |= self._watch(session, newest, newest, now_ms=now_ms)
+            newest.next_check_ms = None  # this was that look
             self._settle(session, newest, now_ms=now_ms, has_new_series=True)
         self.announce(run, is_queued=is_queued)
 
@@ -363,9 +364,14 @@ class Ingest:
         attempt, newest, since_ms = known.attempt, _standing(known), self._clock.listening_since_ms
         waits = waits_until_ms(attempt, known.roster, now_ms=now_ms, since_ms=since_ms)
         moments = [moment for moment in (waits, newest.lost_at_ms(now_ms, since_ms=since_ms)) if moment is not None]
+        due_ms, kept_ms = min(moments, default=None), known.next_check_ms
+        if kept_ms is not None and due_ms is not None and now_ms < kept_ms <= due_ms:
+            due_ms = None  # to look once too early costs less than an index that changes with every frame
+        else:
+            known.next_check_ms = due_ms
+            due_ms = NOTHING_DUE if due_ms is None else due_ms
         save_standing(
-            session, attempt.run, newest.standing(is_measured=known.is_measured(session)),
-            next_check_ms=min(moments, default=None),
+            session, attempt.run, newest.standing(is_measured=known.is_measured(session)), next_check_ms=due_ms,
             series=count_series(session, attempt.run) if has_new_series else None,
         )  # fmt: skip
         self._known.advance(attempt.run)

@@ -34,6 +34,8 @@ class KnownAttempt:
     attempt: Attempt
     roster: Roster
     judge: JudgeState
+    next_check_ms: int | None = None
+    """When time alone will bring something of its run, as it is stored; None: never, or it is not known."""
     _ranks: dict[int, Rank] = field(default_factory=dict)
     _plans: dict[tuple[int, int], StoredPlan | None] = field(default_factory=dict)
     _plan_count: int | None = None

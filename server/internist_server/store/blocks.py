@@ -101,15 +101,20 @@ def unpack_heads(
     """Of each block its arrays: so many of whole numbers, then others of these types."""
     kinds = ["<i8"] * whole + list(dtypes)
     found: list[list[NDArray[np.generic]]] = [[] for _ in heads]
-    split = [_split(one, len(kinds)) for one in heads]
+    parts = [split(one, len(kinds)) for one in heads]
     for count in set(counts):
         places = [place for place, one in enumerate(counts) if one == count]
         for at, kind in enumerate(kinds):
-            arrays = unpack([split[place][at] for place in places], count, kind)
+            arrays = unpack([parts[place][at] for place in places], count, kind)
             arrays = arrays.cumsum(axis=1) if at < whole else arrays
             for place, array in zip(places, arrays, strict=True):
                 found[place].append(array)
     return found
+
+
+def unpack_whole(heads: bytes, count: int, arrays: int) -> tuple[Ids, ...]:
+    """So many arrays of whole numbers, of `count` each."""
+    return _heads(heads, count, arrays, ())  # type: ignore[return-value]
 
 
 def list_blocks(
@@ -230,7 +235,8 @@ def _unpacked(
     return unpacked
 
 
-def _split(heads: bytes, count: int) -> list[bytes]:
+def split(heads: bytes, count: int) -> list[bytes]:
+    """So many packed arrays, each without its size."""
     parts, at = [], 0
     for _ in range(count):
         size = int.from_bytes(heads[at : at + 4], "little")

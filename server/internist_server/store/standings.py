@@ -29,6 +29,7 @@ _SAVE: Final = (
     _STANDINGS.update().where(_STANDINGS.c.run_id == bindparam("of_run")).values(cursor=_STANDINGS.c.cursor + 1)
 )
 """Of the table, and made once: every request saves one."""
+NOTHING_DUE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +141,15 @@ def load_newest(session: Session, run: str) -> Newest:
 def save_standing(
     session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
 ) -> None:
-    """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
-    values = {name: getattr(standing, name) for name in _FIELDS} | {"next_check_ms": next_check_ms}
+    """Keep how a run stands, and let its cursor rise.
+
+    Args:
+        next_check_ms: when time alone will bring something; `NOTHING_DUE`: never. None: as it is stored.
+        series: their number where it may have changed.
+    """
+    values = {name: getattr(standing, name) for name in _FIELDS}
+    if next_check_ms is not None:
+        values["next_check_ms"] = None if next_check_ms == NOTHING_DUE else next_check_ms
     if series is not None:
         values["series"] = series
     session.execute(_SAVE, {"of_run": run, **values})
