@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from internist.schema.views import Verdicts
 from internist_server.judges import restore
-from internist_server.store.attempts import Attempt, list_ranks
+from internist_server.store.attempts import Attempt
 from internist_server.store.evidence import read_evidence
 from internist_server.store.judgements import Summary, load_summaries, load_version
+from internist_server.store.ranks import list_ranks
 from internist_server.store.roster import Roster
 
 MAX_BOARDS: Final = 32

@@ -10,7 +10,8 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from internist_server.store import frames
-from internist_server.store.attempts import LAST_STEP, Attempt, Rank, has_outline
+from internist_server.store.attempts import LAST_STEP, Attempt, has_outline
+from internist_server.store.ranks import Rank
 from internist_server.store.series import has_sampled_plan
 from internist_server.store.tables import NEVER
 

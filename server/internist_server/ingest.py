@@ -1,18 +1,16 @@
 """One request of a client, taken in one transaction: checked, stored, judged, and only then acknowledged."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
 from internist.schema.views import Alert, Usage
 from internist.schema.wire import (
     VERSION,
     Directive,
-    Finish,
     FramesReply,
     Heartbeat,
     HeartbeatReply,
@@ -21,7 +19,6 @@ from internist.schema.wire import (
 )
 from internist_server import admission, observability
 from internist_server.alerts.incidents import Policy
-from internist_server.alerts.rules import Terms, terms_of
 from internist_server.callers import EVERYONE, Caller
 from internist_server.changes import Changes
 from internist_server.clocks import ServerClock, as_server_clock, began_at_ms
@@ -30,29 +27,24 @@ from internist_server.directives import directives
 from internist_server.envelope import Contents, require_version
 from internist_server.errors import AlertNotFound, AttemptNotFound, NotFound
 from internist_server.intake import Intake
-from internist_server.progress import Progress, waits_until_ms
+from internist_server.known import KnownAttempt, KnownRun, KnownRuns
+from internist_server.progress import Arrived, Progress, waits_until_ms
 from internist_server.rank_clocks import offset_of, read_clock
-from internist_server.rosters import Rosters
 from internist_server.rulebook import RuleBook
-from internist_server.store import alerts, attempts, incidents, notifications, removal, sequences
-from internist_server.store.attempts import Attempt, Rank
+from internist_server.run_alerts import RunAlerts
+from internist_server.store import alerts, attempts, incidents, removal, sequences
 from internist_server.store.database import Database
-from internist_server.store.judgements import load_judged_step, load_state
-from internist_server.store.roster import Roster
-from internist_server.store.runs import project_of
+from internist_server.store.ranks import Rank, save_heartbeat, save_rank
 from internist_server.store.series import count_series
 from internist_server.store.silences import has_expired_between
-from internist_server.store.standings import Newest, due_runs, look_at_all, save_standing
+from internist_server.store.standings import NOTHING_DUE, Newest, due_runs, look_at_all, save_standing
 from internist_server.store.starts import correct_start
-from internist_server.telling import moves, tell
+from internist_server.telling import moves
 
 log = logging.getLogger(__name__)
 
 RUNS_A_TICK: Final = 100
 """Runs that one tick looks after at most: when a thousand are lost at once, frames come in between."""
-_LASTING: Final = tuple(rule for rule in RUN_RULES if not rule.is_end)
-_HOW: Final = {"failed": "ended by an error", "killed": "was killed by a signal"}
-_ENDS: Final[dict[str, RunRule]] = {rule.state: rule for rule in RUN_RULES if rule.is_end}
 
 
 class Ingest:
@@ -86,7 +78,8 @@ class Ingest:
         self._clock = ServerClock() if clock is None else as_server_clock(clock)
         self._listening_since_ms = self._clock.listening_since_ms
         self._progress = Progress(self._book, policy)
-        self._rosters = Rosters()
+        self._known = KnownRuns()
+        self._run_alerts = RunAlerts(self._book, policy)
         self._told_ms = 0
         """Up to when silences that expired have been looked at."""
 
@@ -103,15 +96,14 @@ class Ingest:
         admission.require_start(start)
         now_ms = self._clock()
         with self.transaction(start.run, is_known=False) as session:
-            attempt, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
+            run, known, rank, is_queued = self._register(session, start, now_ms=now_ms, sent_at_ms=sent_at_ms, by=by)
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
-            attempts.save_rank(session, attempt.id, rank)
-            roster = self._rosters.get(session, attempt)
-            roster.put(rank)
-            self._settle(session, self._newest(session, attempt, roster), now_ms=now_ms, has_new_series=True)
+            save_rank(session, known.attempt.id, rank)
+            known.put(rank)
+            self._settle(session, run.newest(session, start.run), now_ms=now_ms, has_new_series=True)
         self.announce(start.run, is_queued=is_queued)
         highest = sequences.highest(rank.delivered)
-        return RunStarted(start.run, start.attempt, attempt.number, highest, f"/runs/{start.run}")
+        return RunStarted(start.run, start.attempt, known.attempt.number, highest, f"/runs/{start.run}")
 
     def take(
         self, run: str, contents: Contents, *, size: int = 0, sent_at_ms: int | None = None, by: Caller = EVERYONE
@@ -125,22 +117,21 @@ class Ingest:
         admission.require_speaker(contents.attempt, contents.rank)
         now_ms = self._clock()
         with self.transaction(run, is_known=False) as session:
-            attempt, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms, by=by)
-            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
-            roster = self._rosters.get(session, attempt)
+            known_run, known, rank = self._speaker(session, run, contents, sent_at_ms=sent_at_ms, by=by)
+            since_ms = self._clock.listening_since_ms
+            read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=since_ms)
             intake = Intake(
                 session,
-                attempt,
+                known,
                 rank,
-                roster,
-                judged_step=load_judged_step(session, attempt.id),
                 now_ms=now_ms,
                 max_series=self._max_series,
                 notify=self._policy is not None,
-                clock_offset_ms=offset_of(rank, contents, now_ms=now_ms, since_ms=self._clock.listening_since_ms),
+                clock_offset_ms=offset_of(rank, contents, now_ms=now_ms, since_ms=since_ms),
             )
             if any(record.series is not None for record in contents.records):
-                self._progress.keep(session, attempt)
+                self._progress.keep(session, known)
+            has_waited = known.roster.waiting is not None
             for record in contents.records:
                 intake.take(record)
             for one in contents.refused:
@@ -148,18 +139,17 @@ class Ingest:
             attempt = intake.close()
             if intake.has_new_facts:
                 self._progress.forget(attempt.id)
-            since_ms = self._clock.listening_since_ms
-            is_queued = (
-                self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms) or intake.is_queued
+            newest, arrived = known_run.newest(session, run), None if has_waited else Arrived(rank.rank, intake.frames)
+            is_queued = intake.is_queued | self._progress.advance(
+                session, known, newest.attempt, now_ms=now_ms, since_ms=since_ms, arrived=arrived
             )
-            newest = self._newest(session, attempt, roster)
-            is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
-            is_queued = self._end(session, attempt, roster, intake.ends, now_ms=now_ms) or is_queued
+            is_queued |= self._watch(session, known, newest, now_ms=now_ms)
+            is_queued |= self._run_alerts.end(session, attempt, known.roster, intake.ends, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms, has_new_series=intake.has_new_facts)
-            wishes = self._wishes(session, attempt, roster, newest)
+            wishes = self._wishes(session, known)
         refused = (*contents.refused, *intake.refused)
         observability.count_ingest(
-            frames=intake.frames, points=intake.points, size=size, refused=len(refused), lag_s=intake.lag_s
+            frames=len(intake.frames), points=intake.points, size=size, refused=len(refused), lag_s=intake.lag_s
         )
         for one in refused:
             log.warning("run %s rank %d: record %d refused: %s", run, contents.rank, one.sequence, one.reason)
@@ -175,18 +165,20 @@ class Ingest:
         """
         admission.require_heartbeat(heartbeat)
         now_ms = self._clock()
-        with self.transaction(run) as session:
-            attempt = attempts.find_attempt(session, run, heartbeat.attempt)
-            rank = attempts.save_heartbeat(session, attempt, heartbeat, now_ms=now_ms)
+        with self.transaction(run, is_known=False) as session:
+            known_run = self._look(session, run)
+            known = known_run.find(session, run, heartbeat.attempt)
+            rank = save_heartbeat(session, known.attempt.id, heartbeat, now_ms=now_ms)
+            if rank is None:
+                raise AttemptNotFound(run, f"{heartbeat.attempt} rank {heartbeat.rank}")
             read_clock(rank, sent_at_ms, now_ms=now_ms, since_ms=self._clock.listening_since_ms)
-            advance_cursor(session, attempt, rank)
-            attempts.save_rank(session, attempt.id, rank)
-            roster = self._rosters.get(session, attempt)
-            roster.put(rank)
-            newest = self._newest(session, attempt, roster)
-            is_queued = self._watch(session, attempt, newest, now_ms=now_ms)
+            advance_cursor(session, known.attempt, rank)
+            save_rank(session, known.attempt.id, rank)
+            known.put(rank)
+            newest = known_run.newest(session, run)
+            is_queued = self._watch(session, known, newest, now_ms=now_ms)
             self._settle(session, newest, now_ms=now_ms)
-            reply = HeartbeatReply(self._wishes(session, attempt, roster, newest))
+            reply = HeartbeatReply(self._wishes(session, known))
         self.announce(run, is_queued=is_queued)
         return reply
 
@@ -200,12 +192,13 @@ class Ingest:
         now_ms = self._clock()
         is_queued = False
         run = self.run_of(alert)
-        with self.transaction(run) as session:
+        with self.transaction(run, is_known=False) as session:
+            known_run = self._look(session, run)
             seen = alerts.acknowledge(session, alert, by=by, now_ms=now_ms)
             if is_new_normal:
-                attempt = attempts.find_attempt(session, seen.run, seen.attempt)
-                is_queued = self._progress.accept(session, attempt, seen, now_ms=now_ms)
-                newest = self._newest(session, attempt, self._rosters.get(session, attempt))
+                newest = known_run.newest(session, run)
+                known = known_run.find(session, run, seen.attempt)
+                is_queued = self._progress.accept(session, known, newest.attempt, seen, now_ms=now_ms)
                 self._settle(session, newest, now_ms=now_ms)
                 (seen,) = alerts.get_alerts(session, [alert])
         self.announce(run, is_queued=is_queued)
@@ -226,7 +219,7 @@ class Ingest:
                 if not is_left:
                     removal.delete_run(session, run)
         self._progress.forget_run(run)
-        self._rosters.forget_run(run)
+        self._known.forget_run(run)
         log.info("run %s was deleted: %d bytes", run, took.total)
         self.announce(run, is_queued=False)
         return took
@@ -263,12 +256,11 @@ class Ingest:
 
     def _check(self, run: str, *, now_ms: int) -> None:
         """Do what time alone has brought of one run."""
-        with self.transaction(run) as session:
-            attempt = attempts.newest_attempt(session, run)
-            roster, since_ms = self._rosters.get(session, attempt), self._clock.listening_since_ms
-            is_queued = self._progress.advance(session, attempt, roster, now_ms=now_ms, since_ms=since_ms)
-            newest = self._newest(session, attempt, roster)
-            is_queued = self._watch(session, attempt, newest, now_ms=now_ms) or is_queued
+        with self.transaction(run, is_known=False) as session:
+            newest, since_ms = self._look(session, run).newest(session, run), self._clock.listening_since_ms
+            is_queued = self._progress.advance(session, newest, newest.attempt, now_ms=now_ms, since_ms=since_ms)
+            is_queued |= self._watch(session, newest, newest, now_ms=now_ms)
+            newest.next_check_ms = None  # this was that look
             self._settle(session, newest, now_ms=now_ms, has_new_series=True)
         self.announce(run, is_queued=is_queued)
 
@@ -304,118 +296,89 @@ class Ingest:
                 yield session
         except BaseException:
             self._progress.forget_run(run)
-            self._rosters.forget_run(run)
+            self._known.forget_run(run)
             raise
 
-    def _newest(self, session: Session, attempt: Attempt, roster: Roster) -> Newest:
-        """The newest attempt of the run of an attempt, which mostly is that one."""
-        if not self._rosters.is_newest(session, attempt):
-            attempt = attempts.newest_attempt(session, attempt.run)
-            roster = self._rosters.get(session, attempt)
-        return Newest(attempt, roster, load_state(session, attempt.id))
+    def _look(self, session: Session, run: str) -> KnownRun:
+        """Lock a run; what is known of it.
 
-    def _wishes(self, session: Session, attempt: Attempt, roster: Roster, newest: Newest) -> tuple[Directive, ...]:
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        return self._known.look(run, attempts.lock_run(session, run))
+
+    def _wishes(self, session: Session, known: KnownAttempt) -> tuple[Directive, ...]:
         """What the ranks of an attempt should do."""
-        is_newest = newest.attempt.id == attempt.id
-        judged_step = newest.judge.judged_step if is_newest else load_judged_step(session, attempt.id)
-        return directives(session, attempt, roster, judged_step=judged_step)
+        return directives(session, known.attempt, known.roster, judged_step=known.judge.judged_step)
 
     def _register(
         self, session: Session, start: RunStart, *, now_ms: int, sent_at_ms: int | None, by: Caller
-    ) -> tuple[Attempt, Rank, bool]:
-        """The attempt and rank of a start, and whether a notification was queued."""
+    ) -> tuple[KnownRun, KnownAttempt, Rank, bool]:
+        """What is known of the run, the attempt and the rank of a start, and whether a notification was queued."""
         tidy, reasons = admission.tidy_start(start)
         if reasons:
             log.warning("run %s: of its start is left out: %s", start.run, admission.one_reason(reasons))
         began_ms = began_at_ms(start.started_at_ms, sent_at_ms, now_ms=now_ms)
         attempt, rank, is_new = attempts.register(session, tidy, now_ms=now_ms, began_ms=began_ms, by=by)
-        if not is_new:
-            return correct_start(session, attempt, tidy.start_step), rank, False
-        self._rosters.forget_run(start.run)
-        alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
-        return attempt, rank, self.tell(session, start.run, now_ms=now_ms, is_over=True)
+        is_queued = False
+        if is_new:
+            self._known.forget_run(start.run)
+            alerts.supersede(session, attempts.newest_attempt(session, start.run), now_ms=now_ms)
+            is_queued = self.tell(session, start.run, now_ms=now_ms, is_over=True)
+        else:
+            attempt = correct_start(session, attempt, tidy.start_step)
+        run = self._look(session, start.run)
+        return run, run.get(session, attempt), rank, is_queued
 
     def _speaker(
         self, session: Session, run: str, contents: Contents, *, sent_at_ms: int | None, by: Caller
-    ) -> tuple[Attempt, Rank]:
+    ) -> tuple[KnownRun, KnownAttempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
         starts = [record.start for record in contents.records if record.start is not None]
         start = next((one for one in starts if _names(one) == (run, contents.attempt, contents.rank)), None)
         if start is not None and start.version > VERSION:
             require_version(start.version)
         try:
-            attempts.lock_run(session, run)
-            attempt = attempts.find_attempt(session, run, contents.attempt)
-            found = attempts.find_rank(session, attempt.id, contents.rank) if contents.rank >= 0 else None
+            known_run = self._look(session, run)
+            known = known_run.find(session, run, contents.attempt)
+            found = known.rank(session, contents.rank) if contents.rank >= 0 else None
             if found is None:
                 raise AttemptNotFound(run, f"{contents.attempt}, rank {contents.rank}")
         except NotFound:
             if start is None:
                 raise
             admission.require_start(start)
-            attempt, found, _ = self._register(session, start, now_ms=self._clock(), sent_at_ms=sent_at_ms, by=by)
-        return attempt, found
+            known_run, known, found, _ = self._register(
+                session, start, now_ms=self._clock(), sent_at_ms=sent_at_ms, by=by
+            )
+            known.put(found)
+        return known_run, known, found
 
-    def _watch(self, session: Session, attempt: Attempt, newest: Newest, *, now_ms: int) -> bool:
+    def _watch(self, session: Session, known: KnownAttempt, newest: KnownAttempt, *, now_ms: int) -> bool:
         """Open and close the alerts on the run itself; whether a notification was queued."""
-        if newest.attempt.id != attempt.id:
-            return False
-        vitals = newest.vitals(now_ms, since_ms=self._clock.listening_since_ms)
-        opened = alerts.find_run_alerts(session, attempt.run, rules=[rule.name for rule in _LASTING])
-        has_news = False
-        for rule in _LASTING:
-            is_open = rule.name in opened
-            if is_open and vitals.state != rule.state:
-                alerts.close_run_alert(session, opened[rule.name], step=None, now_ms=now_ms)
-                has_news = True
-            elif not is_open and vitals.state == rule.state and newest.is_live:
-                message, terms = f"the run is {rule.state}: {vitals.reason}", self._terms(session, attempt, rule)
-                alerts.open_run_alert(
-                    session, attempt, rule=rule, step=None, message=message, now_ms=now_ms, terms=terms
-                )
-                has_news = True
-        return has_news and self.tell(session, attempt.run, now_ms=now_ms)
+        since_ms = self._clock.listening_since_ms
+        return self._run_alerts.watch(session, known.attempt, _standing(newest), now_ms=now_ms, since_ms=since_ms)
 
-    def _settle(self, session: Session, newest: Newest, *, now_ms: int, has_new_series: bool = False) -> None:
-        """Keep how the run stands now, and when time alone will bring more of it."""
-        attempt, since_ms = newest.attempt, self._clock.listening_since_ms
-        waits = waits_until_ms(attempt, newest.ranks, now_ms=now_ms, since_ms=since_ms)
+    def _settle(self, session: Session, known: KnownAttempt, *, now_ms: int, has_new_series: bool = False) -> None:
+        """Keep how the run stands now by its newest attempt, and when time alone will bring more of it."""
+        attempt, newest, since_ms = known.attempt, _standing(known), self._clock.listening_since_ms
+        waits = waits_until_ms(attempt, known.roster, now_ms=now_ms, since_ms=since_ms)
         moments = [moment for moment in (waits, newest.lost_at_ms(now_ms, since_ms=since_ms)) if moment is not None]
+        due_ms, kept_ms = min(moments, default=None), known.next_check_ms
+        if kept_ms is not None and due_ms is not None and now_ms < kept_ms <= due_ms:
+            due_ms = None  # to look once too early costs less than an index that changes with every frame
+        else:
+            known.next_check_ms = due_ms
+            due_ms = NOTHING_DUE if due_ms is None else due_ms
         save_standing(
-            session, attempt.run, newest.standing(session), next_check_ms=min(moments, default=None),
+            session, attempt.run, newest.standing(is_measured=known.is_measured(session)), next_check_ms=due_ms,
             series=count_series(session, attempt.run) if has_new_series else None,
         )  # fmt: skip
-        self._rosters.advance(attempt.run)
-
-    def _end(self, session: Session, attempt: Attempt, roster: Roster, ends: Sequence[Finish], *, now_ms: int) -> bool:
-        """Tell how ranks ended that did not end well, and close what is open of an attempt that is over; whether a
-        notification was queued."""
-        is_queued = False
-        for end in ends:
-            rule = _ENDS.get(end.outcome)
-            if rule is None:
-                continue
-            is_quiet = now_ms - end.finished_at_ms > QUIET_AFTER_S * 1000
-            found = alerts.add_end(
-                session, attempt, rule=rule, step=end.step, message=f"the run {_HOW[end.outcome]} at step {end.step}",
-                at_ms=end.finished_at_ms, is_quiet=is_quiet, terms=(terms := self._terms(session, attempt, rule)),
-            )  # fmt: skip
-            if found is not None and self._policy is not None and not (is_quiet or terms.is_quiet):
-                notifications.queue_moment(session, attempt.run, rule.name, found, now_ms=now_ms)
-                is_queued = True
-        if attempt.finished_at_ms is None:
-            return is_queued
-        alerts.close_attempt(session, attempt, step=roster.reached if len(roster) else None, now_ms=now_ms)
-        return self.tell(session, attempt.run, now_ms=now_ms, is_over=True) or is_queued
-
-    def _terms(self, session: Session, attempt: Attempt, rule: RunRule) -> Terms:
-        """What the user's rules say of an alert on the run itself."""
-        rules = self._book.rules(session, attempt.run, project_of(session, attempt.run))
-        return terms_of(rules, name=rule.name, condition=rule.name, metric="", subject="")
+        self._known.advance(attempt.run)
 
     def tell(self, session: Session, run: str, *, now_ms: int, is_over: bool = False) -> bool:
         """Queue what receivers are to be told of a run; whether anything was queued."""
-        return self._policy is not None and tell(session, run, self._policy, now_ms=now_ms, is_over=is_over)
+        return self._run_alerts.tell(session, run, now_ms=now_ms, is_over=is_over)
 
     def announce(self, run: str, *, is_queued: bool) -> None:
         """After a commit: tell those who wait."""
@@ -427,3 +390,8 @@ class Ingest:
 def _names(start: RunStart) -> tuple[str, str, int]:
     """Whom a start names."""
     return start.run, start.attempt, start.rank
+
+
+def _standing(known: KnownAttempt) -> Newest:
+    """The newest attempt of a run, with what its standing follows from."""
+    return Newest(known.attempt, known.roster, known.judge)

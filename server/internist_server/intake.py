@@ -24,11 +24,12 @@ from internist_server import admission
 from internist_server.clocks import server_moment
 from internist_server.cursor import advance_cursor, note_end
 from internist_server.errors import Refused as RefusedError
+from internist_server.known import KnownAttempt
 from internist_server.store import alerts, attempts, coverage, frames, notifications, references, sequences
 from internist_server.store import series as series_store
-from internist_server.store.attempts import Attempt, Rank
+from internist_server.store.attempts import Attempt
 from internist_server.store.frames import NewFrame
-from internist_server.store.roster import Roster
+from internist_server.store.ranks import Rank, save_rank
 from internist_server.store.series import Key, KnownSeries, StoredPlan
 from internist_server.store.starts import correct_start
 
@@ -48,11 +49,9 @@ class Intake:
     def __init__(
         self,
         session: Session,
-        attempt: Attempt,
+        known: KnownAttempt,
         rank: Rank,
-        roster: Roster,
         *,
-        judged_step: int,
         now_ms: int,
         max_series: int,
         notify: bool,
@@ -61,14 +60,15 @@ class Intake:
         """An intake for one request.
 
         Args:
-            roster: of the attempt; what becomes of the rank is put into it.
-            judged_step: frames up to this step come late.
+            known: the attempt; what becomes of it and of the rank is put into it.
             notify: whether alerts of the user's code are queued for receivers.
             clock_offset_ms: how far the server's clock is ahead of the rank's: what it says is kept in the server's
                 time. None: not known.
         """
-        self.attempt = attempt
+        self.attempt = known.attempt
         self.rank = rank
+        self.frames: list[NewFrame] = []
+        """Those that are stored."""
         self.stored = 0
         self.duplicates = 0
         self.points = 0
@@ -78,19 +78,16 @@ class Intake:
         self.ends: list[Finish] = []
         """How the rank says that it ended."""
         self._session = session
-        self._roster = roster
-        self._judged_step = judged_step
+        self._known = known
         self._now_ms = now_ms
         self._max_series = max_series
         self._notify = notify
         self._clock_offset_ms = clock_offset_ms
-        self._frames: list[NewFrame] = []
         self._measured: set[int] = set()
-        self._plans: dict[int, StoredPlan | None] = {}
         self._numbers: dict[int, int] | None = None
         self._held: int | None = None
         self._outlines: list[Outline] = []
-        self._start_step = attempt.start_step
+        self._start_step = known.attempt.start_step
 
     def take(self, record: Record) -> None:
         """Take one record."""
@@ -117,29 +114,26 @@ class Intake:
         """Write what was gathered and what is known of the rank now; the attempt as it is then."""
         if self._outlines:
             self.attempt = attempts.add_outline(self._session, self.attempt, _joined(self._outlines))
-        frames.add_frames(self._session, self.attempt.id, self.rank.rank, self._frames, now_ms=self._now_ms)
+        frames.add_frames(self._session, self.attempt.id, self.rank.rank, self.frames, now_ms=self._now_ms)
         self.attempt = correct_start(self._session, self.attempt, self._start_step)
         advance_cursor(self._session, self.attempt, self.rank, measured=self._measured)
-        if self._frames:
-            for frame in self._frames:
-                if not frame.late:
-                    self._roster.wait_for(frame.step, now_ms=self._now_ms)
+        if self.frames:
+            for frame in self.frames:
+                if frame.late:
+                    self._known.forget_times()
+                else:
+                    self._known.roster.wait_for(frame.step, now_ms=self._now_ms)
             self.rank.frame_at_ms = self._now_ms
-            self.rank.loose += len(self._frames)
         self.rank.received_at_ms = self._now_ms
-        attempts.save_rank(self._session, self.attempt.id, self.rank)
-        self._roster.put(self.rank)
+        save_rank(self._session, self.attempt.id, self.rank, added=len(self.frames))
+        self._known.attempt = self.attempt
+        self._known.put(self.rank)
         return self.attempt
-
-    @property
-    def frames(self) -> int:
-        """Number of frames stored."""
-        return len(self._frames)
 
     @property
     def lag_s(self) -> float | None:
         """Seconds since the newest of these frames was measured, by the server's clock; None: there is none."""
-        newest_ms = max((frame.measured_at_ms for frame in self._frames), default=None)
+        newest_ms = max((frame.measured_at_ms for frame in self.frames), default=None)
         return None if newest_ms is None else (self._now_ms - newest_ms) / 1000
 
     def _count_frame(self, refusal: str | None) -> None:
@@ -264,7 +258,8 @@ class Intake:
         known = self._plan(plan.number)
         counts = None if known is None or known.counts is None else known.counts.tolist()
         if known is None or known.series.tolist() != ids or (counts or []) != list(plan.counts):
-            self._plans[plan.number] = series_store.add_plan(self._session, self.attempt.id, self.rank.rank, plan, ids)
+            added = series_store.add_plan(self._session, self.attempt.id, self.rank.rank, plan, ids)
+            self._known.put_plan(self.rank.rank, plan.number, added)
         return admission.one_reason(reasons), True
 
     def _take_frame(self, sequence: int, frame: Frame) -> str | None:
@@ -272,8 +267,8 @@ class Intake:
         reason = admission.refuse_frame(frame, None if plan is None else len(plan.series))
         if reason is not None or plan is None:
             return reason
-        late, at_ms = frame.step <= self._judged_step, self._moment(frame.measured_at_ms)
-        self._frames.append(NewFrame(sequence, frame.step, plan.number, at_ms, frame.skipped, late, frame.values))
+        late, at_ms = frame.step <= self._known.judge.judged_step, self._moment(frame.measured_at_ms)
+        self.frames.append(NewFrame(sequence, frame.step, plan.number, at_ms, frame.skipped, late, frame.values))
         self.points += len(plan.series)
         steps = self.rank.plan_steps
         steps[plan.number] = max(steps.get(plan.number, -1), frame.step)
@@ -284,6 +279,7 @@ class Intake:
     def _take_coverage(self, entries: tuple[CoverageEntry, ...]) -> tuple[str | None, bool]:
         taken, reasons = admission.sift_coverage(entries)
         coverage.save_coverage(self._session, self.attempt.id, self.rank.rank, taken)
+        self._known.forget_coverage()
         return admission.one_reason(reasons), bool(taken) or not reasons
 
     def _take_note(self, note: Note) -> str | None:
@@ -303,7 +299,7 @@ class Intake:
             finish = replace(finish, finished_at_ms=self._moment(finish.finished_at_ms))
             self.rank.finished_at_ms = finish.finished_at_ms
             note_end(self.rank, finish.step)
-            attempts.save_rank(self._session, self.attempt.id, self.rank)
+            save_rank(self._session, self.attempt.id, self.rank)
             self.attempt = attempts.finish(self._session, self.attempt, finish)
             self.ends.append(finish)
         return reason
@@ -316,9 +312,7 @@ class Intake:
         """The plan of this rank of that number, if it is known."""
         if not 0 <= number <= admission.LAST_INDEX:
             return None
-        if number not in self._plans:
-            self._plans[number] = series_store.find_plan(self._session, self.attempt.id, self.rank.rank, number)
-        return self._plans[number]
+        return self._known.plan(self._session, self.rank.rank, number)
 
 
 def _joined(outlines: Sequence[Outline]) -> Outline:

@@ -21,6 +21,7 @@ from internist_server import references
 from internist_server.errors import AttemptNotFound
 from internist_server.judge.errors import JudgeStateError
 from internist_server.judge.verdicts import Judge, JudgedSeries, StepJudgement
+from internist_server.known import KnownAttempt
 from internist_server.rulebook import RuleBook
 from internist_server.rulewatch import RuleWatch
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, find_attempt
@@ -31,7 +32,6 @@ from internist_server.store.judgements import (
     load_checkpoint,
     load_judged_step,
     load_state,
-    load_version,
     save_checkpoint,
 )
 from internist_server.store.layout import Layouts
@@ -43,7 +43,6 @@ from internist_server.store.series import (
     StoredPlan,
     StoredSeries,
     columns_for,
-    count_plans,
     list_plans,
     list_series,
 )
@@ -83,6 +82,8 @@ class LiveJudge(Restored):
     """The user's own rules on it."""
     reference: str | None
     """Why it is not held to the reference that its run names; None: it is, or names none."""
+    shown: dict[str, int]
+    """Columns of what the runs table shows."""
     layouts: Layouts | None = None
     """Where its columns lie in the plans that it has looked at; None: it has not yet."""
 
@@ -96,13 +97,14 @@ class Judges:
         self._lock = threading.Lock()
         self._live: OrderedDict[int, LiveJudge] = OrderedDict()
 
-    def get(self, session: Session, attempt: Attempt) -> LiveJudge:
+    def get(self, session: Session, known: KnownAttempt) -> LiveJudge:
         """The attempt's judge, as of the database, with all series of its plans."""
+        attempt = known.attempt
         with self._lock:
             live = self._live.pop(attempt.id, None)
-        if live is None or live.stored.version != load_version(session, attempt.id):
+        if live is None or live.stored.version != known.judge.version:
             live = self._load(session, attempt)
-        has_more = live.layouts is None or live.layouts.plans != count_plans(session, attempt.id)
+        has_more = live.layouts is None or live.layouts.plans != known.count_plans(session)
         plans = list_plans(session, attempt.id) if has_more else []
         fresh = _new_series(plans, live.columns.ids)
         if len(fresh):
@@ -111,6 +113,7 @@ class Judges:
             live.judge.add_series(judged)
             live.watch.add_series(judged)
             live.series += added
+            live.shown = _shown_columns(live.series)
             ids = np.concatenate([live.columns.ids, fresh])
             live.columns = columns_for(session, ids, live.series)
             live.since, live.size = CHECKPOINT_STEPS, live.size + _BYTES_A_SERIES * len(fresh)
@@ -146,8 +149,9 @@ class Judges:
         watch = RuleWatch.load(session, attempt, [_judged(one) for one in found.series], self._book)
         looks = None if attempt.reference is None else "its reference was not looked for yet"
         return LiveJudge(
-            found.judge, found.series, found.columns, found.stored, found.since, found.size, attempt.run, watch, looks
-        )
+            found.judge, found.series, found.columns, found.stored, found.since, found.size, attempt.run, watch, looks,
+            _shown_columns(found.series),
+        )  # fmt: skip
 
 
 def restore(session: Session, attempt: Attempt) -> Restored:
@@ -268,3 +272,21 @@ def _judged(series: StoredSeries) -> JudgedSeries:
 
 def _size_of(state: bytes, series: list[StoredSeries]) -> int:
     return 2 * len(state) + _BYTES_A_SERIES * len(series)
+
+
+def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:
+    """Columns of what the runs table shows."""
+    wanted = {
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "monitor.overhead_ms": "overhead",
+        "monitor.share": "share",
+        "monitor.coverage": "coverage",
+    }
+    found: dict[str, int] = {}
+    for column, one in enumerate(series):
+        if one.metric in wanted:
+            found.setdefault(wanted[one.metric], column)
+    if "share" in found:
+        found.pop("overhead", None)  # the client tells the share itself
+    return found

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,22 +15,22 @@ from internist_server.alerts.incidents import Policy
 from internist_server.errors import Invalid
 from internist_server.judge.verdicts import StepJudgement, Transition
 from internist_server.judges import CHECKPOINT_STEPS, Judges, LiveJudge, keep_checkpoint, read_window, refresh
+from internist_server.known import KnownAttempt
 from internist_server.rulebook import RuleBook
 from internist_server.store import alerts
-from internist_server.store.attempts import Attempt, newest_attempt
+from internist_server.store.attempts import Attempt
 from internist_server.store.bands import StoredBands, add_bands, pack_bands
 from internist_server.store.coverage import why_not
-from internist_server.store.frames import pending_steps, recent_times
+from internist_server.store.frames import NewFrame, pending_steps
 from internist_server.store.judgements import (
     Judged,
     JudgeState,
     Summary,
     add_judgements,
-    load_judged_step,
     save_state,
 )
-from internist_server.store.matrices import MAX_CELLS, Matrix, read_matrix
-from internist_server.store.roster import Roster, load_waiting
+from internist_server.store.matrices import MAX_CELLS, Matrix, matrix_of, read_matrix
+from internist_server.store.roster import Roster, Waiting, load_waiting
 from internist_server.store.series import StoredSeries
 from internist_server.store.tables import NEVER
 from internist_server.store.vitals import all_heard_at_ms, heard_at_ms, longest_pause_ms, step_time_ms
@@ -42,6 +42,23 @@ SILENT_AFTER_MS: Final = 30_000
 """A step waits this long for a rank that sends nothing."""
 STEPS_AT_ONCE: Final = 256
 _OVERHEAD_MEMORY: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The frames of one request of one rank, before which no step waited: they are not read from where they were just
+    written."""
+
+    rank: int
+    frames: Sequence[NewFrame]
+
+    def steps(self, *, after: int) -> list[int]:
+        """The steps of these frames over `after`, in order."""
+        return sorted({frame.step for frame in self.frames if frame.step > after})
+
+    def times(self, *, first: int) -> list[tuple[int, int]]:
+        """(step, measured at) of the frames from a step on."""
+        return [(frame.step, frame.measured_at_ms) for frame in self.frames if frame.step >= first]
 
 
 class Progress:
@@ -61,14 +78,14 @@ class Progress:
         self._policy = policy
         self._judges = Judges(book)
 
-    def keep(self, session: Session, attempt: Attempt) -> None:
+    def keep(self, session: Session, known: KnownAttempt) -> None:
         """Store what the judge knows: before its series change, since what it has learnt could not be learnt again,
         and when all is judged."""
-        if load_judged_step(session, attempt.id) == NEVER:
+        if known.judge.judged_step == NEVER:
             return
-        live = self._judges.get(session, attempt)
+        live = self._judges.get(session, known)
         if live.since:
-            keep_checkpoint(session, attempt.id, live)
+            keep_checkpoint(session, known.attempt.id, live)
 
     def forget(self, attempt_id: int) -> None:
         """Drop a judge in memory: its series have changed."""
@@ -78,51 +95,80 @@ class Progress:
         """Drop a run's judges in memory: a transaction was undone."""
         self._judges.forget_run(run)
 
-    def advance(self, session: Session, attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: int = 0) -> bool:
-        """Judge every step that is complete now; whether a notification was queued. `since_ms`: since when the server
-        listens."""
-        is_queued = False
+    def advance(
+        self,
+        session: Session,
+        known: KnownAttempt,
+        newest: Attempt,
+        *,
+        now_ms: int,
+        since_ms: int = 0,
+        arrived: Arrived | None = None,
+    ) -> bool:
+        """Judge every step that is complete now; whether a notification was queued.
+
+        Args:
+            newest: the newest attempt of the run.
+            since_ms: since when the server listens.
+            arrived: the frames of the request, before which no step waited; None: they are to be looked up.
+        """
+        is_queued, attempt, roster = False, known.attempt, known.roster
         bound = complete_bound(attempt, roster, now_ms=now_ms, since_ms=since_ms)
         if roster.waiting is not None and roster.waiting.step <= bound:
-            is_queued, judged_step = self._judge_up_to(session, attempt, roster, bound, now_ms=now_ms)
-            roster.waiting = load_waiting(session, attempt.id, after=judged_step)
+            if len(roster) > 1:
+                arrived = None  # others may have sent of these steps
+            is_queued = self._judge_up_to(session, known, newest, bound, arrived, now_ms=now_ms)
+            judged_step = known.judge.judged_step
+            if arrived is None:
+                roster.waiting = load_waiting(session, attempt.id, after=judged_step)
+            else:
+                left = arrived.steps(after=judged_step)
+                roster.waiting = Waiting(left[0], now_ms) if left else None
         if attempt.finished_at_ms is not None:
-            self.keep(session, attempt)
+            self.keep(session, known)
         return is_queued
 
     def _judge_up_to(
-        self, session: Session, attempt: Attempt, roster: Roster, bound: int, *, now_ms: int
-    ) -> tuple[bool, int]:
-        """Judge the steps up to `bound`; whether a notification was queued, and the last step that is judged now."""
-        newest = newest_attempt(session, attempt.run)
-        judged_step = load_judged_step(session, attempt.id)
+        self,
+        session: Session,
+        known: KnownAttempt,
+        newest: Attempt,
+        bound: int,
+        arrived: Arrived | None,
+        *,
+        now_ms: int,
+    ) -> bool:
+        """Judge the steps up to `bound`; whether a notification was queued."""
         is_queued = False
         rows = STEPS_AT_ONCE
-        while steps := pending_steps(session, attempt.id, after=judged_step, up_to=bound, limit=rows):
-            live = self._judges.get(session, attempt)
+        while steps := _pending(session, known, arrived, up_to=bound, limit=rows):
+            live = self._judges.get(session, known)
             rows = max(1, min(STEPS_AT_ONCE, MAX_CELLS // max(1, len(live.columns.ids))))
             steps = steps[:rows]
             with observability.judging(len(steps)):
-                is_queued |= self._judge(session, attempt, newest, live, steps, roster, now_ms=now_ms)
-            judged_step = steps[-1]
-            if judged_step == bound:
+                is_queued |= self._judge(session, known, newest, live, steps, arrived, now_ms=now_ms)
+            if steps[-1] == bound:
                 break
-        return is_queued, judged_step
+        return is_queued
 
     def _judge(
         self,
         session: Session,
-        attempt: Attempt,
+        known: KnownAttempt,
         newest: Attempt,
         live: LiveJudge,
         steps: Sequence[int],
-        roster: Roster,
+        arrived: Arrived | None,
         *,
         now_ms: int,
     ) -> bool:
         """Judge these steps; whether a notification was queued."""
-        is_queued = False
-        matrix = read_matrix(session, attempt.id, steps, live.columns, layouts=live.layouts, is_new=True)
+        is_queued, attempt, roster = False, known.attempt, known.roster
+        assert live.layouts is not None
+        if arrived is None:
+            matrix = read_matrix(session, attempt.id, steps, live.columns, layouts=live.layouts, is_new=True)
+        else:
+            matrix = matrix_of(arrived.frames, arrived.rank, steps, live.layouts, width=len(live.columns.ids))
         judged: list[Judged] = []
         bands: list[StoredBands] = []
         for row, step in enumerate(steps):
@@ -143,8 +189,9 @@ class Progress:
         live.stored = JudgeState(
             version=live.stored.version + 1,
             judged_step=steps[-1],
-            summary=self._summary(session, attempt, live, matrix),
+            summary=self._summary(session, known, live, matrix, arrived),
         )
+        known.judge = live.stored
         save_state(session, attempt.id, live.stored)
         live.since += len(steps)
         if live.since >= CHECKPOINT_STEPS:
@@ -177,13 +224,13 @@ class Progress:
             alerts.supersede(session, newest, now_ms=now_ms)
         return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
-    def accept(self, session: Session, attempt: Attempt, alert: Alert, *, now_ms: int) -> bool:
+    def accept(self, session: Session, known: KnownAttempt, newest: Attempt, alert: Alert, *, now_ms: int) -> bool:
         """Take what an alert tells of for the new normal of its series; whether a notification was queued.
 
         Raises:
             Invalid: it is judged by no baseline, or is over.
         """
-        live = self._judges.get(session, attempt)
+        attempt, live = known.attempt, self._judges.get(session, known)
         judged_step = live.judge.judged_step
         changes: list[Transition] = []
         if alert.series is not None and alert.pending_step is not None and judged_step is not None:
@@ -191,7 +238,6 @@ class Progress:
             changes = live.judge.accept(alert.series, matrix.values, matrix.steps)
         if not changes:
             raise Invalid(f"alert {alert.id} is on nothing that is out of the band of its own baseline now")
-        newest = newest_attempt(session, attempt.run)
         terms = live.watch.terms(live.series)
         alerts.apply_transitions(session, attempt, changes, at_ms=now_ms, is_quiet=attempt.id != newest.id, terms=terms)
         said = live.judge.summary()
@@ -202,21 +248,20 @@ class Progress:
             violated=said.violated,
             drifting=said.drifting,
         )
-        live.stored = replace(live.stored, version=live.stored.version + 1, summary=summary)
+        live.stored = known.judge = replace(live.stored, version=live.stored.version + 1, summary=summary)
         save_state(session, attempt.id, live.stored)
         keep_checkpoint(session, attempt.id, live)
         return self._policy is not None and tell(session, attempt.run, self._policy, now_ms=now_ms)
 
-    def _summary(self, session: Session, attempt: Attempt, live: LiveJudge, matrix: Matrix) -> Summary:
+    def _summary(
+        self, session: Session, known: KnownAttempt, live: LiveJudge, matrix: Matrix, arrived: Arrived | None
+    ) -> Summary:
         """What the runs table shows after these steps."""
         said = live.judge.summary()
         before = live.stored.summary
         values = dict(before.values)
         sampled_at_ms = before.sampled_at_ms
-        shown = _shown_columns(live.series)
-        if "share" in shown:
-            shown.pop("overhead", None)  # the client tells the share itself
-        for name, column in shown.items():
+        for name, column in live.shown.items():
             rows = np.flatnonzero(matrix.present[:, column])
             if name == "overhead":
                 for row in rows.tolist():
@@ -228,7 +273,9 @@ class Progress:
                     sampled_at_ms = at_ms
             elif len(rows):
                 values["overhead" if name == "share" else name] = float(matrix.values[rows[-1], column])
-        step_ms = step_time_ms(recent_times(session, attempt.id, up_to=int(matrix.steps[-1])))
+        last = int(matrix.steps[-1])
+        added = None if arrived is None or arrived.steps(after=last) else arrived.times(first=int(matrix.steps[0]))
+        step_ms = step_time_ms(known.times(session, up_to=last, added=added))
         times = [(int(step), int(at)) for step, at in zip(matrix.steps, matrix.measured_at_ms, strict=True) if at > 0]
         pause_ms = longest_pause_ms(times, last=before.last_measured, step_ms=step_ms)
         return Summary(
@@ -243,6 +290,14 @@ class Progress:
             last_measured=times[-1] if times else before.last_measured,
             reference=live.reference,
         )
+
+
+def _pending(session: Session, known: KnownAttempt, arrived: Arrived | None, *, up_to: int, limit: int) -> list[int]:
+    """Steps that are to be judged next, in order."""
+    after = known.judge.judged_step
+    if arrived is None:
+        return pending_steps(session, known.attempt.id, after=after, up_to=up_to, limit=limit)
+    return [step for step in arrived.steps(after=after) if step <= up_to][:limit]
 
 
 def complete_bound(attempt: Attempt, roster: Roster, *, now_ms: int, since_ms: int = 0) -> int:
@@ -295,19 +350,3 @@ def _with_reason(session: Session, attempt: Attempt, series: Sequence[StoredSeri
     one = next((one for one in series if one.id == change.series), None)
     why = "" if one is None else why_not(session, attempt.id, one.subject, one.metric)
     return replace(change, message=f"{change.message} ({why})") if why else change
-
-
-def _shown_columns(series: Sequence[StoredSeries]) -> dict[str, int]:
-    """Columns of what the runs table shows."""
-    wanted = {
-        "loss": "loss",
-        "learning_rate": "learning_rate",
-        "monitor.overhead_ms": "overhead",
-        "monitor.share": "share",
-        "monitor.coverage": "coverage",
-    }
-    found: dict[str, int] = {}
-    for column, one in enumerate(series):
-        if one.metric in wanted:
-            found.setdefault(wanted[one.metric], column)
-    return found

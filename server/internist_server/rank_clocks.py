@@ -3,7 +3,7 @@
 from internist.schema.rules import LOST_AFTER_S
 from internist_server.clocks import offset_by
 from internist_server.envelope import Contents, said_at_ms
-from internist_server.store.attempts import Rank
+from internist_server.store.ranks import Rank
 from internist_server.store.vitals import heard_at_ms
 
 

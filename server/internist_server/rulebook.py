@@ -55,7 +55,8 @@ class RuleBook:
 
     def version(self, session: Session, run: str) -> Hashable:
         """Another one whenever the rules on a run have changed."""
-        return store.rules_version(session), msgspec.json.encode(store.run_thresholds(session, run))
+        number, thresholds = store.version_of_run(session, run)
+        return number, msgspec.json.encode(thresholds)
 
     def rules(self, session: Session, run: str, project: str) -> tuple[Rule, ...]:
         """The rules on a run."""

@@ -7,6 +7,7 @@ from internist_server.changes import Changes
 from internist_server.envelope import Contents
 from internist_server.ingest import Ingest
 from internist_server.judges import Judges, restore
+from internist_server.known import KnownRun
 from internist_server.rulebook import RuleBook
 from internist_server.store.attempts import LAST_STEP, Segment, find_attempt
 from internist_server.store.database import Database
@@ -102,9 +103,9 @@ def test_judges_in_memory_are_those_that_were_busy_last_and_a_failure_forgets_it
     for run in ("a", "b", "c"):
         Client(ingest, run)
     with database.read() as session:
-        found = {run: find_attempt(session, run, f"{run}-a") for run in ("a", "b", "c")}
+        found = {run: KnownRun(0).get(session, find_attempt(session, run, f"{run}-a")) for run in ("a", "b", "c")}
         judges = Judges(RuleBook(), max_bytes=1 << 20)
-        live = {run: judges.get(session, attempt) for run, attempt in found.items()}
+        live = {run: judges.get(session, known) for run, known in found.items()}
         for one in live.values():
             one.size = 1 << 19
         assert judges.get(session, found["a"]) is live["a"]  # there were three, and room for two

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from benchmarks.ranks import ATTEMPT, RUN, ManyRanks
 from internist_server.changes import Changes
 from internist_server.ingest import Ingest
-from internist_server.rosters import Rosters
+from internist_server.known import KnownRuns
 from internist_server.store import attempts
 from internist_server.store.frames import recent_times
 
@@ -86,14 +86,17 @@ def test_what_was_undone_is_not_remembered(pair):
     assert pair.judged_step() == 0
 
 
-def test_rosters_in_memory_are_bounded_and_the_newest_stays(pair):
-    rosters = Rosters(max_ranks=1)
+def test_what_is_known_in_memory_is_bounded_and_the_newest_stays(pair):
+    runs = KnownRuns(max_ranks=1)
 
     with pair.database.write() as session:
-        attempt = attempts.find_attempt(session, RUN, ATTEMPT)
-        found = rosters.get(session, attempt)
-        assert len(found) == 2
-        assert rosters.get(session, attempt) is found
+        cursor = attempts.lock_run(session, RUN)
+        found = runs.look(RUN, cursor)
+        assert len(found.find(session, RUN, ATTEMPT).roster) == 2
+        assert runs.look(RUN, cursor) is found
+        runs.look("another", 0)
+        assert runs.look(RUN, cursor) is not found, "the other one is newer"
+        assert runs.look(RUN, cursor + 1).ranks == 0, "something has changed"
 
 
 def test_the_time_of_a_step_is_known_however_many_ranks_measure_it(pair):

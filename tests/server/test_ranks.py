@@ -6,7 +6,8 @@ import pytest
 
 from internist.schema.wire import Facts, Series
 from internist_server.progress import complete_bound
-from internist_server.store.attempts import Attempt, Rank
+from internist_server.store.attempts import Attempt
+from internist_server.store.ranks import Rank
 from internist_server.store.roster import Roster, Waiting
 from tests.server.sending import Sender, module_series, start_of
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,6 @@ class Members:
         self._outline = outline
         self._edges = Edges(checks, memory, bands)
         self._finite = np.flatnonzero(checks.finite | checks.counts_nonfinite)
-        high, low = self._edges.ahead()
-        self._crossings = drift.crossings(memory.trends, high=high, low=low, start=self._edges.start(high))
         self._silent = is_silent(memory, checks.column, distances, checks.needed)
         self._silent_series = is_silent(memory, self._finite, distances, 2)
         self._own = set(checks.recent.tolist())
@@ -123,6 +122,12 @@ class Members:
         rest = member - self._checks.column.size - self._finite.size
         return self._of_jump(self._jumps[rest]) if rest < len(self._jumps) else self._of_fact(rest - len(self._jumps))
 
+    @cached_property
+    def _crossings(self) -> drift.Crossings:
+        """Where trends lead; a summary does not tell of it."""
+        high, low = self._edges.ahead()
+        return drift.crossings(self._memory.trends, high=high, low=low, start=self._edges.start(high))
+
     def _centre_or_promise(self) -> Logs:
         centre = self._bands.centre.copy()
         centre[self._checks.muon.check] = 0.0
@@ -148,8 +153,8 @@ class Members:
             reason = self._why_not(check, seen)
         if is_known and self._silent[check]:
             reason = f"no data since step {seen}" if state == "not measured" else f"{reason}; no data since step {seen}"
-        drifts = state == "ok" and not self._is_over and bool(self._crossings.drifts[check])
         crossing = self._crossings
+        drifts = state == "ok" and not self._is_over and bool(crossing.drifts[check])
         if drifts:
             reason += f", leaves its band near step {memory.origin + crossing.age[check]:.0f} if this goes on"
         return self._verdict(

@@ -13,7 +13,7 @@ from internist_server.routes.services import ServicesDep, SessionDep
 from internist_server.store import attempts, runs
 from internist_server.store.coverage import read_coverage
 from internist_server.store.order import Sort
-from internist_server.store.ranks import read_ranks
+from internist_server.store.ranks_view import read_ranks
 from internist_server.store.removal import read_usage
 from internist_server.store.routing import read_routing
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from internist.schema.rules import RUN_RULES, RunRule, Severity
@@ -22,7 +22,10 @@ MOMENTS = ("user", *(rule.name for rule in RUN_RULES if rule.is_end))
 _SEVERITY: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "critical"}
 _ALERT = AlertRow.__table__.c
 _FIRES = (_ALERT.run_id == bindparam("run")) & (_ALERT.state == "firing")
-_RUN_ALERTS = select(_ALERT.rule, _ALERT.id).where(_FIRES, _ALERT.rule.in_(bindparam("rules", expanding=True)))
+_RUN_ALERTS = select(_ALERT.rule, _ALERT.id).where(
+    _FIRES, or_(*(_ALERT.rule == rule.name for rule in RUN_RULES if not rule.is_end))
+)
+"""Asked at every request, so nothing of it is made anew."""
 _NEWEST_CRITICAL = select(func.max(_ALERT.opened_step)).where(
     _FIRES, _ALERT.series_id.is_not(None), _ALERT.severity == "critical"
 )
@@ -111,9 +114,9 @@ def close_attempt(session: Session, attempt: Attempt, *, step: int | None, now_m
     session.flush()
 
 
-def find_run_alerts(session: Session, run: str, *, rules: Sequence[str]) -> dict[str, int]:
-    """The ids of the open alerts of these rules on the run itself, by rule."""
-    return {row[0]: row[1] for row in session.execute(_RUN_ALERTS, {"run": run, "rules": list(rules)})}
+def find_run_alerts(session: Session, run: str) -> dict[str, int]:
+    """The ids of the open alerts on the run itself that last, by rule."""
+    return {row[0]: row[1] for row in session.execute(_RUN_ALERTS, {"run": run})}
 
 
 def close_run_alert(session: Session, alert: int, *, step: int | None, now_ms: int) -> None:

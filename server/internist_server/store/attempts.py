@@ -1,30 +1,23 @@
-"""Runs, attempts and ranks as ingest sees them: who is speaking, and what has come from them."""
+"""Runs and attempts as ingest sees them: who is speaking, and which history an attempt continues."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
-from sqlalchemy import Row, Table, bindparam, func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.wire import MAX_NAME_LENGTH, Finish, Heartbeat, Module, Outcome, Outline, Route, RunStart, Scalar
+from internist.schema.wire import Finish, Module, Outcome, Outline, Route, RunStart, Scalar
 from internist_server.callers import EVERYONE, Caller
 from internist_server.errors import AttemptNotFound, Conflict, RunNotFound
 from internist_server.store.dialects import upsert
-from internist_server.store.sequences import Intervals
-from internist_server.store.tables import NEVER, AttemptRow, LabelRow, RankRow, RunRow, StandingRow
+from internist_server.store.ranks import Rank, find_rank
+from internist_server.store.tables import AttemptRow, LabelRow, RankRow, RunRow, StandingRow
 
 _GRAVITY: Final[tuple[Outcome, ...]] = ("finished", "killed", "failed")
 """Outcomes by how much they say: a rank that fails has the others killed, so that the failure is the cause."""
 
-_OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name != "mesh")
-"""What `Rank` is made of."""
-_RANKS: Final = cast(Table, RankRow.__table__)
-_SAVE_RANK: Final = _RANKS.update().where(
-    _RANKS.c.attempt_id == bindparam("of_attempt"), _RANKS.c.rank == bindparam("of_rank")
-)
-"""Of the table, and made once: every request saves a rank."""
-_ATTEMPT, _RUN, _RANK = AttemptRow.__table__.c, RunRow.__table__.c, RankRow.__table__.c
+_ATTEMPT, _RUN, _STANDING = AttemptRow.__table__.c, RunRow.__table__.c, StandingRow.__table__.c
 _OF_ATTEMPT = (
     _ATTEMPT.id, _ATTEMPT.run_id, _ATTEMPT.name, _ATTEMPT.number, _ATTEMPT.parent, _ATTEMPT.world_size, _ATTEMPT.every,
     _ATTEMPT.start_step, _ATTEMPT.received_at_ms, _ATTEMPT.finished_at_ms, _ATTEMPT.outcome, _RUN.parametrization,
@@ -41,9 +34,7 @@ _SEGMENT = select(_ATTEMPT.id, _ATTEMPT.parent, _ATTEMPT.start_step, _ATTEMPT.fi
     _ATTEMPT.run_id == bindparam("run"), _ATTEMPT.name == bindparam("name")
 )
 _HAS_RUN = select(_RUN.id).where(_RUN.id == bindparam("run"))
-_LOCK = select(_RUN.id).where(_RUN.id == bindparam("run")).with_for_update()
-_FIND_RANK = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
-_LIST_RANKS = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt")).order_by(_RANK.rank)
+_LOCK = select(_STANDING.cursor).where(_STANDING.run_id == bindparam("run")).with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,45 +58,6 @@ class Attempt:
     """The run that it asks to be held to."""
 
 
-@dataclass(slots=True)
-class Rank:
-    """One process of an attempt; ingest changes it and saves it."""
-
-    rank: int
-    received_at_ms: int
-    delivered: Intervals = field(default_factory=list)
-    last_step: int = NEVER
-    sampled_step: int = NEVER
-    plan_steps: dict[int, int] = field(default_factory=dict)
-    """The newest step of the frames of each plan."""
-    loose: int = 0
-    """Frames that do not lie in tiles yet."""
-    frame_at_ms: int | None = None
-    heartbeat_at_ms: int | None = None
-    heartbeat_step: int | None = None
-    step_age_ms: int | None = None
-    clock_offset_ms: int | None = None
-    """How far the server's clock is ahead of its own; None: not known."""
-    powers: tuple[int, ...] = ()
-    """By how much its own costs ask to thin sampling; empty: it did not tell."""
-    finished_at_ms: int | None = None
-    refused: int = 0
-    """Good frames that must come before what is known of it is whole again."""
-    refusal: str | None = None
-    pause: str = ""
-    """What it says that it pauses for."""
-
-    @property
-    def told_step(self) -> int:
-        """The step that its heartbeats, or its end, tell; `NEVER` without one."""
-        return NEVER if self.heartbeat_step is None else self.heartbeat_step
-
-    @property
-    def reached(self) -> int:
-        """The last step that it is known to have come to; `NEVER` if none."""
-        return max(self.last_step, self.sampled_step, self.told_step)
-
-
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Steps of a history that one attempt tells: from `first` to `last`, both included."""
@@ -125,14 +77,17 @@ MAX_OUTLINE = 200_000
 """Modules, and routes, of one attempt that are kept."""
 
 
-def lock_run(session: Session, run: str) -> None:
-    """Make every other writer of this run wait until the transaction ends.
+def lock_run(session: Session, run: str) -> int:
+    """Make every other writer of this run wait until the transaction ends; the run's cursor, by which whoever keeps
+    what is known of it can tell whether that still holds.
 
     Raises:
         RunNotFound: there is no such run.
     """
-    if session.scalar(_LOCK, {"run": run}) is None:
+    cursor: int | None = session.scalar(_LOCK, {"run": run})
+    if cursor is None:
         raise RunNotFound(run)
+    return cursor
 
 
 def require_run(session: Session, run: str) -> None:
@@ -169,11 +124,11 @@ def register(
     }
     new = {"id": start.run, "created_at_ms": now_ms, "owner": by.owner, **values}
     upsert(session, RunRow, [new], key=["id"], update=[])
+    upsert(session, StandingRow, [{"run_id": start.run, "cursor": 0}], key=["run_id"], update=[])
     lock_run(session, start.run)
     held = session.execute(select(RunRow.project, RunRow.owner).where(RunRow.id == start.run)).one()
     by.require_start(start.run, held.project)
     by.require_own(start.run, held.owner)
-    upsert(session, StandingRow, [{"run_id": start.run, "cursor": 0}], key=["run_id"], update=[])
     row = session.scalar(select(AttemptRow).where(AttemptRow.run_id == start.run, AttemptRow.name == start.attempt))
     is_new = row is None
     if row is None:
@@ -320,50 +275,6 @@ def history(session: Session, run: str, attempt: str) -> list[Segment]:
     return segments
 
 
-def find_rank(session: Session, attempt_id: int, rank: int) -> Rank | None:
-    """What is known of a rank; None if it never spoke."""
-    row = session.execute(_FIND_RANK, {"attempt": attempt_id, "of_rank": rank}).first()
-    return None if row is None else _rank(row)
-
-
-def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
-    """The ranks of an attempt that ever spoke, lowest first."""
-    session.flush()
-    return [_rank(row) for row in session.execute(_LIST_RANKS, {"attempt": attempt_id})]
-
-
-def save_rank(session: Session, attempt_id: int, rank: Rank) -> None:
-    """Keep what ingest has changed of a rank."""
-    session.flush()
-    values = {
-        "delivered": [list(interval) for interval in rank.delivered],
-        "last_step": rank.last_step,
-        "sampled_step": rank.sampled_step,
-        "plan_steps": {str(plan): step for plan, step in rank.plan_steps.items()},
-        "received_at_ms": rank.received_at_ms,
-        "loose": rank.loose,
-        "frame_at_ms": rank.frame_at_ms,
-        "finished_at_ms": rank.finished_at_ms,
-        "heartbeat_step": rank.heartbeat_step,
-        "clock_offset_ms": rank.clock_offset_ms,
-        "refused": rank.refused,
-        "refusal": rank.refusal,
-    }
-    session.execute(_SAVE_RANK, {"of_attempt": attempt_id, "of_rank": rank.rank, **values})
-
-
-def save_heartbeat(session: Session, attempt: Attempt, heartbeat: Heartbeat, *, now_ms: int) -> Rank:
-    """Keep a rank's sign of life; the rank as it is then."""
-    row = session.get(RankRow, (attempt.id, heartbeat.rank))
-    if row is None:
-        raise AttemptNotFound(attempt.run, f"{attempt.name} rank {heartbeat.rank}")
-    row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, heartbeat.step, heartbeat.step_age_ms
-    row.pause = heartbeat.pause[:MAX_NAME_LENGTH] or None
-    row.powers = list(heartbeat.powers) or None
-    session.flush()
-    return _rank(row)
-
-
 def finish(session: Session, attempt: Attempt, finish: Finish) -> Attempt:
     """The attempt after a rank has ended: it has ended itself when every rank that ever spoke has, as the gravest of
     them did."""
@@ -401,25 +312,3 @@ def _attempt(row: Any) -> Attempt:
 
 def _outcome(row: AttemptRow | Row[Any]) -> Outcome | None:
     return cast(Outcome | None, row.outcome)
-
-
-def _rank(row: RankRow | Row[Any]) -> Rank:
-    return Rank(
-        rank=row.rank,
-        received_at_ms=row.received_at_ms,
-        delivered=[list(interval) for interval in row.delivered],
-        last_step=row.last_step,
-        sampled_step=row.sampled_step,
-        plan_steps={int(plan): step for plan, step in (row.plan_steps or {}).items()},
-        loose=row.loose,
-        frame_at_ms=row.frame_at_ms,
-        heartbeat_at_ms=row.heartbeat_at_ms,
-        heartbeat_step=row.heartbeat_step,
-        step_age_ms=row.step_age_ms,
-        clock_offset_ms=row.clock_offset_ms,
-        powers=tuple(row.powers or ()),
-        finished_at_ms=row.finished_at_ms,
-        refused=row.refused,
-        refusal=row.refusal,
-        pause=row.pause or "",
-    )

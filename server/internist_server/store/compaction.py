@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from internist_server.store.blocks import BLOCK, pack_heads
-from internist_server.store.judgements import Bases, Ratios, load_checkpoint
+from internist_server.store.blocks import BLOCK, bundles_of, pack_heads
+from internist_server.store.judgements import Bases, Ratios, load_checkpoint, unpack_judgement
 from internist_server.store.merge import Ids
-from internist_server.store.series import NO_SERIES
+from internist_server.store.series import NO_SERIES, metrics_of
 from internist_server.store.summaries import JudgedSteps, add_summaries
 from internist_server.store.tables import AttemptRow, FrameRow, JudgementRow, PlanRow, RankRow
-from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, TileRow
+from internist_server.store.tile_tables import BlockRow, BundleRow, JudgedBlockRow, JudgedBundleRow
 from internist_server.values.planes import pack
 
 _OLDEST: Final = 8
@@ -74,15 +75,13 @@ def move_frames(session: Session, loose: Loose, sizes: Sizes) -> int:
     frames = session.execute(query.order_by(FrameRow.sequence).limit(sizes.block)).all()
     is_plan = (PlanRow.attempt_id == attempt_id) & (PlanRow.rank == rank) & (PlanRow.number == number)
     series = np.frombuffer(session.scalars(select(PlanRow.series).where(is_plan)).one(), dtype="<i8")
-    block = _add_block(session, attempt_id, rank, number, frames)
+    columns = _by_metric(session, series)
+    block = _add_block(session, attempt_id, rank, number, frames, series[columns])
     values = np.frombuffer(b"".join([frame.values for frame in frames]), "<f4").reshape(len(frames), -1)
-    tiles = [
-        {"block_id": block.id, "series_id": one, "values": pack(values[:, column])}
-        for column, one in enumerate(series.tolist())
-        if one != NO_SERIES
-    ]
-    session.execute(insert(TileRow.__table__), tiles)  # type: ignore[arg-type]
-    block.packed_bytes = len(block.heads) + sum(len(tile["values"]) for tile in tiles)
+    bundles = bundles_of([pack(values[:, column]) for column in columns.tolist()])
+    rows = [{"block_id": block.id, "place": place, "tiles": tiles} for place, tiles in enumerate(bundles)]
+    session.execute(insert(BundleRow.__table__), rows)  # type: ignore[arg-type]
+    block.packed_bytes = len(block.heads) + sum(map(len, bundles))
     session.execute(delete(FrameRow).where(of_rank, FrameRow.sequence.in_([frame.sequence for frame in frames])))
     is_it = (RankRow.attempt_id == attempt_id) & (RankRow.rank == rank)
     session.execute(update(RankRow).where(is_it).values(loose=RankRow.loose - len(frames)))
@@ -117,12 +116,17 @@ def move_judgements(session: Session, attempt_id: int, sizes: Sizes, *, is_over:
     ratios, basis = _unpacked(rows)
     order = checkpoint.order[: ratios.shape[1]]
     before = session.scalar(select(func.max(JudgedBlockRow.last_step)).where(JudgedBlockRow.attempt_id == attempt_id))
-    block_id, judged_steps = _add_judged_block(session, attempt_id, rows)
-    tiles = _judged_tiles(ratios, basis, order, block_id)
+    columns = _by_metric(session, order)
+    columns = columns[(basis[:, columns] > 0).any(axis=0) | ~np.isnan(ratios[:, columns]).all(axis=0)]
+    block_id, judged_steps = _add_judged_block(session, attempt_id, rows, order[columns])
     judged = JudgedSteps(judged_steps, order, ratios, basis)
     add_summaries(session, attempt_id, judged, after=-1 if before is None else before)
-    if tiles:
-        session.execute(insert(JudgedTileRow.__table__), tiles)  # type: ignore[arg-type]
+    tiles = [pack(part[:, column]) for column in columns.tolist() for part in (ratios, basis)]
+    bundles = [
+        {"block_id": block_id, "place": place, "tiles": some} for place, some in enumerate(bundles_of(tiles, parts=2))
+    ]
+    if bundles:
+        session.execute(insert(JudgedBundleRow.__table__), bundles)  # type: ignore[arg-type]
     session.execute(delete(JudgementRow).where(moved))
     return len(rows)
 
@@ -134,7 +138,15 @@ def _settled(session: Session, attempt_id: int, rank: int) -> int:
     return min(load_checkpoint(session, attempt_id).step, -1 if reached is None else reached)
 
 
-def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: Sequence[Any]) -> BlockRow:
+def _by_metric(session: Session, series: Ids) -> NDArray[np.int64]:
+    """Places of series, those of one metric side by side; without those that are none."""
+    metrics = metrics_of(session, series)
+    return np.array(
+        sorted(np.flatnonzero(series != NO_SERIES).tolist(), key=lambda at: metrics[int(series[at])]), np.int64
+    )
+
+
+def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: Sequence[Any], series: Ids) -> BlockRow:
     def whole(name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.fromiter((getattr(frame, name) for frame in frames), np.int64, len(frames))
 
@@ -143,8 +155,9 @@ def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: 
 
     steps, received_at_ms = whole("step"), whole("received_at_ms")
     heads = pack_heads(
-        [steps, whole("measured_at_ms"), received_at_ms, whole("sequence")], [flags("skipped"), flags("late")]
-    )
+        [steps, whole("measured_at_ms"), received_at_ms, whole("sequence")], [flags("skipped"), flags("late")],
+        series=series,
+    )  # fmt: skip
     block = BlockRow(
         attempt_id=attempt_id, rank=rank, plan=plan, first_step=int(steps.min()), last_step=int(steps.max()),
         newest_ms=int(received_at_ms.max()), count=len(frames), heads=heads,
@@ -154,7 +167,7 @@ def _add_block(session: Session, attempt_id: int, rank: int, plan: int, frames: 
     return block
 
 
-def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) -> tuple[int, Ids]:
+def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any], series: Ids) -> tuple[int, Ids]:
     steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
     ranks = [
         np.fromiter((getattr(row, name) for row in rows), np.int64, len(rows))
@@ -166,7 +179,7 @@ def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) ->
     ]
     block = JudgedBlockRow(
         attempt_id=attempt_id, first_step=int(steps[0]), last_step=int(steps[-1]), count=len(rows),
-        heads=pack_heads([steps, *ranks], floats),
+        heads=pack_heads([steps, *ranks], floats, series=series),
     )  # fmt: skip
     session.add(block)
     session.flush()
@@ -175,24 +188,10 @@ def _add_judged_block(session: Session, attempt_id: int, rows: Sequence[Any]) ->
 
 def _unpacked(rows: Sequence[Any]) -> tuple[Ratios, Bases]:
     """Ratios and bases, (steps, series); the order grows, so older judgements are shorter."""
-    width = max(len(row.basis) for row in rows)
+    unpacked = [unpack_judgement(row.packed) for row in rows]
+    width = max(len(of_basis) for _, of_basis in unpacked)
     ratios = np.full((len(rows), width), np.nan, np.float16)
     basis = np.zeros(ratios.shape, np.uint8)
-    for place, row in enumerate(rows):
-        ratios[place, : len(row.basis)] = np.frombuffer(row.ratios, "<f2")
-        basis[place, : len(row.basis)] = np.frombuffer(row.basis, np.uint8)
+    for place, (of_step, of_basis) in enumerate(unpacked):
+        ratios[place, : len(of_basis)], basis[place, : len(of_basis)] = of_step, of_basis
     return ratios, basis
-
-
-def _judged_tiles(ratios: Ratios, basis: Bases, order: Ids, block_id: int) -> list[dict[str, Any]]:
-    """The tiles of the series of which something was judged."""
-    judged = np.flatnonzero((basis > 0).any(axis=0) | ~np.isnan(ratios).all(axis=0))
-    return [
-        {
-            "block_id": block_id,
-            "series_id": int(order[column]),
-            "ratios": pack(ratios[:, column]),
-            "basis": pack(basis[:, column]),
-        }
-        for column in judged.tolist()
-    ]

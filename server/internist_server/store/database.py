@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 PROBE_S = 2.0
 """How long a probe waits for the server's own writers."""
 MARKS = 1 << 16
+PAGE_BYTES = 1_024
+"""Of SQLite's pages, which it writes whole: a live frame changes some bytes in each of several."""
+CHECKPOINT_BYTES = 8 << 20
+"""Of SQLite's log, from which on it is written to the file: a page that changed many times is written there once."""
 BUSY_TIMEOUT_MS = 30_000
 """How long a writer waits for another process before it gives up."""
 
@@ -116,7 +120,9 @@ def sqlite_path(url: str) -> Path | None:
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # the driver would begin late and deferred; `_begin_sqlite` does it
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a file that is made now
     cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_BYTES // PAGE_BYTES}")
     cursor.execute("PRAGMA synchronous=FULL")  # an acknowledgement is given after the commit
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")

@@ -18,12 +18,15 @@ _MEASURED = (
 
 def read_evidence(session: Session, attempt_id: int, ranks: Roster, summary: Summary) -> Evidence:
     """The evidence of an attempt: its model is covered where a rank says that something of it is measured."""
-    return Evidence(
-        is_covered=summary.values.get("coverage", 0.0) > 0 or _is_measured(session, attempt_id),
-        refusal=ranks.refusal,
-        reference=summary.reference,
-    )
+    return evidence_of(ranks, summary, is_measured=is_measured(session, attempt_id))
 
 
-def _is_measured(session: Session, attempt_id: int) -> bool:
+def evidence_of(ranks: Roster, summary: Summary, *, is_measured: bool) -> Evidence:
+    """The same where it is known whether a rank says that something is measured."""
+    is_covered = summary.values.get("coverage", 0.0) > 0 or is_measured
+    return Evidence(is_covered=is_covered, refusal=ranks.refusal, reference=summary.reference)
+
+
+def is_measured(session: Session, attempt_id: int) -> bool:
+    """Whether a rank says that something of the model of an attempt is measured."""
     return session.scalar(_MEASURED, {"attempt": attempt_id}) is not None

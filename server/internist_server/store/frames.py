@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from sqlalchemy import bindparam, func, insert, select
@@ -13,6 +14,8 @@ from internist_server.store.merge import Ids
 from internist_server.store.series import list_plans
 from internist_server.store.tables import FrameRow, PlanRow
 
+TIMES_LOOKED_AT: Final = 64
+"""Frames by which it is told how long a step takes."""
 _FRAME = FrameRow.__table__.c
 _ADD = insert(FrameRow.__table__)  # type: ignore[arg-type]
 _IS_OVER = (_FRAME.attempt_id == bindparam("attempt")) & (_FRAME.step > bindparam("after"))
@@ -130,7 +133,9 @@ def is_measured_between(session: Session, attempt_id: int, rank: int | None = No
     )
 
 
-def recent_times(session: Session, attempt_id: int, *, up_to: int, limit: int = 64) -> list[tuple[int, int]]:
+def recent_times(
+    session: Session, attempt_id: int, *, up_to: int, limit: int = TIMES_LOOKED_AT
+) -> list[tuple[int, int]]:
     """The newest (step, measured at) of an attempt up to a step, newest first: of the lowest rank that has measured it.
 
     All ranks measure about the same moments: those of as many frames of all of them would be those of a step or two.

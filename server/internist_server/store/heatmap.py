@@ -27,6 +27,10 @@ _WEAKEST_FIRST: Final[tuple[int, ...]] = (3, 4, 2, 1)
 _LONG: Final = 32
 """Judged steps a pixel from which on spans of 64 steps are drawn instead of steps; what is most severe of each is
 kept."""
+_WIDE: Final = 16
+"""The same where there are many series: a span is four pixels wide then,"""
+_MANY_CELLS: Final = 2_000_000
+"""of so many judged values."""
 _CALMEST: Final = np.float32(-1e30)
 _PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")
 
@@ -88,13 +92,15 @@ def read_heatmap(
     of_rows = list(members.values())
     for segment in reversed(lineage(session, attempt)):
         begin = first
-        is_long = count_judged(session, segment, first=first, last=last) >= _LONG * pixels
+        judged_steps = count_judged(session, segment, first=first, last=last)
+        is_wide = judged_steps * len(found) > _MANY_CELLS
+        is_long = judged_steps >= (_WIDE if is_wide else _LONG) * pixels
         if is_long or max(first, segment.first) < segment.fine_from:
             spans_end = last if is_long else min(last, segment.fine_from - 1)
             for summary in read_summaries(session, segment, chosen, first=first, last=spans_end):
                 bases += summary.bases
                 pieces.append(_collapse_spans(summary, columns.ids, of_rows, is_two_sided=is_two_sided))
-                begin = max(begin, int(summary.spans.steps[-1]) + 1)
+                begin = max(begin, int(summary.steps[-1]) + 1)
         for window in read_judged(session, segment, columns.ids, first=begin, last=last):
             bases += np.bincount(window.basis.ravel(), minlength=len(BASES))[: len(BASES)]
             pieces += _collapse(session, segment, window, columns, of_rows, is_two_sided=is_two_sided)
@@ -157,20 +163,20 @@ def _collapse(
 
 def _collapse_spans(summary: Summary, ids: Ids, members: Sequence[Sequence[int]], *, is_two_sided: bool) -> _Piece:
     """Rows of spans, of each of which the most severe judgement speaks."""
-    spans = summary.spans
-    least, most = spans.least.astype(np.float32), spans.most.astype(np.float32)
+    least, most = summary.field("least").astype(np.float32), summary.field("most").astype(np.float32)
     is_least = _severity(least, is_two_sided=is_two_sided) > _severity(most, is_two_sided=is_two_sided)
-    shape = (len(spans.steps), len(ids))
+    shape = (len(summary.steps), len(ids))
     ratios, values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
     order = np.argsort(ids, kind="stable")
     at = np.minimum(np.searchsorted(ids, summary.series, sorter=order), len(ids) - 1)
     is_known = ids[order[at]] == summary.series
     places = order[at[is_known]]
     ratios[:, places] = np.where(is_least, least, most)[:, is_known]
-    values[:, places] = np.where(is_least, spans.value_at_least, spans.value_at_most)[:, is_known]
+    of_spans = np.where(is_least, summary.field("value_at_least"), summary.field("value_at_most"))
+    values[:, places] = of_spans[:, is_known]
     rows = _worst_of_rows(ratios, values, members, is_two_sided=is_two_sided)
     judged = ~np.isnan(rows[0]).all(axis=1)
-    return _Piece(spans.steps[judged], rows[0][judged], rows[1][judged])
+    return _Piece(summary.steps[judged], rows[0][judged], rows[1][judged])
 
 
 def _worst_of_rows(

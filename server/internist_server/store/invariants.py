@@ -1,5 +1,6 @@
 """What must be true of a store whatever has happened to it: each claim with how often it is not so."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +22,7 @@ from internist_server.store.tables import (
     RunRow,
     StandingRow,
 )
-from internist_server.store.tile_tables import BlockRow, TileRow
+from internist_server.store.tile_tables import BlockRow, BundleRow
 
 _ID_BYTES, _VALUE_BYTES = 8, 4
 _OPEN: Final = ("pending", "firing")
@@ -63,8 +64,8 @@ def _loose_that_are_not_counted() -> Select[Any]:
 
 def _blocks_without_tiles() -> Select[Any]:
     return (
-        select(BlockRow.id).outerjoin(TileRow, TileRow.block_id == BlockRow.id)
-        .where(BlockRow.count > 0, TileRow.block_id.is_(None))
+        select(BlockRow.id).outerjoin(BundleRow, BundleRow.block_id == BlockRow.id)
+        .where(BlockRow.count > 0, BundleRow.block_id.is_(None))
     )  # fmt: skip
 
 
@@ -111,10 +112,10 @@ def _tiles_that_cannot_be_read(session: Session) -> int:
     found = 0
     for attempt_id in session.scalars(select(AttemptRow.id)).all():
         for block in list_blocks(session, attempt_id, first=0, last=LAST_STEP):
-            series = list(session.scalars(select(TileRow.series_id).where(TileRow.block_id == block.id)))
             try:
-                read_tiles(session, [block], series)
-            except (ValueError, IndexError, OSError):
+                series, _ = read_tiles(session, [block], block.series.tolist())[block.id]
+                found += len(series) != len(block.series)
+            except (ValueError, LookupError, OSError, zlib.error):
                 found += 1
         list_judged_blocks(session, attempt_id, first=0, last=LAST_STEP)
     return found

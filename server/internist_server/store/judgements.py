@@ -1,5 +1,6 @@
 """What the judge has said of each step, and where it stands."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from internist_server.store.tables import NEVER, CheckpointRow, JudgementRow, Ju
 Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
 _PIECE = 512
+_DEFLATED = zlib.compress(b"", 1)[:1]
+"""What zlib writes first. A judge's state begins with other letters."""
 _CELLS = 8_000_000
 _STATE = JudgeStateRow.__table__.c
 _OF_ATTEMPT = _STATE.attempt_id == bindparam("attempt")
@@ -27,7 +30,7 @@ _GET_JUDGED_STEP = select(_STATE.judged_step).where(_OF_ATTEMPT)
 _CHECKPOINT, _JUDGEMENT = CheckpointRow.__table__.c, JudgementRow.__table__.c
 _GET_ORDER = select(_CHECKPOINT.order).where(_CHECKPOINT.attempt_id == bindparam("attempt"))
 _BETWEEN = (
-    select(_JUDGEMENT.step, _JUDGEMENT.ratios, _JUDGEMENT.basis, _JUDGEMENT.divisor)
+    select(_JUDGEMENT.step, _JUDGEMENT.packed, _JUDGEMENT.divisor)
     .where(_JUDGEMENT.attempt_id == bindparam("attempt"))
     .where(_JUDGEMENT.step >= bindparam("first"), _JUDGEMENT.step <= bindparam("last"))
     .order_by(_JUDGEMENT.step)
@@ -109,7 +112,11 @@ def load_checkpoint(session: Session, attempt_id: int) -> Checkpoint:
     """What the judge knew last when that was stored; that of one who has seen nothing, if nothing is."""
     query = select(CheckpointRow.step, CheckpointRow.order, CheckpointRow.state)
     row = session.execute(query.where(CheckpointRow.attempt_id == attempt_id)).first()
-    return Checkpoint() if row is None else Checkpoint(row.step, np.frombuffer(row.order, dtype="<i8"), row.state)
+    if row is None:
+        return Checkpoint()
+    return Checkpoint(
+        row.step, np.frombuffer(row.order, dtype="<i8"), None if row.state is None else inflated(row.state)
+    )
 
 
 def load_order(session: Session, attempt_id: int) -> Ids:
@@ -152,9 +159,19 @@ def save_checkpoint(session: Session, attempt_id: int, checkpoint: Checkpoint) -
         "attempt_id": attempt_id,
         "step": checkpoint.step,
         "order": checkpoint.order.astype("<i8").tobytes(),
-        "state": checkpoint.state,
+        "state": None if checkpoint.state is None else deflated(checkpoint.state),
     }
     upsert(session, CheckpointRow, [row], key=["attempt_id"], update=["step", "order", "state"])
+
+
+def deflated(state: bytes) -> bytes:
+    """What a judge knows, as it is stored."""
+    return zlib.compress(state, 1)
+
+
+def inflated(stored: bytes) -> bytes:
+    """What a judge knows; earlier versions stored it as it is."""
+    return zlib.decompress(stored) if stored.startswith(_DEFLATED) else stored
 
 
 def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) -> None:
@@ -168,8 +185,7 @@ def add_judgements(session: Session, attempt_id: int, judged: Sequence[Judged]) 
             "schedule": one.schedule,
             "ranks_delivered": one.ranks_delivered,
             "ranks_expected": one.ranks_expected,
-            "ratios": one.ratios.astype("<f2").tobytes(),
-            "basis": one.basis.tobytes(),
+            "packed": pack_judgement(one.ratios, one.basis),
             "divisor": one.divisor,
         }
         for one in judged
@@ -190,20 +206,24 @@ def read_judged(session: Session, segment: Segment, ids: Ids, *, first: int, las
         steps = np.fromiter((row.step for row in rows), np.int64, len(rows))
         ratios = np.full((len(rows), len(places)), np.nan, np.float16)
         basis = np.zeros(ratios.shape, np.uint8)
-        widths = np.fromiter((len(row.basis) for row in rows), np.int64, len(rows))
-        for width in np.unique(widths).tolist():  # the order grows: older judgements are shorter
-            alike, known = np.flatnonzero(widths == width), np.flatnonzero(places < width)
-            some = [rows[at] for at in alike.tolist()]
-            where = np.ix_(alike, known)
-            ratios[where] = _stacked([row.ratios for row in some], "<f2")[:, places[known]]
-            basis[where] = _stacked([row.basis for row in some], "u1")[:, places[known]]
+        for at, row in enumerate(rows):
+            of_step, of_basis = unpack_judgement(row.packed)
+            known = places < len(of_basis)  # the order grows: older judgements are shorter
+            ratios[at, known], basis[at, known] = of_step[places[known]], of_basis[places[known]]
         divisors = np.array([np.nan if row.divisor is None else row.divisor for row in rows], np.float64)
         yield JudgedWindow(steps, ratios, basis, divisors)
 
 
-def _stacked(blobs: Sequence[bytes], dtype: str) -> NDArray[Any]:
-    """Arrays of one length as the rows of a matrix."""
-    return np.frombuffer(b"".join(blobs), dtype=dtype).reshape(len(blobs), -1)
+def pack_judgement(ratios: Ratios, basis: Bases) -> bytes:
+    """Ratios and bases of one step: low bytes of ratios, high ones, and bases, which are mostly alike; compressed."""
+    halves = np.ascontiguousarray(ratios.astype("<f2", copy=False)).view(np.uint8).reshape(-1, 2)
+    return zlib.compress(b"".join((halves[:, 0].tobytes(), halves[:, 1].tobytes(), basis.tobytes())), 1)
+
+
+def unpack_judgement(packed: bytes) -> tuple[Ratios, Bases]:
+    """The ratios and bases."""
+    planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(3, -1)
+    return np.ascontiguousarray(planes[:2].T).view("<f2").ravel(), planes[2]
 
 
 def count_judged(session: Session, segment: Segment, *, first: int, last: int) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
 from internist_server.store.blocks import BLOCK, Block, Tiles, list_blocks, read_tiles
-from internist_server.store.frames import loose_steps, steps_between
+from internist_server.store.frames import NewFrame, loose_steps, steps_between
 from internist_server.store.layout import Layout, Layouts
 from internist_server.store.merge import Floats, Ids, Mask, Parts, divide, merge, of_one_rank
 from internist_server.store.series import Columns, StoredPlan, list_plans
@@ -87,6 +87,28 @@ def read_matrix(
     values, present = merge(parts, columns.codes, steps=len(window.steps))
     divide(values, present, layouts.ratios)
     return Matrix(window.steps, values[:, :shown], present[:, :shown], window.measured_at_ms, window.skipped)
+
+
+def matrix_of(frames: Sequence[NewFrame], rank: int, steps: Sequence[int], layouts: Layouts, *, width: int) -> Matrix:
+    """The values of the only rank of an attempt at these steps (rising), by frames that have just come; `width`: how
+    many of the layouts' columns are wanted, the first ones."""
+    window, wanted = _Window(np.asarray(steps, dtype=np.int64), layouts.columns), set(steps)
+    mine = [frame for frame in frames if frame.step in wanted]
+    pieces = []
+    for layout in layouts.of_plans:
+        span = slice(4 * layout.begin, 4 * (layout.begin + layout.length))
+        rows = [
+            (rank, one.sequence, one.step, one.measured_at_ms, one.skipped, one.values[span])
+            for one in mine
+            if one.plan == layout.plan
+        ]
+        if rows and rank in layout.ranks:
+            pieces.append((layout.plan, _piece(layout, rows, window.steps)))
+    ordered = [piece for _, piece in sorted(pieces, key=lambda one: one[0])]
+    parts = window.gather(np.array([rank], np.int64), ordered, is_alone=True)
+    values, present = merge([parts], layouts.columns.codes, steps=len(window.steps))
+    divide(values, present, layouts.ratios)
+    return Matrix(window.steps, values[:, :width], present[:, :width], window.measured_at_ms, window.skipped)
 
 
 def read_parts(

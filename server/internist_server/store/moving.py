@@ -6,6 +6,7 @@ others may have taken its own. All numbers of a table move by one distance, so t
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,14 +16,14 @@ from sqlalchemy.types import BigInteger
 
 from internist_server.errors import Conflict, Invalid
 from internist_server.judge import packing
-from internist_server.store.blocks import pack_heads, unpack_heads
+from internist_server.store.blocks import ARRAYS, JUDGED_ARRAYS, end_of_arrays, pack_heads, unpack_heads
 from internist_server.store.copying import ROWS, count_on
+from internist_server.store.judgements import deflated, inflated
 from internist_server.store.metadata import METADATA
+from internist_server.values.bundles import pack_ids, unpack_ids
 
 _RUNS: Final = METADATA.tables["runs"]
 _UNBOUND: Final = {
-    ("tiles", "series_id"): "series",
-    ("judged_tiles", "series_id"): "series",
     ("standings", "attempt_id"): "attempts",
     ("incidents", "first_alert"): "alerts",
 }
@@ -139,8 +140,13 @@ def _plan(row: Row, distances: Mapping[str, int]) -> None:
 def _checkpoint(row: Row, distances: Mapping[str, int]) -> None:
     row["order"] = _ids(row["order"], distances)
     if row["state"] is not None:
-        numbers, arrays = packing.unpack(row["state"])
-        row["state"] = packing.pack(numbers, arrays | {"order": arrays["order"] + distances["series"]})
+        numbers, arrays = packing.unpack(inflated(row["state"]))
+        row["state"] = deflated(packing.pack(numbers, arrays | {"order": arrays["order"] + distances["series"]}))
+
+
+def _block(row: Row, distances: Mapping[str, int], *, arrays: int) -> None:
+    end = end_of_arrays(row["heads"], arrays)
+    row["heads"] = row["heads"][:end] + pack_ids(unpack_ids(row["heads"][end:]) + distances["series"])
 
 
 def _summary(row: Row, distances: Mapping[str, int]) -> None:
@@ -175,6 +181,8 @@ _REST: Final[Mapping[str, Callable[[Row, Mapping[str, int]], None]]] = {
     "declarations": _plan,
     "judge_checkpoints": _checkpoint,
     "summaries": _summary,
+    "blocks": partial(_block, arrays=ARRAYS),
+    "judged_blocks": partial(_block, arrays=JUDGED_ARRAYS),
     "rule_states": _rule_state,
     "notifications": _notification,
     "judge_states": _judge_state,

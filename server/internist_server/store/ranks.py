@@ -1,108 +1,128 @@
-"""The ranks of an attempt as people look at them: who is silent, who is behind, and who is unlike the others."""
+"""The ranks of an attempt as ingest sees them: what each has delivered, and its last sign of life."""
 
-from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
 
-import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Row, Table, bindparam, select
 from sqlalchemy.orm import Session
 
-from internist.schema.rules import LOST_AFTER_S
-from internist.schema.views import Ranks, RankState, RankView
-from internist_server.store.attempts import Attempt, Rank, list_ranks
-from internist_server.store.matrices import read_parts
-from internist_server.store.numbers import number
-from internist_server.store.series import columns_for, search_series
-from internist_server.store.tables import RankRow
-from internist_server.store.vitals import heard_at_ms
-from internist_server.values.standouts import in_minority, standing_out
+from internist.schema.wire import MAX_NAME_LENGTH, Heartbeat
+from internist_server.store.sequences import Intervals
+from internist_server.store.tables import NEVER, RankRow
 
-WEIGHTS: Final = "weight.replicas_differ"
-COMPARED: Final = ("loss", "gradient.global_norm", WEIGHTS)
-"""Metrics of the whole model, which ranks of one job tell alike."""
-_STEPS_LOOKED_AT: Final = 16
-_UNSEEN_NAMED: Final = 100
+_NOT_KNOWN: Final = ("mesh", "loose")
+"""What ingest does not look at."""
+_OF_RANK: Final = tuple(column for column in RankRow.__table__.columns if column.name not in _NOT_KNOWN)
+"""What `Rank` is made of."""
+_RANKS: Final = cast(Table, RankRow.__table__)
+_RANK: Final = _RANKS.c
+_SAVE: Final = (
+    _RANKS.update()
+    .where(_RANK.attempt_id == bindparam("of_attempt"), _RANK.rank == bindparam("of_rank"))
+    .values(loose=_RANK.loose + bindparam("added"))
+)
+"""Of the table, and made once: every request saves a rank. Loose frames are counted up and down by those who add and
+who move them."""
+_FIND: Final = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt"), _RANK.rank == bindparam("of_rank"))
+_LIST: Final = select(*_OF_RANK).where(_RANK.attempt_id == bindparam("attempt")).order_by(_RANK.rank)
 
 
-def read_ranks(session: Session, attempt: Attempt, *, now_ms: int, since_ms: int, limit: int) -> Ranks:
-    """The ranks of an attempt, those first that something is to be said of.
+@dataclass(slots=True)
+class Rank:
+    """One process of an attempt; ingest changes it and saves it."""
 
-    Args:
-        since_ms: since when the server listens: before that nobody was silent.
-        limit: ranks of the answer; counts are of all.
-    """
-    ranks = list_ranks(session, attempt.id)
-    of_attempt = select(RankRow.rank, RankRow.mesh).where(RankRow.attempt_id == attempt.id)
-    meshes = {row[0]: row[1] for row in session.execute(of_attempt)}
-    values, odd, step = _compared(session, attempt, ranks)
-    furthest = max((rank.reached for rank in ranks), default=0)
-    views = [
-        RankView(
-            rank=rank.rank,
-            mesh=meshes[rank.rank],
-            state=_state(rank, attempt, now_ms=now_ms, since_ms=since_ms),
-            heard_at_ms=max(rank.received_at_ms, rank.heartbeat_at_ms or 0),
-            step=None if rank.reached < 0 else rank.reached,
-            behind=furthest - max(rank.reached, 0),
-            loss=number(values.get((rank.rank, "loss"))),
-            gradient_norm=number(values.get((rank.rank, "gradient.global_norm"))),
-            unlike=tuple(odd.get(rank.rank, ())),
-            pause=rank.pause,
-            refusal=rank.refusal if rank.refused else None,
-        )
-        for rank in ranks
-    ]
-    seen = {rank.rank for rank in ranks}
-    unseen = [rank for rank in range(attempt.world_size) if rank not in seen]
-    return Ranks(
-        run=attempt.run,
-        attempt=attempt.name,
-        world_size=attempt.world_size,
-        step=step,
-        unseen=len(unseen),
-        first_unseen=tuple(unseen[:_UNSEEN_NAMED]),
-        silent=sum(view.state == "silent" for view in views),
-        unlike=sum(bool(view.unlike) for view in views),
-        server_time_ms=now_ms,
-        ranks=tuple(sorted(views, key=_urgency)[:limit]),
+    rank: int
+    received_at_ms: int
+    delivered: Intervals = field(default_factory=list)
+    last_step: int = NEVER
+    sampled_step: int = NEVER
+    plan_steps: dict[int, int] = field(default_factory=dict)
+    """The newest step of the frames of each plan."""
+    frame_at_ms: int | None = None
+    heartbeat_at_ms: int | None = None
+    heartbeat_step: int | None = None
+    step_age_ms: int | None = None
+    clock_offset_ms: int | None = None
+    """How far the server's clock is ahead of its own; None: not known."""
+    powers: tuple[int, ...] = ()
+    """By how much its own costs ask to thin sampling; empty: it did not tell."""
+    finished_at_ms: int | None = None
+    refused: int = 0
+    """Good frames that must come before what is known of it is whole again."""
+    refusal: str | None = None
+    pause: str = ""
+    """What it says that it pauses for."""
+
+    @property
+    def told_step(self) -> int:
+        """The step that its heartbeats, or its end, tell; `NEVER` without one."""
+        return NEVER if self.heartbeat_step is None else self.heartbeat_step
+
+    @property
+    def reached(self) -> int:
+        """The last step that it is known to have come to; `NEVER` if none."""
+        return max(self.last_step, self.sampled_step, self.told_step)
+
+
+def find_rank(session: Session, attempt_id: int, rank: int) -> Rank | None:
+    """What is known of a rank; None if it never spoke."""
+    row = session.execute(_FIND, {"attempt": attempt_id, "of_rank": rank}).first()
+    return None if row is None else _rank(row)
+
+
+def list_ranks(session: Session, attempt_id: int) -> list[Rank]:
+    """The ranks of an attempt that ever spoke, lowest first."""
+    session.flush()
+    return [_rank(row) for row in session.execute(_LIST, {"attempt": attempt_id})]
+
+
+def save_rank(session: Session, attempt_id: int, rank: Rank, *, added: int = 0) -> None:
+    """Keep what ingest has changed of a rank, of which so many frames were added."""
+    session.flush()
+    values = {
+        "delivered": [list(interval) for interval in rank.delivered],
+        "last_step": rank.last_step,
+        "sampled_step": rank.sampled_step,
+        "plan_steps": {str(plan): step for plan, step in rank.plan_steps.items()},
+        "received_at_ms": rank.received_at_ms,
+        "frame_at_ms": rank.frame_at_ms,
+        "finished_at_ms": rank.finished_at_ms,
+        "heartbeat_step": rank.heartbeat_step,
+        "clock_offset_ms": rank.clock_offset_ms,
+        "refused": rank.refused,
+        "refusal": rank.refusal,
+    }
+    session.execute(_SAVE, {"of_attempt": attempt_id, "of_rank": rank.rank, "added": added, **values})
+
+
+def save_heartbeat(session: Session, attempt_id: int, heartbeat: Heartbeat, *, now_ms: int) -> Rank | None:
+    """Keep a rank's sign of life; the rank as it is then, None if it never spoke before."""
+    row = session.get(RankRow, (attempt_id, heartbeat.rank))
+    if row is None:
+        return None
+    row.heartbeat_at_ms, row.heartbeat_step, row.step_age_ms = now_ms, heartbeat.step, heartbeat.step_age_ms
+    row.pause = heartbeat.pause[:MAX_NAME_LENGTH] or None
+    row.powers = list(heartbeat.powers) or None
+    session.flush()
+    return _rank(row)
+
+
+def _rank(row: RankRow | Row[Any]) -> Rank:
+    return Rank(
+        rank=row.rank,
+        received_at_ms=row.received_at_ms,
+        delivered=[list(interval) for interval in row.delivered],
+        last_step=row.last_step,
+        sampled_step=row.sampled_step,
+        plan_steps={int(plan): step for plan, step in (row.plan_steps or {}).items()},
+        frame_at_ms=row.frame_at_ms,
+        heartbeat_at_ms=row.heartbeat_at_ms,
+        heartbeat_step=row.heartbeat_step,
+        step_age_ms=row.step_age_ms,
+        clock_offset_ms=row.clock_offset_ms,
+        powers=tuple(row.powers or ()),
+        finished_at_ms=row.finished_at_ms,
+        refused=row.refused,
+        refusal=row.refusal,
+        pause=row.pause or "",
     )
-
-
-def _state(rank: Rank, attempt: Attempt, *, now_ms: int, since_ms: int) -> RankState:
-    if rank.finished_at_ms is not None or attempt.finished_at_ms is not None:
-        return "finished"
-    contact_ms = max(rank.received_at_ms, rank.heartbeat_at_ms or 0)
-    is_silent = now_ms - heard_at_ms(contact_ms, now_ms=now_ms, since_ms=since_ms) > LOST_AFTER_S * 1000
-    return "silent" if is_silent else "live"
-
-
-def _urgency(view: RankView) -> tuple[bool, bool, int, int]:
-    return not view.unlike, view.state != "silent", -view.behind, view.rank
-
-
-def _compared(
-    session: Session, attempt: Attempt, ranks: Sequence[Rank]
-) -> tuple[dict[tuple[int, str], float], dict[int, list[str]], int | None]:
-    """What each rank told last of the metrics that are compared, by rank and metric; of which a rank is unlike the
-    others, by rank; and the last step of it."""
-    series = search_series(session, attempt.run, metrics=COMPARED, kinds=["model"])
-    newest = sorted({step for rank in ranks for step in rank.plan_steps.values()})[-_STEPS_LOOKED_AT:]
-    ids = np.array([one.id for one in series], dtype=np.int64)
-    told, values, present = read_parts(session, attempt.id, newest, columns_for(session, ids, series))
-    found: dict[tuple[int, str], float] = {}
-    odd: dict[int, list[str]] = {}
-    last: int | None = None
-    for column, one in enumerate(series):
-        most = present[:, :, column].sum(axis=0)
-        if not most.any():
-            continue
-        row = int(np.flatnonzero(most == most.max())[-1])  # the last step that most ranks have told of
-        last = max(newest[row], -1 if last is None else last)
-        here = present[:, row, column]
-        of_ranks = values[here, row, column].astype(np.float64)
-        compare = in_minority if one.metric == WEIGHTS else standing_out
-        for rank, value, is_odd in zip(told[here].tolist(), of_ranks.tolist(), compare(of_ranks).tolist(), strict=True):
-            found.setdefault((rank, one.metric), value)
-            if is_odd and one.metric not in odd.get(rank, ()):
-                odd.setdefault(rank, []).append(one.metric)
-    return found, odd, last

@@ -8,7 +8,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from internist.schema.views import Usage
 from internist_server.store.attempts import require_run
 from internist_server.store.tables import AttemptRow, BandRow, FrameRow, JudgementRow, RunRow
-from internist_server.store.tile_tables import BlockRow, JudgedBlockRow, JudgedTileRow, SummaryRow, TileRow
+from internist_server.store.tile_tables import BlockRow, BundleRow, JudgedBlockRow, JudgedBundleRow, SummaryRow
 
 BLOCKS_AT_ONCE: Final = 32
 """Blocks that one transaction deletes."""
@@ -25,10 +25,10 @@ def read_usage(session: Session, run: str) -> Usage:
     blocks = select(BlockRow.id).where(BlockRow.attempt_id.in_(attempts))
     judged = select(JudgedBlockRow.id).where(JudgedBlockRow.attempt_id.in_(attempts))
     frames = _bytes(session, FrameRow.attempt_id.in_(attempts), FrameRow.values)
-    tiles = _bytes(session, TileRow.block_id.in_(blocks), TileRow.values)
+    tiles = _bytes(session, BundleRow.block_id.in_(blocks), BundleRow.tiles)
     tiles += _bytes(session, BlockRow.attempt_id.in_(attempts), BlockRow.heads)
-    judgements = _bytes(session, JudgementRow.attempt_id.in_(attempts), JudgementRow.ratios, JudgementRow.basis)
-    judgements += _bytes(session, JudgedTileRow.block_id.in_(judged), JudgedTileRow.ratios, JudgedTileRow.basis)
+    judgements = _bytes(session, JudgementRow.attempt_id.in_(attempts), JudgementRow.packed)
+    judgements += _bytes(session, JudgedBundleRow.block_id.in_(judged), JudgedBundleRow.tiles)
     judgements += _bytes(session, JudgedBlockRow.attempt_id.in_(attempts), JudgedBlockRow.heads)
     judgements += _bytes(session, BandRow.attempt_id.in_(attempts), BandRow.bands)
     spans = _bytes(session, SummaryRow.attempt_id.in_(attempts), SummaryRow.spans)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from internist_server.store.attempts import Rank, list_ranks
 from internist_server.store.frames import first_received
 from internist_server.store.merge import Ids, Mask
+from internist_server.store.ranks import Rank, list_ranks
 from internist_server.store.tables import NEVER
 
 MAX_POWERS: Final = 16

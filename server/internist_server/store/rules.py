@@ -12,6 +12,7 @@ Rules = list[dict[str, Any]]
 _RUN = RunRow.__table__.c
 _VERSION = select(func.max(RuleSetRow.__table__.c.id))
 _THRESHOLDS = select(_RUN.thresholds).where(_RUN.id == bindparam("run"))
+_VERSION_OF_RUN = select(_VERSION.scalar_subquery(), _THRESHOLDS.scalar_subquery())
 
 
 def read_rules(session: Session) -> tuple[int, Rules]:
@@ -23,6 +24,12 @@ def read_rules(session: Session) -> tuple[int, Rules]:
 def rules_version(session: Session) -> int:
     """The number of the newest set of rules."""
     return session.scalar(_VERSION) or 0
+
+
+def version_of_run(session: Session, run: str) -> tuple[int, Rules]:
+    """The number of the newest set of rules, and the thresholds of a run."""
+    row = session.execute(_VERSION_OF_RUN, {"run": run}).one()
+    return row[0] or 0, row[1] or []
 
 
 def add_rules(session: Session, rules: Rules, *, now_ms: int) -> None:

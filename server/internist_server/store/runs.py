@@ -14,7 +14,7 @@ from internist_server.store.labels import Labels, read_labels, tags_of
 from internist_server.store.numbers import number
 from internist_server.store.order import Sort, order_of
 from internist_server.store.series import count_series
-from internist_server.store.standings import Standing, load_newest
+from internist_server.store.standings import Standing, load_standing
 from internist_server.store.tables import AlertRow, AttemptRow, LabelRow, RankRow, RunRow, StandingRow
 
 _RUN = (RunRow.id, RunRow.project, RunRow.name, RunRow.created_at_ms, RunRow.parametrization, RunRow.optimizers)
@@ -89,7 +89,7 @@ def read_run(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -> R
     if row is None:
         raise RunNotFound(run)
     return _run(
-        row, load_newest(session, run).standing(session), firing=alerts.count_firing(session, run),
+        row, load_standing(session, run), firing=alerts.count_firing(session, run),
         series=count_series(session, run), labels=read_labels(session, run), config=row.config,
         attempts=_attempts(session, run), now_ms=now_ms, since_ms=since_ms,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def read_change(session: Session, run: str, *, now_ms: int, since_ms: int = 0) -
     ).first()
     if row is None:
         raise RunNotFound(run)
-    standing = load_newest(session, run).standing(session)
+    standing = load_standing(session, run)
     return Change(
         run=run,
         cursor=row.cursor,
@@ -135,7 +135,7 @@ def read_cursor(session: Session, run: str) -> int:
 def _listed(session: Session, row: Row[Any], *, now_ms: int, since_ms: int) -> Run:
     """A run of a list; one of which nothing is known yet, as after an upgrade, is looked at anew."""
     if row.attempt_id is None:
-        standing, series = load_newest(session, row.id).standing(session), count_series(session, row.id)
+        standing, series = load_standing(session, row.id), count_series(session, row.id)
     else:
         standing, series = Standing(*row[len(_RUN) : len(_RUN) + len(_STANDING)]), row.series or 0
     labels = Labels(None, tags_of(row.tags), "", bool(row.is_pinned), bool(row.is_archived))

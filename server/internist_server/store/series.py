@@ -251,6 +251,15 @@ def list_series(session: Session, ids: Ids) -> list[StoredSeries]:
     return [found[one] for one in wanted]
 
 
+def metrics_of(session: Session, ids: Ids) -> dict[int, str]:
+    """Metrics of series by id."""
+    found: dict[int, str] = {}
+    wanted = ids.tolist()
+    for begin in range(0, len(wanted), _BATCH):
+        found.update((row[0], row[1]) for row in session.execute(_METRICS, {"ids": wanted[begin : begin + _BATCH]}))
+    return found
+
+
 def search_series(
     session: Session,
     run: str,
@@ -261,7 +270,7 @@ def search_series(
 ) -> list[StoredSeries]:
     """Series of a run in forward order: by id, or by metric; of these kinds."""
     if ids is not None:
-        rows = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
+        rows = session.execute(_IDS_OF_RUN, {"run": run, "ids": list(ids)})
     elif metrics is None:
         rows = session.execute(_OF_RUN, {"run": run})
     else:
@@ -293,9 +302,10 @@ def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Colum
 _SERIES = SeriesRow.__table__.c
 _GET = select(_SERIES.id, _SERIES.metric, _SERIES.kind, _SERIES.subject, _SERIES["index"], _SERIES.bound, _SERIES.facts)
 _OF_RUN = _GET.where(_SERIES.run_id == bindparam("run"))
-_OF_IDS = _OF_RUN.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
+_IDS_OF_RUN = _OF_RUN.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 _OF_METRICS = _OF_RUN.where(_SERIES.metric.in_(bindparam("metrics", expanding=True)))
 _OF_IDS = _GET.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
+_METRICS = select(_SERIES.id, _SERIES.metric).where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 
 
 def _denominators(session: Session, ratios: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -9,11 +9,12 @@ from sqlalchemy.orm import Session
 from internist.schema.conditions import State
 from internist.schema.rules import LOST_AFTER_S
 from internist.schema.views import RunState
-from internist_server.store.attempts import Attempt, list_ranks, newest_attempt
-from internist_server.store.evidence import read_evidence
+from internist_server.store.attempts import Attempt, newest_attempt
+from internist_server.store.evidence import evidence_of, is_measured
 from internist_server.store.judgements import JudgeState, Summary, load_state
+from internist_server.store.ranks import list_ranks
 from internist_server.store.roster import Roster
-from internist_server.store.tables import NEVER, StandingRow
+from internist_server.store.tables import StandingRow
 from internist_server.store.vitals import (
     Vitals,
     heard_at_ms,
@@ -28,6 +29,7 @@ _SAVE: Final = (
     _STANDINGS.update().where(_STANDINGS.c.run_id == bindparam("of_run")).values(cursor=_STANDINGS.c.cursor + 1)
 )
 """Of the table, and made once: every request saves one."""
+NOTHING_DUE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,10 @@ class Newest:
         at_ms = heard_at_ms(contact_ms, now_ms=now_ms, since_ms=since_ms) + int(LOST_AFTER_S * 1000) + 1
         return at_ms if at_ms > now_ms else None
 
-    def standing(self, session: Session) -> Standing:
-        """How the run stands."""
+    def standing(self, *, is_measured: bool) -> Standing:
+        """How the run stands; `is_measured`: a rank says that something of its model is measured."""
         heard, summary = self._heard(), self.judge.summary
-        verdict, sentence = _verdict(session, self.attempt, self.ranks, summary)
+        verdict, sentence = _verdict(self.ranks, summary, is_measured=is_measured)
         return Standing(
             attempt_id=self.attempt.id,
             state=heard.state,
@@ -116,6 +118,16 @@ class Newest:
         return vitals_when_heard(self.attempt, self.ranks, step_ms=summary.step_ms, pause_ms=summary.pause_ms)
 
 
+def load_standing(session: Session, run: str) -> Standing:
+    """How a run stands, as it follows from what is stored.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    newest = load_newest(session, run)
+    return newest.standing(is_measured=is_measured(session, newest.attempt.id))
+
+
 def load_newest(session: Session, run: str) -> Newest:
     """The newest attempt of a run.
 
@@ -126,17 +138,18 @@ def load_newest(session: Session, run: str) -> Newest:
     return Newest(attempt, Roster(list_ranks(session, attempt.id)), load_state(session, attempt.id))
 
 
-def load_cursor(session: Session, run: str) -> int:
-    """The run's cursor; `NEVER` where nothing is known of how it stands."""
-    found = session.scalar(select(StandingRow.cursor).where(StandingRow.run_id == run))
-    return NEVER if found is None else found
-
-
 def save_standing(
     session: Session, run: str, standing: Standing, *, next_check_ms: int | None, series: int | None = None
 ) -> None:
-    """Keep how a run stands, and let its cursor rise; `series`: their number where it may have changed."""
-    values = {name: getattr(standing, name) for name in _FIELDS} | {"next_check_ms": next_check_ms}
+    """Keep how a run stands, and let its cursor rise.
+
+    Args:
+        next_check_ms: when time alone will bring something; `NOTHING_DUE`: never. None: as it is stored.
+        series: their number where it may have changed.
+    """
+    values = {name: getattr(standing, name) for name in _FIELDS}
+    if next_check_ms is not None:
+        values["next_check_ms"] = None if next_check_ms == NOTHING_DUE else next_check_ms
     if series is not None:
         values["series"] = series
     session.execute(_SAVE, {"of_run": run, **values})
@@ -153,8 +166,8 @@ def look_at_all(session: Session) -> None:
     session.execute(update(StandingRow).where(StandingRow.next_check_ms.is_not(None)).values(next_check_ms=0))
 
 
-def _verdict(session: Session, attempt: Attempt, ranks: Roster, summary: Summary) -> tuple[State, str]:
+def _verdict(ranks: Roster, summary: Summary, *, is_measured: bool) -> tuple[State, str]:
     """State and sentence of the run, by what was judged and by what is known beside it."""
     states: dict[str, State] = {"ok": "ok", "drifting": "drifting", "violated": "violated"}
     state = states.get(summary.state, "not measured")
-    return read_evidence(session, attempt.id, ranks, summary).weigh(state, summary.sentence)
+    return evidence_of(ranks, summary, is_measured=is_measured).weigh(state, summary.sentence)

@@ -1,6 +1,6 @@
 """Spans of points and judgements of all series of one metric, so that long windows are drawn from few numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,22 +10,23 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from internist_server.store.attempts import Segment
-from internist_server.store.blocks import pack_heads, unpack_heads
+from internist_server.store.blocks import pack_heads, split, unpack_whole
 from internist_server.store.frames import steps_between
 from internist_server.store.matrices import MAX_CELLS, read_matrix
 from internist_server.store.merge import Ids
 from internist_server.store.series import StoredSeries, columns_for, list_series
 from internist_server.store.tile_tables import SummaryRow
-from internist_server.values.planes import MAX_ITEMS
-from internist_server.values.spans import SPAN, Spans, spans_of
+from internist_server.values.planes import MAX_ITEMS, unpack
+from internist_server.values.spans import SPAN, spans_of
 
 BASES: Final = 5
 """What a judgement rests on is a number below this."""
 _FLOATS: Final = ("low", "high", "mean", "last", "value_at_least", "value_at_most")
 _COUNTS: Final = ("points", "nonfinite")
 _RATIOS: Final = ("least", "most")
-_FIELDS: Final = (*_FLOATS, *_COUNTS, *_RATIOS)
-_KINDS: Final = ("<f4",) * len(_FLOATS) + ("<i4",) * len(_COUNTS) + ("<f2",) * len(_RATIOS)
+_KINDS: Final = (
+    dict.fromkeys(_FLOATS, "<f4") | dict.fromkeys(_COUNTS, "<i4") | dict.fromkeys(_RATIOS, "<f2")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,18 @@ class Summary:
     """Spans of a metric's series over some steps."""
 
     series: Ids
-    spans: Spans
+    steps: Ids
+    """The last of each span."""
     measured_at_ms: Ids
-    """When the last step of each span was measured."""
+    """When that was measured."""
     bases: NDArray[np.int64]
     """How many judgements rested on each basis."""
+    _fields: Mapping[str, bytes]
+
+    def field(self, name: str) -> NDArray[Any]:
+        """One of the fields of `values.spans.Spans`, (spans, series); who draws needs some of them."""
+        shape = len(self.steps), len(self.series)
+        return unpack([self._fields[name]], shape[0] * shape[1], _KINDS[name])[0].reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +89,11 @@ def read_summaries(session: Session, segment: Segment, metric: str, *, first: in
     )
     found = []
     for row in session.execute(query.order_by(SummaryRow.last_step, SummaryRow.id)):
-        (series,) = unpack_heads([row.series], [row.width], 1, [])[0]
-        steps, times = unpack_heads([row.spans[4:]], [row.size], 2, [])[0]
         size = int.from_bytes(row.spans[:4], "little")
-        arrays = unpack_heads([row.spans[4 + size :]], [row.size * row.width], 0, _KINDS)[0]
-        shaped = {name: array.reshape(row.size, row.width) for name, array in zip(_FIELDS, arrays, strict=True)}
-        found.append(Summary(series, Spans(steps=steps, **shaped), times, np.frombuffer(row.bases, "<i8")))  # type: ignore[arg-type]
+        (series,) = unpack_whole(row.series, row.width, 1)
+        steps, times = unpack_whole(row.spans[4 : 4 + size], row.size, 2)
+        fields = dict(zip(_KINDS, split(row.spans[4 + size :], len(_KINDS)), strict=True))
+        found.append(Summary(series, steps, times, np.frombuffer(row.bases, "<i8"), fields))
     return found
 
 
@@ -116,7 +123,7 @@ def _rows(
     spans = spans_of(steps[here], matrix.values[here], matrix.present[here], ratios[here])
     times = matrix.measured_at_ms[np.searchsorted(steps, spans.steps)]
     head = pack_heads([spans.steps, times], [])
-    body = pack_heads([], [getattr(spans, name).ravel() for name in _FIELDS])
+    body = pack_heads([], [getattr(spans, name).ravel() for name in _KINDS])
     counts = np.bincount(judged.basis[:, columns].ravel(), minlength=BASES)[:BASES].astype("<i8")
     return [
         {

@@ -195,7 +195,7 @@ class FrameRow(Base):
     """What one rank measured at one step, as it was sent: little-endian float32 aligned with the plan."""
 
     __tablename__ = "frames"
-    __table_args__ = (Index(None, "attempt_id", "step"),)
+    __table_args__ = (Index(None, "attempt_id", "step"), {"sqlite_with_rowid": False})
 
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)
@@ -242,14 +242,15 @@ class JudgementRow(Base):
     """The judgement of one step: float16 log-ratios and uint8 bases, aligned with the judge's order."""
 
     __tablename__ = "judgements"
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     schedule: Mapped[float | None]
     ranks_delivered: Mapped[int]
     ranks_expected: Mapped[int]
-    ratios: Mapped[bytes]
-    basis: Mapped[bytes]
+    packed: Mapped[bytes]
+    """Ratios and bases: see `store.judgements`."""
     divisor: Mapped[float | None]
     """What scheduled values were divided by; None in rows older than this column."""
 

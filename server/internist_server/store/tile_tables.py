@@ -1,4 +1,7 @@
-"""Tables of what lies in tiles: blocks of frames and of judgements, packed, and the spans that sum them up."""
+"""Tables of what lies in tiles: blocks of frames and of judgements, packed, and the spans that sum them up.
+
+A tile is small, so those of up to sixteen series lie in one row: pages of the database are full, and few.
+"""
 
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
@@ -22,20 +25,21 @@ class BlockRow(Base):
     """When the last of them came, by the server's clock: what retention goes by."""
     count: Mapped[int]
     heads: Mapped[bytes]
-    """What frames hold beside their values: see `store.blocks`."""
+    """What frames hold beside their values, and ids of the series of its tiles: see `store.blocks`."""
     packed_bytes: Mapped[int] = mapped_column(server_default="0")
     """Of its heads and tiles."""
 
 
-class TileRow(Base):
-    """The values of one series in the frames of a block, packed. It is never changed."""
+class BundleRow(Base):
+    """The values of some series in the frames of a block, a tile of each. It is never changed."""
 
-    __tablename__ = "tiles"
+    __tablename__ = "bundles"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     block_id: Mapped[int] = mapped_column(ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True)
-    series_id: Mapped[int] = mapped_column(primary_key=True)
-    values: Mapped[bytes]
+    place: Mapped[int] = mapped_column(primary_key=True)
+    """Of its series, in the order of the block's: the first sixteen are those of place 0."""
+    tiles: Mapped[bytes]
 
 
 class JudgedBlockRow(Base):
@@ -50,22 +54,21 @@ class JudgedBlockRow(Base):
     last_step: Mapped[int]
     count: Mapped[int]
     heads: Mapped[bytes]
-    """What judgements hold beside ratios and bases: see `store.blocks`."""
+    """What judgements hold beside ratios and bases, and ids of the series of its tiles: see `store.blocks`."""
 
 
-class JudgedTileRow(Base):
-    """The ratios and bases of one series in the judgements of a block, packed. It is never changed.
+class JudgedBundleRow(Base):
+    """The ratios and bases of some series in the judgements of a block, two tiles of each. It is never changed.
 
     A series of which nothing was judged has none.
     """
 
-    __tablename__ = "judged_tiles"
+    __tablename__ = "judged_bundles"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     block_id: Mapped[int] = mapped_column(ForeignKey("judged_blocks.id", ondelete="CASCADE"), primary_key=True)
-    series_id: Mapped[int] = mapped_column(primary_key=True)
-    ratios: Mapped[bytes]
-    basis: Mapped[bytes]
+    place: Mapped[int] = mapped_column(primary_key=True)
+    tiles: Mapped[bytes]
 
 
 class SummaryRow(Base):

@@ -12,12 +12,13 @@ from internist.schema.metrics import METRICS
 from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.patterns import searcher
-from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
+from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
 from internist_server.store.bands import band_of, read_edges
 from internist_server.store.judgements import load_order, places_in, read_judged
 from internist_server.store.matrices import read_history, read_matrix
 from internist_server.store.merge import Floats, Ids, Mask
 from internist_server.store.numbers import number, numbers
+from internist_server.store.ranks import list_ranks
 from internist_server.store.series import (
     Columns,
     StoredSeries,
@@ -184,19 +185,19 @@ def _spans(
     ]
     if not found:
         return
-    steps = np.unique(np.concatenate([summary.spans.steps for summary in found]))
+    steps = np.unique(np.concatenate([summary.steps for summary in found]))
     shape = (len(steps), len(chosen))
     times, present = np.zeros(len(steps), np.int64), np.zeros(shape, bool)
     values, low, high = (np.full(shape, np.nan, np.float32) for _ in range(3))
     nonfinite = np.zeros(shape, np.int64)
     for summary in found:
-        rows = np.searchsorted(steps, summary.spans.steps)
+        rows = np.searchsorted(steps, summary.steps)
         times[rows] = summary.measured_at_ms
         known = [at for at, one in enumerate(summary.series.tolist()) if one in place]
         where = np.ix_(rows, np.array([place[int(summary.series[at])] for at in known], np.int64))
-        spans = summary.spans
-        values[where], low[where], high[where] = spans.last[:, known], spans.low[:, known], spans.high[:, known]
-        present[where], nonfinite[where] = spans.points[:, known] > 0, spans.nonfinite[:, known]
+        for array, name in ((values, "last"), (low, "low"), (high, "high"), (nonfinite, "nonfinite")):
+            array[where] = summary.field(name)[:, known]
+        present[where] = summary.field("points")[:, known] > 0
     yield _Piece(steps, times, values, present, Extent(low, high, nonfinite))
 
 

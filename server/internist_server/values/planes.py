@@ -7,6 +7,7 @@ they are. A plane is its mode, one byte, and what follows from it: one byte that
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,8 @@ _SAME, _PLAIN, _PACKED = range(3)
 _LEVEL: Final = 6
 _RAW: Final = -15
 """zlib without its header and checksum: the database's pages have theirs, and a tile is small."""
+_KEPT: Final = 16_384
+"""Arrays that stay unpacked in memory: of 256 floats 2 kB each, with their packed bytes."""
 MAX_ITEMS: Final = 1 << 15
 """Of one array: the packed size of a plane is told in two bytes."""
 
@@ -35,6 +38,14 @@ def unpack(packed: Sequence[bytes], count: int, dtype: str) -> NDArray[np.generi
     pieces = [piece for one in packed for piece in _planes_of(one, count, kind.itemsize)]
     planes = np.frombuffer(b"".join(pieces), np.uint8).reshape(len(packed), kind.itemsize, count)
     return np.ascontiguousarray(planes.transpose(0, 2, 1)).view(kind).reshape(len(packed), count)
+
+
+@lru_cache(maxsize=_KEPT)
+def unpack_one(packed: bytes, count: int, dtype: str) -> NDArray[np.generic]:
+    """One array of `count` items, which nobody changes: tiles do not either, so what was unpacked lately is known."""
+    array = unpack([packed], count, dtype)[0]
+    array.flags.writeable = False
+    return array
 
 
 def _pack_plane(plane: NDArray[np.uint8]) -> bytes:
