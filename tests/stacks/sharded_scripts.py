@@ -2,15 +2,18 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, linalg, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 import internist
+from internist.optim import Muon, MuonPlusPlus, split_parameters
+from internist.optim.core import MatrixOptimizer
 from tests.stacks.merging import Parts, parts_of
 from tests.stacks.models import HEADS, WIDTH, Attention, Block, Core, Gpt, Mlp, cross_entropy, fused, sentences
 
@@ -72,13 +75,38 @@ def odd(model: nn.Module, step: int, part: slice) -> Tensor:
 Loss = Callable[[nn.Module, int, slice], Tensor]
 
 
-def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[nn.Module], object]) -> dict[str, Any]:
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all that matters not."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
+    "muon": (Muon, {"lr": 0.02, "weight_decay": 0.0}),
+    "decayed": (Muon, {"lr": 0.02, "weight_decay": 0.1}),
+    "muon++": (MuonPlusPlus, {"lr": 0.02, "initialize": False}),
+}
+
+
+def of_matrices(kind: str, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of hidden matrices, which steps them in float32."""
+    constructor, options = OPTIMIZERS[kind]
+    return constructor(split_parameters(model), dtype=torch.float32, **options)
+
+
+def trained(
+    model: nn.Module,
+    loss_of: Loss,
+    *,
+    watched: str,
+    shard: Callable[[nn.Module], object],
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
+) -> dict[str, Any]:
     """Losses, final weights, and what a monitor recorded that watched `before` or `after` sharding, or not at all."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     size = SENTENCES // world
     monitor = watched_as(model) if watched == "before" else None
     shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = optimizer_of(model)
     if watched == "after":
         monitor = watched_as(model, optimizer)
     losses = []
@@ -94,6 +122,7 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
         "weights": [weight.sum().item() for weight in whole.values()],
         "names": list(whole),
         "squares": [weight.square().mean().item() for weight in whole.values()],
+        "norms": {name: linalg.matrix_norm(w, 2).item() for name, w in whole.items() if w.dim() == 2},
     }
     if monitor is not None:
         coverage = [(e.kind, e.subject, e.family, e.state, e.reason) for e in monitor.coverage()]
@@ -103,10 +132,11 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
     return found
 
 
-def alone(kind: str) -> Parts:
+def alone(kind: str, optimizer: str | None = None) -> Parts:
     """One process on the whole batch."""
     model, loss_of = _model(kind)
-    parts: Parts = trained(model, loss_of, watched="after", shard=lambda _: None)["parts"]
+    more = {} if optimizer is None else {"optimizer_of": partial(of_matrices, optimizer)}
+    parts: Parts = trained(model, loss_of, watched="after", shard=lambda _: None, **more)["parts"]
     return parts
 
 
@@ -119,6 +149,7 @@ def fsdp(
     offloads: bool = False,
     narrow: bool = False,
     columns: bool = False,
+    optimizer: str | None = None,
 ) -> dict[str, Any]:
     """A model whose blocks and root are sharded."""
     world = distributed.get_world_size()
@@ -143,7 +174,8 @@ def fsdp(
         fully_shard(model, **more)
 
     model, loss_of = _model(kind)
-    return trained(model, loss_of, watched=watched, shard=shard)
+    optimizer_of = adamw if optimizer is None else partial(of_matrices, optimizer)
+    return trained(model, loss_of, watched=watched, shard=shard, optimizer_of=optimizer_of)
 
 
 def _model(kind: str) -> tuple[nn.Module, Loss]:

@@ -277,6 +277,7 @@ class Observer:
             if not closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
             captures.parameters.snapshot(self._in_turn(owned), self.clock.step, self._due)
+            captures.parameters.request_whole(owned, optimizer, self._due)
             if self._due.heavy:
                 captures.optimizers.request(optimizer)
 
@@ -292,7 +293,7 @@ class Observer:
             owned = captures.parameters.owned_by(optimizer)
             if closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
-            captures.parameters.updates(owned, self._recorder, self._due)
+            captures.parameters.updates(owned, self._recorder, self._due, optimizer)
             captures.parameters.groups(self._recorder, optimizer)
             captures.optimizers.pull(optimizer, self._recorder, self._due)
 

@@ -24,6 +24,7 @@ from internist.observe.speaker import Speaker
 from internist.observe.spectra import SpectraCapture
 from internist.observe.stopwatch import Stopwatch
 from internist.observe.stored_updates import StoredUpdates
+from internist.observe.whole_matrices import WholeMatrices
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 from internist.schema.wire import Facts, Series
@@ -65,6 +66,9 @@ class ParameterCapture:
         self.spectra = SpectraCapture(
             widths=activations.series.widths, series=self._series, faults=faults, wants=sampling.wants
         )
+        self._whole = WholeMatrices(self.spectra, faults, work)
+        self._told_whole: Mapping[int, Collection[str]] = {}
+        """By parameter order: what its owner tells of its spectra in the step under way."""
         self.stepped: set[int] = set()
         """Orders of parameters that some optimizer has stepped."""
         self.updated_now: set[int] = set()
@@ -138,6 +142,11 @@ class ParameterCapture:
         """Keep copies of parameters as they are before a step."""
         self._snapshots.take([p for p in parameters if not p.unsupported and not p.excluded], step, due)
 
+    def request_whole(self, parameters: Sequence[WatchedParameter], optimizer: Any, due: Due) -> None:
+        """Ask an optimizer for the matrices that are due and that it has whole during its step."""
+        if due.matrices is not None and self._sampling.wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
+            self._whole.request(optimizer, [p for p in parameters if due.owns_matrix(p.turn)])
+
     def gradients(self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder, due: Due) -> None:
         """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm; on
         model-heavy steps also their range."""
@@ -153,8 +162,11 @@ class ParameterCapture:
             chosen, squares, counts = found
             recorder.add(self._series.layout(chosen, "gradient.rms"), squares, counts)
 
-    def updates(self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
+    def updates(
+        self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due, optimizer: Any = None
+    ) -> None:
         """Record weights and updates of parameters that were snapshot before the step just made."""
+        self._told_whole = self._whole.pull(optimizer, recorder)
         self._stepped_now.update(p.order for p in parameters)
         self.stepped |= self._stepped_now
         if due.heavy:
@@ -205,6 +217,8 @@ class ParameterCapture:
         self._gradients.reset()
         self._snapshots.reset()
         self.spectra.measured_now.clear()
+        self._whole.reset()
+        self._told_whole = {}
         self._own.reset()
         self._stepped_now.clear()
         self.updated_now = set()
@@ -258,7 +272,7 @@ class ParameterCapture:
         if due.matrices is not None and self._sampling.wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
             turns = [p for p in part if due.owns_matrix(p.turn) and self._series.is_reported(p)]
             with self._work.matrices:
-                self.spectra.record(turns, deltas, recorder)
+                self.spectra.record(turns, deltas, recorder, without=self._told_whole)
 
     def _can_stream(self, p: WatchedParameter, tensor: Tensor, due: Due) -> bool:
         """Whether nothing needs the difference of this weight but what one pass over it gives."""
