@@ -116,6 +116,36 @@ def test_values_of_pieces_are_merged_to_those_of_one_process(ranks, alone, world
     assert {family for _, _, family, *_ in missing} == {"update.feature"}, missing
 
 
+@pytest.mark.parametrize(
+    ("world", "kind", "options"),
+    [(4, "language", {"hybrid": True, "columns": True}), (4, "odd", {})],
+    ids=["columns of one replica", "uneven rows"],
+)
+def test_spectra_that_ranks_work_out_together_are_those_of_one_process(ranks, alone, world, kind, options):
+    bare, watched = (trained(ranks(world), kind, how, reduces=how != "no", **options) for how in ("no", "after"))
+
+    assert_same(watched, bare)
+    found = merged([rank["parts"] for rank in watched])
+    assert not assert_merged(found, alone(kind))
+    assert {key[3] for key in found if key[0] in SPECTRA} == {"exact"}
+    senders = [any(each.metric == "weight.spectral_norm" for _, each, *_ in rank["parts"]) for rank in watched]
+    assert senders == [True] + [False] * (world - 1)
+
+
+def test_a_rank_that_leaves_costs_the_others_exact_spectra_and_nothing_else(ranks):
+    bare = ranks(2).run(scripts.__name__, "left_by_one", False)
+    watched = ranks(2).run(scripts.__name__, "left_by_one", True)
+
+    assert_same(watched, bare)
+    steps = {key: set(points) for key, points in merged([watched[0]["parts"]]).items()}
+    name = "blocks.0.mlp.0.weight"
+    assert 0 in steps["weight.spectral_norm", name, None, "exact"]
+    last = scripts.STEPS - 1
+    assert last in steps["weight.spectral_norm", name, None, "lower"]
+    assert last not in steps["weight.spectral_norm", name, None, "exact"]
+    assert [len(rank["warnings"]) for rank in watched] == [1, 0]
+
+
 def test_whole_rows_are_exact_and_cut_ones_a_pair(ranks, alone):
     rows = merged([rank["parts"] for rank in trained(ranks(2), "language")])
     columns = merged([rank["parts"] for rank in trained(ranks(2), "language", columns=True)])

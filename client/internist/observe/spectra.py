@@ -71,7 +71,7 @@ class SpectraCapture:
             known = without.get(p.order, ())
             delta = deltas.get(p.order) if self._wants_updates and "update" not in known else None
             with_weight = "weight" not in known and (self._wants_weights or (delta is None and not known))
-            if self._is_matrix(p) and (with_weight or delta is not None):
+            if self.is_matrix(p) and (with_weight or delta is not None):
                 found.append((p, p.local, delta, with_weight))
         self._record(found, recorder)
 
@@ -82,18 +82,12 @@ class SpectraCapture:
         for p, weight, change in seen:
             delta = change if self._wants_updates else None
             with_weight = weight is not None and self._wants_weights
-            if self._is_matrix(p) and (with_weight or delta is not None):
+            if self.is_matrix(p) and (with_weight or delta is not None):
                 found.append((p, change if weight is None else weight, delta, with_weight))
         self._record(found, recorder, is_whole=True)
 
-    def is_measured(self, p: WatchedParameter) -> None:
-        """The spectrum of a parameter is known, here or on another rank."""
-        self.measured_now.add(p.order)
-        self._faults.well("parameter", p.name)
-
-    # ---- private ---------------------------------------------------------------------------------------------------
-
-    def _is_matrix(self, p: WatchedParameter) -> bool:
+    def is_matrix(self, p: WatchedParameter) -> bool:
+        """Whether a parameter has a spectrum that can be measured."""
         if p.view == "unknown":
             resolve_view(p, *self._widths.get(p.owner.order, (None, None)))
         if "matrix" not in p.roles or p.unsupported or self._faults.is_given_up("parameter", p.name):
@@ -103,6 +97,13 @@ class SpectraCapture:
             self._faults.give_up("parameter", p.name, reason)
             return False
         return True
+
+    def is_measured(self, p: WatchedParameter) -> None:
+        """The spectrum of a parameter is known, here or on another rank."""
+        self.measured_now.add(p.order)
+        self._faults.well("parameter", p.name)
+
+    # ---- private ---------------------------------------------------------------------------------------------------
 
     def _record(self, found: Sequence[_Found], recorder: Takes, *, is_whole: bool = False) -> None:
         together: list[Matrices] = []
