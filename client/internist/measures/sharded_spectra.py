@@ -15,7 +15,8 @@ from torch.nn import functional
 from internist.measures.precision import full_precision
 
 EXACT_UP_TO = 256
-"""Columns up to which the Gram matrix itself is summed, and its eigenvalues are exact."""
+"""Columns up to which the Gram matrix itself is summed, and its eigenvalues are exact. A matrix that is cut both ways,
+whose Gram matrix is no sum, is summed itself up to the square of that."""
 
 STEPS = 32
 """Of Lanczos, from a random vector: as many as a process takes that has the whole matrix."""
@@ -43,7 +44,8 @@ class Pieces(NamedTuple):
     @property
     def method(self) -> str:
         """How they are measured: `gram` is exact to 1e-6, `lanczos-32` an estimate from below."""
-        return method(self.columns, is_crossed=self.rows is not None)
+        is_small = self.columns <= EXACT_UP_TO if self.rows is None else self.rows * self.columns <= EXACT_UP_TO**2
+        return "gram" if is_small else f"lanczos-{STEPS}"
 
 
 class Found(NamedTuple):
@@ -51,11 +53,6 @@ class Found(NamedTuple):
 
     norms: Tensor
     frobenius: Tensor
-
-
-def method(columns: int, *, is_crossed: bool) -> str:
-    """How matrices of so many columns are measured."""
-    return f"lanczos-{STEPS}" if is_crossed or columns > EXACT_UP_TO else "gram"
 
 
 def spectra(batch: Sequence[Pieces], *, total: Over, largest: Over) -> list[Found]:
@@ -85,7 +82,7 @@ def spectra(batch: Sequence[Pieces], *, total: Over, largest: Over) -> list[Foun
         count = pieces.held.shape[0]
         frobenius = numbers[:count].sqrt()
         if pieces.method == "gram":
-            norms = _top(numbers[count:].view(count, pieces.columns, pieces.columns))
+            norms = _top(_whole_gram(pieces, numbers[count:]))
             found.append(_scaled(norms, frobenius, scale))
         else:
             found.append(Found(scale, frobenius))
@@ -116,10 +113,23 @@ def _squares(held: Tensor) -> Tensor:
 
 
 def _gram(pieces: Pieces) -> Tensor:
+    """What is summed of matrices that are measured exactly: Gram matrices, or the matrices."""
     if pieces.method != "gram":
         return pieces.held.new_empty(0)
+    if pieces.rows is not None:
+        _, m, n = pieces.held.shape
+        row, column = pieces.at
+        return functional.pad(pieces.held, (column, pieces.columns - column - n, row, pieces.rows - row - m))
     with full_precision(pieces.held):
         return pieces.held.mT @ pieces.held
+
+
+def _whole_gram(pieces: Pieces, summed: Tensor) -> Tensor:
+    """(k, columns, columns) Gram matrices, of what has been summed."""
+    if pieces.rows is None:
+        return summed.view(-1, pieces.columns, pieces.columns)
+    whole = summed.view(-1, pieces.rows, pieces.columns)
+    return whole.mT @ whole
 
 
 def _lanczos(batch: Sequence[Pieces], total: Over) -> list[Tensor]:

@@ -29,15 +29,16 @@ class Ranks:
     """
 
     def __init__(self, store: Any, key: str, ranks: Sequence[int], me: int, patience_s: float) -> None:
-        from torch.distributed import AllreduceOptions, PrefixStore, ProcessGroupGloo, ReduceOp
+        from torch import distributed
 
         name = hashlib.blake2b(repr(tuple(ranks)).encode(), digest_size=8).hexdigest()
         # not by `new_group`, which counts the groups of all of the process: the training may make some meanwhile
-        self._group = ProcessGroupGloo(
-            PrefixStore(f"{key}/{name}", store), list(ranks).index(me), len(ranks), timedelta(seconds=patience_s)
+        c10d: Any = distributed
+        self._group: Any = c10d.ProcessGroupGloo(
+            c10d.PrefixStore(f"{key}/{name}", store), list(ranks).index(me), len(ranks), timedelta(seconds=patience_s)
         )
-        self._sum, self._largest = AllreduceOptions(), AllreduceOptions()
-        self._sum.reduceOp, self._largest.reduceOp = ReduceOp.SUM, ReduceOp.MAX
+        self._sum, self._largest = c10d.AllreduceOptions(), c10d.AllreduceOptions()
+        self._sum.reduceOp, self._largest.reduceOp = c10d.ReduceOp.SUM, c10d.ReduceOp.MAX
         self.operations = self.bytes = 0
         self.waited_s = 0.0
 

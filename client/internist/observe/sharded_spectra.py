@@ -133,8 +133,9 @@ class ShardedSpectra:
         shard = p.shard
         if not self._takes or shard is None or not shard.is_first_of_all:
             return
-        for kind, tensor in (("weight", p.local), ("update", change)):
-            if kind in self._wanted and tensor is not None:
+        sides: dict[Kind, Tensor | None] = {"weight": p.local, "update": change}
+        for kind in self._wanted:
+            if (tensor := sides[kind]) is not None:
                 self._kept[p.order, kind] = self._matrix(p, kind, tensor)
 
     def join(self, step: int, recorder: Recorder) -> None:

@@ -96,17 +96,20 @@ def norms(found: Part | None) -> list[float]:
 
 
 def test_norms_of_the_whole_are_known_of_all_ranks(joined):
-    few, many = steep(40, 30), steep(60, EXACT_UP_TO + 40)
+    few, many = steep(40, 30), steep(300, EXACT_UP_TO + 40)
     fewer_rows_than_ranks = steep(2, 9)
     tiny, empty = steep(20, EXACT_UP_TO + 1, scale=1e-25), torch.zeros(5, EXACT_UP_TO + 1)
     matrices = few, many, fewer_rows_than_ranks, tiny, empty
-    given = {rank: Part([*(rows_of(matrix, rank) for matrix in matrices), columns_of(many, rank)]) for rank in ALL}
+    given = {
+        rank: Part([*(rows_of(matrix, rank) for matrix in matrices), columns_of(many, rank), columns_of(few, rank)])
+        for rank in ALL
+    }
     reductions = joined()
 
     work(reductions, 0, given)
 
-    expected = [linalg.matrix_norm(matrix.double(), 2).item() for matrix in (*matrices, many)]
-    tolerances = (EXACT, ITERATED, EXACT, ITERATED, 0.0, ITERATED)
+    expected = [linalg.matrix_norm(matrix.double(), 2).item() for matrix in (*matrices, many, few)]
+    tolerances = (EXACT, ITERATED, EXACT, ITERATED, 0.0, ITERATED, EXACT)
     for found, value, tolerance in zip(norms(given[0]), expected, tolerances, strict=True):
         assert found == pytest.approx(value, rel=tolerance, abs=0.0)
     assert norms(given[1]) == norms(given[2]) == norms(given[0])
