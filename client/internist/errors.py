@@ -1,7 +1,7 @@
 """The client's errors.
 
 InternistError
-├── ConfigurationError   an argument or variable is wrong, or asks for what is not built yet (also a ValueError)
+├── ConfigurationError   an argument or variable is wrong (also a ValueError)
 ├── NothingToWatch       the model or the optimizer has nothing to measure (also a ValueError)
 ├── SpoolError           the spool directory cannot be used (also an OSError)
 └── ServerError          the server cannot be used
@@ -20,7 +20,7 @@ class InternistError(Exception):
 
 
 class ConfigurationError(InternistError, ValueError):
-    """An argument or environment variable is wrong, or asks for what is not built yet."""
+    """An argument or environment variable is wrong."""
 
 
 class NothingToWatch(InternistError, ValueError):  # noqa: N818

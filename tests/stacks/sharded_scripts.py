@@ -1,16 +1,22 @@
 """What the ranks of a small group do with sharded models, and what one process does with the same model and batches."""
 
+import logging
+import logging.handlers
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, linalg, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 import internist
+from internist.optim import Muon, MuonPlusPlus, split_parameters
+from internist.optim.core import MatrixOptimizer
 from tests.stacks.merging import Parts, parts_of
 from tests.stacks.models import HEADS, WIDTH, Attention, Block, Core, Gpt, Mlp, cross_entropy, fused, sentences
 
@@ -72,15 +78,42 @@ def odd(model: nn.Module, step: int, part: slice) -> Tensor:
 Loss = Callable[[nn.Module, int, slice], Tensor]
 
 
-def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[nn.Module], object]) -> dict[str, Any]:
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all that matters not."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
+    "muon": (Muon, {"lr": 0.02, "weight_decay": 0.0}),
+    "decayed": (Muon, {"lr": 0.02, "weight_decay": 0.1}),
+    "muon++": (MuonPlusPlus, {"lr": 0.02, "initialize": False}),
+}
+
+
+def of_matrices(kind: str, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of hidden matrices, which steps them in float32."""
+    constructor, options = OPTIMIZERS[kind]
+    return constructor(split_parameters(model), dtype=torch.float32, **options)
+
+
+def trained(
+    model: nn.Module,
+    loss_of: Loss,
+    *,
+    watched: str,
+    shard: Callable[[nn.Module], object],
+    reduces: bool = False,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
+) -> dict[str, Any]:
     """Losses, final weights, and what a monitor recorded that watched `before` or `after` sharding, or not at all."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     size = SENTENCES // world
-    monitor = watched_as(model) if watched == "before" else None
+    more = {"distributed": "reduce"} if reduces else {}
+    monitor = watched_as(model, **more) if watched == "before" else None
     shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = optimizer_of(model)
     if watched == "after":
-        monitor = watched_as(model, optimizer)
+        monitor = watched_as(model, optimizer, **more)
     losses = []
     for step in range(STEPS):
         loss = loss_of(model, step, slice(rank * size, (rank + 1) * size))
@@ -88,12 +121,14 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        settle(monitor)
     whole = {name: _whole(p).double() for name, p in model.named_parameters()}
     found: dict[str, Any] = {
         "losses": losses,
         "weights": [weight.sum().item() for weight in whole.values()],
         "names": list(whole),
         "squares": [weight.square().mean().item() for weight in whole.values()],
+        "norms": {name: linalg.matrix_norm(w, 2).item() for name, w in whole.items() if w.dim() == 2},
     }
     if monitor is not None:
         coverage = [(e.kind, e.subject, e.family, e.state, e.reason) for e in monitor.coverage()]
@@ -103,10 +138,17 @@ def trained(model: nn.Module, loss_of: Loss, *, watched: str, shard: Callable[[n
     return found
 
 
-def alone(kind: str) -> Parts:
+def settle(monitor: internist.Monitor | None) -> None:
+    """Let what ranks work out together come to its end: steps as short as these would leave some out."""
+    reduction = monitor._observer._reduction if monitor is not None and monitor._observer is not None else None
+    assert reduction is None or reduction.is_idle.wait(60.0)
+
+
+def alone(kind: str, optimizer: str | None = None) -> Parts:
     """One process on the whole batch."""
     model, loss_of = _model(kind)
-    parts: Parts = trained(model, loss_of, watched="after", shard=lambda _: None)["parts"]
+    more = {} if optimizer is None else {"optimizer_of": partial(of_matrices, optimizer)}
+    parts: Parts = trained(model, loss_of, watched="after", shard=lambda _: None, **more)["parts"]
     return parts
 
 
@@ -119,6 +161,8 @@ def fsdp(
     offloads: bool = False,
     narrow: bool = False,
     columns: bool = False,
+    optimizer: str | None = None,
+    reduces: bool = False,
 ) -> dict[str, Any]:
     """A model whose blocks and root are sharded."""
     world = distributed.get_world_size()
@@ -143,7 +187,8 @@ def fsdp(
         fully_shard(model, **more)
 
     model, loss_of = _model(kind)
-    return trained(model, loss_of, watched=watched, shard=shard)
+    optimizer_of = adamw if optimizer is None else partial(of_matrices, optimizer)
+    return trained(model, loss_of, watched=watched, shard=shard, reduces=reduces, optimizer_of=optimizer_of)
 
 
 def _model(kind: str) -> tuple[nn.Module, Loss]:
@@ -185,6 +230,37 @@ def replicated(corrupted_at: int) -> dict[str, Any]:
                 weight.view(-1)[3].bitwise_xor_(1)
     assert monitor.directory is not None
     return {"parts": parts_of(monitor.directory)}
+
+
+def left_by_one(watched: bool) -> dict[str, Any]:
+    """A sharded model of which rank 1 stops watching after the first step, while it goes on training."""
+    model, loss_of = _model("language")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    optimizer = adamw(model)
+    monitor = watched_as(model, optimizer, distributed="reduce") if watched else None
+    said: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    handler = logging.handlers.QueueHandler(said)
+    logging.getLogger("internist").addHandler(handler)
+    losses = []
+    for step in range(STEPS):
+        loss = loss_of(model, step, slice(2 * rank, 2 * rank + 2))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        settle(monitor)
+        if rank == 1 and step == 0 and monitor is not None:
+            monitor.finish()
+    logging.getLogger("internist").removeHandler(handler)
+    found: dict[str, Any] = {"losses": losses, "weights": [_whole(p).sum().item() for p in model.parameters()]}
+    if monitor is not None:
+        monitor.finish()
+        assert monitor.directory is not None
+        records = [said.get() for _ in range(said.qsize())]
+        told = [record.getMessage() for record in records if "works nothing out" in record.getMessage()]
+        found |= {"parts": parts_of(monitor.directory), "warnings": told}
+    return found
 
 
 def fsdp_of(kind: str, watched: str, options: dict[str, Any]) -> dict[str, Any]:

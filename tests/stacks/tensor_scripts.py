@@ -18,11 +18,16 @@ from torch.distributed.tensor.parallel import (
 
 from tests.stacks.merging import parts_of
 from tests.stacks.models import Gpt, cross_entropy, sentences
-from tests.stacks.sharded_scripts import CONTEXT, SENTENCES, STEPS, LocalAttention, watched_as
+from tests.stacks.sharded_scripts import CONTEXT, SENTENCES, STEPS, LocalAttention, settle, watched_as
 
 
 def tensor_parallel(
-    watched: str, *, sequence: bool = False, vocabulary: bool = False, shards: bool = False
+    watched: str,
+    *,
+    sequence: bool = False,
+    vocabulary: bool = False,
+    shards: bool = False,
+    reduces: bool = False,
 ) -> dict[str, Any]:
     """Train the model with its layers cut: columns, then rows; with norms on pieces of the sequence, with logits that
     stay cut, on ranks that shard it besides."""
@@ -60,7 +65,8 @@ def tensor_parallel(
             fully_shard(block, mesh=mesh["dp"])
         fully_shard(model, mesh=mesh["dp"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    monitor = watched_as(model, optimizer) if watched != "no" else None
+    more = {"distributed": "reduce"} if reduces else {}
+    monitor = watched_as(model, optimizer, **more) if watched != "no" else None
     losses = []
     size, replica = SENTENCES // mesh.size(0), mesh.get_local_rank("dp")
     for ids, targets in sentences(STEPS, batch=SENTENCES, context=CONTEXT):
@@ -77,6 +83,7 @@ def tensor_parallel(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        settle(monitor)
     weights = [
         p.full_tensor().sum().item() if hasattr(p, "full_tensor") else p.sum().item() for p in model.parameters()
     ]

@@ -12,6 +12,9 @@ from tests.client.optim.gang import Gang
 from tests.stacks import sharded_scripts as scripts
 from tests.stacks.merging import Key, merged
 
+STEPPED = 1e-3
+"""Relative, between two trainings by orthogonalised gradients: sums of these in another order are magnified where
+singular values are small. Seen: 4e-4."""
 ROUNDING = 1e-5
 """Relative: sums of float32 in another order, and what an optimizer's division makes of them."""
 OF_ONE_PROBE = ("activation.spread", "activation.spread_mean", "activation.lipschitz")
@@ -113,6 +116,36 @@ def test_values_of_pieces_are_merged_to_those_of_one_process(ranks, alone, world
     assert {family for _, _, family, *_ in missing} == {"update.feature"}, missing
 
 
+@pytest.mark.parametrize(
+    ("world", "kind", "options"),
+    [(4, "language", {"hybrid": True, "columns": True}), (4, "odd", {})],
+    ids=["columns of one replica", "uneven rows"],
+)
+def test_spectra_that_ranks_work_out_together_are_those_of_one_process(ranks, alone, world, kind, options):
+    bare, watched = (trained(ranks(world), kind, how, reduces=how != "no", **options) for how in ("no", "after"))
+
+    assert_same(watched, bare)
+    found = merged([rank["parts"] for rank in watched])
+    assert not assert_merged(found, alone(kind))
+    assert {key[3] for key in found if key[0] in SPECTRA} == {"exact"}
+    senders = [any(each.metric == "weight.spectral_norm" for _, each, *_ in rank["parts"]) for rank in watched]
+    assert senders == [True] + [False] * (world - 1)
+
+
+def test_a_rank_that_leaves_costs_the_others_exact_spectra_and_nothing_else(ranks):
+    bare = ranks(2).run(scripts.__name__, "left_by_one", False)
+    watched = ranks(2).run(scripts.__name__, "left_by_one", True)
+
+    assert_same(watched, bare)
+    steps = {key: set(points) for key, points in merged([watched[0]["parts"]]).items()}
+    name = "blocks.0.mlp.0.weight"
+    assert 0 in steps["weight.spectral_norm", name, None, "exact"]
+    last = scripts.STEPS - 1
+    assert last in steps["weight.spectral_norm", name, None, "lower"]
+    assert last not in steps["weight.spectral_norm", name, None, "exact"]
+    assert [len(rank["warnings"]) for rank in watched] == [1, 0]
+
+
 def test_whole_rows_are_exact_and_cut_ones_a_pair(ranks, alone):
     rows = merged([rank["parts"] for rank in trained(ranks(2), "language")])
     columns = merged([rank["parts"] for rank in trained(ranks(2), "language", columns=True)])
@@ -120,6 +153,43 @@ def test_whole_rows_are_exact_and_cut_ones_a_pair(ranks, alone):
     assert {key[3] for key in rows if key[0] in ROWS} == {"exact"}
     assert {key[3] for key in columns if key[0] in ROWS} == {"lower", "upper"}
     assert {key[3] for key in rows if key[0] in SPECTRA} == {"lower", "upper"}
+
+
+@pytest.mark.parametrize(
+    ("world", "kind", "options"),
+    [
+        (2, "muon++", {}),
+        (4, "muon++", {"hybrid": True}),
+        (2, "muon", {"columns": True}),
+        (2, "decayed", {}),
+    ],
+    ids=["weights and updates", "of one replica", "updates alone", "none, where weights decay"],
+)
+def test_spectra_are_exact_where_an_optimizer_has_the_matrix_whole(ranks, world, kind, options):
+    bare, watched = (trained(ranks(world), "language", how, optimizer=kind, **options) for how in ("no", "after"))
+    alone = merged([scripts.alone("language", kind)])
+
+    assert_same(watched, bare)
+    found = merged([rank["parts"] for rank in watched])
+    told = {"muon++": ("weight.", "update."), "muon": ("update.",), "decayed": ()}[kind]
+    stepped = {key[1] for key in alone if key[0] == "optimizer.effective_lr"}
+    assert stepped
+    for (metric, subject, index, bound), points in alone.items():
+        if metric not in SPECTRA or subject not in stepped or metric.startswith(("optimizer.", *OF_WHOLE_MATRICES)):
+            continue
+        is_told = metric.startswith(told) and (metric != "update.relative" or "weight." in told)
+        bounds = {key[3] for key in found if key[:2] == (metric, subject)}
+        assert bounds == ({"exact"} if is_told else set() if metric in WHOLE else {"lower", "upper"}), (metric, subject)
+        for step, value in points.items() if is_told else ():
+            assert found[metric, subject, index, bound][step] == pytest.approx(value, rel=STEPPED), (metric, subject)
+        if metric == "weight.spectral_norm" and is_told:
+            last = watched[0]["norms"][subject]
+            assert found[metric, subject, index, bound][scripts.STEPS - 1] == pytest.approx(last, rel=ROUNDING)
+    senders = [
+        {each.subject for _, each, _, _ in rank["parts"] if each.metric == "update.spectral_norm"} & stepped
+        for rank in watched
+    ]
+    assert kind == "decayed" or sum(map(len, senders)) == len(stepped)  # of each matrix its owner alone
 
 
 def test_one_bit_that_a_replica_loses_is_seen(ranks):

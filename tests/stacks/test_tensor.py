@@ -23,7 +23,7 @@ def alone():
         (2, {}),
         (2, {"sequence": True}),
         (2, {"vocabulary": True}),
-        (4, {"shards": True, "sequence": True, "vocabulary": True}),
+        (4, {"shards": True, "sequence": True, "vocabulary": True, "reduces": True}),
     ],
     ids=["columns and rows", "pieces of the sequence", "pieces of the vocabulary", "all of it, sharded"],
 )
@@ -35,7 +35,10 @@ def test_values_of_cut_layers_are_merged_to_those_of_one_process(ranks, alone, w
     assert_same(watched, bare)
     found = merged([rank["parts"] for rank in watched])
     is_partial = options.get("sequence") and not options.get("shards")
-    lacking = assert_merged(found, alone, apart=(*WHOLE, *(("gradient.global_norm",) if is_partial else ())))
+    told = () if options.get("reduces") else WHOLE
+    lacking = assert_merged(found, alone, apart=(*told, *(("gradient.global_norm",) if is_partial else ())))
+    if options.get("reduces"):
+        assert {key[3] for key in found if key[0] == "weight.spectral_norm"} == {"exact"}
     cut = COLUMNS | ({"head"} if options.get("vocabulary") else set())
     sums = {name for metric, name in lacking if metric in OWN}
     assert ROWS <= sums <= ROWS | {"embed", "position", "head"}, "sums over ranks, and rows of embeddings"

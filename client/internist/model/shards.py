@@ -118,3 +118,19 @@ def _root(mesh: Any) -> Any:
 def _is_first_outside(mesh: Any) -> bool:
     """Whether a mesh is the first of those that the ranks of one model are divided into."""
     return min(ranks_of_model(mesh)) in mesh.mesh.flatten().tolist()
+
+
+def ranks_of_replica(tensor: Tensor) -> tuple[int, ...]:
+    """The ranks that hold all of a sharded tensor together, each part once: those of its first replica in its mesh."""
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    places = tuple(
+        slice(None) if getattr(placement, "dim", None) is not None else 0
+        for placement in tensor.placements  # type: ignore[attr-defined]
+    )
+    return tuple(sorted(int(rank) for rank in mesh.mesh[places].flatten().tolist()))
+
+
+def is_in_one_box(tensor: Tensor) -> bool:
+    """Whether the piece that each rank holds of a sharded tensor lies together: none is cut by two of its mesh."""
+    cut = [placement.dim for placement in tensor.placements if getattr(placement, "dim", None) is not None]  # type: ignore[attr-defined]
+    return len(set(cut)) == len(cut)

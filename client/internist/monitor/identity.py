@@ -58,6 +58,9 @@ class Store(Protocol):
     def wait(self, keys: list[str], timeout: timedelta) -> None:
         """Wait until keys are set."""
 
+    def clone(self) -> "Store":
+        """Another one at the same place, for another thread."""
+
 
 class _Distributed(Protocol):
     """What is used of `torch.distributed`."""
@@ -203,6 +206,12 @@ def default_store() -> Store | None:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return cast(Store, _get_default_store())
+
+
+def own_store() -> Store | None:
+    """The same for a thread of its own: one that waits at a store keeps others from it."""
+    store = default_store()
+    return None if store is None else store.clone()
 
 
 def _newest_attempt_before(run_directory: Path, attempt: str) -> str | None:

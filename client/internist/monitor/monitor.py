@@ -22,7 +22,7 @@ from internist.monitor.apart import apart
 from internist.monitor.axes import whole_number
 from internist.monitor.ending import outcome_of
 from internist.monitor.finishing import Finishing, Stage
-from internist.monitor.identity import identify
+from internist.monitor.identity import identify, own_store
 from internist.monitor.logs import Logs
 from internist.monitor.options import Options, flatten
 from internist.monitor.pauses import Pause, Pauses
@@ -30,6 +30,7 @@ from internist.monitor.refusals import check_choice
 from internist.observe.coverage import departed
 from internist.observe.observer import Observer
 from internist.observe.optimizer_facts import step_of_state
+from internist.observe.reduction import Reduction
 from internist.observe.routing import routing
 from internist.observe.sampling import Sampling
 from internist.observe.speaker import Speaker
@@ -97,7 +98,8 @@ class Monitor:
             return
 
         who = identify(id=run, resume=options.resume, directory=options.directory, environ=os.environ)
-        own = apart(model, root, who, next(_WATCHED), rename)
+        turn = next(_WATCHED)
+        own = apart(model, root, who, turn, rename)
         read = partial(
             outline,
             include=options.include,
@@ -150,6 +152,8 @@ class Monitor:
             options.schedule,
         )
         self._recorder = Recorder(self._spool, SeriesBook(sampling.wants))
+        meeting = f"internist/spectra/{who.run}/{who.attempt}/{turn}"
+        reduction = Reduction(own_store, meeting, who.rank) if options.reduces and who.world_size > 1 else None
         self._observer = Observer(
             model,
             plan,
@@ -169,6 +173,7 @@ class Monitor:
             ),
             on_coverage=self._send_coverage,
             on_start=self._restart,
+            reduction=reduction,
         )
         self._tells_coverage = own.is_first or bool(own.modules)
         self._sender = sender = Sender(
@@ -184,7 +189,7 @@ class Monitor:
         self._logs = Logs(self._observer, self._recorder, self._complain)
         sender.start()
         self._observer.on_step = sender.wake
-        self._observer.count_work(lambda: sender.worked_s)
+        self._observer.count_work(lambda: sender.worked_s + (reduction.worked_s if reduction is not None else 0.0))
 
     # ---- the user's calls ------------------------------------------------------------------------------------------
 

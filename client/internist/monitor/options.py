@@ -53,6 +53,8 @@ class Options:
     """Limits that the run sets for itself."""
     """Whether the model may be called with a probe of its own input, to see what an update changes."""
     compile: str | None
+    reduces: bool
+    """Whether ranks work out together what pieces of matrices do not tell."""
     reference: str | None
     """The run that this one is to be held to."""
     trajectory: tuple[TrajectoryPiece, ...]
@@ -69,9 +71,9 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
     """Check the arguments of `watch` and fill the gaps from the environment.
 
     Raises:
-        ConfigurationError: a value is wrong, or asks for what is not built yet.
+        ConfigurationError: a value is wrong.
     """
-    _refuse_unbuilt(arguments)
+    _refuse_unknown(arguments)
     config = flatten(arguments["config"])
     parametrization = str(config.get("parametrization", "standard"))
     if parametrization not in PARAMETRIZATIONS:
@@ -113,6 +115,7 @@ def settle(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         replay=replay,
         thresholds=limits(arguments["thresholds"]),
         compile=arguments["compile"],
+        reduces=arguments["distributed"] == "reduce",
         reference=reference,
         trajectory=trajectory,
         schedule=schedule.settled(arguments["schedule"]),
@@ -184,16 +187,12 @@ def attributes(config: Any) -> Mapping[str, Any]:
     return found
 
 
-def _refuse_unbuilt(arguments: Mapping[str, Any]) -> None:
-    built: dict[str, tuple[Any, ...]] = {"compile": (None, "inline"), "distributed": ("merge",)}
-    known: dict[str, tuple[Any, ...]] = {"distributed": ("reduce",)}
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    built: dict[str, tuple[Any, ...]] = {"compile": (None, "inline"), "distributed": ("merge", "reduce")}
     for name, accepted in built.items():
         value = arguments[name]
-        if value in accepted:
-            continue
-        if value in known.get(name, ()):
-            raise ConfigurationError(f"{name}={value!r} is not built yet; leave it at {accepted[0]!r}")
-        raise ConfigurationError(f"{name}={value!r}: expected {' or '.join(map(repr, accepted))}")
+        if value not in accepted:
+            raise ConfigurationError(f"{name}={value!r}: expected {' or '.join(map(repr, accepted))}")
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -143,7 +143,10 @@ def watch(
             sampled steps a second graph runs that also computes what each call says, exact over the whole batch, for
             one more compilation; results are those of another graph, within rounding. It needs a model that is
             compiled as a whole; others are measured as with None.
-        distributed: how ranks are combined. Only `merge` (parts are shipped, the server merges) is built.
+        distributed: how ranks are combined. `merge`: each ships its parts, the server merges them, and spectra of
+            sharded matrices are bounds. `reduce`: these are worked out by the ranks together, on a thread and process
+            groups of the monitor's own (gloo, over the host), at steps that follow from their numbers alone. A rank
+            that does not come costs the others nothing but a warning, and from there on they tell bounds.
         max_overhead: share of the run's time the monitor may take before it samples more rarely, at most 0.5; 0: no
             limit.
         replay: whether a few tokens may be run through the model once more on heavy steps, before and after an update,
@@ -159,7 +162,7 @@ def watch(
         notebook, a monitor whose cell is executed again, or whose model no variable holds any more, is finished first.
 
     Raises:
-        ConfigurationError: an argument or environment variable is wrong, or asks for what is not built yet; what was
+        ConfigurationError: an argument or environment variable is wrong; what was
             handed over is no model or no optimizer.
         NothingToWatch: the model has no parameters.
         SpoolError: the directory cannot be written.

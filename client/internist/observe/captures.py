@@ -9,6 +9,7 @@ from internist.observe.modules import ActivationCapture
 from internist.observe.optimizers import OptimizerCapture
 from internist.observe.parameters import ParameterCapture
 from internist.observe.probe import ProbeReplay, replay_obstacle
+from internist.observe.reduction import Reduction
 from internist.observe.replicas import Replicas
 from internist.observe.sampling import MATRIX_ROTATION, Due, Sampling
 from internist.observe.speaker import Speaker
@@ -28,13 +29,21 @@ class Captures:
         faults: Faults,
         sampling: Sampling,
         speaker: Speaker,
+        reduction: Reduction | None = None,
     ) -> None:
         self.activations = ActivationCapture(
             outline, gate, book=book, faults=faults, sampling=sampling, world_size=speaker.world_size
         )
         self.attention = AttentionCapture(gate, book=book, faults=faults, sampling=sampling)
         self.parameters = ParameterCapture(
-            outline, self.activations, gate.work, book=book, faults=faults, sampling=sampling, speaker=speaker
+            outline,
+            self.activations,
+            gate.work,
+            book=book,
+            faults=faults,
+            sampling=sampling,
+            speaker=speaker,
+            reduction=reduction,
         )
         self.optimizers = OptimizerCapture(
             outline, book=book, faults=faults, sampling=sampling, reports_routing=speaker.reports_replicated

@@ -21,6 +21,7 @@ from internist.observe.optimizer_facts import step_of_state
 from internist.observe.pacing import Pacing
 from internist.observe.patience import Patience
 from internist.observe.probe import ProbeReplay
+from internist.observe.reduction import Reduction
 from internist.observe.replays import Replays
 from internist.observe.reporting import CoverageReport, Seen
 from internist.observe.root import RootCalls, is_rehearsal, under_transform
@@ -46,6 +47,7 @@ class Observer:
         speaker: who this rank is.
         on_coverage: receives the coverage when it has changed.
         on_start: receives the first step, where the optimizers' state told a larger one.
+        reduction: joins other ranks to work out what pieces do not tell; None: nothing does.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Observer:
         speaker: Speaker,
         on_coverage: Callable[[tuple[CoverageEntry, ...]], None],
         on_start: Callable[[int], None],
+        reduction: Reduction | None = None,
     ) -> None:
         self._read, self._recorder, self._sampling, self._speaker = read, recorder, sampling, speaker
-        self._on_start, self._reads_step = on_start, reads_step
+        self._on_start, self._reads_step, self._reduction = on_start, reads_step, reduction
         self._outline = outline
         self._pacing = Pacing(sampling, modules=len(outline.modules))
         self._turns = Turns(outline)
@@ -179,6 +182,8 @@ class Observer:
         self._captures.parameters.later.forget(self._recorder)
         self._captures.reset()
         self._captures.forget()
+        if self._reduction is not None:
+            self._reduction.close()
         self._recorder.discard_step()
 
     # ---- forward ---------------------------------------------------------------------------------------------------
@@ -277,6 +282,7 @@ class Observer:
             if not closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
             captures.parameters.snapshot(self._in_turn(owned), self.clock.step, self._due)
+            captures.parameters.request_whole(owned, optimizer, self._due)
             if self._due.heavy:
                 captures.optimizers.request(optimizer)
 
@@ -292,7 +298,7 @@ class Observer:
             owned = captures.parameters.owned_by(optimizer)
             if closure:
                 captures.parameters.gradients(owned, optimizer, self._recorder, self._due)
-            captures.parameters.updates(owned, self._recorder, self._due)
+            captures.parameters.updates(owned, self._recorder, self._due, optimizer)
             captures.parameters.groups(self._recorder, optimizer)
             captures.optimizers.pull(optimizer, self._recorder, self._due)
 
@@ -354,6 +360,7 @@ class Observer:
                     self._collect(step)
             else:
                 self._values.leave_trail(step, self._rates)
+            self._captures.parameters.join_ranks(step, self._recorder)
             self._rates = []
             if not self._root.seen:
                 self._root.search()
@@ -379,7 +386,7 @@ class Observer:
             captures.branches.derive() if self._due.matrices is not None else None,
             captures.parameters.epsilons.derive() if self._due.heavy else None,
         ]
-        recorder.close_step(step, [one for one in derive if one is not None], more=captures.parameters.later.is_waiting)
+        recorder.close_step(step, [one for one in derive if one is not None], more=captures.parameters.to_come)
         self.on_step()
 
     def arm(self, step: int, wish: Due | None = None) -> None:
@@ -388,6 +395,7 @@ class Observer:
         if self._is_closed:
             return
         self._captures.reset()
+        self._captures.parameters.begin(step)
         self._recorder.discard_step()
         self._replays.has_run = False
         self._due = self._pacing.decide(step) if wish is None else wish
@@ -433,6 +441,7 @@ class Observer:
             faults=self._faults,
             sampling=self._sampling,
             speaker=self._speaker,
+            reduction=self._reduction,
         )
 
     def _follow(self) -> None:

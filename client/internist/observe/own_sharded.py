@@ -22,6 +22,9 @@ from internist.observe.tokens import outside_modes
 from internist.record.recorder import Recorder
 from internist.record.series_book import Layout
 
+HELD_FOR = "own updates"
+"""What a closed step is held for, as the recorder knows it."""
+
 
 @dataclass(slots=True)
 class _Waiting:
@@ -129,7 +132,7 @@ class ShardedOwn:
         self.stop()
         if self._waiting:
             self._waiting = {}
-            recorder.settle(self._step)
+            recorder.settle(self._step, HELD_FOR)
 
     # ---- private ---------------------------------------------------------------------------------------------------
 

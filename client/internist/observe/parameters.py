@@ -14,16 +14,21 @@ from internist.observe.gradients import GradientCapture, gradient_of
 from internist.observe.groups import Groups
 from internist.observe.modules import ActivationCapture
 from internist.observe.optimizer_facts import parameter_groups, parameters_of
+from internist.observe.own_sharded import HELD_FOR as NEXT_FORWARD
 from internist.observe.own_sharded import ShardedOwn
 from internist.observe.own_updates import OwnUpdates
 from internist.observe.parameter_ranges import ParameterRanges
 from internist.observe.parameter_series import ParameterSeries
-from internist.observe.sampling import Due, Sampling
+from internist.observe.reduction import Reduction
+from internist.observe.sampling import Due, Sampling, due
+from internist.observe.sharded_spectra import HELD_FOR as RANKS
+from internist.observe.sharded_spectra import Kind, ShardedSpectra
 from internist.observe.snapshots import UPDATE_SPECTRA, WEIGHT_SPECTRA, Snapshots
 from internist.observe.speaker import Speaker
 from internist.observe.spectra import SpectraCapture
 from internist.observe.stopwatch import Stopwatch
 from internist.observe.stored_updates import StoredUpdates
+from internist.observe.whole_matrices import WholeMatrices
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 from internist.schema.wire import Facts, Series
@@ -45,6 +50,7 @@ class ParameterCapture:
         faults: Faults,
         sampling: Sampling,
         speaker: Speaker,
+        reduction: Reduction | None = None,
     ) -> None:
         self._outline, self._activations, self._work, self._speaker = outline, activations, work, speaker
         self._book, self._faults, self._sampling = book, faults, sampling
@@ -65,6 +71,10 @@ class ParameterCapture:
         self.spectra = SpectraCapture(
             widths=activations.series.widths, series=self._series, faults=faults, wants=sampling.wants
         )
+        self._whole = WholeMatrices(self.spectra, faults, work)
+        self._together = self._worked_out_by(reduction)
+        self._told_whole: Mapping[int, Collection[str]] = {}
+        """By parameter order: what its owner tells of its spectra in the step under way."""
         self.stepped: set[int] = set()
         """Orders of parameters that some optimizer has stepped."""
         self.updated_now: set[int] = set()
@@ -138,6 +148,16 @@ class ParameterCapture:
         """Keep copies of parameters as they are before a step."""
         self._snapshots.take([p for p in parameters if not p.unsupported and not p.excluded], step, due)
 
+    def begin(self, step: int) -> None:
+        """A step begins."""
+        if self._together is not None:
+            self._together.begin(step)
+
+    def request_whole(self, parameters: Sequence[WatchedParameter], optimizer: Any, due: Due) -> None:
+        """Ask an optimizer for the matrices that are due and that it has whole during its step."""
+        if due.matrices is not None and self._sampling.wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
+            self._whole.request(optimizer, [p for p in parameters if due.owns_matrix(p.turn)])
+
     def gradients(self, parameters: Sequence[WatchedParameter], optimizer: Any, recorder: Recorder, due: Due) -> None:
         """Record the RMS of each gradient the optimizer is about to use, and keep their squares for the global norm; on
         model-heavy steps also their range."""
@@ -153,8 +173,11 @@ class ParameterCapture:
             chosen, squares, counts = found
             recorder.add(self._series.layout(chosen, "gradient.rms"), squares, counts)
 
-    def updates(self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due) -> None:
+    def updates(
+        self, parameters: Sequence[WatchedParameter], recorder: Recorder, due: Due, optimizer: Any = None
+    ) -> None:
         """Record weights and updates of parameters that were snapshot before the step just made."""
+        self._told_whole = self._whole.pull(optimizer, recorder)
         self._stepped_now.update(p.order for p in parameters)
         self.stepped |= self._stepped_now
         if due.heavy:
@@ -166,6 +189,7 @@ class ParameterCapture:
         uncompared = [p for p in parameters if p.order in alone]
         if chosen:
             self._updates(chosen, recorder, due)
+        self._keep_empty(parameters, due)
         for part in _by_device(uncompared).values():
             self._stored.record_at_once(part, [p.local for p in part], None, recorder)
             self._record_spectra(part, {}, recorder, due)
@@ -200,11 +224,24 @@ class ParameterCapture:
         self._snapshots.forget()
         self.spectra.forget()
 
+    @property
+    def to_come(self) -> list[str]:
+        """What values of the step that is closed are still to come from."""
+        comes = [RANKS] if self._together is not None and self._together.brings else []
+        return comes + [NEXT_FORWARD] * self.later.is_waiting
+
+    def join_ranks(self, step: int, recorder: Recorder) -> None:
+        """A step is over, sampled or not, and its frame closed: join the other ranks, where they join at this one."""
+        if self._together is not None:
+            self._together.join(step, recorder)
+
     def reset(self) -> None:
         """Forget the step."""
         self._gradients.reset()
         self._snapshots.reset()
         self.spectra.measured_now.clear()
+        self._whole.reset()
+        self._told_whole = {}
         self._own.reset()
         self._stepped_now.clear()
         self.updated_now = set()
@@ -256,9 +293,48 @@ class ParameterCapture:
         self, part: Sequence[WatchedParameter], deltas: Mapping[int, Tensor], recorder: Recorder, due: Due
     ) -> None:
         if due.matrices is not None and self._sampling.wants(*WEIGHT_SPECTRA, *UPDATE_SPECTRA):
-            turns = [p for p in part if due.owns_matrix(p.turn) and self._series.is_reported(p)]
+            turns = [p for p in part if due.owns_matrix(p.turn)]
             with self._work.matrices:
-                self.spectra.record(turns, deltas, recorder)
+                turns = [p for p in turns if not self._is_kept(p, deltas.get(p.order)) and self._series.is_reported(p)]
+                self.spectra.record(turns, deltas, recorder, without=self._told_whole)
+
+    def _worked_out_by(self, reduction: Reduction | None) -> ShardedSpectra | None:
+        """What works spectra of sharded matrices out with the other ranks, if anything does."""
+        sides: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+            ("weight", (*WEIGHT_SPECTRA, "update.relative")),
+            ("update", UPDATE_SPECTRA),
+        )
+        wanted = [kind for kind, metrics in sides if self._sampling.wants(*metrics)]
+        if reduction is None or not wanted:
+            return None
+        every = self._sampling.every
+        return ShardedSpectra(
+            self._outline,
+            self._series,
+            reduction,
+            joins_at=lambda step: due(step, every).matrices is not None,
+            rank=self._speaker.rank,
+            wanted=wanted,
+        )
+
+    def _is_kept(self, p: WatchedParameter, change: Tensor | None) -> bool:
+        """Whether the ranks work the spectra of a parameter out together; then what this one holds of it is kept."""
+        if self._together is None or p.order in self._told_whole:
+            return False
+        if not self.spectra.is_matrix(p) or not self._together.takes(p):
+            return False
+        self._together.keep(p, change)
+        self.spectra.is_measured(p)
+        return True
+
+    def _keep_empty(self, parameters: Sequence[WatchedParameter], due: Due) -> None:
+        """Of matrices that other ranks hold all of, this one brings that it holds nothing."""
+        if self._together is None or due.matrices is None:
+            return
+        for p in parameters:
+            is_due = not p.unsupported and not p.excluded and p.tensor.requires_grad and due.owns_matrix(p.turn)
+            if is_due and p.shard is not None and p.shard.is_empty:
+                self._is_kept(p, p.local.detach())
 
     def _can_stream(self, p: WatchedParameter, tensor: Tensor, due: Due) -> bool:
         """Whether nothing needs the difference of this weight but what one pass over it gives."""

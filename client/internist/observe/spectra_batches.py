@@ -11,7 +11,7 @@ from internist.measures.spectral_stacks import Reduced, Spectra
 from internist.model.outline import WatchedParameter
 from internist.model.views import UNORIENTED, fans
 from internist.observe.parameter_series import ParameterSeries
-from internist.record.recorder import Recorder
+from internist.record.kept import Takes
 from internist.schema.metrics import Bound
 from internist.schema.wire import Series
 
@@ -35,6 +35,8 @@ class Matrices:
     change: Tensor | None
     with_weight: bool = True
     """Whether the spectrum of the weight itself is wanted."""
+    is_whole: bool = False
+    """Whether these are whole matrices although ranks hold pieces of them: an optimizer had them for its step."""
 
     @property
     def is_stack_of_experts(self) -> bool:
@@ -44,7 +46,7 @@ class Matrices:
     @property
     def is_piece(self) -> bool:
         """Whether this rank holds a piece of each matrix, and others the rest."""
-        shard = self.parameter.shard
+        shard = None if self.is_whole else self.parameter.shard
         return shard is not None and bool(shard.cut - ({0} if self.is_stack_of_experts else set()))
 
     @property
@@ -52,9 +54,14 @@ class Matrices:
         """The index of each of its series, counted over all ranks."""
         if not self.is_stack_of_experts:
             return [None]
-        shard = self.parameter.shard
+        shard = None if self.is_whole else self.parameter.shard
         first = 0 if shard is None else shard.offset[0]
         return [first + expert for expert in range(self.weight.shape[0])]
+
+    @property
+    def key(self) -> tuple[int, bool]:
+        """What tells it from other matrices, and the whole of one from a piece."""
+        return self.parameter.order, self.is_whole
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -83,8 +90,8 @@ class SpectraBatches:
 
     def __init__(self, series: ParameterSeries) -> None:
         self._series = series
-        self._starts: dict[tuple[int, ...], Tensor] = {}
-        """By the parameters of a stack: right vectors of its weights."""
+        self._starts: dict[tuple[tuple[int, bool], ...], Tensor] = {}
+        """By the matrices of a stack: right vectors of its weights."""
         self._scales: dict[Hashable, Tensor] = {}
 
     def forget(self) -> None:
@@ -92,7 +99,7 @@ class SpectraBatches:
         self._starts.clear()
         self._scales.clear()
 
-    def record(self, members: Sequence[Matrices], recorder: Recorder) -> None:
+    def record(self, members: Sequence[Matrices], recorder: Takes) -> None:
         """Record the spectra of matrices on one device, of which the same is wanted: of all, or raise."""
         self._record(self._measured(members), recorder)
 
@@ -117,7 +124,7 @@ class SpectraBatches:
         kinds = stack[0].kinds
         sides = [[each.side(kind) for each in stack] for kind in kinds]
         if spectral_stacks.takes_start(stack[0].weight.shape):
-            known = self._starts.get(tuple(each.parameter.order for each in stack))
+            known = self._starts.get(tuple(each.key for each in stack))
             starts = [known if kind == "weight" else None for kind in kinds]
             return [
                 spectral_stacks.reduce_(_stacked([side]), start=start)
@@ -131,7 +138,7 @@ class SpectraBatches:
         for stack, parts in waiting:
             kinds, own = stack[0].kinds, [next(spectra) for _ in parts]
             if own[0].right is not None and kinds[0] == "weight":
-                self._starts[tuple(each.parameter.order for each in stack)] = own[0].right
+                self._starts[tuple(each.key for each in stack)] = own[0].right
             if len(own) < len(kinds):
                 own = _halves(own[0], len(kinds))
             groups = stack[0].weight.shape[0] if stack[0].weight.dim() == 3 else 1
@@ -147,7 +154,7 @@ class SpectraBatches:
             )
         return found
 
-    def _record(self, parts: Sequence[_Found], recorder: Recorder) -> None:
+    def _record(self, parts: Sequence[_Found], recorder: Takes) -> None:
         kinds = parts[0].members[0].kinds
         subjects = [
             (each.parameter, index, part.methods) for part in parts for each in part.members for index in each.indices
@@ -184,7 +191,7 @@ class SpectraBatches:
 
     def _scales_of(self, members: Sequence[Matrices], device: torch.device) -> Tensor:
         """(series,) what turns spectral norms to operator norms; made once, since a copy to the device would wait."""
-        key = device, tuple(each.parameter.order for each in members)
+        key = device, tuple(each.key for each in members)
         known = self._scales.get(key)
         if known is None:
             if len(self._scales) >= LISTS_KEPT:
@@ -200,7 +207,7 @@ def record_pieces(
     kinds: Sequence[str],
     norms: Tensor,
     scales: Tensor,
-    recorder: Recorder,
+    recorder: Takes,
 ) -> None:
     """Record what this rank's pieces of matrices say of the spectral norms of the whole: the largest norm of a piece is
     never above it, the root of the sum of all squares never below.

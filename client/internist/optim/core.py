@@ -33,6 +33,7 @@ from internist.optim.newton_schulz import newton_schulz
 from internist.optim.parallel import step_each
 from internist.optim.promise import update_promise
 from internist.optim.scaling import scale
+from internist.optim.whole import Side, Viewer, Views
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,12 +84,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._process_group = process_group
         self._wants_diagnostics = False
         self._diagnostics: dict[Tensor, dict[str, Tensor]] = {}
+        self._views: Views | None = None
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # of a copy or a pickle, which hold groups and state alone
-        for name, value in (("_process_group", None), ("_wants_diagnostics", False), ("_diagnostics", {})):
-            self.__dict__.setdefault(name, value)
+        made: dict[str, Any] = {"_process_group": None, "_wants_diagnostics": False, "_diagnostics": {}, "_views": None}
+        self.__dict__.update({name: value for name, value in made.items() if name not in self.__dict__})
 
     # -- groups
 
@@ -290,6 +292,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if self._wants_diagnostics:
             self._diagnose(bucket, d)
 
+    def _change_of(self, bucket: Bucket) -> float | Tensor | None:
+        """What D is multiplied by to be all that `_write` changes; None where weights decide of that as well."""
+        if bucket.group["weight_decay"] or bucket.weights[0].dtype.itemsize < torch.float32.itemsize:
+            return None
+        return -learning_rate(bucket.group) * self._scale(bucket)
+
     def _scale(self, bucket: Bucket) -> float:
         """alpha of the bucket's shape."""
         return scale(bucket.group["scale"], bucket.fan_out, bucket.fan_in, tau=bucket.group.get("tau", 1.0))
@@ -330,6 +338,22 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def diagnostics(self) -> dict[Tensor, dict[str, Tensor]]:
         """What the last step noted: parameter -> metric -> 0-d tensor. Empty if it was not asked to."""
         return self._diagnostics
+
+    def request_whole(self, parameters: Iterable[Tensor], viewer: Viewer) -> None:
+        """Ask the next step to show matrices of which ranks hold pieces, on the rank that has them whole: a parameter's
+        owner. Costs a copy of each such weight; nothing is sent.
+
+        Args:
+            parameters: others than sharded matrices are never shown.
+            viewer: called in the middle of the step. It must not raise, change or keep what it sees.
+        """
+        self._views = Views(parameters, viewer)
+
+    def shown_whole(self) -> dict[Tensor, frozenset[Side]]:
+        """What of the parameters that were asked for the last step showed, here or on another rank: weight and update,
+        or the update alone. None that was written to since. Forgotten once it is told."""
+        views, self._views = self._views, None
+        return {} if views is None else views.shown()
 
     def _diagnose(self, bucket: Bucket, d: Tensor) -> None:
         """Note what is known of a bucket after its write. A subclass notes its own and calls this one."""

@@ -32,6 +32,7 @@ from internist.optim.core import Alone, MatrixOptimizer
 from internist.optim.matrices import matrix_views
 from internist.optim.ownership import Region, held_regions, replicated_region
 from internist.optim.team import Job, Owners, Team
+from internist.optim.whole import BOTH, CHANGE, NEITHER, Side, Views, Whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -199,7 +200,17 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
     whole_directions = team.gather(shared, {job: directions[job] for job in shared if job in directions})
     whole_weights = team.gather(shared, weights)
     local = {job: d for job, d in directions.items() if job.is_local and d.numel()}
+    views = optimizer._views
+    sides = {} if views is None else _shown(views, optimizer, {job: shards[job] for job in shared})
+    before = {job: weight.clone() for job, weight in whole_weights.items() if sides.get(job)}
     _compute(optimizer, whole_directions | local, whole_weights)
+    if views is not None:
+        changes = {job: whole_weights[job].float() - weight.float() for job, weight in before.items()}
+        for job, d in whole_directions.items():
+            length = optimizer._change_of(shards[job]) if sides.get(job) == CHANGE else None
+            if length is not None:
+                changes[job] = d.float() * length
+        views.show([Whole(job.parameter, whole_weights.get(job), change) for job, change in changes.items()])
 
     dtypes = {job: shards[job].dtype for job in shared if not job.writes_whole}
     made = team.scatter(shared, whole_directions, dtypes) | local
@@ -213,6 +224,18 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
         if d.numel():
             optimizer._write(shards[job], d)
     optimizer._wants_diagnostics = wanted
+    if views is not None:
+        for job, of in sides.items():
+            views.note(job.parameter, of, shards[job].weights[0])
+
+
+def _shown(views: Views, optimizer: MatrixOptimizer, shards: Mapping[Job, Shard]) -> dict[Job, frozenset[Side]]:
+    """What of each parameter its owner can show: the same on every rank that asks."""
+    wanted = {job: shard for job, shard in shards.items() if views.wants(job.parameter) and not job.is_replicated}
+    return {
+        job: BOTH if job.writes_whole else NEITHER if optimizer._change_of(shard) is None else CHANGE
+        for job, shard in wanted.items()
+    }
 
 
 def _share_state(team: Team, optimizer: MatrixOptimizer, owner_of: Owners) -> None:

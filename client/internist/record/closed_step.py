@@ -58,8 +58,8 @@ class ClosedStep:
     in_parts: bool
     """Whether a series may have several values, which are parts of one."""
     derive: Sequence[Derive] = ()
-    more: bool = False
-    """Whether values of it are still to come,"""
+    more: set[str] = field(default_factory=set)
+    """Names of what values of it are still to come from,"""
     late: list[Late] = field(default_factory=list)
     """and those that came."""
 

@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -124,14 +124,14 @@ class Recorder:
         if series is not None:
             self._logs.put(step, series, value)
 
-    def close_step(self, step: int, derive: Sequence[Derive] = (), *, more: bool = False) -> None:
+    def close_step(self, step: int, derive: Sequence[Derive] = (), *, more: Iterable[str] = ()) -> None:
         """The step is over: start its one copy to the host.
 
         Args:
             step: its number.
             derive: each works more values out of the frame's, on the host; they travel with it.
-            more: values of it become known in the next forward: it is not written before `settle`, for `LATE_S` at
-                most.
+            more: names of what values of it are still to come from: it is not written before each has settled, for
+                `LATE_S` at most.
         """
         tensors = self._flags + self._tensors + self._mask_tensors
         layout, counts, masks = self._layout, self._counts, self._masks
@@ -155,7 +155,7 @@ class Recorder:
                 also,
                 in_parts,
                 derive,
-                more,
+                set(more),
             )
         )
 
@@ -165,7 +165,8 @@ class Recorder:
             self._logs.put(step, series, value)
 
     def add_late(self, step: int, layout: Layout, values: Tensor, counts: Sequence[int]) -> None:
-        """Record values of a step that was closed with more to come; they go alone if that could not wait for them."""
+        """Record values of a step that was closed with more to come; they go alone if that could not wait for them. Any
+        thread may call."""
         late = Late(layout, counts, self._transfers.begin([values]))
         closed = next((each for each in self._queue.copy() if each.step == step and each.more), None)
         if closed is not None:
@@ -176,11 +177,11 @@ class Recorder:
         else:
             self._dropped += 1
 
-    def settle(self, step: int) -> None:
-        """Nothing of a closed step is still to come."""
+    def settle(self, step: int, source: str) -> None:
+        """Nothing of a closed step is still to come from this source. Any thread may call."""
         for closed in self._queue.copy():
             if closed.step == step:
-                closed.more = False
+                closed.more.discard(source)
 
     def discard_step(self) -> None:
         """Forget what was added since the last step was closed."""
@@ -263,7 +264,7 @@ class Recorder:
             held = (closed.step >= self.step_under_way and age < HOLD_S) or (closed.more and age < LATE_S)
             if (held and not everything) or not closed.has_arrived:
                 break
-            closed.more = False
+            closed.more.clear()
             logged = self._logs.take(upto=closed.step)
             if logged is None:
                 break  # a scalar of this step is still on its way

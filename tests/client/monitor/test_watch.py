@@ -63,7 +63,7 @@ def start_of(monitor):
         ({"resume": "maybe"}, "resume='maybe'"),
         ({"compile": "eager"}, "compile='eager': expected None or 'inline'"),
         ({"compile": "fast"}, "compile='fast': expected None or 'inline'"),
-        ({"distributed": "reduce"}, "distributed='reduce' is not built yet"),
+        ({"distributed": "gather"}, "distributed='gather': expected 'merge' or 'reduce'"),
         ({"reference": "missing.json"}, "reference='missing.json': there is no such file"),
         ({"reference": __file__}, "it holds no trajectory of a run"),
         ({"reference": 7}, "reference=7: expected the id or the name of a run"),

@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     "bfloat16": (Muon, {"lr": 0.05, "dtype": torch.bfloat16}),
     "float32": (Muon, {"lr": 0.05, "dtype": torch.float32}),
     "no_nesterov": (Muon, {"lr": 0.05, "dtype": torch.float32, "nesterov": False, "maximize": True}),
+    "no_decay": (Muon, {"lr": 0.05, "dtype": torch.float32, "weight_decay": 0.0}),
     "lr_tensor": (Muon, {"lr": torch.tensor(0.05), "dtype": torch.float32, "scale": "match_rms_adamw"}),
     **{
         policy: (
@@ -300,6 +301,24 @@ def collectives(kind: str, layout: str) -> dict[str, int]:
     with CommDebugMode() as mode:
         optimizer.step()
     return {str(operation).split(".")[-1]: count for operation, count in mode.get_comm_counts().items()}
+
+
+def collectives_and_seen(kind: str, layout: str) -> tuple[dict[str, int], list[tuple[int, ...]], int]:
+    """The same of a step of which rank 0 asks to see whole matrices; shapes of those it sees, and how many are shown to
+    somebody once all are written to again."""
+    parameters = placed(layout)
+    optimizer = build(kind, parameters, **options_for(layout))
+    advance(optimizer, parameters, range(1))
+    set_gradients(parameters, 1)
+    seen: list[tuple[int, ...]] = []
+    if distributed.get_rank() == 0:
+        optimizer.request_whole(parameters.values(), lambda shown: seen.extend(tuple(w.update.shape) for w in shown))
+    with CommDebugMode() as mode:
+        optimizer.step()
+    for index, parameter in enumerate(parameters.values()):
+        (parameter if index % 2 else parameter.to_local()).detach().mul_(0.5)
+    counts = {str(operation).split(".")[-1]: count for operation, count in mode.get_comm_counts().items()}
+    return counts, seen, len(optimizer.shown_whole())
 
 
 def in_small_rounds(layout: str, entries: int) -> tuple[int, float]:

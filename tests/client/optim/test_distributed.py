@@ -104,6 +104,17 @@ def test_collectives_of_a_step_are_few_whatever_the_number_of_matrices(gang, kin
     assert all(counts == expected for counts in gang.run(CASES, "collectives", kind, layout))
 
 
+@pytest.mark.parametrize("kind", ["no_decay", "decay"])
+def test_one_rank_that_looks_at_whole_matrices_costs_no_collective(gang, kind):
+    bare = gang.run(CASES, "collectives", kind, "rows")
+    answers = gang.run(CASES, "collectives_and_seen", kind, "rows")
+
+    assert [counts for counts, _, _ in answers] == bare
+    assert answers[0][1]  # that it owns
+    assert not any(seen for _, seen, _ in answers[1:])
+    assert not any(left for _, _, left in answers)
+
+
 @pytest.mark.parametrize("layout", FEW_LAYOUTS)
 def test_a_gradient_that_no_rank_has_is_skipped_in_silence(gang, layout):
     for differences, log in gang.run(CASES, "without_gradients", layout, ["square", "heads", "gain"], []):
