@@ -147,7 +147,7 @@ def test_a_planned_model_passes_the_check_of_its_plan(build: Any, batch: Any, at
 def test_from_a_width_of_128_on_four_seeds_decide_most_exponents(build: Any, decided: int) -> None:
     """With more seeds than sizes each seed is fitted by itself: what is one's at every size does not widen intervals.
 
-    Narrower models do not tell more with more seeds, but wrongly: 15 tokens are not few beside a width of 32.
+    Narrower models do not tell more with more seeds, but wrongly: 16 tokens are not few beside a width of 32.
     """
     found = check(build, widths=WIDE, optimizer="adamw", seeds=4, steps=2)
 
