@@ -57,7 +57,6 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     "bfloat16": (Muon, {"lr": 0.05, "dtype": torch.bfloat16}),
     "float32": (Muon, {"lr": 0.05, "dtype": torch.float32}),
     "no_nesterov": (Muon, {"lr": 0.05, "dtype": torch.float32, "nesterov": False, "maximize": True}),
-    "switches": (Muon, {"lr": 0.05, "dtype": torch.float32, "normuon": 0.95, "cautious": True}),
     "lr_tensor": (Muon, {"lr": torch.tensor(0.05), "dtype": torch.float32, "scale": "match_rms_adamw"}),
     **{
         policy: (
@@ -68,6 +67,7 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     },
     "default": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32}),
     "initialised": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32, "initialize": True, "open_gap": 0.5}),
+    "switches": (Muon, {"lr": 0.05, "dtype": torch.float32, "normuon": 0.95, "cautious": True}),
 }
 
 
