@@ -173,6 +173,8 @@ class Strip:
 
 STRIPS = {
     "optimizer.gap": Strip("gap", is_low_bad=True),
+    "optimizer.learned_norm": Strip("beneath", is_low_bad=True),
+    "optimizer.learned_rms": Strip("beneath, RMS", is_low_bad=True),
     "optimizer.audit": Strip("audit"),
     "optimizer.removed_share": Strip("removed"),
     "optimizer.firings": Strip("firings"),

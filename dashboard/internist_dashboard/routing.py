@@ -13,6 +13,8 @@ from internist_dashboard.filters import Filter
 
 TOLD = {
     "optimizer.gap": "gap",
+    "optimizer.learned_norm": "beneath",
+    "optimizer.learned_rms": "beneath, RMS",
     "optimizer.audit": "audit",
     "optimizer.removed_share": "removed",
     "optimizer.firings": "firings",

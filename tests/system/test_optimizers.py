@@ -15,7 +15,17 @@ from tests.system.serving import served, wait_for
 from tests.system.training import small_model
 
 STEPS = 24
-TOLD = ("gap", "audit", "removed_share", "net_update", "firings", "effective_lr", "orthogonality")
+TOLD = (
+    "gap",
+    "learned_norm",
+    "learned_rms",
+    "audit",
+    "removed_share",
+    "net_update",
+    "firings",
+    "effective_lr",
+    "orthogonality",
+)
 EXAMPLE = Path(__file__).parents[2] / "examples/muon_plus_plus.py"
 
 
@@ -58,7 +68,9 @@ def test_what_muon_plus_plus_tells_is_stored_as_told_and_its_table_is_read(tmp_p
         told = server.values(monitor.run, "optimizer.misrouted", weight)
         assert set(told.values()) == {0.0}
         members = server.get(f"/api/v1/runs/{monitor.run}/verdicts", limit=10_000)["members"]
-        assert {"invariance", "gap", "frozen_share", "routing"} <= {member["condition"] for member in members}
+        assert {"invariance", "gap", "frozen_share", "learned_spectrum", "routing"} <= {
+            member["condition"] for member in members
+        }
 
 
 def test_a_hidden_matrix_left_on_another_optimizer_is_alarmed_by_name(tmp_path):

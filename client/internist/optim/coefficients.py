@@ -199,7 +199,10 @@ def norm_band(name: str, steps: int | None = None, *, side: int) -> Band:
 
 
 def arithmetic_dtype(device: torch.device) -> torch.dtype:
-    """The type a device multiplies matrices in fastest: bfloat16 where it does so natively, float32 elsewhere."""
+    """The type a device multiplies matrices in fastest: bfloat16 where it does so natively, float32 elsewhere.
+
+    A CPU does with AMX or AVX-512 BF16.
+    """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     if device.type == "cpu" and CPU_MULTIPLIES_BFLOAT16:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from internist.optim import passes, stack
+from internist.optim import passes, stack, switches
 from internist.optim.adamw import step_adamw
 from internist.optim.bucket import STACK_BYTES, Bucket, Group, fits, learning_rate
 from internist.optim.coefficients import coefficients, norm_band, orthogonality_residual
@@ -205,8 +205,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if not buckets:
             return
         stack.accumulate(buckets)
-        if not self.writes_whole:  # else weights are looked at before they are written to
-            group = buckets[0].group
+        group = buckets[0].group
+        if not (self.writes_whole or group.get("cautious")):  # else weights are looked at before they are written to
             stack.decay(buckets, 1.0 - learning_rate(group) * group["weight_decay"])
 
     def _with_gradient(self, group: Group) -> Iterator[Tensor]:
@@ -278,6 +278,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """W <- (1 - lr weight_decay) W - lr alpha D, for every piece. Entry by entry, unless `writes_whole`."""
         weight_decay, alpha = bucket.group["weight_decay"], self._scale(bucket)
         lr = learning_rate(bucket.group)
+        if bucket.group.get("cautious"):
+            switches.decay_cautiously(bucket, d, lr * weight_decay)
+            weight_decay, bucket.decayed = 0.0, True
         if bucket.stacked:
             if not bucket.decayed:
                 stack.decay([bucket], 1.0 - lr * weight_decay)
@@ -362,6 +365,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         image = norm_band(group["coefficients"], group["steps"], side=min(bucket.fan_out, bucket.fan_in))
         count = d.shape[0]
         self._note(bucket, "optimizer.effective_lr", rate.expand(count))
+        if group.get("normuon") is not None:  # its rows are of other lengths than a set makes them
+            return
         self._note(bucket, "optimizer.update_norm_low", (rate * image.low).expand(count), worst=torch.minimum)
         self._note(bucket, "optimizer.update_norm_high", (rate * image.high).expand(count))
         self._note(bucket, "optimizer.orthogonality", orthogonality_residual(d))

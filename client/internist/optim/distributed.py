@@ -108,6 +108,7 @@ class Ranks:
                 teams[ranks].jobs.append(_job(optimizer, parameter, group, ranks, regions))
             for team in teams.values():
                 team.assign(ROUND)
+                team.check_arithmetic()
             self._known, self._teams = known, list(teams.values())
             optimizer._forget()
         return self._teams
@@ -182,7 +183,9 @@ def _job(optimizer: MatrixOptimizer, parameter: Tensor, group: Group, ranks: Seq
     writes_whole = optimizer.writes_whole or len({shape[1:] for shape in shapes}) > 1
     names = dict(zip(map(id, group["params"]), group.get("param_names") or (), strict=False))
     name = names.get(id(parameter))
-    return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local and not writes_whole)
+    # what is kept of rows is kept by an owner
+    is_local = is_local and not writes_whole and group.get("normuon") is None
+    return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local)
 
 
 def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
@@ -218,7 +221,7 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
     for job, weight in written.items():
         if weight is not weights[job]:
             weights[job].copy_(weight)
-    _share_state(team, optimizer, {job: owner for job, owner in shared.items() if job.writes_whole})
+    _share_state(team, optimizer, shared)
     wanted, optimizer._wants_diagnostics = optimizer._wants_diagnostics, False  # noted by owners, of whole matrices
     for job, d in made.items():
         if d.numel():

@@ -20,9 +20,13 @@ from internist.optim.alignment import aligned
 
 Triple = tuple[float, float, float]
 
-CPU_MULTIPLIES_BFLOAT16: bool = torch.cpu._is_amx_tile_supported()
-"""Natively, in tiles. Asked once: a compiler cannot trace the question. Elsewhere a step in bfloat16 takes four times
-what one in float32 does, so matrices are multiplied in float32 there and rounded at the end."""
+CPU_MULTIPLIES_BFLOAT16: bool = any(
+    supported is not None and supported()
+    for supported in (getattr(torch.cpu, f"_is_{what}_supported", None) for what in ("amx_tile", "avx512_bf16"))
+)
+"""Natively, in tiles or by rows: what the processor can, not what is faster on it, so that like ranks decide alike.
+Asked once: a compiler cannot trace the question. Elsewhere a step in bfloat16 takes four times what one in float32
+does, so matrices are multiplied in float32 there and rounded at the end."""
 
 GROWTH_BEFORE_RESTART = {torch.bfloat16: (150.0, 20.0), torch.float32: (1e5, 1e4), torch.float64: (1e12, 1e11)}
 """By how much a negative eigenvalue of the Gram matrix may grow in the first run of steps, and in later ones, where
@@ -37,7 +41,7 @@ SMALLEST_NORM = 1e-15
 STRIP = 128
 """Rows of a symmetric product that a CPU computes at once in float32,"""
 LONG_STRIP = 256
-"""and in bfloat16, where only strips of long products pay:"""
+"""and in bfloat16, where only strips of long products pay (measured with tiles, and not by rows):"""
 LONG = 2**20
 """those of matrices of at least so many entries, three times as long as wide."""
 

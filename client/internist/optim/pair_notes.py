@@ -16,7 +16,7 @@ from internist.optim.top_pair import pair_residual, warm_pair
 NET_ROUNDS = 5
 """Krylov rounds of what is estimated; each reads the matrices twice."""
 
-LEAST = ("optimizer.update_norm_low", "optimizer.gap")
+LEAST = ("optimizer.update_norm_low", "optimizer.gap", "optimizer.learned_norm", "optimizer.learned_rms")
 """Of several matrices of a parameter their least is told; of the others the greatest."""
 
 
@@ -45,9 +45,33 @@ def of_weights(states: States, keeper: PairKeeper, bucket: Bucket, before: Tenso
     change = weights - before
     seed = step_of(states, bucket)
     net = warm_pair(change, pairs.second, rounds=NET_ROUNDS, seed=seed, batched=bucket.stacked).sigma
-    gap = 1.0 - keeper.below(bucket, pairs).sigma / pairs.radius
+    beneath = keeper.below(bucket, pairs).sigma
+    gap = 1.0 - beneath / pairs.radius
     audit = pair_residual(weights, pairs.u, pairs.v, pairs.radius)
+    norm, rms = learned(weights, pairs.v, beneath)
+    yield "optimizer.learned_norm", norm.to(torch.float32)
+    yield "optimizer.learned_rms", rms.to(torch.float32)
     yield "optimizer.gap", gap.to(torch.float32)
     yield "optimizer.audit", audit.to(torch.float32)
     yield "optimizer.net_update", net.to(torch.float32)
     yield "optimizer.firings", gather(states, bucket, "firings").to(torch.float32)
+
+
+def learned(weights: Tensor, v: Tensor, beneath: Tensor) -> tuple[Tensor, Tensor]:
+    """σ₂ / σ₁ and, of all singular values but the first, RMS / σ₁: how much of a weight is not its top pair.
+
+    Args:
+        weights: (B, fan_out, fan_in) W.
+        v: (B, fan_in) right top vectors; zero for a matrix that grows from zeros, of which all lies beneath.
+        beneath: (B,) σ₂, or of such a matrix σ₁.
+
+    Returns:
+        (B,) each, in (0, 1]; one for a matrix of zeros, or of one row or column, which has nothing beneath.
+    """
+    along = torch.bmm(weights, v.unsqueeze(2)).square().sum((1, 2))
+    rest = (weights.square().sum((1, 2)) - along).clamp(min=0.0)
+    top = torch.maximum(along.sqrt(), beneath)
+    others = min(weights.shape[1:]) - (v.abs().sum(1) > 0).to(rest.dtype)
+    rms = (rest / others.clamp(min=1.0)).sqrt()
+    is_all = (others == 0) | (top == 0)
+    return torch.where(is_all, 1.0, beneath / top), torch.where(is_all, 1.0, rms / top)

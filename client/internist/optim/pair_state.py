@@ -28,6 +28,9 @@ from internist.optim.following import share_of, width
 from internist.optim.frozen_step import FrozenPair, is_large
 from internist.optim.matrices import matrix_views
 
+ROWS = "row_squares"
+"""What NorMuon keeps of each row, in the parameters' states of `Muon`."""
+OF_ROWS = ("u", ROWS)
 OF_COLUMNS = ("v", "second")
 NUMBERS = ("radius", "growth", "found", "firings", "factor", "rate")
 
@@ -71,11 +74,12 @@ def new_state(parameter: Tensor, group: Group) -> dict[str, Tensor]:
 
 
 def part(states: States, bucket: Bucket, index: int, name: str) -> Tensor:
-    """A piece's part of its parameter's state: a view of (count, ...), which for `u` is flat, (count * fan_out,)."""
+    """A piece's part of its parameter's state: a view of (count, ...), or of what has an entry for each row, which is
+    flat, of (count * fan_out,)."""
     value: Tensor = states[bucket.params[index]][name]
     count, fan_out, offset = bucket.counts[index], bucket.fan_out, bucket.offsets[index]
     size = count
-    if name == "u":
+    if name in OF_ROWS:
         blocks = bucket.group["row_blocks"]
         offset, size = offset * fan_out, count * fan_out  # those before are of this shape unless blocks are unequal
         if blocks is not None and not isinstance(blocks, int):
@@ -87,14 +91,14 @@ def gather(states: States, bucket: Bucket, name: str) -> Tensor:
     """(B, ...) of a bucket's matrices: a view where there is one piece, else a copy."""
     parts = [part(states, bucket, index, name) for index in range(len(bucket.params))]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.view(-1, bucket.fan_out) if name == "u" else whole
+    return whole.view(-1, bucket.fan_out) if name in OF_ROWS else whole
 
 
 def scatter(states: States, bucket: Bucket, name: str, values: Tensor, indices: Sequence[int] | None = None) -> None:
     """Write (B, ...) back to where `gather` took it from: of all pieces, or of these."""
     indices = range(len(bucket.params)) if indices is None else indices
     parts = [part(states, bucket, index, name) for index in indices]
-    given = values.reshape(-1) if name == "u" else values
+    given = values.reshape(-1) if name in OF_ROWS else values
     torch._foreach_copy_(parts, list(torch.split(given, [own.shape[0] for own in parts])))
 
 

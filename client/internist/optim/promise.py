@@ -21,8 +21,8 @@ def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `update_scale` and `update_band` [lowest, highest], JSON-able. Under Muon++'s policy `decay` the band has room
         for what it takes off the complement (the triangle inequality). Empty where nothing is promised: for a
-        parameter of several matrices, whose whole has another norm; a scale that changes as the run goes on; Muon++
-        with a policy that changes the length of steps, or adaptive.
+        parameter of several matrices, whose whole has another norm; a scale that changes as the run goes on; NorMuon;
+        Muon++ with a policy that changes the length of steps, or adaptive.
     """
     whole = torch.empty(parameter.shape, device="meta")
     views = matrix_views(whole, whole, group)
@@ -31,7 +31,7 @@ def update_promise(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     fan_out, fan_in = views[0].shape[1:]
     image = norm_band(group["coefficients"], group["steps"], side=min(fan_out, fan_in))
     if "policy" not in group:
-        if group["scale"] == "dynamic":
+        if group["scale"] == "dynamic" or group.get("normuon") is not None:
             return {}
         return {"update_scale": scale(group["scale"], fan_out, fan_in), "update_band": [image.low, image.high]}
     if group["policy"] not in ("decay", "none") or group["adaptive"]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from internist.optim.bucket import Group
+from internist.optim.coefficients import arithmetic_dtype
 from internist.optim.ownership import Region, balanced_owners, newton_schulz_cost
 
 if TYPE_CHECKING:
@@ -102,6 +103,22 @@ class Team:
     def _owned(self, jobs: Sequence[Job]) -> dict[Job, int]:
         costs = [0 if job.is_local else job.cost for job in jobs]
         return dict(zip(jobs, balanced_owners(costs, len(self.ranks)), strict=True))
+
+    def check_arithmetic(self) -> None:
+        """Refuse ranks whose processors multiply in unlike types: what they send one another would not fit. A
+        collective.
+
+        Raises:
+            ValueError: on every rank, that a group leaves the type open and they differ.
+        """
+        rounds = int(arithmetic_dtype(self.device) == torch.bfloat16)
+        found = torch.tensor([rounds, 1 - rounds], dtype=torch.int32, device=self.device)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
+        if int(found.sum()) > 1 and any(job.group["dtype"] is None for job in self.jobs):
+            raise ValueError(
+                "some ranks multiply matrices in bfloat16 and some in float32, as their processors are of two kinds: "
+                "give the optimizer dtype=torch.float32 or dtype=torch.bfloat16"
+            )
 
     def agreed(self) -> set[Job]:
         """The jobs whose gradient every rank has. A collective."""

@@ -133,6 +133,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("optimizer.gap_use", "", "Learning rate over spectral gap: over 1, a step may lift sigma_2 past S. Only under the gap policies cap and none, which rest on the gap.", "first", "light", "parameter"),
     Metric("optimizer.audit", "", "How far the frozen pair is from being a singular pair of the weight: ||W v - S u|| / S (Muon++).", "first", "light", "parameter"),
     Metric("optimizer.removed_share", "", "Share of the momentum's Frobenius norm that the projection off the frozen pair removes (Muon++).", "first", "light", "parameter"),
+    Metric("optimizer.learned_norm", "", "Second singular value of the weight over its first: the norm of what lies beneath the pair that a step leaves alone (Muon++).", "first", "light", "parameter"),
+    Metric("optimizer.learned_rms", "", "RMS of all singular values of the weight but the first, over the first; it lies near their median (Muon++).", "first", "light", "parameter"),
     Metric("optimizer.net_update", "weight", "Spectral norm of all that the step did to the weight: update, decay and retraction (Muon++).", "first", "light", "parameter"),
     Metric("optimizer.firings", "firings", "Times that the gap policy has fired so far (Muon++).", "first", "light", "parameter"),
     Metric("optimizer.clip_gamma", "", "Smallest factor over heads by which QK-Clip scaled their logits at this step; 1: none was clipped.", "first", "light", "parameter", _QK_CLIP),

@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     Rule("frozen_pair_moved", "invariance", "warning", "critical"),
     Rule("gap_used_up", "gap", "warning", "critical"),
     Rule("frozen_share_high", "frozen_share", "warning", "critical"),
+    Rule("norm_of_one_direction", "learned_spectrum", "warning", "critical"),
     Rule("matrix_misrouted", "routing", "warning", "critical", for_points=1),
     Rule("max_logit_high", "attention", "warning", "critical"),
     Rule("logit_scale_out_of_band", "logit_scale", "warning", "critical"),

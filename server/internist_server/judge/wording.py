@@ -16,6 +16,7 @@ _SUBJECT_OF_CONDITION = {
     "invariance": "is off its frozen pair by",
     "gap": "one step's share of the gap is",
     "frozen_share": "removed share of the momentum is",
+    "learned_spectrum": "what lies beneath its top pair is",
     "routing": "is",
     "replicas": "is",
 }

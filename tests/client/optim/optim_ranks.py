@@ -21,12 +21,14 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from internist.optim import coefficients
 from internist.optim import distributed as optim_distributed
 from internist.optim.alignment import BOUNDARY
 from internist.optim.core import MatrixOptimizer
 from internist.optim.distributed import overwrite, whole
 from internist.optim.muon import Muon
 from internist.optim.muon_plus_plus import MuonPlusPlus
+from internist.optim.newton_schulz import CPU_MULTIPLIES_BFLOAT16
 from internist.optim.ownership import held_regions
 
 STEPS = 4
@@ -66,6 +68,7 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     },
     "default": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32}),
     "initialised": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32, "initialize": True, "open_gap": 0.5}),
+    "switches": (Muon, {"lr": 0.05, "dtype": torch.float32, "normuon": 0.95, "cautious": True}),
 }
 
 
@@ -479,6 +482,12 @@ def message_of(what: str) -> str:
             parameter = nn.Parameter(torch.ones(4, 4))
             parameter.grad = torch.ones(4, 4).to_sparse()
             Muon([parameter], process_group=distributed.group.WORLD).step()
+        elif what == "two_kinds":
+            coefficients.CPU_MULTIPLIES_BFLOAT16 = distributed.get_rank() == 0
+            try:
+                Muon([nn.Parameter(torch.ones(4, 4))], process_group=distributed.group.WORLD).step()
+            finally:
+                coefficients.CPU_MULTIPLIES_BFLOAT16 = CPU_MULTIPLIES_BFLOAT16
         elif what == "plain":
             parameters = placed("rows")
             optimizer = build("float32", parameters)

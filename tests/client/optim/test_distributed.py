@@ -55,7 +55,7 @@ def test_ranks_step_like_one_process(gang, kind, layout):
 
 @pytest.mark.parametrize("layout", FEW_LAYOUTS)
 @pytest.mark.parametrize(
-    "kind", ["bfloat16", "no_nesterov", "lr_tensor", "cap", "retract", "none", "initialised", "default"]
+    "kind", ["bfloat16", "no_nesterov", "switches", "lr_tensor", "cap", "retract", "none", "initialised", "default"]
 )
 def test_every_option_is_that_of_one_process(gang, kind, layout):
     for differences in gang.run(CASES, "steps_like_one_process", kind, layout):
@@ -192,6 +192,7 @@ def test_regions_are_where_torch_puts_shards(gang, size):
         ("partial", "ValueError: expected parameters placed by Shard or Replicate, got (Partial"),
         ("sparse", "TypeError: sparse gradients are not supported, got one of shape (4, 4)"),
         ("plain", "TypeError: expected the gradient of a DTensor to be one, got Tensor"),
+        ("two_kinds", "ValueError: some ranks multiply matrices in bfloat16 and some in float32"),
     ],
 )
 def test_what_cannot_be_stepped_is_refused_on_every_rank(gang, what, message):

@@ -676,6 +676,8 @@ def test_diagnostics_say_what_is_so(shape):
     unit = (shape[0] / shape[1]) ** 0.5
     assert found["effective_lr"] == pytest.approx(0.02 * unit / greatest_singular_value("jordan"), rel=1e-5)
     assert found["gap"] == pytest.approx((1 - values[1] / values[0]).item(), abs=1e-4)
+    assert found["learned_norm"] == pytest.approx((values[1] / values[0]).item(), abs=1e-4)
+    assert found["learned_rms"] == pytest.approx((values[1:].square().mean().sqrt() / values[0]).item(), rel=1e-3)
     assert found["audit"] < 1e-5
     assert found["removed_share"] == pytest.approx(((M - kept).norm() / M.norm()).item(), rel=1e-4)
     net = torch.linalg.matrix_norm(weight.detach() - before, 2).item()
@@ -683,6 +685,19 @@ def test_diagnostics_say_what_is_so(shape):
     assert found["firings"] == 0
     assert 0.05 < found["orthogonality"] < 0.6
     assert 0 < found["update_norm_low"] < found["update_norm_high"] <= 0.02 * unit * (1 + ROUNDING)
+
+
+def test_of_what_grows_from_zeros_or_is_one_row_no_direction_is_said_to_stand_alone():
+    weights = [torch.nn.Parameter(torch.zeros(24, 20)), matrix(1, 20), matrix(24, 20)]
+    optimizer = plus_plus([{"params": weights, "policy": "retract"}], lr=0.02)
+    for weight in weights:
+        weight.grad = gaussian(*weight.shape, seed=3)
+    optimizer.request_diagnostics()
+    optimizer.step()
+
+    told = [optimizer.diagnostics()[weight]["optimizer.learned_norm"].item() for weight in weights]
+    assert told[0] > 0.8 and told[1] == 1.0
+    assert told[2] == pytest.approx((singular_values(weights[2])[1] / singular_values(weights[2])[0]).item(), abs=1e-3)
 
 
 def test_a_turned_weight_shows_in_the_audit():
