@@ -262,7 +262,7 @@ class Members:
             ratio=number(jump.ratio),
             since=jump.step,
             crossing=None,
-            source="derived: no schedule leaps so far",
+            source=f"derived: no {'learning' if jump.condition == 'logit_jump' else 'schedule'} leaps so far",
         )
 
     def _verdict(

@@ -66,8 +66,9 @@ _SCHEDULE_SCALARS = (
 )
 
 
-LEAPS = ("decay", "weight", "state")
-"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw."""
+LEAPS = ("decay", "weight", "state", "logits")
+"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw, an
+attention's largest logits."""
 
 
 @dataclass(frozen=True, slots=True)
