@@ -262,6 +262,7 @@ def moved(
             band_high=jump.before * (LOGIT_JUMP if jump.condition == "logit_jump" else SCHEDULE_JUMP),
             message=said if after else f"{where}: steady since its jump at step {jump.step}",
             advice=condition.advice,
+            how_sure=wording.SEEN,
         )
     ]
 
