@@ -160,7 +160,9 @@ def forgotten(*, now: float, before: float) -> str:
 
 
 def jump(ratio: float) -> str:
-    """How the learning rate jumped."""
+    """How a value jumped, by what it is over what it was."""
+    if ratio < 0:
+        return "changed its sign between two samples"
     if ratio >= 1:
         return f"rose {times(ratio)} between two samples"
     return f"fell to 1/{1 / ratio:.0f} between two samples" if ratio > 0 else "fell to zero between two samples"
