@@ -137,7 +137,7 @@ def of_checks(
                 opened_step=int(times.opened[check]) if times.phase[check] == FIRING else None,
                 value=value,
                 ratio=_out(ratio, two_sided=bool(two_sided[check])),
-                worst_ratio=float(np.exp2(worst[check])),
+                worst_ratio=float(np.exp2(worst[check], dtype=np.float64)),
                 basis=basis,
                 band_low=low,
                 band_high=high,
