@@ -153,14 +153,14 @@ def test_what_leaves_its_band_soon_after_goes_with_it_unless_it_is_louder_or_som
     }
 
     said = {}
-    for name, (firing, silenced) in looks.items():
+    for name, (firing, hushed) in looks.items():
         told = Told()
         told.look(firing[:1], now_ms=0)
-        told.look(firing, now_ms=1, silenced=silenced)
+        told.look(firing, now_ms=1, silenced=hushed)
         said[name] = [group for group, _ in told.said]
 
     assert said.pop("soon") == ["update"]
-    assert said == dict.fromkeys(("late", "louder", "silenced"), ["update", "attention"])
+    assert all(groups == ["update", "attention"] for groups in said.values())
 
 
 def test_each_rule_of_the_users_own_is_an_incident_of_its_own():

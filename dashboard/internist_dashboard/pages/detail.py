@@ -19,7 +19,6 @@ from internist_dashboard.frame import Frame
 from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
 
-
 WORST = 100
 """So many of the worst verdicts are looked at for that of the series, with each card's and each block's worst."""
 
@@ -149,7 +148,7 @@ def verdict_of(number: int, board: Verdicts) -> Verdict | None:
 
 
 def judged(verdict: Verdict | None) -> Node:
-    """A verdict explained: how far it is from its band, where the band comes from, since when, how sure, what to try."""
+    """A verdict explained: how far out it is, where its band comes from, since when, how sure it is, what to try."""
     if verdict is None:
         return None
     since = "" if verdict.since_step is None else f"step {words.step(verdict.since_step)}"

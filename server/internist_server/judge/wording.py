@@ -98,7 +98,9 @@ def sureness(samples: int, deviations: float, sure: float, *, is_out: bool) -> s
     if math.isinf(deviations):
         said = f"unlike each of {samples} {values}"
     else:
-        said = f"{figure(deviations)} {'deviation' if figure(deviations) == '1' else 'deviations'} from {samples} {values}"
+        said = (
+            f"{figure(deviations)} {'deviation' if figure(deviations) == '1' else 'deviations'} from {samples} {values}"
+        )
     return f"{percent(sure)}: {said}" if is_out else said
 
 
