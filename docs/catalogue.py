@@ -179,6 +179,16 @@ def criteria_section() -> str:
         "*Schedule*: the value is divided by the factor of the learning rate's schedule before it is judged, its "
         "group's own where that has drifted away from the run's.",
         "",
+        "*How sure* each verdict is, it says itself (`samples`, `deviations`, `sure`, `how_sure` of "
+        "`GET /api/v1/runs/RUN/verdicts`; in the board's drawer, in `internist check` and `internist runs show`): how "
+        "many values of the series its band rests on, how many of their standard deviations the value is from their "
+        "middle (in the logarithm, what they grow by allowed for), and one less the chance at most that one more value "
+        "like them would lie so far away: `97.5 %: 31 deviations from 40 values`. Of n + 1 values no more than one in "
+        "k² lies k or more of their deviations from their mean, whatever they are distributed like, and each is as "
+        "likely to be the last: so it is never more than n / (n + 1), and few values make nobody sure. That an alert "
+        "waits for several such values in a row is not counted in: neighbouring values are not independent. Behind a "
+        "target or a reference stand no values of its own, and it says what does.",
+        "",
         *table(CRITERION_HEADS),
     ]
     lines += [row(*criterion_cells(criterion)) for criterion in CRITERIA]

@@ -35,6 +35,9 @@ class Kind:
     trait: str | None = None
     is_visible: bool = True
     """Whether its cause is in what a client can see, or only in what the data mean."""
+    is_ahead: bool = False
+    """Whether its cause comes before the loss shows it: what an update does shows in the loss of a later step, and what
+    creeps is there before it is large. What changes a forward at once is in the loss of its own first step."""
 
 
 def _module(job: Job, place: str) -> nn.Module:
@@ -192,6 +195,35 @@ def stick_router(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
     weight.requires_grad_(False)
 
 
+CREEP = 1.02
+"""What creeps grows by this factor at every step: sevenfold in a hundred, fifty-fold in two."""
+
+
+def creep_rate(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
+    """The learning rate grows from step to step, as by a factor that is applied to what it was applied to before."""
+    job.crept *= CREEP
+    for group in job.optimizer.param_groups:
+        group["lr"] *= job.crept
+
+
+def creep_weights(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
+    """A place's matrices grow from step to step, as by an average that is written back wrongly."""
+    for parameter in _module(job, place).parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(CREEP)
+
+
+def creep_scale(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
+    """The temperature of attention falls from step to step."""
+    _module(job, place).scale *= CREEP  # type: ignore[assignment, operator]
+
+
+def turn_decay(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
+    """Weight decay has the wrong sign, and weights grow by two in a hundred at every step."""
+    for group in job.optimizer.param_groups:
+        group["weight_decay"] = -(CREEP - 1) / max(group["lr"], 1e-9)
+
+
 def raise_dropout(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
     """Nine in ten activations are dropped."""
     for module in job.model.modules():
@@ -201,12 +233,12 @@ def raise_dropout(job: Job, place: str, is_first: bool) -> None:  # noqa: ARG001
 
 GROUPED = ("adamw", "lion", "sgd")
 KINDS: dict[str, Kind] = {
-    "block_rate_30": Kind(rate(30), "update", WHILE, GROUPED),
-    "hidden_block_rate_30": Kind(rate(30), "inside", WHILE, GROUPED),
-    "hidden_block_rate_100": Kind(rate(100), "inside", WHILE, GROUPED),
-    "global_rate_10": Kind(rate(10), "update", WHILE),
-    "global_rate_30": Kind(rate(30), "update", WHILE),
-    "rate_zero": Kind(rate(0), "update", FOREVER, GROUPED),
+    "block_rate_30": Kind(rate(30), "update", WHILE, GROUPED, is_ahead=True),
+    "hidden_block_rate_30": Kind(rate(30), "inside", WHILE, GROUPED, is_ahead=True),
+    "hidden_block_rate_100": Kind(rate(100), "inside", WHILE, GROUPED, is_ahead=True),
+    "global_rate_10": Kind(rate(10), "update", WHILE, is_ahead=True),
+    "global_rate_30": Kind(rate(30), "update", WHILE, is_ahead=True),
+    "rate_zero": Kind(rate(0), "update", FOREVER, GROUPED, is_ahead=True),
     "nan_weight": Kind(nan_weight, "forward", 1),
     "nan_batch": Kind(nan_batch, "forward", 1),
     "nan_batch_skipped": Kind(nan_batch_skipped, "forward", 1),
@@ -216,15 +248,15 @@ KINDS: dict[str, Kind] = {
     "scale_forgotten": Kind(forget_scale, "forward", 1),
     "gain_zero": Kind(zero_weight, "forward", FOREVER),
     "dead_block": Kind(zero_weight, "forward", FOREVER),
-    "gradient_zero": Kind(zero_gradient, "update", FOREVER),
-    "gradient_flipped": Kind(flip_gradient, "update", FOREVER),
-    "left_out": Kind(nothing, "start", FOREVER, GROUPED),
-    "decay_1000": Kind(raise_decay, "update", FOREVER, ("adamw", "lion", "muon")),
-    "beta2_wrong": Kind(spoil_beta2, "update", FOREVER, ("adamw",)),
-    "state_reset": Kind(reset_state, "forward", 1, ("adamw", "muon++", "muon", "lion")),
-    "data_constant": Kind(repeat_batch, "forward", FOREVER),
+    "gradient_zero": Kind(zero_gradient, "update", FOREVER, is_ahead=True),
+    "gradient_flipped": Kind(flip_gradient, "update", FOREVER, is_ahead=True),
+    "left_out": Kind(nothing, "start", FOREVER, GROUPED, is_ahead=True),
+    "decay_1000": Kind(raise_decay, "update", FOREVER, ("adamw", "lion", "muon"), is_ahead=True),
+    "beta2_wrong": Kind(spoil_beta2, "update", FOREVER, ("adamw",), is_ahead=True),
+    "state_reset": Kind(reset_state, "forward", 1, ("adamw", "muon++", "muon", "lion"), is_ahead=True),
+    "data_constant": Kind(repeat_batch, "forward", FOREVER, is_ahead=True),
     "labels_shuffled": Kind(shuffle_labels, "forward", FOREVER, is_visible=False),
-    "bf16_stagnation": Kind(round_to_bf16, "after", FOREVER, ("adamw", "sgd", "lion")),
+    "bf16_stagnation": Kind(round_to_bf16, "after", FOREVER, ("adamw", "sgd", "lion"), is_ahead=True),
     "branch_10": Kind(raise_branches, "start", FOREVER),
     "head_10": Kind(scale_weight(10), "start", FOREVER),
     "clip_removed": Kind(remove_clipping, "forward", WHILE, ("sgd",), "clip"),
@@ -232,5 +264,9 @@ KINDS: dict[str, Kind] = {
     "dead_units": Kind(kill_units, "forward", 1),
     "block_reset": Kind(reset_weights, "forward", 1),
     "router_stuck": Kind(stick_router, "forward", 1),
+    "rate_creeps": Kind(creep_rate, "update", FOREVER, is_ahead=True),
+    "weights_creep": Kind(creep_weights, "after", FOREVER, GROUPED, is_ahead=True),
+    "scale_creeps": Kind(creep_scale, "forward", FOREVER, is_ahead=True),
+    "decay_turned": Kind(turn_decay, "update", FOREVER, ("adamw", "lion"), is_ahead=True),
     "dropout_9": Kind(raise_dropout, "forward", 1, (), "dropout"),
 }

@@ -39,6 +39,8 @@ class Job:
     inputs: Tensor
     targets: Tensor
     loss_factor: float = 1.0
+    crept: float = 1.0
+    """What a rate that creeps is multiplied by so far."""
     skips_nonfinite: bool = False
     """Whether the loop leaves out an update whose gradient is not finite."""
     kept: dict[str, Tensor] = field(default_factory=dict)

@@ -138,6 +138,14 @@ PLACES: tuple[tuple[str, str, str | None], ...] = (
     ("block_reset", "resnet", "blocks.0"),
     ("router_stuck", "moe", "blocks.2.mlp.router"),
     ("dropout_9", "vit", None),
+    ("rate_creeps", "gpt", None),
+    ("rate_creeps", "lstm", None),
+    ("weights_creep", "resnet", "blocks.1"),
+    ("weights_creep", "vit", "blocks.2"),
+    ("scale_creeps", "gpt", "blocks.1.attn"),
+    ("scale_creeps", "vit", "blocks.1.attn"),
+    ("decay_turned", "mlp", None),
+    ("decay_turned", "lstm", None),
 )
 """(kind, architecture, place)."""
 

@@ -84,7 +84,7 @@ def member_button(worst: Verdict) -> Node:
     return html.Button(
         [html.Span(words.where(worst), className="num"), html.Span(since, className="quiet since")],
         className="plain card-member",
-        title=words.listing([worst.metric, words.crossed(worst.reason), since]),
+        title=words.listing([worst.metric, words.crossed(worst.reason), since, worst.how_sure]),
         **{"data-series": str(worst.series)},
     )
 

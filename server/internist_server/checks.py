@@ -113,6 +113,7 @@ class _Log:
                 band_high=None if one.band_high is None else number(one.band_high),
                 message=one.message,
                 advice=one.advice,
+                how_sure=one.how_sure,
             )
             if key in self._open:
                 self.deviations[self._open[key]] = deviation  # it became critical

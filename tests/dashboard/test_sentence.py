@@ -6,6 +6,7 @@ import pytest
 
 from internist.schema.views import Attempt, Card, Run, Verdict, Verdicts
 from internist_dashboard import cards, components, sentence
+from internist_dashboard.pages import detail
 
 RUN = Run(
     id="r", project="p", name="n", state="live", state_reason="", created_at_ms=0, last_step=420, last_frame_at_ms=0,
@@ -86,3 +87,13 @@ def test_a_clock_that_is_off_is_told_on_the_badge_and_a_minute_is_not():
     badges = [components.run_badge(run) for run in off]
 
     assert ["its clock is 2 h slow" in badge.title for badge in badges] == [True, False]
+
+
+def test_a_series_verdict_is_explained_where_the_board_names_it():
+    sure = replace(WORST, source="its own values", since_step=310, how_sure="97.6 %: 18 deviations from 41 values")
+    told = replace(board(), cards=(replace(CARD, worst=sure),))
+
+    said = text(detail.judged(detail.verdict_of(3, told)))
+
+    assert "its own values" in said and "step 310" in said and "18 deviations from 41 values" in said
+    assert detail.judged(detail.verdict_of(4, told)) is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from internist.schema.views import Silence
 from internist_server.alerts.incidents import LONGEST_WAIT_MS, Incident, Policy, decide
-from internist_server.alerts.inhibition import explained
+from internist_server.alerts.inhibition import TAKEN_IN_STEPS, explained, takes_in
 from internist_server.alerts.labels import group_of
 from internist_server.alerts.silences import matches, silenced
 from tests.server.test_notify import ALERT
@@ -129,16 +129,38 @@ def test_a_silence_does_not_take_the_end_of_what_was_told():
     assert told.said == [("update", "firing"), ("update", "resolved")]
 
 
-def test_an_effect_is_told_when_its_cause_is_over_and_it_is_not():
+def test_an_incident_goes_on_while_an_effect_of_it_does():
     told = Told()
     told.look([UPDATE, FEATURE], now_ms=0)
+
+    for now_ms in (1, 16_000, 40_000):
+        told.look([FEATURE], now_ms=now_ms, recent=[UPDATE])
     assert told.said == [("update", "firing")]
+    for now_ms in (40_001, 56_000):
+        told.look([], now_ms=now_ms)
 
-    told.look([FEATURE], now_ms=1, recent=[UPDATE])
-    told.look([FEATURE], now_ms=16_000, recent=[UPDATE])
-    told.look([FEATURE], now_ms=16_001)
+    assert told.said == [("update", "firing"), ("update", "resolved")]
 
-    assert told.said == [("update", "firing"), ("update", "resolved"), ("forward", "firing")]
+
+def test_what_leaves_its_band_soon_after_goes_with_it_unless_it_is_louder_or_somebody_hears_it_not():
+    later = replace(ATTENTION, pending_step=UPDATE.pending_step + TAKEN_IN_STEPS)
+    warning = replace(UPDATE, severity="warning")
+    looks = {
+        "soon": ([UPDATE, later], ()),
+        "late": ([UPDATE, replace(later, pending_step=later.pending_step + 1)], ()),
+        "louder": ([warning, later], ()),
+        "silenced": ([UPDATE, later], {UPDATE.id}),
+    }
+
+    said = {}
+    for name, (firing, hushed) in looks.items():
+        told = Told()
+        told.look(firing[:1], now_ms=0)
+        told.look(firing, now_ms=1, silenced=hushed)
+        said[name] = [group for group, _ in told.said]
+
+    assert said.pop("soon") == ["update"]
+    assert all(groups == ["update", "attention"] for groups in said.values())
 
 
 def test_each_rule_of_the_users_own_is_an_incident_of_its_own():
@@ -209,7 +231,10 @@ def test_no_order_of_alerts_silences_and_clock_jumps_opens_twice_or_loses_an_end
         assert len(groups) == len(set(groups))
         assert told.moves(firing, now_ms=now_ms, silenced=quiet) == []  # asked twice, it is told once
         explains_itself = {one.id for one in firing} - explained(firing, orders=ORDERS) - quiet
-        assert {group_of(one) for one in firing if one.id in explains_itself} <= set(groups)
+        of_open = [[one for one in firing if group_of(one) == group] for group in groups]
+        for one in firing:
+            is_told = group_of(one) in groups or any(takes_in(members, one) for members in of_open)
+            assert is_told or one.id not in explains_itself
     told.look([], now_ms=now_ms, is_over=True)
 
     for group in {group for group, _ in told.said}:

@@ -204,3 +204,24 @@ def test_a_weight_that_something_else_than_its_steps_has_moved_is_named_at_once(
 
     assert [(change.step, change.series) for change in told.fired("weight_jump")] == [(FIRST, 2)] * opens
     assert len(told.resolved("weight_jump")) == opens
+
+
+@pytest.mark.parametrize(
+    ("heads", "before", "opens"),
+    [((4.0, 4.0), 8.0, True), ((4.0, 1.2), 8.0, False), ((2.0, 2.0), 8.0, False), ((4.0, 4.0), 0.2, False)],
+)
+def test_logits_that_all_rise_by_a_multiple_between_two_samples_are_told_at_once(heads, before, opens):
+    """As where attention's scale is forgotten: far under what warns, and no learning does it."""
+    laws = [
+        (
+            series(head, "attention.max_logit", "blocks.1.attn", index=head),
+            lambda s, to=to: (before + 0.1 * np.sin(s)) * np.where(s < FIRST, 1, to),
+        )
+        for head, to in enumerate(heads)
+    ]
+
+    told = tell(laws, last=700)
+
+    assert [(change.step, change.severity) for change in told.fired("logit_jump")] == [(FIRST, "warning")] * opens
+    assert len(told.resolved("logit_jump")) == opens
+    assert all("blocks.1.attn [" in change.message for change in told.fired("logit_jump"))

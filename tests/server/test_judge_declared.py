@@ -55,6 +55,16 @@ def test_a_declared_fall_to_nothing_is_well_and_an_undeclared_one_is_not():
     assert [t.state for t in run(falls, [1.0] * 32)[0]] == ["firing"]
 
 
+def test_a_rise_to_what_it_was_is_a_restart_unless_the_run_says_that_none_was_meant():
+    """Divided by ten, and ten times as large again for a while."""
+    rates = [*FLAT, *[0.1] * 10, *[1.0] * 5]
+
+    assert run(rates, [np.nan] * 45)[0] == []
+    assert run(rates, rates)[0] == []
+    found, _ = run(rates, [*FLAT, *[0.1] * 15])
+    assert [(t.state, t.step) for t in found][:1] == [("firing", 40 * EVERY)]
+
+
 def test_a_schedule_that_says_it_rises_no_more_ends_the_warm_up_at_once():
     rates = [0.5, 1.0, 1.0]
 

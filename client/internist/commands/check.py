@@ -57,7 +57,9 @@ def in_words(answer: Check) -> list[str]:
     by = "" if answer.reference is None else f" held to {answer.reference} in {answer.held} series,"
     lines = [f"{answer.state}: run {answer.run},{by} {answer.steps} steps judged", *wrapped(answer.sentence)]
     for one in answer.deviations[:_SHOWN]:
-        lines += ["", *wrapped(f"{one.severity} · {_span(one)} · {one.message}"), *wrapped(f"try: {one.advice}")]
+        lines += ["", *wrapped(f"{one.severity} · {_span(one)} · {one.message}")]
+        lines += wrapped(f"how sure: {one.how_sure}") if one.how_sure else []
+        lines += wrapped(f"try: {one.advice}")
     if len(answer.deviations) > _SHOWN:
         lines += ["", f"{len(answer.deviations) - _SHOWN} more; --json lists them"]
     return lines

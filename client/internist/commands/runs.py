@@ -75,6 +75,8 @@ def show(run_id: str, server: str, token: str | None, as_json: bool) -> None:
     worst = [one for one in verdicts.members if one.state in ("drifting", "violated")][:_WORST]
     for one in worst:
         out.print(f"{state(one.state)}  {escape(one.metric)} of {escape(one.subject)}: {escape(one.reason)}")
+        if one.how_sure:
+            out.print(f"  how sure: {escape(one.how_sure)}")
 
 
 @group.command(epilog=EXIT_CODES)

@@ -236,7 +236,7 @@ class AttentionCapture:
                 self._first_head[watched.order] = round(before * self._values[watched.order][-1].shape[1])
             self._subjects[watched.order] = watched
             if isinstance(found, AttentionCall) and math.isfinite(found.factor):
-                self._scales.setdefault(watched.order, found.factor)
+                self._scales[watched.order] = found.factor  # as it is now: a setting may change
             for interface in self._interfaces:
                 interface.kernel_seen = True
             self._faults.well("attention", watched.name)

@@ -66,6 +66,7 @@ class Captures:
         """Take everything away that was put anywhere."""
         self.attention.remove()
         self.activations.remove()
+        self.parameters.remove()
 
     def forget(self) -> None:
         """Keep nothing of the model's size any more."""

@@ -1,6 +1,8 @@
-"""The gradient norm before clipping, of the watched model alone, from the functions of torch that clip by it."""
+"""The gradient norm before and after clipping, of the watched model alone, from the functions of torch that clip by
+it."""
 
 import logging
+import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +21,22 @@ _LOG = logging.getLogger("internist")
 
 @dataclass(slots=True)
 class _Clip:
-    """One clip of a round: the parameters it was over, and their norm before."""
+    """One clip of a round: the parameters it was over, their norm before, and what it may be at most after."""
 
     parameters: set[int]
     norm: Tensor
+    limit: float
+    """NaN: not known, as where a part of them was clipped again."""
+
+    def after(self) -> float:
+        """The norm that clipping has left, as torch does it; NaN where it is not known. The norm must lie on the
+        host."""
+        norm = float(self.norm)
+        return norm * min(1.0, self.limit / (norm + _ADDED))
+
+
+_ADDED = 1e-6
+"""What torch adds to a norm before it divides by it."""
 
 
 class ClippingCapture:
@@ -43,6 +57,8 @@ class ClippingCapture:
         self._is_clipping = False
         self.unread: Tensor | None = None
         """The norm of the last round, where it was not measured: the user's own memory, which may change."""
+        self.after: float | None = None
+        """The norm of the last round after clipping, where it lies on the host and is known."""
         self._norm_type: float | None = None
         """Of the last norm that was computed apart from clipping in this round."""
         listeners: tuple[tuple[str, Prepare | None, Listener], ...] = (
@@ -62,6 +78,7 @@ class ClippingCapture:
         clips, reason = self._clips, self._reason
         measured = measured or all(clip.norm.device.type == "cpu" for clip in clips)
         self._clips, self._reason, self._norm_type = [], "", None
+        self.after = _after(clips) if clips and not reason else None
         self.unread = clips[0].norm.detach() if len(clips) == 1 and not reason and not measured else None
         if reason or not clips or not measured:
             return None
@@ -84,7 +101,7 @@ class ClippingCapture:
         def after(total_norm: Any) -> None:
             self._is_clipping = False
             if total_norm is not None:
-                self._note(parameters, total_norm, float(given.get("norm_type", 2.0)))
+                self._note(parameters, total_norm, float(given.get("norm_type", 2.0)), given["max_norm"])
 
         return after
 
@@ -97,10 +114,10 @@ class ClippingCapture:
         """The second half of `clip_grad_norm_`, also called by those who compute the norm apart."""
         if not self._is_clipping:
             given = _CLIP_WITH_NORM.bind(*args, **kwargs).arguments
-            self._note(_parameters(given["parameters"]), given["total_norm"], self._norm_type)
+            self._note(_parameters(given["parameters"]), given["total_norm"], self._norm_type, given["max_norm"])
         return None
 
-    def _note(self, parameters: list[Tensor], norm: Any, norm_type: float | None) -> None:
+    def _note(self, parameters: list[Tensor], norm: Any, norm_type: float | None, limit: Any) -> None:
         with_gradient = [p for p in parameters if p.grad is not None]
         ours = {id(p) for p in with_gradient if self._owns(p)}
         if not ours:
@@ -116,18 +133,29 @@ class ClippingCapture:
             self._give_up(f"the norm is a {type(norm).__name__}, each rank's part of one")
             return
         before = set().union(*(clip.parameters for clip in self._clips))
-        if ours <= before:
-            return  # clipped already: what it was before is known
+        allowed = float(limit) if isinstance(limit, int | float) else math.nan
+        if ours <= before:  # clipped already: what it was before is known
+            for clip in self._clips:
+                if clip.parameters & ours:
+                    clip.limit = min(clip.limit, allowed) if clip.parameters == ours else math.nan
+            return
         if ours & before:
             self._give_up("gradients were clipped over parts of the model that overlap")
             return
-        self._clips.append(_Clip(ours, norm))
+        self._clips.append(_Clip(ours, norm, allowed))
 
     def _give_up(self, reason: str) -> None:
         self._reason = reason
         if reason not in self._said:
             self._said.add(reason)
             _LOG.warning("internist: gradient.norm_before_clip is not measured: %s", reason)
+
+
+def _after(clips: list[_Clip]) -> float | None:
+    """The norm of all that these clips have left; None where it does not lie on the host or is not known."""
+    if any(clip.norm.device.type != "cpu" or math.isnan(clip.limit) for clip in clips):
+        return None
+    return math.hypot(*(clip.after() for clip in clips))
 
 
 def _parameters(given: Any) -> list[Tensor]:

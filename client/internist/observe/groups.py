@@ -9,6 +9,8 @@ from torch import Tensor
 
 from internist.observe.optimizer_facts import parameter_groups, steps_of_group
 from internist.observe.sampling import Sampling
+from internist.observe.schedulers import HeardSchedulers
+from internist.observe.schedules import Schedule
 from internist.record.recorder import Recorder
 from internist.record.series_book import SeriesBook
 from internist.schema.wire import Facts, Series
@@ -33,11 +35,17 @@ class Groups:
     def __init__(self, *, book: SeriesBook, sampling: Sampling, stage: int = 0) -> None:
         self._book, self._sampling = book, sampling
         self._stage = stage
+        self._heard = HeardSchedulers() if sampling.schedule is None else None
         self._places: list[Callable[[], Any]] = []
         self._numbers: dict[int, list[tuple[int, str, Series]]] = {}
         """By place: the groups whose rate or decay is a number, which of them, and its series."""
         self._before: dict[int, list[float]] = {}
         """By place: these rates at the step before."""
+
+    def remove(self) -> None:
+        """Listen to schedulers no longer."""
+        if self._heard is not None:
+            self._heard.remove()
 
     def number(self, optimizer: Any, index: int) -> int:
         """The number of a group, different for all groups of the run."""
@@ -48,7 +56,7 @@ class Groups:
         names: set[str] = set()
         groups, step = parameter_groups(optimizer), recorder.step_under_way
         numbers = self._numbers[self._place(optimizer)] = []
-        schedule = self._sampling.schedule
+        schedule = self._schedule
         declared = schedule.multipliers(step, groups) if schedule is not None and step >= 0 else None
         if schedule is not None and declared is not None:
             self._record_rise(schedule.rise(step), recorder)
@@ -90,12 +98,17 @@ class Groups:
             self._record_leap(numbers, groups, recorder)
         return rates
 
+    @property
+    def _schedule(self) -> Schedule | None:
+        """What the rates are meant to do: as declared, else as torch's schedulers were heard to say."""
+        return self._sampling.schedule or self._heard
+
     def _record_leap(
         self, numbers: Sequence[tuple[int, str, Series, float]], groups: Sequence[dict[str, Any]], recorder: Recorder
     ) -> None:
         """Record rates and decays, with what the schedule says that rates are multiplied by: a leap that is meant is
         none, and neither is one of the decay with its rate."""
-        step, schedule = recorder.step_under_way, self._sampling.schedule
+        step, schedule = recorder.step_under_way, self._schedule
         declared = None if schedule is None or step < 0 else schedule.multipliers(step, groups)
         for index, key, series, value in numbers:
             recorder.log_measured(step, series, value)

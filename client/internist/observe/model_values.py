@@ -1,5 +1,5 @@
-"""What is known in every round of the model as a whole, and of the monitor itself: loss, gradient norm before clipping,
-coverage, cadence."""
+"""What is known in every round of the model as a whole, and of the monitor itself: loss, gradient norm before and
+after clipping, coverage, cadence."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,6 +13,7 @@ from internist.record.recorder import Recorder
 from internist.schema.wire import Facts, Series
 
 NORM = "gradient.norm_before_clip"
+CLIPPED = "gradient.norm_after_clip"
 
 
 class ModelValues:
@@ -53,6 +54,7 @@ class ModelValues:
         waited = self._recorder.busy
         if norm is not None and self._speaker.reports_replicated:
             self._record_norm(step, norm, is_sampled=is_sampled)
+            self._record_clipped(step, is_sampled=is_sampled)
         is_asked = self._sampling.wants("loss") and not self._recorder.is_logged(step, "loss")
         self._lacks_loss = loss is None and is_asked
         if loss is not None and is_asked:
@@ -94,6 +96,17 @@ class ModelValues:
             self._recorder.add([series], norm)
         elif is_near:
             self._recorder.log_measured(step, series, float(norm))
+
+    def _record_clipped(self, step: int, *, is_sampled: bool) -> None:
+        """What clipping has left. On an accelerator `gradient.global_norm` tells it at sampled steps."""
+        after = self._clipping.after
+        series = self._series(CLIPPED, at_every_step=True) if after is not None else None
+        if series is None or after is None:
+            return
+        if is_sampled:
+            self._recorder.add_host(series, after)
+        else:
+            self._recorder.log_measured(step, series, after)
 
     def _add(self, metric: str, value: float) -> None:
         self._recorder.add_host(self._series(metric), value)

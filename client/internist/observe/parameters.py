@@ -136,6 +136,10 @@ class ParameterCapture:
             owned = [parameter for tensor in given if (parameter := self._by_id.get(id(tensor))) is not None]
         return sorted(dict.fromkeys(owned), key=lambda p: p.order)
 
+    def remove(self) -> None:
+        """Listen to schedulers no longer."""
+        self._groups.remove()
+
     def note_groups(self, optimizers: Sequence[Any]) -> None:
         """Learn which parameter belongs to which group, and what its optimizer promises of its updates."""
         self._series.note_promises(optimizers)

@@ -79,6 +79,15 @@ class Scheduler:
     def __init__(self, scheduler: Any) -> None:
         self._reference = weakref.ref(scheduler)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the scheduler is still there."""
+        return self._reference() is not None
+
+    def is_of(self, scheduler: Any) -> bool:
+        """Whether this is what that scheduler says."""
+        return self._reference() is scheduler
+
     def multipliers(self, step: int, groups: Sequence[Mapping[str, Any]]) -> list[float] | None:  # noqa: ARG002
         """See `Schedule`. Where it is stepped once an epoch it says so by itself."""
         scheduler = self._reference()

@@ -29,6 +29,8 @@ class Deviation:
     band_high: Number
     message: str
     advice: str
+    how_sure: str = ""
+    """In words: of how many values how far away it was, and how rarely one of as many alike would be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,12 @@ WEIGHT_JUMP = 10.0
 """Times what its steps at two samples explain that a weight's RMS may change by between them."""
 WEIGHT_JUMP_SHARE = 0.1
 """And a change by less than this share of it is none."""
+LOGIT_JUMP = 2.5
+"""Times by which the largest logit of every head of one attention may rise from one sample to the next. Derived: no
+healthy run that the judge was tuned by passes 1.5 where logits are of order one, and a scale of 1 / sqrt(d) that is
+forgotten is 4 at 16 features a head, 8 at 64."""
+LOGIT_ORDER = 1.0
+"""Logits under this are no scale that anything is a multiple of."""
 RECENT_POINTS = 100
 """Last values that a value of every step is judged by, of those that were in their band."""
 RECENT_MINIMUM_POINTS = 30
@@ -90,6 +96,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("epsilon", "update", "Gradients over eps", "Gradients are lost in eps", "The gradients of a matrix are larger than the eps that Adam adds to the root of their second moment.", "a smaller eps of its optimizer: 1e-15 costs nothing where its state is float32", is_sign=True),
     Condition("optimizer_state", "update", "The optimizer remembers", "The optimizer has lost its memory", "The state of the optimizer has seen every step that the run has made.", "whether the resume loaded the optimizer's state; then what clears or replaces it", is_sign=True),
     Condition("weight_jump", "spectral", "Only steps move weights", "Something else than the optimizer has written to a weight", "Between two samples a weight's RMS changes by no more than its steps can have moved it.", "what else writes to it: a checkpoint, an initialisation, a clamp, another optimizer", is_sign=True),
+    Condition("logit_jump", "attention", "Attention's scale stays", "Attention logits have leapt", "From one sample to the next the largest logits of an attention's heads do not all rise by a multiple.", "what else writes to it: its scale, a norm of queries and keys that is gone, a checkpoint", is_sign=True),
     Condition("no_data", "numeric", "Series go on", "What was measured no longer is", "What was measured goes on being measured while the run goes on.", "whether the module still takes part: frozen, left out of the forward, or in no optimizer", is_sign=True),
     Condition("weight_decay_jump", "update", "Weight decay jump", "The weight decay jumped", "The weight decay of a group does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),
     Condition("learning_rate_jump", "update", "Learning rate jump", "The learning rate jumped", "After warm-up the learning rate does not jump between two samples.", "the schedule, and what a resume restored", is_sign=True),

@@ -109,6 +109,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("gradient.rms", "gradient", "RMS of the gradient that the optimizer receives.", "mean_square", "light", "parameter"),
     Metric("gradient.global_norm", "gradient", "2-norm of all gradients that the optimizer receives.", "sum_square", "light", "model"),
     Metric("gradient.norm_before_clip", "gradient", "Total norm that clip_grad_norm_ found; at every step where it lies on the host.", "first", "light", "model"),
+    Metric("gradient.norm_after_clip", "gradient", "What clip_grad_norm_ left of that norm: the smaller of it and the largest that is allowed, of several clips together; at every step where it lies on the host.", "first", "light", "model"),
     Metric("gradient.over_eps", "", "RMS of the gradient over the eps that Adam adds to the root of its second moment: under one, eps decides how far a step goes.", "mean_square", "model_heavy", "parameter", "arXiv:2309.14322, as reported in notes on it", made_of=("gradient.rms",)),
     Metric("gradient.underflow", "", "Share of a sample of the gradient's entries, as stored that are not zero and smaller than the smallest normal number of their format.", "mean", "model_heavy", "parameter"),
     Metric("gradient.saturation", "", "Share of a sample of the gradient's entries, as stored that are as large as the largest number of their format or larger, NaN and infinities among them.", "mean", "model_heavy", "parameter"),

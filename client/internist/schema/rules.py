@@ -80,6 +80,7 @@ RULES: tuple[Rule, ...] = (
     Rule("gradient_under_eps", "epsilon", "warning", "warning"),
     Rule("optimizer_state_lost", "optimizer_state", "warning", "warning", for_points=1),
     Rule("weight_jump", "weight_jump", "critical", "critical", for_points=1),
+    Rule("logit_jump", "logit_jump", "warning", "warning", for_points=1),
     Rule("no_data", "no_data", "warning", "warning", for_points=1),
     Rule("weight_decay_jump", "weight_decay_jump", "warning", "warning", for_points=1),
     Rule("learning_rate_jump", "learning_rate_jump", "warning", "critical", for_points=1),

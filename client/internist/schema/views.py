@@ -133,6 +133,14 @@ class Verdict:
     """Where the band comes from: a publication, or which of its own values."""
     advice: str = ""
     """What to try first, where it is not ok."""
+    samples: int | None = None
+    """How many values the band rests on; null where it does not rest on the series' own."""
+    deviations: Number = None
+    """How many of their standard deviations the value is from their middle, what they grow by allowed for."""
+    sure: Number = None
+    """One less the chance at most that one more value like these would lie so far away; null as `samples`."""
+    how_sure: str = ""
+    """The same in words, or what stands behind a band that no values made; empty where nothing was judged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dash import Input, Output, State, html, no_update
 
 from internist.schema.conditions import CRITERIA
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points
+from internist.schema.views import Points, Verdict, Verdicts
 from internist_dashboard import alert_items, components, coverage_items, figures, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
@@ -18,6 +18,9 @@ from internist_dashboard.errors import NotFound, Refused
 from internist_dashboard.frame import Frame
 from internist_dashboard.pages.run import ALERT_LIMIT, PIXELS, Window, frame_of
 from internist_dashboard.theme import Scheme
+
+WORST = 100
+"""So many of the worst verdicts are looked at for that of the series, with each card's and each block's worst."""
 
 
 def register(app: dash.Dash, api: Api) -> None:
@@ -55,7 +58,9 @@ def register(app: dash.Dash, api: Api) -> None:
         if panel.get("coverage"):
             return "Coverage", coverage_items.listing(await api.coverage(name), text), no_update, hidden, None
         number = int(panel["series"])
-        run, alerts = await asyncio.gather(api.run(name), api.alerts(run=name, limit=ALERT_LIMIT))
+        run, alerts, board = await asyncio.gather(
+            api.run(name), api.alerts(run=name, limit=ALERT_LIMIT), api.verdicts(name, limit=WORST)
+        )
         frame = await on_axis(api, run, frame_of(run, window, scheme, is_narrow=narrow), axis)
         found = await _window(api, name, number, frame)
         if not found:
@@ -71,6 +76,7 @@ def register(app: dash.Dash, api: Api) -> None:
             {},
             [
                 facts(points),
+                judged(verdict_of(number, board)),
                 *(alert_items.event(one, run.server_time_ms, with_run=False, can_handle=True) for one in grouped(own)),
             ],
         )
@@ -131,6 +137,28 @@ def facts(points: Points) -> Node:
             ("Measured every", f"{about.cadence} steps" if about.cadence > 1 else "step"),
             ("Also known as", ", ".join(about.aliases)),
             ("Source", known.source if known else ""),
+        ]
+    )
+
+
+def verdict_of(number: int, board: Verdicts) -> Verdict | None:
+    """What the judge says of a series, where it is among those that the board names."""
+    cards, blocks = (card.worst for card in board.cards), (block.worst for block in board.blocks)
+    return next((one for one in (*board.members, *cards, *blocks) if one is not None and one.series == number), None)
+
+
+def judged(verdict: Verdict | None) -> Node:
+    """A verdict explained: how far out it is, where its band comes from, since when, how sure it is, what to try."""
+    if verdict is None:
+        return None
+    since = "" if verdict.since_step is None else f"step {words.step(verdict.since_step)}"
+    return components.definition(
+        [
+            ("Verdict", words.listing([verdict.state, words.crossed(verdict.reason)])),
+            ("Band comes from", verdict.source),
+            ("Since", since),
+            ("How sure", verdict.how_sure),
+            ("Try", verdict.advice),
         ]
     )
 

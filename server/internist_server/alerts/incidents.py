@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from internist.schema.rules import REPEAT_AFTER_S, RESOLVE_AFTER_S
 from internist.schema.views import Alert
-from internist_server.alerts.inhibition import explained
+from internist_server.alerts.inhibition import explained, in_order, takes_in
 from internist_server.alerts.labels import group_of
 
 LONGEST_WAIT_MS: Final = 600_000
@@ -66,9 +66,10 @@ def decide(
 ) -> list[Move]:
     """What to do about the incidents of one run. Asked again with what it led to, it finds nothing to do.
 
-    A group opens with its first alert that is not silenced, not acknowledged, and not explained by another one. What
-    fires while it is open joins it silently. When nothing of it has fired for a while it closes, at once if the run is
-    over; the wait grows with every end of late, so that what comes and goes is one incident.
+    A group opens with its first alert that is not silenced, not acknowledged, not explained by another one, and not
+    taken in by an incident that is open and that somebody hears. What fires while it is open joins it silently. When
+    nothing of it and nothing that it took in has fired for a while it closes, at once if the run is over; the wait
+    grows with every end of late, so that what comes and goes is one incident.
 
     Args:
         incidents: those that are open, at most one of each group.
@@ -84,30 +85,55 @@ def decide(
     by_group: dict[str, list[Alert]] = {}
     for alert in firing:
         by_group.setdefault(group_of(alert), []).append(alert)
+    unheard = {alert.id for alert in firing if alert.id in silenced or alert.acknowledged_at_ms is not None}
+    alerts_of = _heard(opened, by_group, recent, unheard)
+    taken: dict[str, list[Alert]] = {group: [] for group in opened}
+    opens = []
+    quiet = unheard | explained([*firing, *recent], orders=orders)
+    for first in in_order([alert for alert in firing if group_of(alert) not in opened]):
+        group = group_of(first)
+        if group in alerts_of:  # it opens now
+            continue
+        home = next((name for name, known in alerts_of.items() if takes_in(known, first)), None)
+        if home is not None:
+            taken.setdefault(home, []).append(first)
+        elif first.id not in quiet:
+            alerts_of[group] = by_group[group]
+            opens.append(Move("open", group, None, tuple(sorted(alert.id for alert in by_group[group]))))
     moves = []
     for group, incident in opened.items():
-        members = by_group.get(group, [])
-        moves += _go_on(incident, members, silenced, policy, now_ms=now_ms, is_over=is_over)
-    quiet = {alert.id for alert in firing if alert.id in silenced or alert.acknowledged_at_ms is not None}
-    quiet |= explained([*firing, *recent], orders=orders)
-    for group, members in by_group.items():
-        if group not in opened and any(alert.id not in quiet for alert in members):
-            moves.append(Move("open", group, None, tuple(sorted(alert.id for alert in members))))
-    return moves
+        moves += _go_on(
+            incident, by_group.get(group, []), bool(taken[group]), silenced, policy, now_ms=now_ms, is_over=is_over
+        )
+    return moves + opens
+
+
+def _heard(
+    opened: Collection[str], by_group: Mapping[str, Sequence[Alert]], recent: Sequence[Alert], unheard: set[int]
+) -> dict[str, list[Alert]]:
+    """The alerts of the open incidents that somebody hears: where all that fires of one is silenced or acknowledged,
+    it takes nothing in."""
+    found: dict[str, list[Alert]] = {}
+    for group in opened:
+        firing = by_group.get(group, ())
+        if not firing or any(alert.id not in unheard for alert in firing):
+            found[group] = [*firing, *(alert for alert in recent if group_of(alert) == group)]
+    return found
 
 
 def _go_on(
     incident: Incident,
     members: Sequence[Alert],
+    goes_on: bool,
     silenced: Collection[int],
     policy: Policy,
     *,
     now_ms: int,
     is_over: bool,
 ) -> list[Move]:
-    """What to do about an incident that is open."""
+    """What to do about an incident that is open; `goes_on`: something that it took in still fires."""
     group, number = incident.group, incident.id
-    if not members:
+    if not members and not goes_on:
         since = incident.calm_since_ms
         has_waited = since is not None and now_ms - since >= policy.wait_ms(incident.ends)
         if is_over or has_waited or policy.wait_ms(incident.ends) == 0:

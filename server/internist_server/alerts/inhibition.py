@@ -14,6 +14,8 @@ _STEPS: Final = frozenset({"update", "spectral_update"})
 """Two views of one matter: how far steps move outputs, and how large they are."""
 _MOVES: Final = _STEPS | {"weight_jump"}
 """What moves features."""
+TAKEN_IN_STEPS: Final = 500
+"""As far apart as a heavy sample and what it is a sample of may lie: what begins later is something new."""
 _ASKED_FOR: Final = frozenset({THRESHOLD, ABSENT, "user"})
 """Who asks to be told of something is told of it."""
 
@@ -29,6 +31,28 @@ def explained(alerts: Sequence[Alert], *, orders: Mapping[int, int]) -> set[int]
     """
     judged = [alert for alert in alerts if alert.condition not in _ASKED_FOR]
     return {one.id for one in judged if any(_explains(cause, one, orders) for cause in judged)}
+
+
+def takes_in(incident: Sequence[Alert], alert: Alert) -> bool:
+    """Whether an incident that receivers know of takes in what else has begun to fire: what leaves its band within
+    TAKEN_IN_STEPS of an incident's beginning, and is no louder, goes with it. A step moves the whole model.
+
+    Args:
+        incident: its alerts, those among them that fire no more, too.
+        alert: of another group.
+    """
+    judged = [one for one in (*incident, alert) if one.kind is not None and one.condition not in _ASKED_FOR]
+    if len(judged) < 2 or judged[-1] is not alert:
+        return False
+    *of_incident, _ = judged
+    began = min(one.pending_step or 0 for one in of_incident)
+    is_near = abs((alert.pending_step or 0) - began) <= TAKEN_IN_STEPS
+    return is_near and any(_LOUDNESS[alert.severity] <= _LOUDNESS[one.severity] for one in of_incident)
+
+
+def in_order(alerts: Sequence[Alert]) -> list[Alert]:
+    """What explains before what is explained."""
+    return sorted(alerts, key=_rank)
 
 
 def _explains(cause: Alert, effect: Alert, orders: Mapping[int, int]) -> bool:

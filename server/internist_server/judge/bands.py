@@ -126,6 +126,10 @@ class Shape:
     above: Floats
     below: Floats
     """How far above and below its trend a value of the row is well, by the window's own spread."""
+    samples: Floats
+    """How many values it has,"""
+    scatter: Floats
+    """and their standard deviation about their trend."""
 
 
 def window_shape(values: Floats, ages: NDArray[np.int64]) -> Shape:
@@ -145,7 +149,11 @@ def window_shape(values: Floats, ages: NDArray[np.int64]) -> Shape:
     """
     growth, away = _trend(values, ages)
     above, below = _spread(away)
-    return Shape(growth, above, below)
+    known = np.isfinite(away)
+    samples = np.count_nonzero(known, axis=1).astype(np.float32)
+    squares = np.where(known, away, np.float32(0)) ** 2
+    scatter = np.sqrt(squares.sum(axis=1) / np.maximum(samples, 1))
+    return Shape(growth, above, below, samples, scatter.astype(np.float32))
 
 
 def carried_growth(values: Floats, ages: NDArray[np.int64]) -> Floats:

@@ -113,6 +113,7 @@ def _take(memory: Memory, checks: Checks, at: Indices, points: Logs, steps: Indi
     known = ~np.isnan(taken)
     memory.baseline[at[known]] = taken[known]
     memory.growth[at[known]] = shape.growth[known]
+    memory.samples[at[known]], memory.scatter[at[known]] = shape.samples[known], shape.scatter[known]
     young, narrow = np.float32(bands.youth(int(ages.max()))), np.float32(np.log2(BASELINE_CRITICAL))
     memory.above[at[known]] = np.maximum(shape.above[known], narrow) + young
     memory.below[at[known]] = np.maximum(shape.below[known], narrow) + young

@@ -109,6 +109,8 @@ class Checks:
     rate_weights: tuple[float, ...]
     weight_columns: Indices
     """(parameters, 2): columns of each parameter's RMS and of that of its steps."""
+    logit_columns: tuple[Indices, ...]
+    """By attention: columns of its heads' largest logits."""
     by_card: Indices
     """Checks sorted by card, and where each card of `cards_present` starts in it."""
     card_starts: Indices
@@ -246,6 +248,7 @@ def build_checks(series: Sequence[JudgedSeries], *, mup: bool, is_referenced: bo
         state_columns=np.flatnonzero(metrics == _METRIC_NUMBER["optimizer.steps"]),
         decay_columns=_decays(series),
         weight_columns=_weights(series),
+        logit_columns=_logits(series),
         rate_columns=np.array(groups.rates, np.int64),
         rate_weights=tuple(groups.weights),
         by_card=by_card,
@@ -315,6 +318,15 @@ def _decays(series: Sequence[JudgedSeries]) -> NDArray[np.int64]:
         (column, rates.get(one.subject, MISSING)) for column, one in enumerate(series) if one.metric == "weight_decay"
     ]
     return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _logits(series: Sequence[JudgedSeries]) -> tuple[Indices, ...]:
+    """By attention, columns of its heads' largest logits; upper bounds prove no rise."""
+    heads: dict[str, list[int]] = {}
+    for column, one in enumerate(series):
+        if one.metric == "attention.max_logit" and one.bound != "upper":
+            heads.setdefault(one.subject, []).append(column)
+    return tuple(np.array(columns, np.int64) for columns in heads.values())
 
 
 def _weights(series: Sequence[JudgedSeries]) -> Indices:

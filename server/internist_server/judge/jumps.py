@@ -1,5 +1,5 @@
-"""Jumps: a hyperparameter of a group that leaps between two samples as no schedule does, and a weight that leaps as no
-step does."""
+"""Jumps: a hyperparameter of a group that leaps between two samples as no schedule does, a weight that leaps as no step
+does, logits that leap as no learning does."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import numpy as np
 from internist.schema.conditions import (
     BASELINE_MINIMUM_POINTS,
     CONDITION,
+    LOGIT_JUMP,
+    LOGIT_ORDER,
     SCHEDULE_JUMP,
     WEIGHT_JUMP,
     WEIGHT_JUMP_SHARE,
@@ -28,10 +30,19 @@ _NAMES = {
     "weight_decay_jump": "weight decay of",
     "weight_jump": "RMS of",
     "optimizer_state": "optimizer of",
+    "logit_jump": "largest logit of",
 }
-_CONDITIONS = {"decay": "weight_decay_jump", "weight": "weight_jump", "state": "optimizer_state"}
+_CONDITIONS = {
+    "decay": "weight_decay_jump",
+    "weight": "weight_jump",
+    "state": "optimizer_state",
+    "logits": "logit_jump",
+}
 
 
+RECENT_SAMPLE = 1.5
+"""Times the age of the last sample that a run may be of now for a rise between them to be one: what grows with the
+steps grows no further by then."""
 FIRST_STEPS = 16
 """Steps of an attempt that are its start: later, an optimizer that is new may rightly have a young state."""
 
@@ -174,6 +185,32 @@ def watch_states(checks: Checks, memory: Memory, *, before: Logs, seen: Indices,
             return
 
 
+def watch_logits(checks: Checks, memory: Memory, *, before: Logs, seen: Indices, present: Flags) -> None:
+    """Notice an attention of which all heads' largest logits rise by a multiple from one sample to the next; it ends
+    after a while. Of several the first is named, by the head that is highest.
+
+    Args:
+        checks: with the columns of the heads of each attention.
+        memory: whose last values are those of this step.
+        before: by column, the last values before this step.
+        seen: by column, when these were measured.
+        present: by column, what is measured at this step.
+    """
+    if "logits" in memory.leaps:
+        _end_late(memory, "logits")
+        return
+    for columns in checks.logit_columns:
+        if not present[columns].all() or (seen[columns] == NEVER).any():
+            continue
+        earlier, now = before[columns], memory.last[columns]
+        age = int(seen[columns].min()) - memory.origin
+        is_near = memory.step - memory.origin < RECENT_SAMPLE * age and age >= 2 * BASELINE_MINIMUM_POINTS
+        if is_near and (earlier >= LOGIT_ORDER).all() and (now > LOGIT_JUMP * earlier).all():
+            column = int(columns[np.argmax(now)])
+            memory.leaps["logits"] = Leap(column, memory.step, float(before[column]))
+            return
+
+
 def _end_late(memory: Memory, kind: str) -> None:
     if memory.step - memory.leaps[kind].step > WARM_UP_STEPS:
         del memory.leaps[kind]
@@ -197,7 +234,7 @@ def moved(
     rule, condition = RULE_OF_CONDITION[jump.condition], CONDITION[jump.condition]
     one = series[jump.column]
     home = homes[jump.column]
-    subject = wording.group(one.subject) if one.kind == "group" else one.subject
+    subject = wording.group(one.subject) if one.kind == "group" else wording.place(one.subject, one.index)
     where = f"{_NAMES[jump.condition]} {subject}{f' ({home})' if home else ''}"
     if jump.condition == "optimizer_state":
         said = f"{where}: {wording.forgotten(now=jump.now, before=jump.before)}, at step {jump.step}"
@@ -221,10 +258,11 @@ def moved(
             ratio=times(jump.now, jump.before),
             worst_ratio=jump.worst,
             basis="target",
-            band_low=jump.before / SCHEDULE_JUMP,
-            band_high=jump.before * SCHEDULE_JUMP,
+            band_low=None if jump.condition == "logit_jump" else jump.before / SCHEDULE_JUMP,
+            band_high=jump.before * (LOGIT_JUMP if jump.condition == "logit_jump" else SCHEDULE_JUMP),
             message=said if after else f"{where}: steady since its jump at step {jump.step}",
             advice=condition.advice,
+            how_sure=wording.SEEN,
         )
     ]
 

@@ -20,7 +20,7 @@ from internist.schema.conditions import (
 )
 from internist.schema.views import Number
 from internist_server.alerts.lifecycle import FIRING, INACTIVE
-from internist_server.judge import drift, wording
+from internist_server.judge import drift, sureness, wording
 from internist_server.judge.board import DRIFTING, NOT_MEASURED, OK, STRENGTH, VIOLATED, Standing
 from internist_server.judge.checks import NUMERIC_CARD, Checks, Flags, Logs
 from internist_server.judge.columns import Indices
@@ -30,6 +30,7 @@ from internist_server.judge.jumps import Jump, open_jumps
 from internist_server.judge.memory import NEVER, Memory
 from internist_server.judge.outline import Outline
 from internist_server.judge.series import JudgedSeries
+from internist_server.judge.sureness import Sureness
 
 _STRENGTH_OF_BASIS = np.array([STRENGTH.index(basis) if basis else 0 for basis in BASES])
 _FACT_CARD = CARDS.index(CONDITION["first_step"].card)
@@ -167,6 +168,7 @@ class Members:
             since=int(life.started[check]),
             source=self._source(check, basis, int(life.started[check])),
             band=(low, high),
+            sure=sureness.of_check(memory, checks, check) if basis is not None else None,
             crossing=tuple(memory.origin + int(x[check]) for x in (crossing.age, crossing.low, crossing.high))
             if drifts
             else None,
@@ -238,6 +240,7 @@ class Members:
             ratio="inf" if state == "violated" else None,
             since=since,
             crossing=None,
+            how_sure=wording.COUNTED if is_known else "",
         )
 
     def _of_fact(self, place: int) -> views.Verdict:
@@ -267,7 +270,8 @@ class Members:
             ratio=number(jump.ratio),
             since=jump.step,
             crossing=None,
-            source="derived: no schedule leaps so far",
+            how_sure=wording.SEEN,
+            source=f"derived: no {'learning' if jump.condition == 'logit_jump' else 'schedule'} leaps so far",
         )
 
     def _verdict(
@@ -283,7 +287,14 @@ class Members:
         crossing: tuple[int, ...] | None,
         band: Edge = (None, None),
         source: str = "",
+        sure: Sureness | None = None,
+        how_sure: str = "",
     ) -> views.Verdict:
+        if sure is not None:
+            is_out = state in ("drifting", "violated")
+            how_sure = wording.sureness(sure.samples, sure.deviations, sure.sure, is_out=is_out)
+        elif basis is not None and not how_sure:
+            how_sure = wording.SURE_OF[basis]
         one, seen = self._series[column], int(self._memory.seen[column])
         return views.Verdict(
             condition=condition,
@@ -308,6 +319,10 @@ class Members:
             crossing_step=crossing[0] if crossing else None,
             crossing_low=crossing[1] if crossing else None,
             crossing_high=crossing[2] if crossing else None,
+            samples=None if sure is None else sure.samples,
+            deviations=None if sure is None else number(sure.deviations),
+            sure=None if sure is None else sure.sure,
+            how_sure=how_sure,
         )
 
 

@@ -38,6 +38,8 @@ _FILL_OF_CHECK = {
     "critical_high": np.nan,
     "unit": 1.0,
     "first": np.nan,
+    "samples": 0.0,
+    "scatter": np.nan,
 }
 _STEPS_OF_CHECK = ("out_first", "out_last", "accepted")
 _FIRST_OF_CHECK = ("baseline", "growth", "ceiling", "ceiling_factor", "ratio", "worst")
@@ -66,8 +68,9 @@ _SCHEDULE_SCALARS = (
 )
 
 
-LEAPS = ("decay", "weight", "state")
-"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw."""
+LEAPS = ("decay", "weight", "state", "logits")
+"""What leaps as nothing explains: a group's weight decay, a weight's RMS, the steps that an optimizer's state saw, an
+attention's largest logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,10 @@ class Memory:
     """What such a level is multiplied by to be a value at that point."""
     first: Logs = field(default_factory=_floats)
     """The first positive value; NaN: none yet."""
+    samples: Logs = field(default_factory=_floats)
+    """How many values its baseline was taken from; 0 unknown."""
+    scatter: Logs = field(default_factory=_floats)
+    """log2 of their standard deviation about their trend."""
     out_first: Indices = field(default_factory=_integers)
     out_last: Indices = field(default_factory=_integers)
     """First and last step of the last excursion that fired: its points make no baseline."""
@@ -219,7 +226,9 @@ class Memory:
         pairs = [(here[columns[c]], check) for check, c in enumerate(parent.column.tolist()) if columns[c] in here]
         if pairs:
             mine, theirs = np.array(pairs, np.int64).T
-            for name in ("baseline", "growth", "above", "below", "ceiling", "ceiling_factor", "first"):
+            for name in (
+                "baseline", "growth", "above", "below", "ceiling", "ceiling_factor", "first", "samples", "scatter"
+            ):  # fmt: skip
                 if getattr(parent, name).size:  # a state of an earlier version lacks some
                     getattr(self, name)[mine] = getattr(parent, name)[theirs]
         groups = {int(column): group for group, column in enumerate(self.rate_columns)}

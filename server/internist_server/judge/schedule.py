@@ -68,6 +68,8 @@ class Schedule:
     """What the run said last that it multiplies each rate by; NaN where it did not."""
     meant: Floats = field(default_factory=lambda: np.empty(0))
     """How many times each rate was meant to change at the last observed step."""
+    is_told: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    """Whether the run said so, of each rate."""
     jump_from: float = math.nan
     """Rate of the group before the jump that is open; NaN: none is."""
     jump_step: int = -1
@@ -121,7 +123,7 @@ class Schedule:
         highest[: self.highest.size] = self.highest
         self.reference, self.rates, self.highest = grown, rates, highest
         self.weights = np.asarray(weights, dtype=np.float64)
-        self.meant = np.ones(len(weights))
+        self.meant, self.is_told = np.ones(len(weights)), np.zeros(len(weights), bool)
 
     def observe(self, step: int, rates: Floats, *, declared: Floats | None = None, rise: float | None = None) -> None:
         """Takes in the learning rates of one step.
@@ -133,7 +135,7 @@ class Schedule:
             rise: how many times larger it says that they will be within WARM_UP_STEPS; None where it does not.
         """
         measured = np.isfinite(rates)
-        self.meant = np.ones(self.rates.size)
+        self.meant, self.is_told = np.ones(self.rates.size), np.zeros(self.rates.size, bool)
         if not measured.any():
             return
         self.meant = self._declared_moves(declared)
@@ -159,7 +161,8 @@ class Schedule:
         with np.errstate(divide="ignore", invalid="ignore"):
             moves = declared / known
         self.declared = np.where(np.isfinite(declared), declared, known)
-        return np.where(np.isfinite(moves), moves, 1.0)
+        self.is_told = np.isfinite(moves)
+        return np.where(self.is_told, moves, 1.0)
 
     def factors(self, rates: Floats) -> Floats:
         """Raw factors of earlier points, one per row of `rates`; 1 where no rate is measured in this run."""
@@ -179,7 +182,8 @@ class Schedule:
 
     def _watch_jump(self, step: int, before: Floats) -> None:
         """Notice a rate that no schedule explains: one that leaves the others, one that is dropped to 0, and a rise of
-        all to more than they ever had. A fall of all is a decay, a rise to what they had a restart."""
+        all to more than they ever had. A fall of all is a decay, a rise to what they had a restart, unless the run says
+        what its rates are meant to be, and that they were not to rise."""
         if self.jumped:
             self._watch_return(step)
             return
@@ -200,7 +204,8 @@ class Schedule:
         with np.errstate(divide="ignore", invalid="ignore"):
             moves = np.where(known, np.log(self.rates / before), np.nan)
             dropped = known & (self.rates == 0) & (before > ZERO_FROM * self.highest)
-            risen = (moves > math.log(SCHEDULE_JUMP)) & (self.rates > RESTART_ABOVE * self.highest)
+            beyond = self.rates > RESTART_ABOVE * self.highest
+            risen = (moves > math.log(SCHEDULE_JUMP)) & (beyond | self.is_told)
         moved = np.where(np.isfinite(moves), np.abs(moves), -1.0)
         finite = moves[np.isfinite(moves)]
         leaves = finite.size > 1 and np.ptp(finite) > math.log(SCHEDULE_JUMP)

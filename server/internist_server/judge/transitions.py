@@ -10,7 +10,7 @@ from internist.schema.conditions import CONDITION, CRITERIA, Basis
 from internist.schema.rules import RULE_OF_CONDITION, Severity
 from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle
-from internist_server.judge import wording
+from internist_server.judge import sureness, wording
 from internist_server.judge.checks import Checks, Flags, Logs
 from internist_server.judge.columns import Indices
 from internist_server.judge.edges import Edges
@@ -54,6 +54,8 @@ class Transition:
     band_high: float | None
     message: str
     advice: str
+    how_sure: str = ""
+    """How sure it is, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def of_checks(
             message = wording.message(
                 metric=one.metric, where=where, phrase=phrase, low=low, high=high, since=started, basis=basis
             )
+        sure = None if state == "resolved" else sureness.of_check(memory, checks, check)
         found.append(
             Transition(
                 series=one.id,
@@ -134,12 +137,15 @@ def of_checks(
                 opened_step=int(times.opened[check]) if times.phase[check] == FIRING else None,
                 value=value,
                 ratio=_out(ratio, two_sided=bool(two_sided[check])),
-                worst_ratio=float(np.exp2(worst[check])),
+                worst_ratio=float(np.exp2(worst[check], dtype=np.float64)),
                 basis=basis,
                 band_low=low,
                 band_high=high,
                 message=message,
                 advice=CONDITION[criterion.condition].advice,
+                how_sure=wording.SURE_OF[basis]
+                if sure is None
+                else wording.sureness(sure.samples, sure.deviations, sure.sure, is_out=True),
             )
         )
     return found
@@ -191,6 +197,7 @@ def of_finite(series: Sequence[JudgedSeries], memory: Memory, places: Indices) -
             band_high=None,
             message=message,
             advice=condition.advice,
+            how_sure=wording.COUNTED,
         )
     ]
 
@@ -218,6 +225,7 @@ def of_fact(series: Sequence[JudgedSeries], memory: Memory, fact: Fact, *, since
         band_high=fact.bound,
         message=f"{said}, at step {since}" if is_open else f"{said} at step {memory.step}: inside its bound again",
         advice=condition.advice,
+        how_sure=wording.SURE_OF["target"],
     )
 
 
@@ -269,6 +277,7 @@ def of_silence(
             band_high=None,
             message=message,
             advice=condition.advice,
+            how_sure=wording.COUNTED,
         )
     ]
 

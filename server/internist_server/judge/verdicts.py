@@ -293,6 +293,7 @@ class Judge:
         were = jumps.open_jumps(checks, memory)
         jumps.watch_weights(checks, memory, self._outline().place, before=last_values, seen=seen, present=present)
         jumps.watch_decays(checks, memory, before=last_values, present=present)
+        jumps.watch_logits(checks, memory, before=last_values, seen=seen, present=present)
         jumps.watch_states(checks, memory, before=last_values, seen=seen, present=present)
         if present[rates].any():
             memory.schedule.observe(

@@ -92,6 +92,35 @@ def fact(said: str, value: float, bound: float, *, whose: str) -> str:
     return f"{said} is {figure(value)}, {'over' if value > bound else 'under'} {figure(bound)}{of}"
 
 
+def sureness(samples: int, deviations: float, sure: float, *, is_out: bool) -> str:
+    """How sure it is of a band that values made, such as `97.6 %: 18 deviations from 41 values`; of what is well no
+    more than how far it is from them."""
+    values = "value" if samples == 1 else "values"
+    if math.isinf(deviations):
+        said = f"unlike each of {samples} {values}"
+    else:
+        said = (
+            f"{figure(deviations)} {'deviation' if figure(deviations) == '1' else 'deviations'} from {samples} {values}"
+        )
+    return f"{percent(sure)}: {said}" if is_out else said
+
+
+def percent(share: float) -> str:
+    """A share of one, never rounded up to all."""
+    return f"{math.floor(1000 * share) / 10:g} %"
+
+
+SURE_OF: dict[Basis, str] = {
+    "target": "as sure as the band: it was measured, and no past is behind the edge",
+    "reference": "one run is behind the band: the reference's",
+    "baseline": "the values behind its band were not counted",
+    "sanity": "as sure as the linearisation of a step: it was measured, and no past is behind the edge",
+}
+"""How sure it is of a band that the series' own values did not make, or whose values an earlier version took."""
+COUNTED = "certain: it was counted"
+SEEN = "certain that it leapt: both samples were measured"
+
+
 def group(subject: str) -> str:
     """A parameter group by its name; one that has none by its number, and its optimizer's where there are several."""
     optimizer, dot, name = subject.partition(".")
@@ -134,7 +163,9 @@ def forgotten(*, now: float, before: float) -> str:
 
 
 def jump(ratio: float) -> str:
-    """How the learning rate jumped."""
+    """How a value jumped, by what it is over what it was."""
+    if ratio < 0:
+        return "changed its sign between two samples"
     if ratio >= 1:
         return f"rose {times(ratio)} between two samples"
     return f"fell to 1/{1 / ratio:.0f} between two samples" if ratio > 0 else "fell to zero between two samples"

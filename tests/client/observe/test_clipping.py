@@ -11,6 +11,8 @@ from tests.client.points import read
 
 ROUNDING = 1e-6
 """A float32 norm of some hundred entries."""
+LEFT = 1e-4
+"""Torch adds a millionth to the norm that it divides by, twice where it clips twice."""
 
 
 class Clipped:
@@ -28,6 +30,9 @@ class Clipped:
             model.zero_grad()
             model(torch.randn(6, 4)).square().sum().backward()
         self.norm = float(torch.cat([p.grad.flatten() for p in self.model.parameters()]).norm())
+
+    def left(self):
+        return float(torch.cat([p.grad.flatten() for p in self.model.parameters()]).norm())
 
     def take(self):
         norm = self.capture.take()
@@ -58,6 +63,27 @@ def test_the_models_clip_is_measured_and_done(clipped, given):
     after = torch.cat([p.grad.flatten() for p in clipped.model.parameters()]).norm()
     assert float(after) == pytest.approx(0.5, rel=1e-4)
     assert clipped.take() is None
+
+
+def test_what_clipping_leaves_is_known_without_reading_a_gradient(clipped):
+    clip_grad_norm_(clipped.model.parameters(), 0.5)
+    clip_grad_norm_(clipped.model.parameters(), 0.2)
+    clipped.take()
+    assert clipped.capture.after == pytest.approx(clipped.left(), rel=LEFT)
+
+    clipped.backward()
+    for part, limit in zip(clipped.model, (0.1, 1e9), strict=True):
+        clip_grad_norm_(part.parameters(), limit)
+    clipped.take()
+    assert clipped.capture.after == pytest.approx(clipped.left(), rel=LEFT)
+
+
+def test_what_is_left_is_not_known_where_a_part_is_clipped_again(clipped):
+    clip_grad_norm_(clipped.model.parameters(), 0.5)
+    clip_grad_norm_(clipped.model[0].parameters(), 0.01)
+
+    assert clipped.take() is not None and clipped.capture.after is None
+    assert clipped.take() is None and clipped.capture.after is None
 
 
 def test_another_models_clip_is_not_ours(clipped):
@@ -156,3 +182,6 @@ def test_a_run_that_clips_twice_and_another_model_stores_one_right_norm(monkeypa
 
     found = points["gradient.norm_before_clip", "model", None]
     assert [found[step] for step in range(3)] == pytest.approx(expected, rel=ROUNDING)
+    assert [points["gradient.norm_after_clip", "model", None][step] for step in range(3)] == pytest.approx(
+        [0.5 * 2**0.5] * 3, rel=LEFT
+    )

@@ -68,6 +68,39 @@ def test_a_rate_that_something_else_changes_leaves_what_the_scheduler_says(tmp_p
     assert set(declared.values()) == {1.0} and rates[29] == pytest.approx(0.7)
 
 
+def test_a_scheduler_of_torch_s_is_heard_where_none_is_declared(tmp_path):
+    made = [
+        lambda o: StepLR(o, 10, gamma=0.1),
+        lambda o: CosineAnnealingWarmRestarts(o, 10),
+        lambda o: SequentialLR(o, [LinearLR(o, 0.1, total_iters=5), StepLR(o, 10)], [5]),
+    ]
+    for place, make in enumerate(made):
+
+        def unsaid(optimizer, make=make):
+            scheduler = make(optimizer)
+            return None, lambda: scheduler.step()
+
+        declared, rates, _ = train(tmp_path / str(place), unsaid)
+
+        assert set(declared) == set(range(1, 30)), "the first step is made before any scheduler has stepped"
+        assert {step: value * 0.1 for step, value in declared.items()} == pytest.approx(
+            {step: rate for step, rate in rates.items() if step}, rel=1e-6
+        )
+
+
+def test_another_optimizers_scheduler_says_nothing_and_none_is_listened_to_after_the_end(tmp_path):
+    before = torch.optim.lr_scheduler.LRScheduler.step
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    scheduler = StepLR(other, 10)
+
+    def unsaid(_):
+        other.step()
+        return None, lambda: scheduler.step()
+
+    assert train(tmp_path, unsaid)[0] == {}
+    assert torch.optim.lr_scheduler.LRScheduler.step is before
+
+
 def test_a_function_of_the_step_is_told_with_the_rise_that_it_will_still_make(tmp_path):
     declared, _, rise = train(tmp_path, lambda _: (lambda step: min(1.0, (step + 1) / 20), lambda: None))
 
