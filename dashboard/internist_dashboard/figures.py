@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from internist.schema.views import Alert, Band, Heatmap, Number, Points
+from internist.schema.alerts import Alert
+from internist.schema.views import Number
+from internist.schema.windows import Band, Heatmap, Points
 from internist_dashboard import marks, ticks, words
 from internist_dashboard import rows as heat_rows
 from internist_dashboard.frame import Frame

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from dash import dcc, html
 
-from internist.schema.views import Routing, SeriesView
+from internist.schema.views import Routing
+from internist.schema.windows import SeriesView
 from internist.schema.wire import Route
 from internist_dashboard import components, figures, words
 from internist_dashboard.components import Node

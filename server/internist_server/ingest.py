@@ -7,8 +7,9 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from internist.schema.alerts import Alert
 from internist.schema.rules import QUIET_AFTER_S, RUN_RULES, RunRule
-from internist.schema.views import Alert, Usage
+from internist.schema.views import Usage
 from internist.schema.wire import (
     VERSION,
     Directive,

@@ -8,7 +8,8 @@ import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Heatmap, Points, Run
+from internist.schema.views import Run
+from internist.schema.windows import Heatmap, Points
 from internist_dashboard import compare_items, components, figures
 from internist_dashboard.api import Api
 from internist_dashboard.axis import AXES, TOKENS

@@ -8,7 +8,7 @@ from dash import Input, Output, State, html, no_update
 
 from internist.schema.conditions import CRITERIA
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points
+from internist.schema.windows import Points
 from internist_dashboard import alert_items, components, coverage_items, figures, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api

@@ -9,7 +9,9 @@ import dash
 import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Heatmap, Points, Run
+from internist.schema.alerts import Alert, AlertsPage
+from internist.schema.views import Run
+from internist.schema.windows import Heatmap, Points
 from internist_dashboard import (
     about_items,
     alert_items,

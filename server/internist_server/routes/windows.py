@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from internist.schema.metrics import Kind
-from internist.schema.views import Heatmap, PointsPage, SeriesPage
+from internist.schema.windows import Heatmap, PointsPage, SeriesPage
 from internist_server.inputs import LAST_INTEGER
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute

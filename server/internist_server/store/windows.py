@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
+from internist.schema.windows import Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.patterns import searcher
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
