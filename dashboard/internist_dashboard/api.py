@@ -73,8 +73,10 @@ class Api:
         )  # fmt: skip
         return page.series, page.total
 
-    async def points(self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int) -> PointsPage:
-        """Windows of several series, thinned to about `pixels` points each."""
+    async def points(
+        self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int, bands: bool = False
+    ) -> PointsPage:
+        """Windows of several series, thinned to about `pixels` points each; `bands`: with their bands."""
         return await self._get(
             f"/runs/{quote(run, safe='')}/points",
             PointsPage,
@@ -82,6 +84,7 @@ class Api:
             from_step=first,
             to_step=last,
             pixels=pixels,
+            bands=str(bands).lower(),
         )
 
     async def heatmap(

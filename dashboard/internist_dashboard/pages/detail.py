@@ -79,9 +79,10 @@ def register(app: dash.Dash, api: Api) -> None:
 async def _window(api: Api, run: str, number: int, frame: Frame) -> tuple[Points, ...]:
     """The window of a series; nothing where the run has no such series."""
     try:
-        return (await api.points(run, [number], first=frame.first, last=frame.last, pixels=PIXELS)).windows
+        page = await api.points(run, [number], first=frame.first, last=frame.last, pixels=PIXELS, bands=True)
     except (NotFound, Refused):
         return ()
+    return page.windows
 
 
 def summary(points: Points) -> Node:

@@ -261,7 +261,7 @@ def search_series(
 ) -> list[StoredSeries]:
     """Series of a run in forward order: by id, or by metric; of these kinds."""
     if ids is not None:
-        rows = session.execute(_OF_IDS, {"run": run, "ids": list(ids)})
+        rows = session.execute(_OF_RUN_IDS, {"run": run, "ids": list(ids)})
     elif metrics is None:
         rows = session.execute(_OF_RUN, {"run": run})
     else:
@@ -293,7 +293,7 @@ def columns_for(session: Session, ids: Ids, series: Sequence[Declared]) -> Colum
 _SERIES = SeriesRow.__table__.c
 _GET = select(_SERIES.id, _SERIES.metric, _SERIES.kind, _SERIES.subject, _SERIES["index"], _SERIES.bound, _SERIES.facts)
 _OF_RUN = _GET.where(_SERIES.run_id == bindparam("run"))
-_OF_IDS = _OF_RUN.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
+_OF_RUN_IDS = _OF_RUN.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 _OF_METRICS = _OF_RUN.where(_SERIES.metric.in_(bindparam("metrics", expanding=True)))
 _OF_IDS = _GET.where(_SERIES.id.in_(bindparam("ids", expanding=True)))
 
