@@ -33,7 +33,7 @@ def outline_series(
         query = query.where(_SERIES.kind == kind)
     rows = session.execute(query).all()
     facts = {row[4]: Facts() if row[4] is None else Facts(placement=row[4]) for row in rows}
-    return [Outline(*rest, facts[placement]) for *rest, placement in rows]
+    return [Outline(number, metric, subject, bound, facts[of]) for number, metric, subject, bound, of in rows]
 
 
 _SERIES = SeriesRow.__table__.c

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from internist.schema.metrics import METRICS
-from internist.schema.windows import Points, PointsPage, SeriesPage, SeriesView
+from internist.schema.windows import Band, Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.patterns import searcher
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage, list_ranks
@@ -42,6 +42,9 @@ class _Judged:
 
     def at(self, rows: Mask) -> "_Judged":
         return _Judged(self.ratios[rows], self.basis[rows], self.edges[rows])
+
+    def band(self, values: Floats, picks: Ids) -> Band | None:
+        return band_of(values[picks], self.ratios[picks], self.basis[picks], self.edges[picks])
 
 
 def read_series(
@@ -251,7 +254,7 @@ def _window(
         low=numbers(thinned.low, absent=empty) if is_thinned else shown,
         high=numbers(thinned.high, absent=empty) if is_thinned else shown,
         nonfinite=tuple(thinned.nonfinite.tolist()),
-        band=judged and band_of(values[picks], judged.ratios[picks], judged.basis[picks], judged.edges[picks]),
+        band=None if judged is None else judged.band(values, picks),
         thinned=is_thinned,
     )
 
@@ -283,7 +286,7 @@ def _judged(session: Session, segments: Sequence[Segment], columns: Columns, ste
     return _Judged(ratios, basis, edges)
 
 
-def _ids(series: Sequence[StoredSeries]) -> Ids:
+def _ids(series: Sequence[StoredSeries] | Sequence[Outline]) -> Ids:
     return np.array([one.id for one in series], dtype=np.int64)
 
 
