@@ -13,8 +13,9 @@ START_S = 120.0
 
 @contextmanager
 def serving(directory: Path) -> Iterator[tuple[int, str]]:
-    """A server over a fresh database: its process and its address."""
+    """A server over the database of a directory: its process and its address."""
     port_file = directory / "port"
+    port_file.unlink(missing_ok=True)  # of a server that was here before
     command = [sys.executable, "-m", "internist", "serve", "--port", "0"]
     command += ["--database", str(directory / "internist.db"), "--port-file", str(port_file)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INTERNIST_")}

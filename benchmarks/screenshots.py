@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.board import HEAT, WAIT_MS, chromium
 from benchmarks.board_scenes import SCENES
 from benchmarks.board_server import serving
+from benchmarks.board_tab import HEAT, WAIT_MS, chromium
 
 WIDTHS = (1440, 390)
 SCHEMES = ("light", "dark")

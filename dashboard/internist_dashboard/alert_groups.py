@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 
 OPEN: Final = ("pending", "firing")
 SOON_STEPS: Final = 100

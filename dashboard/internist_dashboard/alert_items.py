@@ -6,8 +6,8 @@ from urllib.parse import quote, urlencode
 
 from dash import dcc, html
 
+from internist.schema.alerts import Alert, Delivery, Silence
 from internist.schema.conditions import State
-from internist.schema.views import Alert, Delivery, Silence
 from internist_dashboard import components, words
 from internist_dashboard.alert_groups import Group
 from internist_dashboard.components import Node

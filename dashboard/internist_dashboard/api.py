@@ -1,4 +1,4 @@
-"""The board's read client: the server's API in, `internist.schema.views` out, with the viewer's own credentials."""
+"""The board's read client: the server's API in, types of `internist.schema` out, with the viewer's own credentials."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -7,21 +7,10 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from internist.schema.alerts import AlertsPage, Delivery, Silence
 from internist.schema.scaling import Scaling
-from internist.schema.views import (
-    AlertsPage,
-    Coverage,
-    Delivery,
-    Heatmap,
-    PointsPage,
-    Ranks,
-    Routing,
-    Run,
-    SeriesPage,
-    SeriesView,
-    Silence,
-    Verdicts,
-)
+from internist.schema.views import Coverage, Ranks, Routing, Run, Verdicts
+from internist.schema.windows import Heatmap, PointsPage, SeriesPage, SeriesView
 from internist_dashboard.errors import NotFound, NotSignedIn, Refused, ServerUnwell
 from internist_dashboard.order import NEWEST, Order
 from internist_dashboard.viewer import VIEWER
@@ -84,8 +73,10 @@ class Api:
         )  # fmt: skip
         return page.series, page.total
 
-    async def points(self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int) -> PointsPage:
-        """Windows of several series, thinned to about `pixels` points each."""
+    async def points(
+        self, run: str, series: Sequence[int], *, first: int, last: int, pixels: int, bands: bool = False
+    ) -> PointsPage:
+        """Windows of several series, thinned to about `pixels` points each; `bands`: with their bands."""
         return await self._get(
             f"/runs/{quote(run, safe='')}/points",
             PointsPage,
@@ -93,6 +84,7 @@ class Api:
             from_step=first,
             to_step=last,
             pixels=pixels,
+            bands=str(bands).lower(),
         )
 
     async def heatmap(

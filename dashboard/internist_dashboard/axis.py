@@ -5,7 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from internist.schema.views import Points, Run
+from internist.schema.views import Run
+from internist.schema.windows import Points
 from internist_dashboard import words
 from internist_dashboard.api import Api
 from internist_dashboard.frame import Frame, Ticks

@@ -66,7 +66,6 @@ def card(answer: Card, *, is_over: bool = False) -> Node:
             ),
         ],
         className=f"card panel is-{words.STATE_CLASSES[answer.state]}",
-        title=answer.summary,
         id={"card": answer.name},
     )
 
@@ -75,7 +74,10 @@ def _explained(answer: Card) -> Node:
     """The card's name, which leads to what it means."""
     name = CARD_NAMES.get(answer.name, answer.title)
     first = next((one.name for one in CONDITION.values() if one.card == answer.name), None)
-    return name if first is None else dcc.Link(name, href=link(f"/conditions/{first}"), className="card-name")
+    if first is None:
+        return name
+    told = dcc.Link(name, href=link(f"/conditions/{first}"), className="card-name")
+    return components.explained(told, words.crossed(answer.summary))
 
 
 def member_button(worst: Verdict) -> Node:

@@ -7,7 +7,8 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from internist.schema.views import Points, Run
+from internist.schema.views import Run
+from internist.schema.windows import Points
 from internist_dashboard import words
 from internist_dashboard.axis import AXES, HOUR_MS, TOKENS
 from internist_dashboard.theme import Scheme, palette, template

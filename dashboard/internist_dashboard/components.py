@@ -130,13 +130,7 @@ def empty_state(origin: str, *, asks_token: bool) -> Node:
     lines = f'import internist\ninternist.watch(model, optimizer, server="{origin}")'
     token = [
         html.P("This server asks for its token: training finds it in its environment."),
-        html.Div(
-            [
-                html.Pre(html.Code("export INTERNIST_TOKEN=..."), id="token-line"),
-                dcc.Clipboard(target_id="token-line", className="copy", title="Copy"),
-            ],
-            className="code",
-        ),
+        code("export INTERNIST_TOKEN=...", "token-line"),
     ]
     return html.Section(
         [
@@ -145,13 +139,7 @@ def empty_state(origin: str, *, asks_token: bool) -> Node:
                 "Add two lines to a training script, after the model and its optimizer are made. "
                 "The run appears here by itself."
             ),
-            html.Div(
-                [
-                    html.Pre(html.Code(lines), id="two-lines"),
-                    dcc.Clipboard(target_id="two-lines", className="copy", title="Copy"),
-                ],
-                className="code",
-            ),
+            code(lines, "two-lines"),
             *(token if asks_token else []),
             html.P(
                 [
@@ -164,6 +152,12 @@ def empty_state(origin: str, *, asks_token: bool) -> Node:
         ],
         className="empty panel",
     )
+
+
+def code(lines: str, name: str) -> Node:
+    """Lines to copy; where they are longer than the screen is wide they scroll, by keyboard, too."""
+    copy = dcc.Clipboard(target_id=name, className="copy", title="Copy")
+    return html.Div([html.Pre(html.Code(lines), id=name, tabIndex=0), copy], className="code")
 
 
 def problem(title: str, what: str, *, safe: str, do: Node) -> Node:
@@ -184,6 +178,11 @@ def notice(what: str) -> Node:
         ],
         className="notice",
     )
+
+
+def explained(what: Node, told: Node) -> Node:
+    """Something with what it means beside it, for whoever points at it or comes to it by keyboard."""
+    return html.Span([what, html.Span(told, className="tip", role="tooltip")], className="explained")
 
 
 def panel(title: str, *body: Node, aside: Node = None, class_name: str = "") -> Node:

@@ -9,7 +9,8 @@ from dash import dcc, html
 
 from internist.schema.conditions import BASELINE_CRITICAL, CONDITIONS, CRITERIA, FOLLOWED_PAIR, Condition, Criterion
 from internist.schema.metrics import METRICS
-from internist.schema.views import Band, Number, Points, SeriesView
+from internist.schema.views import Number
+from internist.schema.windows import Band, Points, SeriesView
 from internist.schema.wire import Facts
 from internist_dashboard import components, figures, words
 from internist_dashboard.components import Node

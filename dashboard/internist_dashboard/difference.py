@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from internist.schema.views import Heatmap
+from internist.schema.windows import Heatmap
 from internist_dashboard import marks, words
 from internist_dashboard.rows import MOST_ROWS, Cells, cells, collapse
 from internist_dashboard.theme import UNJUDGED, Scheme, heat_scale, palette, template

@@ -1,10 +1,10 @@
 """The drawer over a run's page; its callbacks fill it with one series, or with what is measured and what is not."""
 
 import dash_mantine_components as dmc
-from dash import dcc, html
+from dash import html
 
-from internist_dashboard import figures
 from internist_dashboard.components import Node
+from internist_dashboard.graph import graph
 
 
 def drawer() -> Node:
@@ -12,7 +12,7 @@ def drawer() -> Node:
     return dmc.Drawer(
         [
             html.Div(id="detail"),
-            dcc.Graph(id="series-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}),
+            graph("series-graph", is_hidden=True),
             html.Div(id="detail-facts"),
         ],
         id="drawer",

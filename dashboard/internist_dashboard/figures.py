@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from internist.schema.views import Alert, Band, Heatmap, Number, Points
+from internist.schema.alerts import Alert
+from internist.schema.views import Number
+from internist.schema.windows import Band, Heatmap, Points
 from internist_dashboard import marks, ticks, words
 from internist_dashboard import rows as heat_rows
 from internist_dashboard.frame import Frame
@@ -22,7 +24,8 @@ HEAT_BODY = 460
 """Rows shrink to fit this many pixels, but never under ROW_MIN."""
 LABEL_PX = 14
 """Least distance between two row labels."""
-LOGIT_WARN, LOGIT_CRITICAL = 100.0, 1000.0
+LOGIT_LIMIT = 3.0
+"""log10 of the largest logit whose colour tells how large it is."""
 STRIP_HEIGHT, STRIP_GAP = 84, 18
 GRAPH_CONFIG: dict[str, Any] = {
     "displayModeBar": False, "doubleClick": "autosize", "scrollZoom": False, "showTips": False,
@@ -106,21 +109,19 @@ def logits(windows: Sequence[Points], frame: Frame) -> go.Figure:
     row_px = max(3.0, min(16.0, HEAT_BODY / 2 / max(1, len(windows))))
     steps = sorted({step for points in windows for step in points.steps})
     column = {step: index for index, step in enumerate(steps)}
-    z = np.full((len(windows), len(steps)), np.nan, dtype=np.float32)
-    values = np.full_like(z, np.nan)
-    nonfinite = np.zeros(z.shape, dtype=bool)
+    values = np.full((len(windows), len(steps)), np.nan, dtype=np.float32)
+    nonfinite = np.zeros(values.shape, dtype=bool)
     for index, points in enumerate(windows):
-        for step, value in zip(points.steps, points.high, strict=True):
-            x = words.real(value)
-            if x is None:
-                continue
-            values[index, column[step]] = x
-            nonfinite[index, column[step]] = not math.isfinite(x)
-            z[index, column[step]] = math.log10(max(1.0, x)) if math.isfinite(x) else 3.0
+        known = [value is not None for value in points.high]
+        at = np.array([column[step] for step in points.steps], dtype=np.int64)[known]
+        values[index, at] = np.array([float(value) for value in points.high if value is not None], dtype=np.float32)
+        nonfinite[index, at] = ~np.isfinite(values[index, at])
+    measured = nonfinite | ~np.isnan(values)
+    z = np.where(nonfinite, LOGIT_LIMIT, np.where(measured, np.log10(np.fmax(values, 1)), np.nan)).astype(np.float32)
     keys = [words.plain(words.subject(points.series.subject, points.series.index)) for points in windows]
     figure = _figure(frame, height=round(row_px * len(windows)) + 42, top=4)
     figure.add_heatmap(
-        x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=3, showscale=False, hoverongaps=False,
+        x=steps, y=keys, z=z, customdata=values, zmin=0, zmax=LOGIT_LIMIT, showscale=False, hoverongaps=False,
         colorscale=logit_scale(frame.scheme),
         hovertemplate="<b>%{y}</b><br>largest logit %{customdata[0]:.3~g}<br>warning at 100, critical at 1,000"
         "<br>step %{customdata[1]:,d}<extra></extra>",

@@ -9,7 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from internist.schema.views import Alert, Points
+from internist.schema.alerts import Alert
+from internist.schema.windows import Points
 from internist_dashboard import words
 from internist_dashboard.frame import Frame
 from internist_dashboard.rows import FloatArray

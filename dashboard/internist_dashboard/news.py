@@ -10,7 +10,8 @@ import orjson
 from fastapi import FastAPI, Query, Response
 from plotly.io.json import to_json_plotly
 
-from internist.schema.views import Heatmap, Number, Points, Run
+from internist.schema.views import Number, Run
+from internist.schema.windows import Heatmap, Points
 from internist_dashboard import cards, components
 from internist_dashboard.api import Api
 from internist_dashboard.errors import BoardError

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from dash import dcc, html
+from dash import html
 
-from internist.schema.views import Routing, SeriesView
+from internist.schema.views import Routing
+from internist.schema.windows import SeriesView
 from internist.schema.wire import Route
-from internist_dashboard import components, figures, words
+from internist_dashboard import components, words
 from internist_dashboard.components import Node
 from internist_dashboard.filters import Filter
+from internist_dashboard.graph import graph
 
 TOLD = {
     "optimizer.gap": "gap",
@@ -31,7 +33,7 @@ def panel() -> Node:
     return html.Div(
         components.panel(
             "Optimizer",
-            dcc.Graph(id="optimizer-graph", config=figures.GRAPH_CONFIG, className="graph", style={"display": "none"}),
+            graph("optimizer-graph", is_hidden=True),
             html.Details(
                 [html.Summary("Routing", id="routing-summary"), html.Div(id="routing")], className="routing-details"
             ),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from internist.schema.views import Heatmap, HeatmapRow, Number
+from internist.schema.views import Number
+from internist.schema.windows import Heatmap, HeatmapRow
 from internist_dashboard.filters import Filter
 
 FloatArray = NDArray[np.float32]

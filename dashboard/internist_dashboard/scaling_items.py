@@ -197,7 +197,7 @@ def choice(families: Sequence[ScalingFamily], excluded: Sequence[Excluded]) -> N
                 "The scaling check compares runs of one project that differ in width or depth, and in nothing else "
                 "but the seed. It needs three widths or three depths. A few steps of each will do:"
             ),
-            html.Div(html.Pre(html.Code(_EXAMPLE)), className="code"),
+            components.code(_EXAMPLE, "scaling-lines"),
         ]
     if short or excluded:
         body += [html.H2("Cannot be checked yet"), missing]

@@ -1,4 +1,5 @@
-"""Answers that many boards ask for at once are made once: equal questions of equal viewers, within a moment."""
+"""Answers that many boards ask for are made once: equal questions of equal viewers within a moment, and what a chart is
+drawn from for as long as nothing is new of its run."""
 
 import asyncio
 import time
@@ -6,17 +7,23 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internist_dashboard.viewer import VIEWER
 
 PATHS: Final = ("/_dash-update-component", "/_board/")
 MOMENT_S: Final = 2.0
-"""How long an answer serves others. What changes it, a cursor, is part of the question."""
+"""How long an answer serves others that may change without the question."""
+LASTS_S: Final = 600.0
+"""How long a chart serves others at one cursor, which rises with every change of its run."""
+CHARTS: Final = ("loss-graph.figure", "heat-sent.data", "logit-sent.data", "optimizer-graph.figure")
+"""Outputs of which a run, its cursor, the window and the page's other inputs are all that they depend on."""
 MAX_BYTES: Final = 32 * 2**20
 MAX_QUESTION: Final = 256 * 2**10
 
 Key = tuple[str, str, bytes, str]
+Waiting = asyncio.Future["Answer | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class Answer:
 
     messages: tuple[Message, ...]
     size: int
-    made_at: float
+    until: float
+    """When it serves nobody any more, by the clock that only rises."""
 
 
 class SharedAnswers:
@@ -33,7 +41,7 @@ class SharedAnswers:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._under_way: dict[Key, asyncio.Future[Answer | None]] = {}
+        self._under_way: dict[Key, Waiting] = {}
         self._answers: OrderedDict[Key, Answer] = OrderedDict()
         self._bytes = 0
 
@@ -45,22 +53,24 @@ class SharedAnswers:
         question = await _body(receive)
         # Of a callback the body is the question: its address names the one browser that asks.
         query = "" if scope["method"] == "POST" else scope.get("query_string", b"").decode("latin-1")
-        key = (scope["path"], query, question, _who(scope))
+        at_cursor = chart_question(question) if len(question) <= MAX_QUESTION else None
+        key = (scope["path"], query, question if at_cursor is None else at_cursor, _who(scope))
         answer = self._known(key) if len(question) <= MAX_QUESTION else None
         waiting = self._under_way.get(key)
         if answer is None and waiting is not None:
             answer = await asyncio.shield(waiting)
         if answer is None:
-            answer = await self._make(key, scope, question)
+            lasts_s = MOMENT_S if at_cursor is None else LASTS_S
+            answer = await self._make(key, scope, question, lasts_s=lasts_s)
         for message in answer.messages:
             await send(message)
 
-    async def _make(self, key: Key, scope: Scope, question: bytes) -> Answer:
-        under_way: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    async def _make(self, key: Key, scope: Scope, question: bytes, *, lasts_s: float) -> Answer:
+        under_way: Waiting = asyncio.get_running_loop().create_future()
         self._under_way[key] = under_way
         answer: Answer | None = None
         try:
-            answer = await _asked(self._app, scope, question)
+            answer = await _asked(self._app, scope, question, lasts_s=lasts_s)
             if answer.messages[0]["status"] == 200 and len(question) <= MAX_QUESTION:
                 self._keep(key, answer)
         finally:
@@ -70,14 +80,16 @@ class SharedAnswers:
 
     def _known(self, key: Key) -> Answer | None:
         answer = self._answers.get(key)
-        return answer if answer is not None and time.monotonic() - answer.made_at < MOMENT_S else None
+        return answer if answer is not None and time.monotonic() < answer.until else None
 
     def _keep(self, key: Key, answer: Answer) -> None:
         self._forget(key)
         self._answers[key] = answer
         self._bytes += answer.size
-        oldest = time.monotonic() - MOMENT_S
-        while self._answers and (self._bytes > MAX_BYTES or next(iter(self._answers.values())).made_at < oldest):
+        now = time.monotonic()
+        for old in [known for known, one in self._answers.items() if one.until < now]:
+            self._forget(old)
+        while self._bytes > MAX_BYTES:
             self._forget(next(iter(self._answers)))
 
     def _forget(self, key: Key) -> None:
@@ -86,7 +98,23 @@ class SharedAnswers:
             self._bytes -= answer.size
 
 
-async def _asked(app: ASGIApp, scope: Scope, question: bytes) -> Answer:
+def chart_question(body: bytes) -> bytes | None:
+    """What a callback asks for a chart: its output, its inputs and its run; None where it asks for something else, or
+    knows no cursor."""
+    try:
+        asked = orjson.loads(body)
+        output, inputs = asked["output"], {one["id"]: one.get("value") for one in asked["inputs"]}
+        run = next(one["value"]["run"] for one in asked["state"] if one["id"] == "page")
+        tick = inputs.pop("tick")
+        cursor = int(tick["cursor"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, StopIteration):
+        return None
+    if "again" in tick or not any(chart in output for chart in CHARTS):
+        return None
+    return orjson.dumps([output, run, cursor, inputs], option=orjson.OPT_SORT_KEYS)
+
+
+async def _asked(app: ASGIApp, scope: Scope, question: bytes, *, lasts_s: float) -> Answer:
     messages: list[Message] = []
     is_read = False
 
@@ -101,7 +129,8 @@ async def _asked(app: ASGIApp, scope: Scope, question: bytes) -> Answer:
         messages.append(message)
 
     await app(scope, read, keep)
-    return Answer(tuple(messages), sum(len(one.get("body", b"")) for one in messages), time.monotonic())
+    size = sum(len(one.get("body", b"")) for one in messages)
+    return Answer(tuple(messages), size, time.monotonic() + lasts_s)
 
 
 async def _body(receive: Receive) -> bytes:

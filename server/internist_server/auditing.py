@@ -7,7 +7,7 @@ from typing import Final
 
 import orjson
 
-from internist.schema.views import Act
+from internist.schema.access import Act
 from internist_server.inputs import printable
 from internist_server.logs import fields
 from internist_server.store.access import add_act

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from internist.schema.views import Scope
+from internist.schema.access import Scope
 from internist_server.errors import Forbidden, RunNotFound
 
 BOOTSTRAP: Final = "bootstrap"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from internist.schema.views import Alert, Silence
+from internist.schema.alerts import Alert, Silence
 from internist.schema.wire import Threshold
 from internist_server.alerts.rule_files import require_thresholds
 from internist_server.alerts.rules import RuleSet

@@ -7,7 +7,8 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Alert, Usage
+from internist.schema.alerts import Alert
+from internist.schema.views import Usage
 from internist.schema.wire import (
     VERSION,
     Directive,

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from internist.schema.views import NewToken, Scope, Token
+from internist.schema.access import NewToken, Scope, Token
 from internist_server.callers import BOOTSTRAP, Caller, Credential, hashed
 from internist_server.errors import Conflict, Forbidden
 from internist_server.store import access

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from sqlalchemy.orm import Session
 
+from internist.schema.alerts import Alert
 from internist.schema.rules import QUIET_AFTER_S
-from internist.schema.views import Alert
 from internist_server import observability
 from internist_server.alerts.incidents import Policy
 from internist_server.errors import Invalid

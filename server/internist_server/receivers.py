@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+from internist.schema.alerts import Alert
 from internist.schema.rules import QUIET_AFTER_S
-from internist.schema.views import Alert
 from internist_server import observability
 from internist_server.alerts.address_book import Address, AddressBook
 from internist_server.alerts.alertmanager import Pusher

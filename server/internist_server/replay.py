@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 from internist_server.alerts.rules import Rule
 from internist_server.alerts.thresholds import Thresholds
 from internist_server.judge.series import JudgedSeries

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 from internist_server.alerts.incidents import Incident, Move, Policy, decide
 from internist_server.alerts.labels import group_of
 from internist_server.alerts.silences import silenced

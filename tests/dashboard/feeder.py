@@ -43,6 +43,8 @@ class Feeder:
     name: str
     layers: int = 4
     heads: int = 2
+    ranks: int = 1
+    """How many its job has; the first of them sends."""
     sick: tuple[str, ...] = ()
     sick_from: int = 300
     nonfinite_from: int | None = None
@@ -56,7 +58,7 @@ class Feeder:
         """Register the run, declare its series and its coverage."""
         outline = tuple(Module(name, "Linear", "linear", _block(name), 1_000) for name in self.modules())
         body = RunStart(
-            VERSION, self.run, f"{self.run}-a", 0, 1, "gpt-small", self.name, EVERY, _now_ms(),
+            VERSION, self.run, f"{self.run}-a", 0, self.ranks, "gpt-small", self.name, EVERY, _now_ms(),
             modules=outline, optimizers=("AdamW",), client="tests", routing=self._routing(),
         )  # fmt: skip
         answer = self.client.post("/api/v1/runs", content=msgspec.msgpack.encode(body), headers=_HEADERS)

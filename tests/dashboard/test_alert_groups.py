@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from internist.schema.views import AlertsPage, Delivery
+from internist.schema.alerts import AlertsPage, Delivery
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.pages import alerts
 from tests.dashboard.test_figures import alert

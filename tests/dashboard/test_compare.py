@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from internist.schema.views import Heatmap, HeatmapRow
+from internist.schema.windows import Heatmap, HeatmapRow
 from internist_dashboard import compare_items
 from internist_dashboard.compare_figures import COLOURS, overlay
 from internist_dashboard.difference import difference, heat

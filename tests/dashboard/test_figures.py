@@ -5,7 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from internist.schema.views import Alert, Band, Heatmap, HeatmapRow, Points, SeriesView
+from internist.schema.alerts import Alert
+from internist.schema.windows import Band, Heatmap, HeatmapRow, Points, SeriesView
 from internist.schema.wire import Facts
 from internist_dashboard import figures, sparkline, ticks
 from internist_dashboard.frame import Frame

@@ -4,11 +4,18 @@ from importlib.resources import files
 
 import pytest
 
+from tests.dashboard.feeder import Feeder
 from tests.dashboard.test_in_the_browser import HEAT, wait_for_charts
 
 pytestmark = pytest.mark.browser
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 GRAVE = ("serious", "critical")
+PAGES = (
+    ("/", ".runs"), ("/alerts", ".alert-item"), ("/runs/nope", ".empty"), ("/scaling", ".empty"),
+    ("/compare?runs=sick,calm", "#difference-graph .heatmaplayer .hm image"), ("/conditions", ".conditions"),
+    ("/conditions/update", "#condition-graph .scatterlayer .trace"),
+)  # fmt: skip
+"""Beside the run's, each with what it has when it is drawn."""
 
 
 def faults(page):
@@ -25,10 +32,24 @@ def test_axe_finds_no_serious_fault(visit, house, scheme, width):
     page.wait_for_selector(".chart-menu", state="attached")
     assert faults(page) == []
 
-    for path, there in (("/", ".runs"), ("/alerts", ".alert-item"), ("/runs/nope", ".empty")):
+    for path, there in PAGES:
         page.goto(house.address + path)
-        page.wait_for_selector(there)
+        page.wait_for_selector(there, state="attached")
+        assert faults(page) == [], path
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1440)])
+def test_axe_finds_no_serious_fault_where_a_run_has_ranks(visit, house, scheme, width):
+    client = house.calm.client
+    Feeder(client, "spread", "spread", layers=1, ranks=3).start()
+    try:
+        page = visit("/runs/spread", scheme=scheme, width=width)
+        page.wait_for_selector("#ranks table")
+        assert "2 never seen" in page.locator("#ranks-note").inner_text()
         assert faults(page) == []
+        page.close()
+    finally:
+        client.delete("/api/v1/runs/spread").raise_for_status()
 
 
 def test_pages_work_under_their_own_policy(visit, house):

@@ -64,6 +64,8 @@ def click_row_until(page: Any, label: str, pattern: str) -> None:
     raise AssertionError(f"{CLICKS} clicks on {label} did not lead to {pattern}")
 
 
+SPAN = "(([low, high]) => high - low)(document.querySelector('#heat-graph .js-plotly-plot').layout.xaxis.range)"
+"""Steps that the heat map shows."""
 BEYOND = """
 (() => {
   const width = document.documentElement.clientWidth;
@@ -171,17 +173,43 @@ def test_brushing_one_chart_zooms_all_and_a_double_click_resets(visit, house):
     plot = page.locator("#loss-graph .nsewdrag").first.bounding_box()
     middle = plot["y"] + plot["height"] / 2
 
-    page.mouse.move(plot["x"] + plot["width"] * 0.3, middle)
-    page.mouse.down()
-    page.mouse.move(plot["x"] + plot["width"] * 0.6, middle, steps=6)
-    page.mouse.up()
-
-    wait_for_address(page, r"steps=\d+-\d+")
     zoomed = "document.querySelector('#heat-graph .js-plotly-plot').layout.xaxis.range[1] < 300"
-    page.wait_for_function(zoomed)
+
+    def drag() -> None:
+        page.mouse.move(plot["x"] + plot["width"] * 0.3, middle)
+        page.mouse.down()
+        page.mouse.move(plot["x"] + plot["width"] * 0.6, middle, steps=6)
+        page.mouse.up()
+        wait_for_address(page, r"steps=\d+-\d+")
+        page.wait_for_function(zoomed)
+
+    drag()
+    page.click("#reset-zoom")
+    page.wait_for_function(f"!({zoomed})")
+    drag()
     page.locator("#heat-graph .nsewdrag").first.dblclick()
     page.wait_for_function(f"!({zoomed})")
     assert "steps=" not in page.url
+
+
+def test_a_line_stands_at_the_same_step_in_all_charts_and_wheel_and_buttons_zoom_there(visit, house):
+    page = visit("/runs/calm")
+    wait_for_charts(page)
+    page.wait_for_selector("#loss-graph .scatterlayer .trace")
+    plot = page.locator("#loss-graph .nsewdrag").first.bounding_box()
+    whole = page.evaluate(SPAN)
+
+    page.mouse.move(plot["x"] + plot["width"] / 2, plot["y"] + 20)
+    page.wait_for_selector("#heat-graph .pointed:not([hidden])")
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    wait_for_address(page, r"steps=\d+-\d+")
+    page.wait_for_function(f"{SPAN} < {0.7 * whole}")
+
+    near = page.evaluate(SPAN)
+    page.get_by_role("button", name="zoom in").click()
+    page.wait_for_function(f"{SPAN} < {0.6 * near}")
 
 
 def test_a_click_opens_a_block_and_another_draws_the_series_with_its_band(visit, house):

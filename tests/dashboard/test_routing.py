@@ -4,7 +4,8 @@ from itertools import pairwise
 
 from internist.schema.conditions import CRITERIA
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points, Routing, SeriesView
+from internist.schema.views import Routing
+from internist.schema.windows import Points, SeriesView
 from internist.schema.wire import Facts, Route
 from internist_dashboard import figures, routing
 from internist_dashboard.filters import compiled

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from internist.schema.views import Heatmap, HeatmapRow
+from internist.schema.windows import Heatmap, HeatmapRow
 from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.rows import cells, collapse
 from internist_server.patterns import searcher

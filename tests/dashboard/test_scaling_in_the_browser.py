@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.dashboard.serving import served
+from tests.dashboard.test_for_everyone import faults
 from tests.server.families import hidden_too_fast, send_family
 
 pytestmark = pytest.mark.browser
@@ -112,3 +113,11 @@ def test_the_page_fits_the_screen_and_its_plot_is_seen(visit, lab, sick, width, 
     assert plot["width"] <= width
     font = page.evaluate("document.querySelector('#loglog .js-plotly-plot').layout.template.layout.font.color")
     assert font == {"light": "#1f2328", "dark": "#e3e6ea"}[scheme]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
+def test_axe_finds_no_serious_fault_on_a_family_s_page(visit, lab, sick, width, scheme):
+    page = visit(sick, address=lab[0], width=width, scheme=scheme)
+    wait_for_report(page)
+
+    assert faults(page) == []

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import httpx
+import orjson
 
-from internist_dashboard.shared import SharedAnswers
+from internist_dashboard.shared import SharedAnswers, chart_question
 from internist_dashboard.viewer import VIEWER, Viewer
 from tests.loops import run_apart
 
@@ -57,3 +58,25 @@ def test_fifty_boards_that_ask_the_same_are_answered_once():
 def test_another_question_or_another_viewer_is_answered_anew():
     assert len(set(answers((CALLBACK, "a", "t"), (CALLBACK, "b", "t"))[1])) == 2
     assert len(set(answers((CALLBACK, "a", "t"), (CALLBACK, "a", "u"))[1])) == 2
+
+
+def asked(cursor: int, *, output: str = "loss-graph.figure", headline: str = "", **more: Any) -> bytes:
+    """What a page asks, whose headline is no part of the question."""
+    inputs = [
+        {"id": "tick", "property": "data", "value": {"cursor": cursor} | more},
+        {"id": "window", "property": "data", "value": None},
+    ]
+    state = [{"id": "page", "property": "data", "value": {"run": "sick", "headline": headline}}]
+    return orjson.dumps({"output": output, "inputs": inputs, "state": state})
+
+
+def test_a_chart_is_one_question_for_as_long_as_nothing_is_new_of_its_run():
+    assert chart_question(asked(7)) == chart_question(asked(7, headline="other"))
+    assert chart_question(asked(7)) != chart_question(asked(8))
+
+
+def test_what_tells_ages_or_is_asked_for_again_serves_a_moment_only():
+    assert chart_question(asked(7, output="..badge.children...sentence.children..")) is None
+    assert chart_question(asked(7, again=1)) is None
+    assert chart_question(b"{}") is None
+    assert chart_question(b"no question") is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 from internist_server.alerts.alertmanager import BATCH, TIMEOUT_S, Pusher
 from internist_server.alerts.labels import fingerprint, labels
 from internist_server.clocks import system_clock_ms

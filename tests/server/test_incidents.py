@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internist.schema.views import Silence
+from internist.schema.alerts import Silence
 from internist_server.alerts.incidents import LONGEST_WAIT_MS, Incident, Policy, decide
 from internist_server.alerts.inhibition import TAKEN_IN_STEPS, explained, takes_in
 from internist_server.alerts.labels import group_of

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from internist.schema import views
+from internist.schema.alerts import Alert
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import RUN_RULE
 from internist_server.alerts import rules
@@ -32,7 +32,7 @@ from internist_server.errors import SettingsError
 PATIENCE_S = 20.0
 """How long a test waits for another thread before it fails."""
 
-ALERT = views.Alert(
+ALERT = Alert(
     id=7,
     run="r1",
     run_name="gpt",

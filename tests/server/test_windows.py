@@ -50,6 +50,18 @@ def test_points_carry_their_band(sick):
     assert band["critical_high"][0] >= 3.9 * band["centre"][0]
     assert band["critical_low"][0] <= band["centre"][0] / 3.9
     assert window["values"][0] > band["critical_high"][0]
+    asked = {"metric": "update.own", "subject": r"blocks\.1", "from_step": 1000, "bands": "false"}
+    assert sick.get("/points", **asked)["windows"][0] == window | {"band": None}
+
+
+def test_another_run_s_series_are_not_told_of(sick):
+    other = Sender(sick.api, start_of(run="run2", attempt="run2-a"))
+    other.send(other.declare(small_model()[:1]))
+    theirs = sick.get("/series", limit=1)["series"][0]["id"]
+
+    answer = sick.api.get(f"/api/v1/runs/{other.run}/points", params={"series": theirs})
+
+    assert answer.status_code == 422 and f"has no series {theirs}" in answer.text
 
 
 def test_the_band_that_is_drawn_is_the_one_that_was_judged_and_is_sent(sick):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import internist
-from internist.schema import reference, views, wire
+from internist.schema import access, alerts, reference, views, windows, wire
 from tests.client.points import read
 from tests.dashboard.serving import served
 
@@ -62,7 +62,7 @@ def declared() -> dict[str, dict[str, dict[str, Any]]]:
             }
             for one in dataclasses.fields(found)
         }
-        for module in (reference, wire, views)
+        for module in (reference, wire, views, windows, alerts, access)
         for found in vars(module).values()
         if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == module.__name__
     }

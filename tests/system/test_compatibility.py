@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import internist
-from internist.schema import views, wire
+from internist.schema import alerts, views, windows, wire
 from internist.ship import records
 from tests.dashboard.serving import served
 from tests.system.recording import ANSWERS, POINTS, RECORDED, SPOOL, TYPES, declared, send
@@ -55,7 +55,7 @@ def test_answers_of_an_old_server_are_understood(version):
     answers = json.loads((RECORDED / version / ANSWERS).read_text())
 
     for kind, answer in answers.items():
-        type_ = getattr(views, kind, None) or getattr(wire, kind)
+        type_ = next(found for room in (views, windows, alerts, wire) if (found := getattr(room, kind, None)))
         decoded = msgspec.convert(answer, type_)
         assert decoded == msgspec.convert({**answer, "of_a_later_version": 1}, type_)
     assert msgspec.convert(answers["Run"], views.Run).loss == "nan"

@@ -10,7 +10,7 @@ import msgspec
 
 from internist.commands.asked import add_options, connect
 from internist.errors import ConfigurationError, RequestRefused, ServerError
-from internist.schema.views import Alert, AlertsPage, Silence
+from internist.schema.alerts import Alert, AlertsPage, Silence
 from internist.ship.connection import Connection
 
 _CODES: Final = "exit code: 0; 1 the server cannot be asked; 2 it refused, or the arguments are wrong"

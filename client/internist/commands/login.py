@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from internist.errors import ConfigurationError, RequestRefused, TokenRefused
-from internist.schema.views import Identity
+from internist.schema.access import Identity
 from internist.ship import credentials
 from internist.ship.connection import DEFAULT_SERVER, Connection, address_of
 

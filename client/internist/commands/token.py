@@ -11,7 +11,7 @@ import msgspec
 
 from internist.commands.asked import add_options, connect
 from internist.errors import ConfigurationError, RequestRefused
-from internist.schema.views import NewToken, Token
+from internist.schema.access import NewToken, Token
 from internist.ship.connection import Connection
 
 WELL, USAGE = 0, 2

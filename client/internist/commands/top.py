@@ -14,7 +14,8 @@ from internist.commands.console import EXIT_CODES, as_json, console, of_a_server
 from internist.commands.runs import row
 from internist.errors import ServerError
 from internist.history.reading import Server
-from internist.schema.views import AlertsPage, Run
+from internist.schema.alerts import AlertsPage
+from internist.schema.views import Run
 
 _SHOWN: Final = 8
 """Alerts that are named."""

@@ -9,17 +9,9 @@ from urllib.parse import quote
 from internist.errors import ConfigurationError, NotInternist, RequestRefused
 from internist.history.curves import Curve, History, number
 from internist.history.frames import Frame, Library, frame
-from internist.schema.views import (
-    AlertsPage,
-    Coverage,
-    Points,
-    PointsPage,
-    Run,
-    SeriesPage,
-    SeriesView,
-    Usage,
-    Verdicts,
-)
+from internist.schema.alerts import AlertsPage
+from internist.schema.views import Coverage, Run, Usage, Verdicts
+from internist.schema.windows import Points, PointsPage, SeriesPage, SeriesView
 from internist.ship.connection import DEFAULT_SERVER, Connection
 from internist.ship.credentials import token_for
 

@@ -11,8 +11,10 @@ from internist import __version__
 from internist.history.chart import chart
 from internist.history.curves import Curve, number
 from internist.history.reading import StoredRun
+from internist.schema.alerts import Alert
 from internist.schema.conditions import CONDITION
-from internist.schema.views import Alert, Coverage, Number, Points, Run, Verdicts
+from internist.schema.views import Coverage, Number, Run, Verdicts
+from internist.schema.windows import Points
 
 HEADLINES: Final = ("loss", "gradient.global_norm", "learning_rate")
 _WORST: Final = 12

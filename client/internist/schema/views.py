@@ -1,22 +1,18 @@
-"""What the API answers to readers: the board, the command line and scripts.
+"""What the API answers of a run to readers: the board, the command line and scripts.
 
 In JSON, NaN and infinities are the strings "nan", "inf", "-inf"; an absent value is null.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from internist.schema.conditions import Basis, State
 from internist.schema.metrics import Bound, Kind
-from internist.schema.rules import Severity
-from internist.schema.wire import CoverageEntry, Facts, Module, Route, Scalar
+from internist.schema.wire import CoverageEntry, Module, Route, Scalar
 
 Number = float | Literal["nan", "inf", "-inf"] | None
 RunState = Literal["live", "finished", "failed", "killed", "lost", "stalled"]
 RankState = Literal["live", "silent", "finished"]
-AlertState = Literal["pending", "firing", "resolved", "superseded"]
-Scope = Literal["ingest", "read", "admin"]
-"""What a token is for: to send what runs measure, to read, or everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,102 +187,6 @@ class Verdicts:
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesView:
-    """One series of a run."""
-
-    id: int
-    metric: str
-    unit: str
-    kind: Kind
-    subject: str
-    index: int | None
-    bound: Bound
-    facts: Facts
-    last_step: int | None
-    last_value: Number
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesPage:
-    """Series that match a question, in forward order."""
-
-    series: tuple[SeriesView, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """The band of a series at each step of its points, as it was judged there; null where there was none. What is
-    judged by its own baseline has critical edges alone."""
-
-    basis: Basis
-    centre: tuple[Number, ...]
-    warn_low: tuple[Number, ...]
-    warn_high: tuple[Number, ...]
-    critical_low: tuple[Number, ...]
-    critical_high: tuple[Number, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """A window of one series. Where points outnumber the pixel budget, each bucket keeps its low, high and last
-    value."""
-
-    series: SeriesView
-    steps: tuple[int, ...]
-    times_ms: tuple[int, ...]
-    values: tuple[Number, ...]
-    low: tuple[Number, ...]
-    high: tuple[Number, ...]
-    nonfinite: tuple[int, ...]
-    """Number of NaN and infinite points in each bucket."""
-    band: Band | None
-    thinned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PointsPage:
-    """Windows of several series over the same steps."""
-
-    run: str
-    attempt: str
-    first_step: int | None
-    last_step: int | None
-    windows: tuple[Points, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HeatmapRow:
-    """One row: a block, or a module or parameter in it."""
-
-    subject: str
-    block: str | None
-    order: int
-    series: tuple[int, ...]
-    ratios: tuple[Number, ...]
-    """log2 of value over the band's centre at each step (the largest in magnitude where steps were thinned); null:
-    not judged."""
-    values: tuple[Number, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Heatmap:
-    """Layers x steps of one metric."""
-
-    run: str
-    attempt: str
-    metric: str
-    unit: str
-    steps: tuple[int, ...]
-    rows: tuple[HeatmapRow, ...]
-    basis: Basis | None
-    metrics: tuple[str, ...]
-    """The metrics of this run that can be drawn so."""
-    total: int = 0
-    """Rows that there are; the answer has the first of them where it was asked for fewer."""
-
-
-@dataclass(frozen=True, slots=True)
 class Coverage:
     """What of the model is measured, and what is not and why."""
 
@@ -351,154 +251,6 @@ class Routing:
     run: str
     attempt: str
     routes: tuple[Route, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """A rule firing on a series (or on the run: series is null)."""
-
-    id: int
-    run: str
-    run_name: str
-    project: str
-    attempt: str
-    rule: str
-    condition: str
-    severity: Severity
-    state: AlertState
-    series: int | None
-    metric: str
-    subject: str
-    index: int | None
-    kind: Kind | None
-    """What the subject is; null: the run itself, or its user's code."""
-    module: str | None
-    """The module that owns the subject."""
-    block: str | None
-    cause: Literal["own", "weight", "learning_rate", "feature", "model", "run", "user"]
-    value: Number
-    ratio: Number
-    """How many times its baseline, or the edge of its target (over one, also for values that are too small)."""
-    worst_ratio: Number
-    basis: Basis | None
-    band_low: Number
-    band_high: Number
-    pending_step: int | None
-    opened_step: int | None
-    closed_step: int | None
-    opened_at_ms: int | None
-    closed_at_ms: int | None
-    message: str
-    advice: str
-    acknowledged_by: str | None
-    acknowledged_at_ms: int | None
-    notified: bool
-    """Whether receivers of this server's own know of it."""
-    bound: Bound | None = None
-    """What the value is of what was measured; null without a series."""
-    labels: dict[str, str] = field(default_factory=dict)
-    """Those that rules add to its own."""
-    annotations: dict[str, str] = field(default_factory=dict)
-    receivers: tuple[str, ...] = ()
-    """Who is told, as rules name them; empty: all."""
-
-
-@dataclass(frozen=True, slots=True)
-class AlertsPage:
-    """Alerts, open ones first, then newest first."""
-
-    alerts: tuple[Alert, ...]
-    total: int
-    open: int
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message on its way to one receiver."""
-
-    notification: int
-    run: str
-    condition: str
-    """Or the rule, where a rule of the user's own is told of."""
-    status: Literal["firing", "resolved"]
-    receiver: str
-    """Its name in the file of rules, else its host or its service."""
-    state: Literal["waiting", "failing", "delivered", "given up"]
-    attempts: int
-    queued_at_ms: int
-    due_at_ms: int
-    """When it is tried next."""
-    delivered_at_ms: int | None
-    given_up_at_ms: int | None
-    error: str | None
-    """Why the last try failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """A promise not to notify about matching alerts until it expires."""
-
-    id: int
-    matchers: dict[str, str]
-    """Globs by label, all of which match; a label that an alert does not have is empty."""
-    author: str
-    reason: str
-    created_at_ms: int
-    expires_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What is known of a token. The token itself is told once, when it is made."""
-
-    id: int
-    name: str
-    scopes: tuple[Scope, ...]
-    project: str | None
-    """The only one whose runs it is for; None: all."""
-    created_by: str
-    created_at_ms: int
-    expires_at_ms: int | None
-    last_used_ms: int | None
-    """To about a minute."""
-    revoked_at_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """For whom a server takes whoever asks."""
-
-    name: str
-    """Of the token; `anyone` where the server asks for none."""
-    scopes: tuple[Scope, ...]
-    project: str | None
-    """The only one whose runs it is for; None: all."""
-    expires_at_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class NewToken:
-    """A token that was made just now."""
-
-    secret: str
-    """What is presented. The server keeps its hash alone."""
-    token: Token
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """What somebody did who administers the server: a line of its audit log."""
-
-    at_ms: int
-    actor: str
-    """The name of the token that was presented."""
-    address: str
-    """Where the request came from."""
-    act: str
-    target: str
-    """Whom it was done to: ids of the request's path."""
-    detail: str
-    """What was sent."""
 
 
 @dataclass(frozen=True, slots=True)

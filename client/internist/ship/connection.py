@@ -164,7 +164,7 @@ class Connection:
         return self._get(f"/api/v1/runs/{quote(run, safe='')}/trajectory", Trajectory)
 
     def read(self, path: str, reply: type[_Reply], **asked: object) -> _Reply:
-        """What the API answers at a path below `/api/v1/`: a type of `internist.schema.views`, or tuples of one.
+        """What the API answers at a path below `/api/v1/`: a type of `internist.schema`, or tuples of one.
 
         Args:
             path: such as `runs/RUN/points`, quoted.

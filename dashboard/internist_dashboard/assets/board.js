@@ -35,20 +35,6 @@
     return Number.isFinite(first) && Number.isFinite(last) && last > first ? { first, last } : null;
   }
 
-  const CHARTS = ["loss-graph", "heat-graph", "logit-graph", "optimizer-graph"];
-
-  /** All charts show what one was dragged to, by the numbers they hold, one a frame; the server sends finer ones after. */
-  function zoomAll(range) {
-    const isElsewhere = (graph) => graph && graph._fullLayout && graph._fullLayout.xaxis && graph._fullLayout.xaxis.range.some((end, i) => end !== range[i]);
-    const waiting = CHARTS.map((id) => document.querySelector(`#${id} .js-plotly-plot`)).filter(isElsewhere);
-    (function next() {
-      const graph = waiting.shift();
-      if (!graph) return;
-      if (graph.isConnected) window.Plotly.relayout(graph, { "xaxis.range": range });
-      requestAnimationFrame(next);
-    })();
-  }
-
   function panelOf(params) {
     if (params.get("panel") === "coverage") return { coverage: true };
     const series = Number(params.get("series"));
@@ -122,15 +108,15 @@
     brush() {
       const trigger = window.dash_clientside.callback_context.triggered[0];
       if (!trigger || !trigger.value) return nothing();
-      if (trigger.prop_id.startsWith("reset-zoom")) { remember({ steps: null }); return null; }
+      if (trigger.prop_id.startsWith("reset-zoom")) { window.internistZoom.forget(); remember({ steps: null }); return null; }
       const layout = trigger.value;
       if (layout["xaxis.autorange"]) { remember({ steps: null }); return null; }
       if (layout["xaxis.range[0]"] === undefined) return nothing();
-      const first = Math.max(0, Math.floor(layout["xaxis.range[0]"]));
-      const last = Math.max(first + 1, Math.ceil(layout["xaxis.range[1]"]));
-      remember({ steps: `${first}-${last}` });
-      zoomAll([layout["xaxis.range[0]"], layout["xaxis.range[1]"]]);
-      return { first, last };
+      const range = [layout["xaxis.range[0]"], layout["xaxis.range[1]"]];
+      const steps = window.internistZoom.windowOf(range);
+      remember({ steps: `${steps.first}-${steps.last}` });
+      window.internistZoom.show(range);
+      return steps;
     },
 
     /** A heat map has come: what was sent of its cells becomes what is drawn. */
@@ -271,6 +257,7 @@
     const params = query();
     if (document.getElementById("heat-graph")) {
       const opened = (params.get("open") || "").split(",").filter(Boolean);
+      window.internistZoom.forget();
       put("window", { data: windowOf(params) });
       put("heat", { data: { metric: params.get("metric"), opened } });
       put("panel", { data: panelOf(params) });
@@ -334,7 +321,7 @@
   }).observe(document.documentElement, { childList: true, subtree: true });
 
   const KEYS = [["/", "filter or search"], ["j  k", "next row, row before"], ["Enter", "open it"], ["Escape", "close, or empty the filter"], ["?", "these keys"]];
-  const GESTURES = [["drag", "zoom all charts to these steps"], ["double click", "all steps again"], ["click a row", "open a block, or draw a series"], ["Back", "the view before"]];
+  const GESTURES = [["drag", "zoom all charts to these steps"], ["Ctrl + wheel", "or a pinch: zoom where it points"], ["double click", "all steps again"], ["click a row", "open a block, or draw a series"], ["Back", "the view before"]];
 
   function showKeys() {
     const open = document.getElementById("keys");

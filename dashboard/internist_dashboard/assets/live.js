@@ -28,6 +28,7 @@
     if (change.run !== state.run) return;
     connection.hear();
     window.internistTitle.tell(change);
+    window.internistNotify.tell(state.run, window.internistTitle.name(), change);
     state.pending = change;
     flush();
   }
@@ -59,7 +60,9 @@
       .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(String(answer.status)))))
       .then((run) => {
         connection.hear();
-        if (document.hidden && run.id === state.run) window.internistTitle.tell(run);
+        if (!document.hidden || run.id !== state.run) return;
+        window.internistTitle.tell(run);
+        window.internistNotify.tell(run.id, run.name, run);
       })
       .catch(() => connection.lose());
   }

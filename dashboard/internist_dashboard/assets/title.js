@@ -45,6 +45,7 @@
       Object.assign(state, { verdict: news.verdict, alerts: news.open_alerts, life: news.state });
       draw();
     },
+    name: () => state.name,
     offline(isOffline) {
       if (state.isOffline === isOffline) return;
       state.isOffline = isOffline;

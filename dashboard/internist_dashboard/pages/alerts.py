@@ -9,7 +9,7 @@ from typing import Any
 import dash
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Delivery, Silence
+from internist.schema.alerts import Alert, AlertsPage, Delivery, Silence
 from internist_dashboard import alert_items, components, words
 from internist_dashboard.alert_groups import Group, grouped
 from internist_dashboard.api import Api

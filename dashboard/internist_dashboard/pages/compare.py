@@ -6,15 +6,17 @@ from typing import Any
 
 import dash
 import dash_mantine_components as dmc
-from dash import Input, Output, State, dcc, html, no_update
+from dash import Input, Output, State, html, no_update
 
-from internist.schema.views import Heatmap, Points, Run
-from internist_dashboard import compare_items, components, figures
+from internist.schema.views import Run
+from internist.schema.windows import Heatmap, Points
+from internist_dashboard import compare_items, components
 from internist_dashboard.api import Api
 from internist_dashboard.axis import AXES, TOKENS
 from internist_dashboard.compare_figures import overlay
 from internist_dashboard.components import Node
 from internist_dashboard.difference import difference, heat
+from internist_dashboard.graph import graph
 from internist_dashboard.rows import MOST_ROWS
 from internist_dashboard.theme import Scheme
 
@@ -36,7 +38,7 @@ def layout(runs: Sequence[Run]) -> Node:
                     components.panel(
                         "Overlay",
                         html.Div([_metric(), _axis()], className="compare-tools"),
-                        dcc.Graph(id="compare-graph", config=figures.GRAPH_CONFIG, className="graph"),
+                        graph("compare-graph"),
                         class_name="area-compare",
                     ),
                     *([_difference(runs)] if len(runs) > 1 else []),
@@ -132,7 +134,7 @@ def _difference(runs: Sequence[Run]) -> Node:
         "Difference, layers × steps",
         html.Div([picks[0], html.Span("over", className="quiet"), picks[1], metric], className="compare-tools"),
         html.Div(legend, className="legend"),
-        dcc.Graph(id="difference-graph", config=figures.GRAPH_CONFIG, className="graph"),
+        graph("difference-graph"),
         class_name="area-difference",
     )
 

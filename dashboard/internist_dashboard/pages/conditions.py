@@ -3,13 +3,14 @@
 from typing import Any
 
 import dash
-from dash import Input, Output, State, dcc, html, no_update
+from dash import Input, Output, State, html, no_update
 
 from internist.schema.conditions import CONDITION
-from internist_dashboard import components, condition_items, figures
+from internist_dashboard import components, condition_items
 from internist_dashboard.components import Node
 from internist_dashboard.errors import NotFound
 from internist_dashboard.frame import Frame
+from internist_dashboard.graph import graph
 from internist_dashboard.theme import Scheme
 
 
@@ -32,7 +33,7 @@ def layout(name: str | None) -> Node:
             html.Section(condition_items.told(condition), className="panel condition-told"),
             components.panel(
                 "A run that leaves it",
-                dcc.Graph(id="condition-graph", config=figures.GRAPH_CONFIG, className="graph"),
+                graph("condition-graph"),
                 aside=html.Span(f"made up; it goes wrong at step {condition_items.BREAKS}", className="quiet"),
             ),
         ]

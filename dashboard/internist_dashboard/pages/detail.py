@@ -8,7 +8,8 @@ from dash import Input, Output, State, html, no_update
 
 from internist.schema.conditions import CRITERIA
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points, Verdict, Verdicts
+from internist.schema.views import Verdict, Verdicts
+from internist.schema.windows import Points
 from internist_dashboard import alert_items, components, coverage_items, figures, words
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
@@ -85,9 +86,10 @@ def register(app: dash.Dash, api: Api) -> None:
 async def _window(api: Api, run: str, number: int, frame: Frame) -> tuple[Points, ...]:
     """The window of a series; nothing where the run has no such series."""
     try:
-        return (await api.points(run, [number], first=frame.first, last=frame.last, pixels=PIXELS)).windows
+        page = await api.points(run, [number], first=frame.first, last=frame.last, pixels=PIXELS, bands=True)
     except (NotFound, Refused):
         return ()
+    return page.windows
 
 
 def summary(points: Points) -> Node:

@@ -8,7 +8,7 @@ from typing import Any
 import dash
 from dash import Input, Output, State
 
-from internist.schema.views import SeriesView
+from internist.schema.windows import SeriesView
 from internist_dashboard import figures, routing, words
 from internist_dashboard.api import Api
 from internist_dashboard.axis import on_axis

@@ -6,10 +6,11 @@ from typing import Any
 from urllib.parse import quote
 
 import dash
-import dash_mantine_components as dmc
 from dash import Input, Output, State, dcc, html, no_update
 
-from internist.schema.views import Alert, AlertsPage, Heatmap, Points, Run
+from internist.schema.alerts import Alert, AlertsPage
+from internist.schema.views import Run
+from internist.schema.windows import Heatmap, Points
 from internist_dashboard import (
     about_items,
     alert_items,
@@ -18,17 +19,19 @@ from internist_dashboard import (
     figures,
     rank_items,
     routing,
+    run_tools,
     sentence,
     words,
 )
 from internist_dashboard.alert_groups import grouped
 from internist_dashboard.api import Api
-from internist_dashboard.axis import AXES, on_axis
+from internist_dashboard.axis import on_axis
 from internist_dashboard.components import Node
 from internist_dashboard.drawer import drawer
 from internist_dashboard.filters import compiled, subject_of
 from internist_dashboard.folding import fold
 from internist_dashboard.frame import Frame
+from internist_dashboard.graph import graph
 from internist_dashboard.links import link
 from internist_dashboard.rows import MOST_ROWS, Row, collapse
 from internist_dashboard.theme import Scheme
@@ -70,22 +73,22 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                         [
                             components.panel(
                                 "Loss and learning rate",
-                                _graph("loss-graph"),
-                                aside=_tools(axis),
+                                graph("loss-graph"),
+                                aside=run_tools.axis_tools(axis),
                                 class_name="area-loss",
                             ),
                             components.panel(
                                 "Layers × steps",
-                                html.Div(_metric_picker(), className="heat-tools"),
+                                run_tools.metric_picker(),
                                 components.heat_legend(),
-                                _graph("heat-graph"),
+                                graph("heat-graph"),
                                 aside=html.Span(id="heat-note", className="quiet"),
                                 class_name="area-heat",
                             ),
                             components.panel(
                                 "MaxLogit per head",
                                 components.logit_legend(),
-                                _graph("logit-graph"),
+                                graph("logit-graph"),
                                 aside=html.Span(id="logit-note", className="quiet"),
                                 class_name="area-logit",
                             ),
@@ -97,7 +100,12 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                         [
                             components.panel("Blocks, worst first", html.Div(id="board"), class_name="area-board"),
                             rank_items.panel(),
-                            components.panel("Alerts of this run", html.Div(id="run-alerts"), class_name="area-alerts"),
+                            components.panel(
+                                "Alerts of this run",
+                                html.Div(id="run-alerts"),
+                                aside=run_tools.notify_button(),
+                                class_name="area-alerts",
+                            ),
                             components.panel(
                                 "About this run", html.Div(about_items.about(run), id="about"), class_name="area-about"
                             ),
@@ -200,6 +208,7 @@ def register(app: dash.Dash, api: Api) -> None:
         Output("metric", "value"),
         Output("heat-shown", "data"),
         Output("heat-note", "children"),
+        Output("metric-told", "children"),
         Input("tick", "data"),
         Input("window", "data"),
         Input("heat", "data"),
@@ -237,7 +246,7 @@ def register(app: dash.Dash, api: Api) -> None:
         total = heatmap.total + len(found) - len(heatmap.rows)  # an open block has a row of its own, too
         counted = f"{len(rows)} rows" if len(rows) == total else f"the first {len(rows)} of {total} rows: filter"
         note = words.listing([counted, f"against {words.basis(heatmap.basis)}" if heatmap.basis else ""])
-        return figure, options, heatmap.metric, heatmap.metric, note
+        return figure, options, heatmap.metric, heatmap.metric, note, run_tools.told(heatmap.metric)
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("logit-sent", "data"),
@@ -322,47 +331,3 @@ def standing(alerts: tuple[Alert, ...], run: Run, frame: Frame) -> list[Alert]:
         and frame.first <= alert.opened_step <= frame.last
         and alert.opened_step < ends.get(alert.attempt, frame.last + 1)
     ]
-
-
-def _graph(name: str) -> Node:
-    return dcc.Graph(
-        id=name,
-        config=figures.GRAPH_CONFIG,
-        className="graph",
-        figure={
-            "layout": {
-                "height": 160,
-                "paper_bgcolor": "rgba(0,0,0,0)",
-                "plot_bgcolor": "rgba(0,0,0,0)",
-                "xaxis": {"visible": False},
-                "yaxis": {"visible": False},
-            }
-        },
-    )
-
-
-def _metric_picker() -> Node:
-    return dmc.Select(
-        id="metric",
-        data=[],
-        size="xs",
-        allowDeselect=False,
-        searchable=True,
-        checkIconPosition="right",
-        w=230,
-        **{"aria-label": "metric of the heat map"},
-    )
-
-
-def _tools(axis: str | None) -> Node:
-    """How far the charts are zoomed, and what their common axis is told in."""
-    choices = [{"value": name, "label": said} for name, said in AXES.items()]
-    picked = axis if axis in AXES else "step"
-    return html.Span(
-        [
-            html.Button("reset zoom", id="reset-zoom", className="plain link", hidden=True),
-            html.Span("drag to zoom all charts, double click to reset", className="quiet hint"),
-            dmc.SegmentedControl(id="axis", data=choices, value=picked, size="xs", **{"aria-label": "axis"}),
-        ],
-        className="axis-tools",
-    )

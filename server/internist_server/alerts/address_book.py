@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import apprise
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 from internist_server.alerts.addresses import receiver_name
 from internist_server.alerts.rules import Receiver
 from internist_server.errors import SettingsError

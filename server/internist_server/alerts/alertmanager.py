@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from internist.schema import views
+from internist.schema.alerts import Alert
 from internist_server.alerts.addresses import receiver_name
 from internist_server.alerts.outbox import REFRESHES, Entry, Outbox, entry_of, to_post
 from internist_server.alerts.poster import Poster, post
@@ -39,8 +39,8 @@ class Pusher(Poster):
         self,
         url: str,
         *,
-        read_firing: Callable[[Collection[str] | None], Sequence[views.Alert]],
-        read_ended: Callable[[int], Sequence[views.Alert]],
+        read_firing: Callable[[Collection[str] | None], Sequence[Alert]],
+        read_ended: Callable[[int], Sequence[Alert]],
         external_url: str,
         refresh_s: float,
         clock: Callable[[], int],
@@ -102,7 +102,7 @@ class Pusher(Poster):
         self._outbox.refresh(now_ms=now_ms)
         self._refresh_at = now_s + self._refresh_s
 
-    def _entries(self, alerts: Sequence[views.Alert]) -> list[Entry]:
+    def _entries(self, alerts: Sequence[Alert]) -> list[Entry]:
         return [entry_of(alert, external_url=self._external_url) for alert in alerts]
 
     def _tell(self, client: httpx.Client) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from internist.schema.alerts import Alert
 from internist.schema.rules import REPEAT_AFTER_S, RESOLVE_AFTER_S
-from internist.schema.views import Alert
 from internist_server.alerts.inhibition import explained, in_order, takes_in
 from internist_server.alerts.labels import group_of
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from internist.schema.alerts import Alert
 from internist.schema.rules import ABSENT, THRESHOLD
-from internist.schema.views import Alert
 from internist_server.alerts.labels import level_of
 
 _OWN: Final = frozenset({"own", "weight", "learning_rate"})

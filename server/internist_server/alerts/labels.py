@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from internist.schema import views
+from internist.schema.alerts import Alert
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
+from internist.schema.views import Number
 from internist_server.judge import wording
 
 Level = Literal["run", "model", "block", "module", "parameter", "group"]
@@ -31,7 +32,7 @@ LABELS: Final = frozenset({
 """Those that say which alert it is; a rule may add others."""
 
 
-def labels(alert: views.Alert) -> dict[str, str]:
+def labels(alert: Alert) -> dict[str, str]:
     """The labels of an alert; what it does not have is left out.
 
     They are the same as long as it is the same alert: a warning that becomes critical is another one.
@@ -59,7 +60,7 @@ def labels(alert: views.Alert) -> dict[str, str]:
     return {name: value for name, value in (alert.labels | found).items() if value}
 
 
-def level_of(alert: views.Alert) -> Level:
+def level_of(alert: Alert) -> Level:
     """What an alert is on."""
     if alert.kind is None:
         return "run"
@@ -84,7 +85,7 @@ def fingerprint(of_labels: Mapping[str, str]) -> str:
     return f"{value:016x}"
 
 
-def annotations(alert: views.Alert, link: str) -> dict[str, str]:
+def annotations(alert: Alert, link: str) -> dict[str, str]:
     """What is told of an alert; what is not known is left out."""
     found = {
         "summary": summary(alert),
@@ -103,12 +104,12 @@ def annotations(alert: views.Alert, link: str) -> dict[str, str]:
     return {name: value for name, value in (found | alert.annotations).items() if value}
 
 
-def summary(alert: views.Alert) -> str:
+def summary(alert: Alert) -> str:
     """An alert in one line: what is wrong, in which run, and what was seen."""
     return f"{fault(group_of(alert))} in {alert.run_name or alert.run}: {alert.message}"
 
 
-def group_of(alert: views.Alert) -> str:
+def group_of(alert: Alert) -> str:
     """What an alert is told together with: all of a condition, or all of a rule of the user's own."""
     return alert.rule if alert.condition in (THRESHOLD, ABSENT) else alert.condition
 
@@ -128,9 +129,9 @@ def time(milliseconds: int | None) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _edge(value: views.Number) -> float | None:
+def _edge(value: Number) -> float | None:
     return None if value is None else float(value)
 
 
-def _number(value: views.Number) -> str:
+def _number(value: Number) -> str:
     return "" if value is None else f"{float(value):.6g}"

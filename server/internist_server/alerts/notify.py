@@ -9,7 +9,7 @@ from typing import Literal
 import apprise
 import httpx
 
-from internist.schema import views
+from internist.schema.alerts import Alert
 from internist.schema.rules import Severity
 from internist_server.alerts.address_book import Address
 from internist_server.alerts.addresses import receiver_name, run_url
@@ -39,17 +39,17 @@ class Notification:
     project: str
     condition: str
     status: Literal["firing", "resolved"]
-    alerts: tuple[views.Alert, ...]
+    alerts: tuple[Alert, ...]
     """Members, in the order to list them."""
     attempts: int
     """Deliveries tried so far."""
 
 
-def order_members(alerts: Sequence[views.Alert]) -> tuple[views.Alert, ...]:
+def order_members(alerts: Sequence[Alert]) -> tuple[Alert, ...]:
     """What shows in a module before what shows in the whole model; then the earliest, by id: the judge hands on what it
     sees at one step with the first cause first."""
 
-    def rank(alert: views.Alert) -> tuple[int, int, int]:
+    def rank(alert: Alert) -> tuple[int, int, int]:
         return (_CAUSES.get(alert.cause, 0), alert.pending_step or 0, alert.id)
 
     return tuple(sorted(alerts, key=rank))
@@ -195,7 +195,7 @@ def tell(url: str, notification: Notification, *, external_url: str) -> None:
         raise DeliveryError("did not take the message")
 
 
-def _member(notification: Notification, alert: views.Alert, link: str) -> dict[str, object]:
+def _member(notification: Notification, alert: Alert, link: str) -> dict[str, object]:
     is_over = notification.status == "resolved" or alert.state not in ("pending", "firing")
     of_alert = labels(alert)
     return {

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from internist.schema import views
+from internist.schema.alerts import Alert
 from internist_server.alerts.addresses import run_url
 from internist_server.alerts.labels import annotations, fingerprint, labels, time
 
@@ -27,7 +27,7 @@ class Entry:
     """When it was seen to be over; None while it fires."""
 
 
-def entry_of(alert: views.Alert, *, external_url: str) -> Entry:
+def entry_of(alert: Alert, *, external_url: str) -> Entry:
     """An alert as an Alertmanager is told of it: one that fires."""
     link, of_alert = run_url(alert.run, external_url=external_url), labels(alert)
     return Entry(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from internist.schema.views import Alert, Silence
+from internist.schema.alerts import Alert, Silence
 from internist_server.alerts.labels import labels
 
 

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from internist.schema.alerts import AlertState
 from internist.schema.rules import ABSENT, THRESHOLD, Severity
-from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIELDS, FIRING, INACTIVE, PENDING, Flags, Lifecycle, Steps, advance
 from internist_server.alerts.rules import Rule
 from internist_server.alerts.threshold_checks import NOWHERE, Levels, ThresholdChecks

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from internist.schema.alerts import AlertState
 from internist.schema.conditions import CONDITION, CRITERIA, Basis
 from internist.schema.rules import RULE_OF_CONDITION, Severity
-from internist.schema.views import AlertState
 from internist_server.alerts.lifecycle import FIRING, INACTIVE, PENDING, Lifecycle
 from internist_server.judge import sureness, wording
 from internist_server.judge.checks import Checks, Flags, Logs

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from internist.schema.views import Scope
+from internist.schema.access import Scope
 from internist_server.auth import OPEN_PATHS, address_of, caller_of
 from internist_server.callers import Caller
 from internist_server.errors import Forbidden, RunNotFound

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
+from internist.schema.alerts import Alert, AlertsPage, AlertState
 from internist.schema.conditions import CONDITION
 from internist.schema.rules import ABSENT, RUN_RULE, THRESHOLD
-from internist.schema.views import Alert, AlertsPage, AlertState
 from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples
 from internist_server.routes.access import CallerDep

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from internist.schema.views import Delivery
+from internist.schema.alerts import Delivery
 from internist_server.routes import examples
 from internist_server.routes.access import CallerDep
 from internist_server.routes.answers import ViewRoute

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from internist.schema.views import Silence
+from internist.schema.alerts import Silence
 from internist_server.inputs import LINE
 from internist_server.routes import examples
 from internist_server.routes.access import CallerDep

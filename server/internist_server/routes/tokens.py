@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from internist.schema.views import Act, Identity, NewToken, Scope, Token
+from internist.schema.access import Act, Identity, NewToken, Scope, Token
 from internist.schema.wire import MAX_NAME_LENGTH
 from internist_server.inputs import LAST_INTEGER, LINE
 from internist_server.routes import examples

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from internist.schema.metrics import Kind
-from internist.schema.views import Heatmap, PointsPage, SeriesPage
+from internist.schema.windows import Heatmap, PointsPage, SeriesPage
 from internist_server.inputs import LAST_INTEGER
 from internist_server.routes import examples
 from internist_server.routes.answers import ViewRoute
@@ -61,13 +61,14 @@ def read_points(
     to_step: ToStep = LAST_STEP,
     after: Annotated[int | None, Query(ge=0, le=LAST_STEP, description="Only points of later steps.")] = None,
     pixels: Pixels = 1_000,
+    bands: Annotated[bool, Query(description="Whether each window has its band.")] = True,
     attempt: AttemptQuery = None,
 ) -> PointsPage:
     """Windows of series, by id or by metric and subject. Buckets keep their low and high: no spike is thinned away."""
     chosen = attempts.choose_attempt(session, run_id, attempt)
     found = windows.choose_series(session, chosen, ids=series, metrics=metric, subject=subject, index=index)
     first = from_step if after is None else max(from_step, after + 1)
-    return windows.read_points(session, chosen, found, first=first, last=to_step, pixels=pixels)
+    return windows.read_points(session, chosen, found, first=first, last=to_step, pixels=pixels, with_bands=bands)
 
 
 @router.get("/{run_id}/heatmap", responses={**NOT_FOUND, 200: examples.of("Heatmap")})

@@ -6,7 +6,7 @@ from typing import cast
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Act, Scope, Token
+from internist.schema.access import Act, Scope, Token
 from internist_server.callers import Caller
 from internist_server.errors import Conflict, TokenNotFound
 from internist_server.store.token_tables import ActRow, SessionRow, TokenRow

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from internist.schema.alerts import Alert, AlertsPage
 from internist.schema.rules import RUN_RULES, RunRule, Severity
-from internist.schema.views import Alert, AlertsPage
 from internist.schema.wire import Note
 from internist_server.alerts.rules import Terms
 from internist_server.errors import AlertNotFound

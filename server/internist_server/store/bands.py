@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from internist.schema.conditions import Basis
-from internist.schema.views import Band
+from internist.schema.windows import Band
 from internist_server.judge.edges import shown
 from internist_server.store.merge import Floats, Ids
 from internist_server.store.numbers import numbers

@@ -6,7 +6,7 @@ from typing import Final, Literal
 from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Alert, Delivery
+from internist.schema.alerts import Alert, Delivery
 from internist_server.alerts.address_book import Address
 from internist_server.store import alerts
 from internist_server.store.delivery_tables import DeliveryRow, NotificationRow

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from internist.schema.conditions import CRITERIA, Basis
 from internist.schema.metrics import METRICS
-from internist.schema.views import Heatmap, HeatmapRow, Number
+from internist.schema.views import Number
+from internist.schema.windows import Heatmap, HeatmapRow
 from internist_server.patterns import searcher
 from internist_server.store.attempts import Attempt, Segment, lineage
 from internist_server.store.judgements import JudgedWindow, count_judged, read_judged

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Alert
+from internist.schema.alerts import Alert
 from internist_server.store import alerts
 from internist_server.store.delivery_tables import NotificationRow
 from internist_server.store.tables import RunRow

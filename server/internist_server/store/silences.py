@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from internist.schema.views import Silence
+from internist.schema.alerts import Silence
 from internist_server.errors import SilenceNotFound
 from internist_server.store.delivery_tables import SilenceRow
 

@@ -24,9 +24,7 @@ BASES: Final = 5
 _FLOATS: Final = ("low", "high", "mean", "last", "value_at_least", "value_at_most")
 _COUNTS: Final = ("points", "nonfinite")
 _RATIOS: Final = ("least", "most")
-_KINDS: Final = (
-    dict.fromkeys(_FLOATS, "<f4") | dict.fromkeys(_COUNTS, "<i4") | dict.fromkeys(_RATIOS, "<f2")
-)
+_KINDS: Final = dict.fromkeys(_FLOATS, "<f4") | dict.fromkeys(_COUNTS, "<i4") | dict.fromkeys(_RATIOS, "<f2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from internist.schema.metrics import METRICS
-from internist.schema.views import Points, PointsPage, SeriesPage, SeriesView
+from internist.schema.windows import Band, Points, PointsPage, SeriesPage, SeriesView
 from internist_server.errors import Invalid
 from internist_server.patterns import searcher
 from internist_server.store.attempts import LAST_STEP, Attempt, Segment, lineage
@@ -18,19 +18,16 @@ from internist_server.store.judgements import load_order, places_in, read_judged
 from internist_server.store.matrices import read_history, read_matrix
 from internist_server.store.merge import Floats, Ids, Mask
 from internist_server.store.numbers import number, numbers
+from internist_server.store.outlines import Outline, outline_series
 from internist_server.store.ranks import list_ranks
-from internist_server.store.series import (
-    Columns,
-    StoredSeries,
-    columns_for,
-    search_series,
-)
+from internist_server.store.series import Columns, StoredSeries, columns_for, search_series
 from internist_server.store.summaries import read_summaries
 from internist_server.store.thinning import Extent, thin
 
 MAX_WINDOWS = 512
 """Series of one answer."""
 Preferred = Literal["first", "largest"]
+S = TypeVar("S", StoredSeries, Outline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,9 @@ class _Judged:
 
     def at(self, rows: Mask) -> "_Judged":
         return _Judged(self.ratios[rows], self.basis[rows], self.edges[rows])
+
+    def band(self, values: Floats, picks: Ids) -> Band | None:
+        return band_of(values[picks], self.ratios[picks], self.basis[picks], self.edges[picks])
 
 
 def read_series(
@@ -66,14 +66,15 @@ def read_series(
         subject: a regular expression that is searched for in subjects.
         prefer: which of more than `limit`: the first, or of each subject an equal share, of the largest last values.
     """
-    found = search_series(session, attempt.run, metrics=metrics, kinds=None if kind is None else [kind])
-    if subject is not None:
-        holds = searcher(subject, what="subjects")
-        found = [one for one in found if holds(one.subject)]
-    total = len(found)
-    if prefer == "largest" and total > limit:
-        found = _largest(session, attempt, found, limit=limit)
-    page = found[offset : offset + limit]
+    if prefer == "largest":
+        outlines = _matching(outline_series(session, attempt.run, metrics=metrics, kind=kind), subject)
+        total = len(outlines)
+        ids = [one.id for one in _largest(session, attempt, outlines, limit=limit)]
+        page = search_series(session, attempt.run, ids=ids)[offset : offset + limit]
+    else:
+        found = search_series(session, attempt.run, metrics=metrics, kinds=None if kind is None else [kind])
+        found = _matching(found, subject)
+        total, page = len(found), found[offset : offset + limit]
     columns = columns_for(session, _ids(page), page)
     steps, values = _last_points(session, attempt, columns)
     views = (view_of(one, step, value) for one, step, value in zip(page, steps, values, strict=True))
@@ -103,9 +104,7 @@ def choose_series(
         if unknown:
             raise Invalid(f"run {attempt.run!r} has no series {unknown[0]}")
         found = [known[one] for one in dict.fromkeys(ids)]
-    if subject is not None:
-        holds = searcher(subject, what="subjects")
-        found = [one for one in found if holds(one.subject)]
+    found = _matching(found, subject)
     if index is not None:
         found = [one for one in found if one.index == index]
     if len(found) > MAX_WINDOWS:
@@ -121,8 +120,10 @@ def read_points(
     first: int = 0,
     last: int = LAST_STEP,
     pixels: int,
+    with_bands: bool = True,
 ) -> PointsPage:
-    """Windows of series over the same steps, each at most `pixels` points wide."""
+    """Windows of series over the same steps, each at most `pixels` points wide; without their bands where nobody draws
+    them."""
     segments = lineage(session, attempt)
     columns = columns_for(session, _ids(chosen), chosen)
     pieces = list(_pieces(session, segments, chosen, columns, first=first, last=last))
@@ -134,9 +135,18 @@ def read_points(
     values = np.concatenate([piece.values for piece in pieces])
     present = np.concatenate([piece.present for piece in pieces])
     extent = Extent.joined([piece.extent for piece in pieces])
-    judged = _judged(session, segments, columns, steps)
+    judged = _judged(session, segments, columns, steps) if with_bands else None
     windows = tuple(
-        _window(one, steps, times, values[:, c], present[:, c], extent.at(np.s_[:, c]), judged.of(c), pixels=pixels)
+        _window(
+            one,
+            steps,
+            times,
+            values[:, c],
+            present[:, c],
+            extent.at(np.s_[:, c]),
+            judged and judged.of(c),
+            pixels=pixels,
+        )
         for c, one in enumerate(chosen)
     )
     measured = steps[present.any(axis=1)]
@@ -225,12 +235,12 @@ def _window(
     values: Floats,
     present: Mask,
     extent: Extent,
-    judged: _Judged,
+    judged: _Judged | None,
     *,
     pixels: int,
 ) -> Points:
     steps, times, values = all_steps[present], times[present], values[present]
-    judged, extent = judged.at(present), extent.at(present)
+    judged, extent = judged and judged.at(present), extent.at(present)
     thinned = thin(steps, values, pixels, extent)
     is_thinned = thinned.is_thinned or bool((extent.low < extent.high).any())
     picks = thinned.picks
@@ -245,7 +255,7 @@ def _window(
         low=numbers(thinned.low, absent=empty) if is_thinned else shown,
         high=numbers(thinned.high, absent=empty) if is_thinned else shown,
         nonfinite=tuple(thinned.nonfinite.tolist()),
-        band=band_of(values[picks], judged.ratios[picks], judged.basis[picks], judged.edges[picks]),
+        band=None if judged is None else judged.band(values, picks),
         thinned=is_thinned,
     )
 
@@ -277,13 +287,15 @@ def _judged(session: Session, segments: Sequence[Segment], columns: Columns, ste
     return _Judged(ratios, basis, edges)
 
 
-def _ids(series: Sequence[StoredSeries]) -> Ids:
+def _ids(series: Sequence[StoredSeries] | Sequence[Outline]) -> Ids:
     return np.array([one.id for one in series], dtype=np.int64)
 
 
-def _largest(session: Session, attempt: Attempt, series: Sequence[StoredSeries], *, limit: int) -> list[StoredSeries]:
+def _largest(session: Session, attempt: Attempt, series: Sequence[Outline], *, limit: int) -> Sequence[Outline]:
     """Of each subject an equal share of a limit: series whose last values are largest, NaN before all, in their own
-    order."""
+    order; all of them where they are no more."""
+    if len(series) <= limit:
+        return series
     each = max(1, limit // len({one.subject for one in series}))
     _, values = _last_points(session, attempt, columns_for(session, _ids(series), series))
     heights = np.array([-np.inf if value is None else value for value in values])
@@ -296,6 +308,14 @@ def _largest(session: Session, attempt: Attempt, series: Sequence[StoredSeries],
         if taken[subject] <= each:
             kept.append(place)
     return [series[place] for place in sorted(kept)]
+
+
+def _matching(found: list[S], subject: str | None) -> list[S]:
+    """Those of some series whose subjects a regular expression matches."""
+    if subject is None:
+        return found
+    holds = searcher(subject, what="subjects")
+    return [one for one in found if holds(one.subject)]
 
 
 def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[list[int | None], list[float | None]]:
