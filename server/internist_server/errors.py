@@ -4,6 +4,7 @@ ServerError
 ├── SettingsError          a setting is wrong, or unsafe together with another (also a ValueError)
 ├── RulesError             a file of rules is wrong: a line for each mistake (also a ValueError)
 ├── DeliveryError          a receiver did not take what it was sent
+├── DatabaseGone           its file is no longer where it was
 ├── NotFound               what was asked for is not here
 │   ├── RunNotFound
 │   ├── AttemptNotFound
@@ -36,6 +37,13 @@ class RulesError(ServerError, ValueError):
 
 class DeliveryError(ServerError):
     """A receiver did not take what it was sent."""
+
+
+class DatabaseGone(ServerError):  # noqa: N818
+    """The database's file is no longer where it was: what is written to it would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__("the database's file was deleted or replaced: restart the server")
 
 
 class NotFound(ServerError):  # noqa: N818

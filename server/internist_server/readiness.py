@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from internist_migrations.upgrade import is_current
+from internist_server.errors import DatabaseGone
 from internist_server.store.database import Database, sqlite_path
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ class Readiness:
         self._lock = threading.Lock()
         self._answer: Unready | None = None
         self._holds_until = 0.0
-        self._identity = _identity(self._path)
 
     def look(self) -> Unready | None:
         """Why not; None: it can."""
@@ -48,10 +48,10 @@ class Readiness:
             return self._answer
 
     def _look(self) -> Unready | None:
-        identity = _identity(self._path)
-        self._identity = self._identity or identity
-        if identity != self._identity:
-            return Unready("database_gone", "the database's file was deleted or replaced: restart the server")
+        try:
+            self._database.require_in_place()
+        except DatabaseGone as error:
+            return Unready("database_gone", str(error))
         if self._path is not None and (free := shutil.disk_usage(self._path.parent).free) < self._least_free:
             return Unready("storage_low", f"{free >> 20} MiB are left on the database's disk")
         try:
@@ -62,12 +62,4 @@ class Readiness:
         except (SQLAlchemyError, OSError) as error:
             log.error("the database takes no write: %s", error)
             return Unready("database_unavailable", "the database does not take a write; the server's log says why")
-        return None
-
-
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    """What tells a file from another one that lies at its place; None without one."""
-    try:
-        return None if path is None else ((found := path.stat()).st_dev, found.st_ino)
-    except OSError:
         return None

@@ -1,5 +1,7 @@
 """A full disk and a database that is gone: nothing acknowledged is lost, and the client is told to come again."""
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy
 from sqlalchemy import Engine, event
@@ -56,3 +58,18 @@ def test_while_the_database_is_gone_the_client_is_told_to_come_again(sqlite_url,
         connection.exec_driver_sql("ALTER TABLE runs_elsewhere RENAME TO runs")
     engine.dispose()
     assert Sender(api, register=False).post_start().status_code == 200
+
+
+def test_what_would_be_lost_with_a_deleted_file_is_not_acknowledged(sqlite_api, sqlite_url):
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    sender = Sender(sqlite_api)
+    sender.send([*sender.declare(SERIES), *frames(sender, [0])])
+    later = frames(sender, [10])
+    moved = path.rename(path.with_suffix(".moved"))
+
+    answer = sender.post(later)
+
+    assert (answer.status_code, answer.json()["error"]) == (503, "database_gone")
+    moved.rename(path)
+    assert sender.send(later)["stored"] == 1
+    assert sender.points("activation.rms_max", subject="^blocks.7$") == {0: 0.0, 10: 10.0}

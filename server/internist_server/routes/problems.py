@@ -14,6 +14,7 @@ from internist_server.problem import problem
 log = logging.getLogger(__name__)
 
 STATUS: Final[dict[type[errors.ServerError], int]] = {
+    errors.DatabaseGone: 503,
     errors.NotFound: 404,
     errors.RunNotFound: 404,
     errors.AttemptNotFound: 404,

@@ -14,6 +14,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from internist_server.errors import DatabaseGone
+
 log = logging.getLogger(__name__)
 
 PROBE_S = 2.0
@@ -33,6 +35,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
         self._is_sqlite = self.engine.dialect.name == "sqlite"
+        self._path = sqlite_path(url)
+        self._file = identity(self._path)
         self._reader = self.engine  # SQLite reads are snapshots as they are
         if not self._is_sqlite:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -50,6 +54,9 @@ class Database:
         """A session whose changes are durable when the block ends, or undone when it raises.
 
         In SQLite there is one writer at a time, in PostgreSQL callers lock the run (`store.runs.lock_run`).
+
+        Raises:
+            DatabaseGone: SQLite's file is no longer where the next server will look for it.
         """
         if not self._is_sqlite:
             with Session(self.engine) as session, session.begin():
@@ -62,14 +69,29 @@ class Database:
             session.begin(),
         ):
             yield session
+            session.flush()
+            self.require_in_place()
         self._wrote_at = time.monotonic()
+
+    def require_in_place(self) -> None:
+        """What is written lands in the file at the database's place, not in one that was deleted or moved away.
+
+        Raises:
+            DatabaseGone: it is another one, or none.
+        """
+        found = identity(self._path)
+        self._file = self._file or found  # an engine makes its file with the first connection
+        if found != self._file:
+            raise DatabaseGone
 
     def try_write(self) -> None:
         """Make a change that changes nothing and is durable when this returns.
 
         Raises:
             SQLAlchemyError: the database does not take it.
+            DatabaseGone: it would be lost.
         """
+        self.require_in_place()
         if not self._is_sqlite:
             with self.engine.begin() as connection:
                 connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
@@ -115,6 +137,14 @@ def sqlite_path(url: str) -> Path | None:
     parsed = make_url(url)
     is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
     return Path(str(parsed.database)) if is_file else None
+
+
+def identity(path: Path | None) -> tuple[int, int] | None:
+    """What tells a file from another one that lies at its place; None without one."""
+    try:
+        return None if path is None else ((found := path.stat()).st_dev, found.st_ino)
+    except OSError:
+        return None
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
