@@ -52,6 +52,10 @@ bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scalin
 fuzz: $(VENV)/.installed-dev ## Send the server what no client would, ten minutes (ARGS="--seconds 60": less)
 	$(BIN)/python -m tests.server.fuzzing $(ARGS)
 
+.PHONY: torture
+torture: $(VENV)/.installed-dev ## Kill servers, databases and trainings, hundreds of times (ARGS="--rounds 20": less)
+	$(BIN)/python -m tests.torture $(ARGS)
+
 .PHONY: bench-faults
 bench-faults: $(VENV)/.installed-dev ## Measure the judge on healthy and sick runs, half an hour (ARGS=--short: a minute)
 	$(BIN)/python -m benchmarks.faults.bench $(ARGS)

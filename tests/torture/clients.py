@@ -1,10 +1,13 @@
 """Trainings that die, and what is known of their steps."""
 
+import logging
 import os
 import struct
+import traceback
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,6 +34,8 @@ class Training:
         if child == 0:
             try:
                 self._train(seconds)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
@@ -46,14 +51,17 @@ class Training:
         report = sync(self._directory, server=self._api.address)
         assert not (report.refused or report.unreadable or report.corrupt), report
         trained = dict(STEP.iter_unpack(self._log.read_bytes()))
-        kept = dict(Sender(self._api, start_of(self._run), register=False).points("loss", pixels=MOST))
-        assert kept == {step: trained[step] for step in sorted(trained)[: len(kept)]}
+        shown = Sender(self._api, start_of(self._run), register=False).points("loss", pixels=MOST)
+        kept = {step: float(np.float32(loss)) for step, loss in shown.items()}  # written with as many digits
+        expected = {step: trained[step] for step in sorted(trained)[: len(kept)]}
+        assert kept == expected, set(kept.items()) ^ set(expected.items())
         again = sync(self._directory, server=self._api.address, verify=True)
         assert again.missing == 0, again
         return len(kept)
 
     def _train(self, seconds: float) -> None:
         """In the child."""
+        logging.disable()
         torch.set_num_threads(1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -61,7 +69,7 @@ class Training:
         internist.watch(
             model,
             optimizer,
-            run=self._run,
+            id=self._run,
             server=self._api.address,
             directory=self._directory,
             every=1,

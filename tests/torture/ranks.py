@@ -20,7 +20,7 @@ AT_ONCE: Final = 400
 """Records of a request in the end."""
 
 
-class Down(Exception):
+class Down(Exception):  # noqa: N818
     """The server is gone, or says that it cannot take anything now."""
 
 

@@ -20,10 +20,12 @@ from tests.torture.clients import Training
 from tests.torture.ranks import Down, Run, require_sound
 from tests.torture.servers import LOOKED_S, Server, at_a_moment, at_a_statement
 
-LIFE_S: Final = 0.4
+LIFE_S: Final = 0.8
 """A server lives for at most so long, from when it is told that it will die."""
 STATEMENTS: Final = 150
 """It dies before one of so many statements: a first request makes some forty, and the compactor's are among them."""
+STRIDE: Final = 37
+"""From one to the next, so that few rounds are of early and of late ones."""
 SOUND_EVERY: Final = 25
 """Rounds after which the store's invariants are checked; and in the end."""
 PATIENCE_S: Final = 60
@@ -53,8 +55,8 @@ def servers_killed_at_any_moment(place: Place, rounds: int, numbers: random.Rand
 
 
 def servers_killed_at_every_statement(place: Place, rounds: int, numbers: random.Random) -> str:
-    """Each dies one statement later than the one before."""
-    return _servers_killed(place, rounds, lambda number: at_a_statement(1 + number % STATEMENTS), numbers)
+    """Each dies at another statement, until none is left."""
+    return _servers_killed(place, rounds, lambda number: at_a_statement(1 + number * STRIDE % STATEMENTS), numbers)
 
 
 def _servers_killed(
@@ -167,7 +169,7 @@ def trainings_killed(place: Place, rounds: int, numbers: random.Random) -> str:
         with tempfile.TemporaryDirectory(prefix="internist-torture-") as directory:
             for number in range(rounds):
                 training = Training(f"killed-{number}", server.api, Path(directory))
-                training.live_for(numbers.uniform(0.05, 2 * LIFE_S))
+                training.live_for(numbers.uniform(0.05, LIFE_S))
                 steps += training.require_shipped()
         require_sound(place.url)
     finally:

@@ -1,11 +1,13 @@
 """Servers that are forked from this process, since starting an interpreter for each of hundreds takes longer than all
 that they do; and ways in which they die."""
 
+import logging
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,14 +128,28 @@ class Server:
     def _serve(self, death: Callable[[], None] | None) -> None:
         """In the child: serve until death."""
         try:
+            logging.disable()  # what is done to it is no news
             app_module.Compactor = HURRIED  # type: ignore[misc, assignment]
             app = create_app(Settings(database_url=self.url, port=self.port), board=False)
-            if death is not None:
-                death()
-            config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_config=None, lifespan="on")
-            uvicorn.Server(config).run()
+            _Mortal(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_config=None, lifespan="on"), death).run()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
+
+
+class _Mortal(uvicorn.Server):
+    """A server that is told how it dies once it serves."""
+
+    def __init__(self, config: uvicorn.Config, death: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._death = death
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and begin to die."""
+        if self._death is not None:
+            self._death()
+        await super().startup(sockets)
 
 
 def _free_port() -> int:
