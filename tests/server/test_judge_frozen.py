@@ -60,6 +60,16 @@ def test_a_new_normal_is_measured_by_itself_and_the_resolve_says_so():
     assert judge.accept(7, np.ones((1, 1), np.float32), np.array([5])) == []
 
 
+def test_a_head_that_shares_its_criterion_with_nobody_falls_with_its_condition():
+    falls: Law = lambda steps: np.where(steps < 1000, 1.0, 0.05)  # noqa: E731
+    biases = [(series(n, "update.abs_max", f"blocks.{n}.bias"), falls) for n in range(6)]
+    still = [(series(n, "update.abs_max", f"blocks.{n}.bias"), constant(1.0)) for n in range(6)]
+    head = (series(6, "update.head_norm", "head.weight"), falls)
+
+    assert tell([*biases, head], last=1100).fired() == []
+    assert [change.series for change in tell([*still, head], last=1100).fired()] == [6]
+
+
 def test_nothing_is_too_small_where_most_modules_fall_together():
     together: Law = lambda steps: np.where(steps < 1000, 1.0, 0.05)  # noqa: E731
     alone: Law = lambda steps: np.where(steps < 1000, 1.0, 0.002)  # noqa: E731

@@ -239,7 +239,8 @@ class Evaluator:
         """The same with lower edges that follow where most checks of a criterion have fallen together.
 
         What makes all modules smaller at once (a decay that was not seen, the end of a run, weights that shrink) is no
-        fault of each of them.
+        fault of each of them. What only a few share a criterion with, as an output head with nobody, falls with its
+        condition.
         """
         falls = measured & self._has_low & (ratio < TOGETHER_LOG)
         if np.count_nonzero(falls) < TOGETHER_CHECKS:
@@ -248,7 +249,8 @@ class Evaluator:
         criteria = self.checks.criterion
         for criterion in np.unique(criteria[falls]).tolist():
             at = criteria == criterion
-            known = ratio[at & measured & np.isfinite(ratio)]  # what is exactly zero has not fallen with the others
+            beside = at if np.count_nonzero(at) >= TOGETHER_CHECKS else self._has_low & _alike(criteria, criterion)
+            known = ratio[beside & measured & np.isfinite(ratio)]  # what is exactly zero has not fallen with the others
             if known.size >= TOGETHER_CHECKS and (middle := float(np.median(known))) < TOGETHER_LOG:
                 by[at] = -middle
         return bands.lowered(by) if by.any() else bands
@@ -324,6 +326,11 @@ class Evaluator:
         known = present[mean] & present[reference] & finite[mean] & finite[reference] & (values[reference] > 0)
         excess = np.log2(values[mean] / values[reference]) - np.float32(np.log2(SANITY_RELATIVE_UPDATE))
         return excess, known
+
+
+def _alike(criteria: NDArray[np.int64], criterion: int) -> Flags:
+    """The checks whose criteria are of the same condition as one."""
+    return np.isin(criteria, [n for n, one in enumerate(CRITERIA) if one.condition == CRITERIA[criterion].condition])
 
 
 def _held_to(
