@@ -49,6 +49,7 @@ def measure(browser: Any, client: httpx.Client, address: str, server: int, *, qu
         "its answer of the API", lambda: client.get("/api/v1/runs?limit=51").raise_for_status(), bar="0.05 s"
     )
     yield tab.measure("alerts page", lambda: tab.open("/alerts", ".alert-item"))
+    tab.page.wait_for_timeout(5_000)  # it has come to rest, and its tools are there
     yield tab.measure(
         f"alerts page, {WATCH_S:.0f} s", lambda: tab.page.wait_for_timeout(1_000 * WATCH_S), bar="0.02 cores"
     )

@@ -20,9 +20,9 @@ RATE_S = 0.5
 BOARDS = 50
 SAMPLES = 60
 """Whose way from commit to pixels is timed."""
-NIGHT = 1_440
-"""Samples of two hours, one every five seconds."""
-SETTLED = 240
+NIGHT = 720
+"""Samples of two hours, one every ten seconds; here they come as fast as they are drawn."""
+SETTLED = 120
 """Of these: by then a tab has seen each of its ways to draw once."""
 RUN = "goes-on"
 

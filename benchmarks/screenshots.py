@@ -11,10 +11,12 @@ from itertools import product
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from benchmarks.board_scenes import SCENES
 from benchmarks.board_server import serving
 from benchmarks.board_tab import HEAT, WAIT_MS, chromium
+from internist.schema.wire import MSGPACK_CONTENT_TYPE, Heartbeat
 
 WIDTHS = (1440, 390)
 SCHEMES = ("light", "dark")
@@ -26,6 +28,9 @@ PAGES = (
     ("scaling", "/scaling", ".empty"),
     ("condition", "/conditions/spectral_weight", "#condition-graph .scatterlayer .trace"),
 )
+LIVING = {"calm": 800, "diverges": 600}
+"""Runs of scenes that go on, with their last steps."""
+MSGPACK = {"Content-Type": MSGPACK_CONTENT_TYPE}
 
 
 def pages(client: httpx.Client) -> Iterator[tuple[str, str, str]]:
@@ -39,6 +44,11 @@ def pages(client: httpx.Client) -> Iterator[tuple[str, str, str]]:
     yield "series", f"/runs/diverges?series={diverged['series']}", "#series-graph .scatterlayer .trace"
     yield "compare", f"/compare?runs={','.join(names)}", "#compare-graph .scatterlayer .trace"
     yield from PAGES
+
+
+def _sign(run: str, step: int) -> bytes:
+    """A sign of life."""
+    return msgspec.msgpack.encode(Heartbeat(f"{run}-a", 0, step, 100))
 
 
 def main() -> int:
@@ -60,6 +70,10 @@ def main() -> int:
             page = context.new_page()
             page.set_default_timeout(WAIT_MS)
             for name, path, there in shown:
+                for run, step in LIVING.items():
+                    client.post(
+                        f"/api/v1/runs/{run}/heartbeat", content=_sign(run, step), headers=MSGPACK
+                    ).raise_for_status()
                 page.goto(address + path)
                 page.wait_for_selector(there, state="attached")
                 page.wait_for_timeout(REST_MS)

@@ -66,9 +66,12 @@ def heat(found: Difference, *, metric: str, names: tuple[str, str], scheme: Sche
         )  # fmt: skip
         return figure
     first, second = (words.plain(name) for name in names)
+    both = np.flatnonzero(np.isfinite(found.ratios).any(axis=0))
+    shared = slice(int(both[0]), int(both[-1]) + 1)  # where one run has ended there is nothing to compare
+    ratios = found.ratios[:, shared]
     figure.add_heatmap(
-        x=list(found.steps), y=keys, z=np.clip(found.ratios, -marks.RATIO_LIMIT, marks.RATIO_LIMIT),
-        customdata=np.exp2(found.ratios), zmin=UNJUDGED, zmax=marks.RATIO_LIMIT, colorscale=heat_scale(scheme),
+        x=list(found.steps[shared]), y=keys, z=np.clip(ratios, -marks.RATIO_LIMIT, marks.RATIO_LIMIT),
+        customdata=np.exp2(ratios), zmin=UNJUDGED, zmax=marks.RATIO_LIMIT, colorscale=heat_scale(scheme),
         showscale=False, hoverongaps=False,
         hovertemplate=f"<b>%{{y}}</b><br>{first} is %{{customdata:.3~g}}× {second}<br>step %{{x:,d}}<extra></extra>",
     )  # fmt: skip

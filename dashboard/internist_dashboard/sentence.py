@@ -1,22 +1,27 @@
 """The sentence on top of a run's page: how the run lives where that is amiss, else the worst thing the judge knows."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from dash import html
 
+from internist.schema.alerts import Alert
 from internist.schema.conditions import State
 from internist.schema.rules import RUN_RULES
 from internist.schema.views import Run, Verdicts
-from internist_dashboard import components, words
+from internist_dashboard import components, story, words
 from internist_dashboard.components import Node
 
 ADVICE: Final = {rule.state: rule.advice for rule in RUN_RULES}
 """Where to look first, by the state that a run is in. What has such advice is told before any verdict."""
 
 
-def of_run(run: Run, verdicts: Verdicts) -> Node:
-    """How the run lives where that is amiss, then what the judge says: as news, or as a last word."""
+def of_run(run: Run, verdicts: Verdicts, alerts: Sequence[Alert] = ()) -> Node:
+    """How the run lives where that is amiss, then what the judge says: as news, or as a last word; then, as alerts tell
+    it, how it came about."""
     said, advice, more = _parts(verdicts.sentence or run.sentence)
+    if verdicts.state in ("violated", "drifting"):
+        more = " ".join(part for part in (story.told(alerts, condition=said.partition(" — ")[0]), more) if part)
     if run.state in ADVICE:
         judged = words.listing([_as_of(verdicts), verdicts.state, said])
         return _line(

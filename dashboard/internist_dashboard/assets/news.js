@@ -61,7 +61,7 @@
         if ((state.epoch !== null && news.epoch !== state.epoch) || !fits(news)) return whole(change);
         state.epoch = news.epoch;
         tell(news);
-        if (!isZoomed) draw(news);
+        return isZoomed ? null : draw(run, news);
       })
       .catch((error) => (error instanceof TypeError ? connection.lose() : whole(change)))
       .finally(() => { state.isAsking = false; });
@@ -81,14 +81,26 @@
     }
   }
 
-  function draw(news) {
-    const lossGraph = plot("loss-graph"), heatGraph = plot("heat-graph"), logitGraph = plot("logit-graph");
-    extendLines(lossGraph, news);
+  const painted = () => new Promise((done) => requestAnimationFrame(done));
+
+  /** The line first, and each heat map in a frame of its own: what is quick is seen at once. */
+  async function draw(run, news) {
+    for (const [id, extend] of [["loss-graph", extendLines], ["heat-graph", extendHeat], ["logit-graph", extendLogits]]) {
+      if (window.internistLive.run() !== run || !fits(news)) return; /* drawn anew meanwhile, or another page */
+      extend(plot(id), news);
+      await painted();
+    }
+  }
+
+  function extendHeat(heatGraph, news) {
     if (news.heat && news.heat.x.length) {
       const { x, values, ratios, against } = news.heat;
       extendRows(heatGraph, news, x, values.map((row, i) => row.map((value, j) => cells.ofRatio(value, ratios[i][j]))),
         (i, j) => cells.says(values[i][j], ratios[i][j], x[j], against));
     } else extendRows(heatGraph, news, [], [], null);
+  }
+
+  function extendLogits(logitGraph, news) {
     const meta = logitGraph && logitGraph.layout.meta;
     if (!Array.isArray(meta)) return;
     const rows = meta.map((row) => news.heads[row.series] || { x: [], y: [] });

@@ -5,7 +5,7 @@
 
   const NAMES = {
     "loss-graph": { lines: true }, "series-graph": { lines: true }, "optimizer-graph": { lines: false },
-    "heat-graph": {}, "logit-graph": {}, loglog: {}, "compare-graph": { lines: true }, "difference-graph": {},
+    "heat-graph": {}, "logit-graph": {}, loglog: {}, "compare-graph": { lines: true }, "difference-graph": {}, "condition-graph": { lines: true },
   };
   const SMOOTH_SHARE = 20; /* a smoothed value looks back over this part of the line */
   const SMOOTHED = ", smoothed";

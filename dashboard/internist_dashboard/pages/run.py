@@ -156,7 +156,7 @@ def register(app: dash.Dash, api: Api) -> None:
         )
         return (
             components.run_badge(run),
-            sentence.of_run(run, verdicts),
+            sentence.of_run(run, verdicts, standing(alerts.alerts, run, frame_of(run, None, "light", is_narrow=False))),
             [cards.card(card, is_over=run.state not in GOING_ON) for card in verdicts.cards],
             cards.facts(run, coverage),
             cards.board_rows(verdicts.blocks, pattern=compiled(text)),

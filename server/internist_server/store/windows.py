@@ -315,7 +315,8 @@ def _matching(found: list[S], subject: str | None) -> list[S]:
     if subject is None:
         return found
     holds = searcher(subject, what="subjects")
-    return [one for one in found if holds(one.subject)]
+    matching = {name for name in {one.subject for one in found} if holds(name)}  # heads share their subject
+    return [one for one in found if one.subject in matching]
 
 
 def _last_points(session: Session, attempt: Attempt, columns: Columns) -> tuple[list[int | None], list[float | None]]:
