@@ -4,6 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+OLDEST_TORCH := 2.6
 RELEASED := server,postgres,cli,mup,frames,otel
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -30,6 +31,13 @@ check: $(VENV)/.installed-dev ## Check format, lint, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+.PHONY: oldest
+oldest: ## Run the client's fast tests on the oldest torch (PYTHON=python3.12: on another Python): gigabytes are fetched
+	"$${PYTHON:-python3}" -m venv --clear build/oldest
+	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install 'torch==$(OLDEST_TORCH).*' -e '.[mup,cli]' \
+	  hypothesis ipython pytest pytest-timeout pytest-xdist
+	build/oldest/bin/python -m pytest -m fast $(addprefix tests/client/,measures model monitor observe optim record ship) $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## Measure client, server, optimizers and scaling rules (ARGS=--json: one object a line)

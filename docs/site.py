@@ -54,7 +54,7 @@ def metric_page(metric: Metric) -> str:
     lines = [
         f"# {metric.name}",
         metric.summary,
-        "| | |\n| --- | --- |\n"
+        f"| metric | {metric.name} |\n| --- | --- |\n"
         f"| unit | {metric.unit or 'none'} |\n"
         f"| of a | {metric.kind} |\n"
         f"| measured | {CADENCES[metric.cadence]} |\n"
@@ -63,7 +63,11 @@ def metric_page(metric: Metric) -> str:
         + f"| source | {metric.source or 'derived here, or common knowledge'} |",
         f"**What it costs.** {_COSTS[metric.cadence]}",
         "## What judges it",
-        *([_criteria(judged)] if judged else ["Nothing: it is shown, and NaN and infinities in it are."]),
+        *(
+            [_criteria(judged, told="metric")]
+            if judged
+            else ["Nothing: it is shown, and NaN and infinities in it are."]
+        ),
         f'Read in Python: `internist.read().run(RUN).frame(metric="{metric.name}")`. All metrics are on'
         " [one page](../metrics.md).",
     ]
@@ -82,7 +86,7 @@ def condition_page(condition: Condition) -> str:
         f"{condition.advice[0].upper()}{condition.advice[1:]}.",
     ]
     if judged:
-        lines += ["## By which metrics it is told", _criteria(judged)]
+        lines += ["## By which metrics it is told", _criteria(judged, told="condition")]
     if rule is not None:
         points = f"{rule.for_points}" if rule.for_points else (
             f"{rules.FOR_POINTS_LIGHT} of a light metric, {rules.FOR_POINTS_HEAVY} of a heavy one"
@@ -132,7 +136,7 @@ def moved(text: str, name: str) -> str:
 def navigation() -> list[Any]:
     """The site's pages in the order of reading."""
     return [
-        {"Start": ["index.md", "recipes.md", "commands.md", "comparison.md"]},
+        {"Start": ["index.md", "recipes.md", "parallel.md", "board.md", "commands.md", "comparison.md"]},
         {"What is judged": ["metrics.md", {"Conditions": _listed("conditions", [c.name for c in CONDITIONS])},
                             {"Metrics": _listed("metrics", list(METRICS))}]},
         {"Optimizers and μP": ["optimizers.md", "quality.md", "mup.md", "scaling.md", "reference.md"]},
@@ -176,16 +180,23 @@ def _parameter(parameter: dict[str, Any]) -> str:
 
 def _index(title: str, entries: list[tuple[str, str]]) -> str:
     lines = [f"| [{name}]({name}.md) | {summary} |" for name, summary in entries]
-    return f"# {title}\n\n| | |\n| --- | --- |\n" + "\n".join(lines) + "\n"
+    return f"# {title}\n\n| name | what it is |\n| --- | --- |\n" + "\n".join(lines) + "\n"
 
 
-def _criteria(criteria: list[Criterion]) -> str:
-    """The rows of the page of metrics; names lead to their own pages."""
+def _criteria(criteria: list[Criterion], *, told: str) -> str:
+    """The rows of the page of metrics with the columns that say something here; names lead to their own pages.
+
+    Args:
+        told: the column that the page's own name tells.
+    """
+    heads = CRITERION_HEADS.split(" | ")
     rows = []
     for criterion in criteria:
         _, _, *cells = criterion_cells(criterion)
         condition = f"[{criterion.condition}](../conditions/{criterion.condition}.md)"
         metric = f"[{criterion.metric}](../metrics/{criterion.metric}.md)"
-        rows.append(row(condition, metric, *cells))
+        rows.append([condition, metric, *cells])
+    kept = [place for place, head in enumerate(heads) if head != told and any(cells[place] for cells in rows)]
     words = "What the columns mean is told [with the bands](../metrics.md#bands)."
-    return "\n".join([*table(CRITERION_HEADS), *rows, "", words])
+    lines = [row(*(cells[place] for place in kept)) for cells in rows]
+    return "\n".join([*table(" | ".join(heads[place] for place in kept)), *lines, "", words])

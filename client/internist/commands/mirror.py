@@ -77,7 +77,7 @@ def _argument(action: argparse.Action) -> click.Argument:
     return click.Argument([action.dest], type=_type(action), nargs=-1 if several else 1, **_completes(action))
 
 
-def _type(action: argparse.Action) -> click.ParamType | None:
+def _type(action: argparse.Action) -> "click.ParamType[Any] | None":  # generic since click 8.5 alone
     if action.choices is not None:
         return click.Choice([str(one) for one in action.choices])
     return click.Path() if action.type is Path or str(action.metavar).strip(".") in _OF_FILES else None

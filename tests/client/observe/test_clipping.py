@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_no
 import internist
 from internist.observe.clipping import ClippingCapture
 from tests.client.points import read
+from tests.client.torches import needs_the_warning_of_no_parameters
 
 ROUNDING = 1e-6
 """A float32 norm of some hundred entries."""
@@ -143,6 +144,7 @@ def test_clipping_by_value_has_no_norm(clipped):
     assert clipped.take() is None
 
 
+@needs_the_warning_of_no_parameters
 def test_an_empty_generator_keeps_torchs_warning(clipped):
     with pytest.warns(UserWarning, match="empty generator"):
         clip_grad_norm_((p for p in ()), 1.0)

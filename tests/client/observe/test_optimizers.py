@@ -16,6 +16,7 @@ from internist.observe.routing import promises, routing
 from internist.optim import MuonPlusPlus, split_parameters
 from internist.schema.wire import Route
 from tests.client.points import read, records
+from tests.client.torches import needs_torchs_muon
 
 LR = 0.02
 STEPS = 20
@@ -225,6 +226,7 @@ def test_what_an_object_behind_a_step_hook_knows_is_told_too_and_nothing_is_told
     assert list(points["optimizer.effective_lr", "0.weight", None].values()) == pytest.approx([LR] * len(SAMPLED))
 
 
+@needs_torchs_muon
 def test_hidden_matrices_on_another_algorithm_are_told_apart_and_warned_of_once(caplog):
     model = gpt()
     astray = ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc1.weight")
@@ -254,6 +256,7 @@ def test_without_an_optimizer_for_matrices_nothing_is_astray(caplog):
     assert "hidden" not in caplog.text
 
 
+@needs_torchs_muon
 def test_optimizers_that_were_not_named_are_known_when_they_step():
     model = gpt()
     hidden, rest = split(model, misrouted=("blocks.0.attn.proj.weight",))
@@ -281,6 +284,7 @@ def test_being_asked_changes_no_bit_of_the_training(policy):
     assert all(torch.equal(watched, alone) for watched, alone in zip(*weights, strict=True))
 
 
+@needs_torchs_muon
 def test_the_routing_table_travels_with_the_start():
     model = gpt()
     hidden, rest = split(model)
@@ -323,6 +327,7 @@ def test_a_table_that_cannot_be_read_is_made_from_the_groups(described):
     assert [r.algorithm for r in routing([optimizer], outline(model))] == ["telling"] * 4
 
 
+@needs_torchs_muon
 def test_what_is_promised_of_updates_is_what_the_optimizer_states_and_torch_s_muon_is_known():
     model = small()
     told = Telling(model.parameters(), lr=LR)

@@ -5,6 +5,7 @@ import torch
 
 import internist.optim
 from internist.optim import Muon, MuonPlusPlus, convert_state
+from tests.client.torches import needs_torchs_muon
 
 
 def gaussian(*shape, seed=0):
@@ -47,6 +48,7 @@ def test_a_run_of_another_muon_goes_on_as_if_it_had_been_ours(kind):
         torch.testing.assert_close(weight.detach(), own.detach(), rtol=0, atol=1e-5)
 
 
+@needs_torchs_muon
 def test_torch_goes_on_from_our_state_and_muon_plus_plus_from_torchs():
     weights = [torch.nn.Parameter(gaussian(8, 6)), torch.nn.Parameter(gaussian(5, 5))]
     plus = MuonPlusPlus(weights, lr=0.01)

@@ -22,6 +22,7 @@ from tests.client.optim.test_qk_clip import (
     logits,
     loud,
 )
+from tests.client.torches import needs_fsdp_on_a_cpu
 
 RANKS = 2
 
@@ -123,6 +124,7 @@ def test_a_rank_without_data_joins_and_clips_alike(gang, fused):
     assert not torch.equal(torch.tensor(weights), flat(loud_model(fused)))
 
 
+@needs_fsdp_on_a_cpu
 def test_shards_are_clipped_as_the_whole(gang):
     model, before = alone()
     answers = gang.run(__name__, "clip_under_fsdp")
