@@ -363,7 +363,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def request_whole(self, parameters: Iterable[Tensor], viewer: Viewer) -> None:
         """Ask the next step to show matrices of which ranks hold pieces, on the rank that has them whole: a parameter's
-        owner. Costs a copy of each such weight; nothing is sent.
+        owner. Costs a copy of each such weight; where the owner would not have one at this step, it is sent there.
 
         Args:
             parameters: others than sharded matrices are never shown.

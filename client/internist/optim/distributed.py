@@ -187,7 +187,9 @@ def _job(optimizer: MatrixOptimizer, parameter: Tensor, group: Group, ranks: Seq
     name = names.get(id(parameter))
     # what is kept of rows is kept by an owner
     is_local = is_local and not writes_whole and group.get("normuon") is None
-    shares = optimizer.writes_whole and len(shapes) == 1 and shared_rounds.suits(parameter, group, shapes[0])
+    shares = (
+        optimizer.writes_whole and len(shapes) == 1 and shared_rounds.suits(parameter, group, shapes[0], len(ranks))
+    )
     return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local, shares)
 
 

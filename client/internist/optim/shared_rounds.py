@@ -17,8 +17,8 @@ from internist.optim.ownership import Region
 from internist.optim.pair_state import States, gather_followed, scatter_followed, seen
 from internist.optim.retraction import concluded
 
-PRODUCTS = 4, 5
-"""How often a round multiplies with W, and with Wᵀ: vectors as long as fan_in, as fan_out, travel so often."""
+PRODUCTS = 5, 4
+"""How often a round sums images, as long as fan_out, and what Wᵀ makes of them, as long as fan_in."""
 
 
 class Piece(NamedTuple):
@@ -41,13 +41,13 @@ class Held(NamedTuple):
     """Whether this rank's pieces count: of replicas one does."""
 
 
-def suits(parameter: Tensor, group: Group, shape: tuple[int, int, int]) -> bool:
-    """Whether parts of a parameter are parts of its matrices (count, fan_out, fan_in), and less travels than they would
-    themselves, there and back."""
+def suits(parameter: Tensor, group: Group, shape: tuple[int, int, int], ranks: int) -> bool:
+    """Whether parts of a parameter are parts of its matrices (count, fan_out, fan_in), and so many ranks send less than
+    the matrices are, there and back. Stacks and convolutions are not cut here."""
     _, fan_out, fan_in = shape
-    backs, images = PRODUCTS
+    images, backs = PRODUCTS
     sent = following.width(fan_out, fan_in) * (backs * fan_in + images * fan_out)
-    return parameter.ndim <= 3 and group["layout"] != "conv" and sent < fan_out * fan_in
+    return parameter.ndim == 2 and group["layout"] != "conv" and ranks * sent < 2 * fan_out * fan_in
 
 
 def pieces(region: Region, local: Tensor, group: Group, shape: tuple[int, int, int]) -> list[Piece]:
@@ -60,29 +60,22 @@ def pieces(region: Region, local: Tensor, group: Group, shape: tuple[int, int, i
         shape: (count, fan_out, fan_in) of its matrices, which are of one shape.
     """
     found: list[Piece] = []
-    for outer, inner in region.boxes:
-        box, held = list(outer), local[inner]
-        if len(box) == 2:
-            box, held = [slice(0, 1), *box], held.unsqueeze(0)
+    for (rows, columns), inner in region.boxes:
+        held = local[inner]
         if group["layout"] == "in_out":
-            box, held = [box[0], box[2], box[1]], held.mT
-        if group["row_blocks"] is None:
-            found += [
-                Piece(box[0].start + place, box[1], box[2], matrix) for place, matrix in enumerate(held.unbind(0))
-            ]
-        else:
-            found += list(_blocks(box[1], box[2], held[0], shape[1]))
+            rows, columns, held = columns, rows, held.mT
+        found += _blocks(rows, columns, held, shape[1])
     return [piece for piece in found if piece.held.numel()]
 
 
 def _blocks(rows: slice, columns: slice, held: Tensor, fan_out: int) -> Iterator[Piece]:
-    """A part of stacked blocks of rows, cut where blocks end."""
+    """A part of matrices that stand one above the other, cut where they end."""
     start = rows.start
     while start < rows.stop:
-        block = start // fan_out
-        stop = min(rows.stop, (block + 1) * fan_out)
+        matrix = start // fan_out
+        stop = min(rows.stop, (matrix + 1) * fan_out)
         own = held[start - rows.start : stop - rows.start]
-        yield Piece(block, slice(start - block * fan_out, stop - block * fan_out), columns, own)
+        yield Piece(matrix, slice(start - matrix * fan_out, stop - matrix * fan_out), columns, own)
         start = stop
 
 

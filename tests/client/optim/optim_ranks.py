@@ -310,9 +310,8 @@ def collectives(kind: str, layout: str) -> dict[str, int]:
 
 LARGE: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "square": ((256, 256), {}),
-    "fused": ((288, 128), {"row_blocks": 3}),
-    "transposed": ((128, 96), {"layout": "in_out"}),
-    "experts": ((2, 96, 96), {}),
+    "fused": ((768, 256), {"row_blocks": 3}),
+    "transposed": ((256, 192), {"layout": "in_out"}),
 }
 
 
