@@ -43,11 +43,11 @@ class Held(NamedTuple):
 
 def suits(parameter: Tensor, group: Group, shape: tuple[int, int, int], ranks: int) -> bool:
     """Whether parts of a parameter are parts of its matrices (count, fan_out, fan_in), and so many ranks send less than
-    the matrices are, there and back. Stacks and convolutions are not cut here."""
+    the matrices are. Stacks and convolutions are not cut here."""
     _, fan_out, fan_in = shape
     images, backs = PRODUCTS
     sent = following.width(fan_out, fan_in) * (backs * fan_in + images * fan_out)
-    return parameter.ndim == 2 and group["layout"] != "conv" and ranks * sent < 2 * fan_out * fan_in
+    return parameter.ndim == 2 and group["layout"] != "conv" and ranks * sent < fan_out * fan_in
 
 
 def pieces(region: Region, local: Tensor, group: Group, shape: tuple[int, int, int]) -> list[Piece]:

@@ -20,7 +20,7 @@ TRAINED = 2e-4
 """As above, after real backward passes, which sum gradients in another order."""
 
 SUMMED = 5e-6
-"""Of weights after eight steps of 0.01 with two rounds, whose products ranks sum in another order."""
+"""Of weights after five steps of 0.01 with a round, whose products ranks sum in another order."""
 
 MATRICES = {
     (16, 16): 2, (5, 7): 1, (13, 6): 1, (3, 5): 1, (2, 6): 1, (4, 4): 3, (8, 8): 1, (2, 8): 2, (8, 5): 1, (4, 5): 6,
@@ -114,8 +114,8 @@ def test_muon_plus_plus_sends_what_muon_does_but_for_vectors_at_rounds_and_whole
     theirs, ours = ([sum(sent) for sent in zip(*(sent for sent, _ in of), strict=True)] for of in (muon, plus))
     assert len(set(theirs[1:])) == 1  # before the first, ranks learn that they multiply alike
     more = [sent - theirs[-1] for sent in ours]
-    assert [at for at, sent in enumerate(more, start=1) if sent] == [1, 4, 8]
-    assert more[3] == more[7] < more[0]
+    assert [at for at, sent in enumerate(more, start=1) if sent] == [1, 4]
+    assert more[3] < more[0]
     assert max(difference for _, difference in plus) <= SUMMED
 
 
