@@ -99,6 +99,9 @@ def arms(radius: float) -> list[Arm]:
         Arm("MuonSphere", "MuonSphere", 2.0**-6, {"radius": radius, "momentum": 0.95, "coefficients": "jordan"}),
         spectral_arm("cap", radius, open_gap=OPEN_GAP),
         spectral_arm("none", radius, open_gap=OPEN_GAP),
+        Arm("Muon, NorMuon", "Muon", 2.0**-5, {**muon, "normuon": 0.95}),
+        Arm("Muon, cautious", "Muon", 2.0**-5, {**muon, "cautious": True}),
+        Arm("Muon, Polar Express", "Muon", 2.0**-5, {**muon, "coefficients": "polar_express"}),
     ]
 
 

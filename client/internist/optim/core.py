@@ -38,6 +38,8 @@ from internist.optim.whole import Side, Viewer, Views
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from internist.optim.shared_rounds import Held
+
 __all__ = ["Alone", "Bucket", "Exchange", "Group", "MatrixOptimizer", "fits", "is_shared", "learning_rate"]
 
 LIKE_PARAMETER = {"momentum_buffer", "exp_avg", "exp_avg_sq"}
@@ -301,6 +303,23 @@ class MatrixOptimizer(torch.optim.Optimizer):
             return None
         return -learning_rate(bucket.group) * self._scale(bucket)
 
+    def _needs_whole(self, bucket: Bucket, *, shares: bool) -> bool:  # noqa: ARG002
+        """Whether this step, already counted, of a sharded parameter needs the whole weight on its owner, where
+        `writes_whole`; `shares`: ranks may find norms together. The same on all ranks."""
+        return True
+
+    def _end_parts(self, parts: "Sequence[Held]", add_up: Callable[[Tensor], None]) -> None:
+        """After `_write_part`, of the parameters of which ranks may find norms together. The same on all ranks."""
+
+    def _write_part(self, bucket: Bucket, d: Tensor) -> None:
+        """`_write` of what a rank holds of a sharded parameter whose owner did not write it."""
+        self._write(bucket, d)
+
+    @property
+    def _looks_on(self) -> bool:
+        """Whether somebody wants to know of the next step what only whole weights tell."""
+        return self._wants_diagnostics or self._views is not None
+
     def _scale(self, bucket: Bucket) -> float:
         """alpha of the bucket's shape."""
         return scale(bucket.group["scale"], bucket.fan_out, bucket.fan_in, tau=bucket.group.get("tau", 1.0))
@@ -344,7 +363,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def request_whole(self, parameters: Iterable[Tensor], viewer: Viewer) -> None:
         """Ask the next step to show matrices of which ranks hold pieces, on the rank that has them whole: a parameter's
-        owner. Costs a copy of each such weight; nothing is sent.
+        owner. Costs a copy of each such weight; where the owner would not have one at this step, it is sent there.
 
         Args:
             parameters: others than sharded matrices are never shown.

@@ -17,7 +17,7 @@ their own and are out of scope: wrap them with `DTensor.from_local`.
 `diagnostics()` tells of what this rank owns: orthogonality is measured where whole matrices are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
+from internist.optim import shared_rounds
 from internist.optim.alignment import aligned
 from internist.optim.bucket import Bucket, Group, fits
 from internist.optim.core import Alone, MatrixOptimizer
 from internist.optim.matrices import matrix_views
 from internist.optim.ownership import Region, held_regions, replicated_region
+from internist.optim.shared_rounds import Held
 from internist.optim.team import Job, Owners, Team
 from internist.optim.whole import BOTH, CHANGE, NEITHER, Side, Views, Whole
 
@@ -82,9 +84,9 @@ class Ranks:
     def run(self, optimizer: MatrixOptimizer, groups: Sequence[Group]) -> None:
         """Step with every team what it shares, then what this rank has to itself."""
         for team in self._teams_of(optimizer, groups):
-            agreed = team.agreed()
+            agreed, asked = team.agreed(asks=optimizer._looks_on)
             for owners in team.rounds:
-                _step(team, optimizer, {job: owner for job, owner in owners.items() if job in agreed})
+                _step(team, optimizer, {job: owner for job, owner in owners.items() if job in agreed}, asked=asked)
         if self._replicas is None:
             own = [group | {"params": [p for p in group["params"] if not isinstance(p, DTensor)]} for group in groups]
             self._alone.run(optimizer, own)
@@ -185,11 +187,18 @@ def _job(optimizer: MatrixOptimizer, parameter: Tensor, group: Group, ranks: Seq
     name = names.get(id(parameter))
     # what is kept of rows is kept by an owner
     is_local = is_local and not writes_whole and group.get("normuon") is None
-    return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local)
+    shares = (
+        optimizer.writes_whole and len(shapes) == 1 and shared_rounds.suits(parameter, group, shapes[0], len(ranks))
+    )
+    return Job(parameter, name, group, regions, copies, shapes, writes_whole, is_local, shares)
 
 
-def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
-    """Step parameters that all ranks agreed on: every rank makes every collective here, in the same order."""
+def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners, *, asked: bool) -> None:
+    """Step parameters that all ranks agreed on: every rank makes every collective here, in the same order.
+
+    Args:
+        asked: whether some rank wants to look at whole matrices: their weights travel then.
+    """
     shards = {job: _shard(job, optimizer) for job in jobs}
     shared = {job: owner for job, owner in jobs.items() if not job.is_local}
     directions: dict[Job, Tensor] = {}
@@ -198,13 +207,19 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
             optimizer._accumulate(shard)
         else:
             directions[job] = optimizer._direction(shard)
-    weights = {job: shards[job].weights[0] for job in shared if job.writes_whole}
+    wholes = {
+        job
+        for job in shared
+        if job.writes_whole
+        and (asked or job.is_replicated or job.is_mixed or optimizer._needs_whole(shards[job], shares=job.shares))
+    }
+    weights = {job: shards[job].weights[0] for job in shared if job in wholes}
 
     whole_directions = team.gather(shared, {job: directions[job] for job in shared if job in directions})
     whole_weights = team.gather(shared, weights)
     local = {job: d for job, d in directions.items() if job.is_local and d.numel()}
     views = optimizer._views
-    sides = {} if views is None else _shown(views, optimizer, {job: shards[job] for job in shared})
+    sides = {} if views is None else _shown(views, optimizer, {job: shards[job] for job in shared}, wholes)
     before = {job: weight.clone() for job, weight in whole_weights.items() if sides.get(job)}
     _compute(optimizer, whole_directions | local, whole_weights)
     if views is not None:
@@ -215,28 +230,42 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners) -> None:
                 changes[job] = d.float() * length
         views.show([Whole(job.parameter, whole_weights.get(job), change) for job, change in changes.items()])
 
-    dtypes = {job: shards[job].dtype for job in shared if not job.writes_whole}
+    dtypes = {job: shards[job].dtype for job in shared if job not in wholes}
     made = team.scatter(shared, whole_directions, dtypes) | local
     written = team.scatter(shared, whole_weights, {job: weight.dtype for job, weight in weights.items()})
     for job, weight in written.items():
         if weight is not weights[job]:
             weights[job].copy_(weight)
-    _share_state(team, optimizer, shared)
+    _share_state(
+        team, optimizer, {job: owner for job, owner in shared.items() if job in wholes or not job.writes_whole}
+    )
     wanted, optimizer._wants_diagnostics = optimizer._wants_diagnostics, False  # noted by owners, of whole matrices
     for job, d in made.items():
         if d.numel():
-            optimizer._write(shards[job], d)
+            optimizer._write_part(shards[job], d)
     optimizer._wants_diagnostics = wanted
+    if held := [_held(team, job, shards[job], jobs[job]) for job in shared if job.shares and job not in wholes]:
+        optimizer._end_parts(held, team.add_up)
     if views is not None:
         for job, of in sides.items():
             views.note(job.parameter, of, shards[job].weights[0])
 
 
-def _shown(views: Views, optimizer: MatrixOptimizer, shards: Mapping[Job, Shard]) -> dict[Job, frozenset[Side]]:
+def _held(team: Team, job: Job, shard: Shard, owner: int) -> Held:
+    """What this rank holds of the matrices of a parameter, for a round that ranks share."""
+    (shape,) = job.matrix_shapes
+    nowhere = torch.empty(shape, device="meta")
+    pieces = shared_rounds.pieces(job.regions[team.me], shard.weights[0], job.group, shape)
+    return Held(Bucket(job.group, [job.parameter], [nowhere], [], [], [0]), pieces, team.me in job.senders(owner))
+
+
+def _shown(
+    views: Views, optimizer: MatrixOptimizer, shards: Mapping[Job, Shard], wholes: Collection[Job]
+) -> dict[Job, frozenset[Side]]:
     """What of each parameter its owner can show: the same on every rank that asks."""
     wanted = {job: shard for job, shard in shards.items() if views.wants(job.parameter) and not job.is_replicated}
     return {
-        job: BOTH if job.writes_whole else NEITHER if optimizer._change_of(shard) is None else CHANGE
+        job: BOTH if job in wholes else NEITHER if optimizer._change_of(shard) is None else CHANGE
         for job, shard in wanted.items()
     }
 
@@ -290,12 +319,12 @@ def _compute(optimizer: MatrixOptimizer, directions: Mapping[Job, Tensor], weigh
         for n, w in zip(
             matrix_views(direction, weight, job.group), matrix_views(weight, weight, job.group), strict=True
         ):
-            key = (id(job.group), w.shape[1:], n.dtype, w.dtype, job.writes_whole)
+            key = (id(job.group), w.shape[1:], n.dtype, w.dtype, job in weights)
             bucket, views = filling.get(key, (None, []))
             if bucket is None or not fits(bucket, w, stack_bytes=optimizer.stack_bytes):
                 stacked = optimizer._stacks(w.device)
                 bucket, views = filling[key] = Bucket(job.group, [], [], [], [], [], stacked), []
-                buckets.append((bucket, views, job.writes_whole))
+                buckets.append((bucket, views, job in weights))
             bucket.params.append(job.parameter)
             bucket.weights.append(w)
             bucket.offsets.append(offset)

@@ -6,6 +6,7 @@ nothing is seen once it nears the radius. Derived for this project; subspace ite
 is textbook.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,40 @@ def follow(matrices: Tensor, block: Tensor, share: Tensor) -> Followed:
     """
     turned = matrices.mT
     block = _filtered(matrices, turned, block, share)
-    images = torch.bmm(block, turned)
+    return _best(block, torch.bmm(block, turned))
+
+
+Products = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def follow_by(images: Products, back: Products, blocks: Sequence[Tensor], shares: Sequence[Tensor]) -> list[Followed]:
+    """`follow` of several stacks of matrices that are known by their products alone, all at once.
+
+    Args:
+        images: (B, k, fan_in) rows of every stack, times its Wᵀ.
+        back: (B, k, fan_out) rows, times W.
+        blocks, shares: of every stack, as of `follow`.
+    """
+
+    def inner(rows: Sequence[Tensor]) -> list[Tensor]:
+        return [again * share for again, share in zip(back(images(rows)), shares, strict=True)]
+
+    once = [
+        block + 8.0 * again
+        for block, again in zip(blocks, inner([g - x for g, x in zip(inner(blocks), blocks, strict=True)]), strict=True)
+    ]
+    twice = [
+        16.0 * again - (block - 2.0 * one)
+        for block, one, again in zip(
+            blocks, once, inner([g - x for g, x in zip(inner(once), once, strict=True)]), strict=True
+        )
+    ]
+    filtered = [orthonormal(rows).nan_to_num_(0.0, 0.0, 0.0) for rows in twice]
+    return [_best(block, image) for block, image in zip(filtered, images(filtered), strict=True)]
+
+
+def _best(block: Tensor, images: Tensor) -> Followed:
+    """The best vector in a block, from its (B, k, fan_out) images."""
     gram = torch.bmm(images, images.mT).double()
     gram = gram / linalg.vector_norm(gram, dim=(1, 2), keepdim=True).clamp_(min=SMALL)
     for _ in range(SQUARINGS):

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -29,7 +29,9 @@ from internist.optim.matrices import matrix_views
 from internist.optim.pair_keeper import PairKeeper
 from internist.optim.pair_state import Pairs, Ready, gather, gather_pairs, new_state, scatter, step_of
 from internist.optim.pair_writes import write_each, write_retracted, write_together
+from internist.optim.retraction import is_due
 from internist.optim.rounding import rounded
+from internist.optim.shared_rounds import Held, retract
 from internist.optim.spectral_init import set_radius
 
 if TYPE_CHECKING:
@@ -201,6 +203,8 @@ class MuonPlusPlus(MatrixOptimizer):
         """Drop what the host knows of the state: it is read again where it is needed."""
         self._known: PairKeeper | None = None
         self._stepped = _Stepped()
+        self._met: set[Tensor] = set()
+        """Parameters whose whole weights an owner has seen since."""
 
     @property
     def _keeper(self) -> PairKeeper:
@@ -292,6 +296,33 @@ class MuonPlusPlus(MatrixOptimizer):
             write_each(ready, bucket, d, rate)
         if before is not None:
             self._note_all(bucket, pair_notes.of_weights(self.state, self._keeper, bucket, before))
+
+    def _needs_whole(self, bucket: Bucket, *, shares: bool) -> bool:
+        """At the first step that this process sees of a parameter, where pairs are found; at audits; at rounds that
+        ranks do not share; always where a step of one length for all does not write it."""
+        (parameter,), group = bucket.params, bucket.group
+        is_new = parameter not in self._met
+        self._met.add(parameter)
+        return (
+            is_new
+            or group["policy"] != "retract"
+            or bucket.weights[0].dtype.itemsize < torch.float32.itemsize
+            or min(bucket.fan_out, bucket.fan_in) == 1
+            or step_of(self.state, bucket) % group["audit_every"] == 0
+            or group["adaptive"]
+            or isinstance(learning_rate(group), Tensor)
+            or (not shares and is_due(bucket, step_of(self.state, bucket)))
+        )
+
+    def _write_part(self, bucket: Bucket, d: Tensor) -> None:
+        """W <- W − η S₀ D, entry by entry: between two rounds nothing else is done."""
+        length = spectral_radius((bucket.fan_out, bucket.fan_in)) * _shrink(bucket) * learning_rate(bucket.group)
+        stack.step_along(bucket, d, length)
+
+    def _end_parts(self, parts: Sequence[Held], add_up: Callable[[Tensor], None]) -> None:
+        due = [part for part in parts if is_due(part.bucket, step_of(self.state, part.bucket))]
+        if due:
+            retract(self.state, due, add_up)
 
     def _write_narrow(self, bucket: Bucket, d: Tensor) -> None:
         """The same of weights of two bytes: in float32, and rounded once, at random."""

@@ -143,6 +143,12 @@ def gather_followed(states: States, bucket: Bucket) -> tuple[Followed, bool]:
     return gathered, True
 
 
+def scatter_followed(states: States, bucket: Bucket, known: Followed) -> None:
+    """Write back what a round wrote."""
+    for name, value in zip(Followed._fields, known, strict=True):
+        scatter(states, bucket, name, value)
+
+
 class Seen(NamedTuple):
     """What a round reads and writes, as its products have it: views of a `Followed`."""
 
@@ -219,8 +225,7 @@ class Ready:
         if self.followed is None:
             return
         if not self.is_state:
-            for name, value in zip(Followed._fields, self.followed, strict=True):
-                scatter(states, bucket, name, value)
+            scatter_followed(states, bucket, self.followed)
         if self._frozen is not None:
             self._frozen = self._made()
         if self.single:

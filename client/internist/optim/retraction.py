@@ -12,7 +12,7 @@ from torch.nn import functional
 from internist.optim import following
 from internist.optim.bucket import Bucket, learning_rate
 from internist.optim.constraints import spectral_radius
-from internist.optim.pair_state import GROWTH, Ready, States, scatter, step_of
+from internist.optim.pair_state import GROWTH, Followed, Ready, Seen, States, scatter, step_of
 from internist.optim.top_pair import warm_pair
 
 ROOM = 0.02
@@ -67,13 +67,32 @@ def retraction(states: States, ready: Ready, bucket: Bucket, weights: Tensor, *,
         sigma, u, v = sought.sigma.view(-1, 1, 1), sought.u.unsqueeze(1), sought.v.unsqueeze(1)
         block = following.refreshed(block, v, seed=seed)
         scatter(states, bucket, "second", sought.beneath)
+    found = following.Followed(sigma, u, v, block)
+    factors = concluded(known, seen, found, bucket, exact=exact, may_grow=ready.may_grow)
+    ready.was_written(states, bucket)
+    return factors
+
+
+def concluded(
+    known: Followed, seen: Seen, found: following.Followed, bucket: Bucket, *, exact: bool, may_grow: bool
+) -> Tensor:
+    """What matrices of which a round found the norms are to be multiplied by, (B, 1, 1).
+
+    Args:
+        known, seen: what is known of them, which becomes what was found.
+        found: by the round.
+        bucket: of them.
+        exact: whether the pair was sought.
+        may_grow: whether one of them may have begun with zeros and be on its way to S.
+    """
+    sigma, u, v, block = found
     if bucket.group["drive"]:
         target = spectral_radius((bucket.fan_out, bucket.fan_in), bucket.group["radius"])
         known.radius.mul_((target / known.radius) ** bucket.group["drive"])
         seen.share.copy_(following.share_of(known.radius))
     more = seen.radius / sigma - 1.0
     other = more.abs() > FAR_OFF
-    if ready.may_grow:
+    if may_grow:
         other = other & (seen.growth > 0)
     seen.found.masked_fill_(other, 1.0)
     more = torch.minimum(functional.hardshrink(more, AT_RADIUS), seen.growth)
@@ -81,10 +100,9 @@ def retraction(states: States, ready: Ready, bucket: Bucket, weights: Tensor, *,
         more = functional.leaky_relu_(more, TAKEN_BACK)
     more.masked_fill_(seen.found > 0, 0.0)
     seen.firings.add_(more != 0)
-    if ready.may_grow:
+    if may_grow:
         seen.growth.masked_fill_(more < 0, GROWTH)
         free = seen.growth == 0  # plain Muon until it reaches S: nothing is projected away
         u, v = u.masked_fill(free, 0.0), v.masked_fill(free, 0.0)
     torch._foreach_copy_([seen.u, seen.v, known.block], [u, v, block])
-    ready.was_written(states, bucket)
     return more.add_(1.0)

@@ -37,11 +37,18 @@ class Job:
     """Whether the owner writes the whole weight, or each rank its own shard."""
     is_local: bool
     """Whether every shard is a stack of whole matrices, which no other rank need see."""
+    shares: bool = False
+    """Whether ranks may find norms together, by what each multiplies with its shard (`shared_rounds`)."""
 
     @cached_property
     def cost(self) -> int:
         """FLOPs of one Newton-Schulz iteration over its matrices."""
         return sum(count * newton_schulz_cost(rows, columns) for count, rows, columns in self.matrix_shapes)
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether its matrices are of several shapes, which are written with several scales."""
+        return len({shape[1:] for shape in self.matrix_shapes}) > 1
 
     @cached_property
     def is_replicated(self) -> bool:
@@ -120,21 +127,26 @@ class Team:
                 "give the optimizer dtype=torch.float32 or dtype=torch.bfloat16"
             )
 
-    def agreed(self) -> set[Job]:
-        """The jobs whose gradient every rank has. A collective."""
+    def add_up(self, numbers: Tensor) -> None:
+        """Sum a tensor over the ranks, in place. A collective."""
+        distributed.all_reduce(numbers, group=self.group)
+
+    def agreed(self, *, asks: bool) -> tuple[set[Job], bool]:
+        """The jobs whose gradient every rank has, and whether some rank asks what this one may ask. A collective."""
         device = self.device
         if device.type != "cpu" and "cpu:" in distributed.get_backend_config(self.group):
             device = torch.device("cpu")
-        having = torch.tensor([job.parameter.grad is not None for job in self.jobs], dtype=torch.int32, device=device)
+        said = [asks, *(job.parameter.grad is not None for job in self.jobs)]
+        having = torch.tensor(said, dtype=torch.int32, device=device)
         distributed.all_reduce(having, group=self.group)
-        counts = having.tolist()
+        asking, *counts = having.tolist()
         for job, count in zip(self.jobs, counts, strict=True):
             if 0 < count < len(self.ranks) and job not in self.warned:
                 self.warned.add(job)
                 what = f"parameter {job.name!r}" if job.name else "a parameter"
                 shape, ranks = tuple(job.parameter.shape), len(self.ranks)
                 log.warning("%s of shape %s has a gradient on %d of %d ranks: none steps it", what, shape, count, ranks)
-        return {job for job, count in zip(self.jobs, counts, strict=True) if count == len(self.ranks)}
+        return {job for job, count in zip(self.jobs, counts, strict=True) if count == len(self.ranks)}, asking > 0
 
     def gather(self, owner_of: Owners, shards: Mapping[Job, Tensor]) -> dict[Job, Tensor]:
         """The whole tensors of the jobs that this rank owns, from everyone's shards. A collective per dtype.

@@ -1,7 +1,6 @@
 """Whole matrices of parameters that ranks hold pieces of: owners have them during a step, and nobody else ever does.
 
-Whoever asks before a step (`MatrixOptimizer.request_whole`) is shown them there. Nothing is sent for it, and ranks need
-not ask alike.
+Whoever asks before a step (`MatrixOptimizer.request_whole`) is shown them there. Ranks need not ask alike.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -32,6 +32,7 @@ from internist.optim.newton_schulz import CPU_MULTIPLIES_BFLOAT16
 from internist.optim.ownership import held_regions
 
 STEPS = 4
+SENDING = ("all_to_all_single", "all_gather_single", "all_gather_into_tensor", "all_reduce")
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.baddbmm_, aten.addmm_, aten.mv, aten.addmv_, aten.dot}
@@ -68,6 +69,7 @@ OPTIMIZERS: dict[str, tuple[type[MatrixOptimizer], dict[str, Any]]] = {
     },
     "default": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32}),
     "initialised": (MuonPlusPlus, {"lr": 0.05, "dtype": torch.float32, "initialize": True, "open_gap": 0.5}),
+    "slow": (MuonPlusPlus, {"lr": 0.01, "dtype": torch.float32}),  # a round every fourth step
     "switches": (Muon, {"lr": 0.05, "dtype": torch.float32, "normuon": 0.95, "cautious": True}),
 }
 
@@ -304,6 +306,62 @@ def collectives(kind: str, layout: str) -> dict[str, int]:
     with CommDebugMode() as mode:
         optimizer.step()
     return {str(operation).split(".")[-1]: count for operation, count in mode.get_comm_counts().items()}
+
+
+LARGE: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "square": ((320, 320), {}),
+    "fused": ((640, 320), {"row_blocks": 2}),
+    "transposed": ((320, 336), {"layout": "in_out"}),
+}
+
+
+def large_steps(kind: str, layout: str) -> tuple[list[int], float]:
+    """Bytes that this rank hands to collectives in each of five steps, and the difference from one process, which the
+    first rank finds."""
+    mesh = square_mesh() if layout in ("hybrid", "rows_and_columns") else flat_mesh()
+    placement = {"rows": [Shard(0)], "hybrid": [Replicate(), Shard(0)], "rows_and_columns": [Shard(0), Shard(1)]}[
+        layout
+    ]
+    counted: list[int] = []
+    plain = {name: getattr(distributed, name) for name in SENDING if hasattr(distributed, name)}
+
+    def counting(name: str) -> Any:
+        def send(*args: Any, **options: Any) -> Any:
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            counted[-1] += tensors[-1].numel() * tensors[-1].element_size()
+            return plain[name](*args, **options)
+
+        return send
+
+    results = []
+    for is_sharded in (True, False) if kind == "slow" and distributed.get_rank() == 0 else (True,):
+        generator = torch.Generator().manual_seed(0)
+
+        def value(
+            shape: tuple[int, ...], is_sharded: bool = is_sharded, numbers: torch.Generator = generator
+        ) -> Tensor:
+            whole_value = torch.randn(shape, generator=numbers)
+            return distribute_tensor(whole_value, mesh, placement, src_data_rank=None) if is_sharded else whole_value
+
+        parameters = [nn.Parameter(value(shape)) for shape, _ in LARGE.values()]
+        constructor, defaults = OPTIMIZERS[kind]
+        groups = [{"params": [p], **keys} for p, (_, keys) in zip(parameters, LARGE.values(), strict=True)]
+        optimizer = constructor(groups, **defaults)
+        for name in plain:
+            setattr(distributed, name, counting(name))
+        try:
+            for _ in range(5):
+                counted.append(0)
+                for parameter, (shape, _) in zip(parameters, LARGE.values(), strict=True):
+                    parameter.grad = value(shape)
+                optimizer.step()
+        finally:
+            for name, function in plain.items():
+                setattr(distributed, name, function)
+        results.append([whole(parameter.detach()) for parameter in parameters])
+    return counted[:5], max(
+        (one - other).abs().max().item() for one, other in zip(results[0], results[-1], strict=True)
+    )
 
 
 def collectives_and_seen(kind: str, layout: str) -> tuple[dict[str, int], list[tuple[int, ...]], int]:

@@ -19,6 +19,9 @@ AVX2 and none, and on the code path that MKL takes on processors that are not In
 TRAINED = 2e-4
 """As above, after real backward passes, which sum gradients in another order."""
 
+SUMMED = 5e-6
+"""Of weights after five steps of 0.01 with a round, whose products ranks sum in another order."""
+
 MATRICES = {
     (16, 16): 2, (5, 7): 1, (13, 6): 1, (3, 5): 1, (2, 6): 1, (4, 4): 3, (8, 8): 1, (2, 8): 2, (8, 5): 1, (4, 5): 6,
     (6, 18): 1,
@@ -47,7 +50,7 @@ def gang(request: pytest.FixtureRequest) -> Gang:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["float32", "decay"])
+@pytest.mark.parametrize("kind", ["float32", "decay", "slow"])
 def test_ranks_step_like_one_process(gang, kind, layout):
     for differences in gang.run(CASES, "steps_like_one_process", kind, layout):
         assert max(differences.values()) <= SAME, differences
@@ -102,6 +105,18 @@ def test_each_matrix_is_orthogonalised_whole_and_once(gang, kind, layout):
 )
 def test_collectives_of_a_step_are_few_whatever_the_number_of_matrices(gang, kind, layout, expected):
     assert all(counts == expected for counts in gang.run(CASES, "collectives", kind, layout))
+
+
+@pytest.mark.parametrize("layout", ["rows", "hybrid", "rows_and_columns"])
+def test_muon_plus_plus_sends_what_muon_does_but_for_vectors_at_rounds_and_whole_weights_at_the_first(four, layout):
+    muon, plus = four.run(CASES, "large_steps", "float32", layout), four.run(CASES, "large_steps", "slow", layout)
+
+    theirs, ours = ([sum(sent) for sent in zip(*(sent for sent, _ in of), strict=True)] for of in (muon, plus))
+    assert len(set(theirs[1:])) == 1  # before the first, ranks learn that they multiply alike
+    more = [sent - theirs[-1] for sent in ours]
+    assert [at for at, sent in enumerate(more, start=1) if sent] == [1, 4]
+    assert more[3] < more[0]
+    assert max(difference for _, difference in plus) <= SUMMED
 
 
 @pytest.mark.parametrize("kind", ["no_decay", "decay"])
