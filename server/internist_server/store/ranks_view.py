@@ -89,8 +89,9 @@ def _is_left(rank: Rank, attempt: Attempt) -> bool:
     return attempt.finished_at_ms is not None and rank.finished_at_ms is None
 
 
-def _urgency(view: RankView) -> tuple[bool, bool, int, int]:
-    return not view.unlike, view.state != "silent", -view.behind, view.rank
+def _urgency(view: RankView) -> tuple[bool, bool, bool, int, int]:
+    is_odd = any(metric != STEP for metric in view.unlike)
+    return not is_odd, view.state != "silent", STEP not in view.unlike, -view.behind, view.rank
 
 
 def _compared(
