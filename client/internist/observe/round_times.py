@@ -25,7 +25,8 @@ class RoundTimes:
         if not is_whole:
             return
         waited_s = max(0.0, length_s - (self._cpu_s - before))
-        self._last = 1, max(0.0, length_s - own_s), waited_s
+        bare_s = max(0.0, length_s - own_s)
+        self._last = 1, bare_s, min(waited_s, bare_s)
         if not is_sampled:
             rounds, length, waited = self._bare
             self._bare = rounds + 1, length + length_s, waited + waited_s
