@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 import msgspec
 
+from benchmarks.rank_scene import four_ranks, stay_alive
 from internist.schema.wire import MSGPACK_CONTENT_TYPE, VERSION, RunStart
 from tests.dashboard.feeder import EVERY, Feeder
 
@@ -21,6 +22,8 @@ class Scene:
     says: str
     make: Callable[[httpx.Client], str]
     """Makes the scene; the path of the page that shows it."""
+    again: Callable[[httpx.Client], None] | None = None
+    """What happens right before its page is looked at, if anything does."""
 
 
 def many_series(client: httpx.Client, *, series: int, samples: int) -> str:
@@ -77,6 +80,7 @@ def finished(client: httpx.Client) -> str:
 SCENES = (
     Scene("calm", "a run that stays well", calm),
     Scene("diverges", "a run that diverges", divergence),
+    Scene("ranks", "a run of four ranks: one slow, one silent, one whose replica differs", four_ranks, stay_alive),
     Scene("ended", "a run that has ended, with tags in its name", finished),
 )
 """The small ones, which are drawn as pictures."""

@@ -65,6 +65,7 @@ def main() -> int:
         chromium() as browser,
     ):
         shown = [page for page in pages(client) if arguments.only in page[0]]
+        again = {scene.name: scene.again for scene in SCENES if scene.again is not None}
         for width, scheme in product(WIDTHS, SCHEMES):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page = context.new_page()
@@ -74,6 +75,8 @@ def main() -> int:
                     client.post(
                         f"/api/v1/runs/{run}/heartbeat", content=_sign(run, step), headers=MSGPACK
                     ).raise_for_status()
+                if name in again:
+                    again[name](client)
                 page.goto(address + path)
                 page.wait_for_selector(there, state="attached")
                 page.wait_for_timeout(REST_MS)

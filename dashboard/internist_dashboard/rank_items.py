@@ -11,6 +11,7 @@ from internist_dashboard.components import Node
 SHOWN_RANKS: Final = 32
 """Those first that something is to be said of; all of them are told by the API."""
 _UNLIKE: Final = {"loss": "loss", "gradient.global_norm": "gradients", "weight.replicas_differ": "weights"}
+_SLOW: Final = "monitor.step_ms"
 
 
 def panel() -> Node:
@@ -35,17 +36,19 @@ def summary(ranks: Ranks) -> str:
 
 def table(ranks: Ranks) -> Node:
     """One row a rank."""
-    heads = ("rank", "state", "heard", "step", "loss", "gradient norm", "what is to be said")
+    heads = ("rank", "state", "what is to be said", "heard", "step", "loss", "gradient norm", "ms a step", "ms waited")
     rows = [
         html.Tr(
             [
                 html.Th(str(one.rank), scope="row", title=_place(one)),
                 html.Td(one.state),
+                html.Td(said(one), className="wide"),
                 html.Td(components.age(one.heard_at_ms, ranks.server_time_ms)),
                 html.Td(words.step(one.step), className="num"),
                 html.Td(words.number(one.loss), className="num"),
                 html.Td(words.number(one.gradient_norm), className="num"),
-                html.Td(said(one), className="wide"),
+                html.Td(words.number(one.step_ms), className="num"),
+                html.Td(words.number(one.waited_ms), className="num"),
             ]
         )
         for one in ranks.ranks[:SHOWN_RANKS]
@@ -72,10 +75,11 @@ def table(ranks: Ranks) -> Node:
 
 def said(rank: RankView) -> str:
     """What is to be said of a rank; empty where it is as it should be."""
-    unlike = [_UNLIKE.get(metric, metric) for metric in rank.unlike]
+    unlike = [_UNLIKE.get(metric, metric) for metric in rank.unlike if metric != _SLOW]
     return words.listing(
         [
             f"{', '.join(unlike)} unlike the others'" if unlike else "",
+            "slower than the others" if _SLOW in rank.unlike else "",
             f"{words.plural(rank.behind, 'step')} behind" if rank.behind else "",
             f"pauses: {rank.pause}" if rank.pause else "",
             f"frames refused: {rank.refusal}" if rank.refusal else "",

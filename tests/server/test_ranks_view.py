@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from internist.schema.wire import Facts, Series
-from internist_server.values.standouts import in_minority, standing_out
+from internist_server.values.standouts import in_minority, slower, standing_out
 from tests.server.sending import Sender, start_of
 
 SERIES = [
@@ -76,6 +76,44 @@ def test_a_rank_that_is_behind_or_silent_is_told(sqlite_api, clock):
     told = [(one["rank"], one["state"], one["behind"]) for one in found["ranks"]]
     assert told[:3] == [(0, "silent", 30), (1, "silent", 10), (2, "live", 0)]
     assert found["silent"] == 2
+
+
+def test_a_rank_that_has_gone_hides_nobody_whose_weights_differ(sqlite_api, clock):
+    senders = ranks_of(sqlite_api)
+    clock.advance(61)
+    for rank, sender in enumerate(senders):
+        if rank != 1:
+            sender.send([sender.frame(20, (2.5, 9.0, 8.0 if rank == 3 else 7.0))])
+
+    found = view(senders[0])
+
+    told = {one["rank"]: (one["state"], one["unlike"], one["loss"]) for one in found["ranks"]}
+    assert told[3] == ("live", ["weight.replicas_differ"], 2.5)
+    assert told[1] == ("silent", [], pytest.approx(2.01)), "what it told last"
+    assert found["step"] == 20
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["what they wait is known", "steps alone are known"])
+def test_the_rank_that_others_wait_for_is_slow(sqlite_api, waits):
+    times = [Series(0, "monitor.step_ms", "model", "model"), Series(1, "monitor.waited_ms", "model", "model")]
+    for rank in range(4):
+        sender = Sender(sqlite_api, start_of(rank=rank, world_size=4))
+        # in lockstep all take as long, and who is waited for waits the least
+        told = (100.0, 5.0 if rank == 2 else 60.0 + rank) if waits else (100.0 + 80.0 * (rank == 2),)
+        sender.send([*sender.declare(times[: len(told)]), sender.frame(10, told)])
+
+    found = view(sender)
+
+    assert unlike(found) == {2: ["monitor.step_ms"]}
+    assert found["ranks"][0]["step_ms"] == told[0] + 80.0 * (not waits)
+    assert found["ranks"][0]["waited_ms"] == (5.0 if waits else None)
+
+
+def test_of_two_ranks_the_one_that_takes_a_quarter_longer_is_slow_and_of_four_one_that_stands_out():
+    assert slower(np.array([100.0, 130.0])).tolist() == [False, True]
+    assert not slower(np.array([100.0, 120.0])).any()
+    assert not slower(np.array([100.0, 200.0, 100.0, 200.0])).any(), "half of them"
+    assert not slower(np.array([100.0])).any()
 
 
 def test_few_ranks_stand_out_of_nothing_but_by_what_is_not_finite():

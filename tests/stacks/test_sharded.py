@@ -118,11 +118,13 @@ def test_values_of_pieces_are_merged_to_those_of_one_process(ranks, alone, world
 
 @pytest.mark.parametrize(
     ("world", "kind", "options"),
-    [(4, "language", {"hybrid": True, "columns": True}), (4, "odd", {})],
-    ids=["columns of one replica", "uneven rows"],
+    [(4, "language", {"hybrid": True, "columns": True}), (4, "odd", {"watched": "before"})],
+    ids=["columns of one replica", "uneven rows, watched before they were cut"],
 )
 def test_spectra_that_ranks_work_out_together_are_those_of_one_process(ranks, alone, world, kind, options):
-    bare, watched = (trained(ranks(world), kind, how, reduces=how != "no", **options) for how in ("no", "after"))
+    given = {name: value for name, value in options.items() if name != "watched"}
+    bare = trained(ranks(world), kind, "no", **given)
+    watched = trained(ranks(world), kind, options.get("watched", "after"), reduces=True, **given)
 
     assert_same(watched, bare)
     found = merged([rank["parts"] for rank in watched])

@@ -463,6 +463,7 @@ class Observer:
         self._report.outlined()
         self._recorder.book.forget_layouts()
         self._captures = self._captured(self._outline)
+        self._captures.parameters.begin(self.clock.step)
         self._captures.parameters.note_groups(self._named())
         self.clock.outlined()
         if were_installed[0]:

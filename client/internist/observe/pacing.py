@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from internist.observe.governor import Governor, cadence_in_force, in_words
+from internist.observe.round_times import RoundTimes
 from internist.observe.sampling import UNSTRETCHED, Due, Powers, Sampling
 from internist.observe.stopwatch import Stopwatch
 from internist.schema.wire import Directive
@@ -35,6 +36,7 @@ class Pacing:
         self.behind_s: Callable[[], float] = float
         """Seconds that the monitor's other threads have worked so far."""
         self._behind_s = 0.0
+        self._times = RoundTimes()
 
     @property
     def powers(self) -> Powers:
@@ -51,6 +53,7 @@ class Pacing:
     def round_ended(self, sample: Due) -> None:
         """A round is over: what it measured."""
         host, length, is_whole = self.work.end_round(sample)
+        self._times.round_ended(length, host.total, is_sampled=sample.light, is_whole=is_whole)
         before, self._behind_s = self._behind_s, self.behind_s()
         self._rounds += 1
         self._governor.observe(sample, host, length, self._behind_s - before)
@@ -79,6 +82,7 @@ class Pacing:
         yield "monitor.model_heavy_every", heavy
         yield "monitor.matrix_heavy_every", matrices
         yield "monitor.turns", 1 << powers.turns
+        yield from self._times.take(on_device=self.on_device)
 
     def in_words(self) -> str:
         """How often the run is sampled, why, and what it costs; it stays the same until there is something to tell."""

@@ -112,7 +112,7 @@ class Reduction:
                         if not self.is_over:
                             self._work_out(step, ranks, parts.get(ranks))
                 except Exception as error:
-                    self._give_up(step, f"{type(error).__name__}: {error}".splitlines()[0])
+                    self._give_up(step, _in_short(error))
                 self._count()
                 done()
                 self.worked_s += time.thread_time() - began
@@ -157,3 +157,9 @@ class Reduction:
             "are told as bounds (training is not affected)",
             self._rank, step, reason,
         )  # fmt: skip
+
+
+def _in_short(error: BaseException) -> str:
+    """An error's first sentence: what comes after it is advice for the training's own groups."""
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line.partition('. ')[0]}"[:200]

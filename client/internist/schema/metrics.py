@@ -157,6 +157,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("monitor.model_heavy_every", "steps", "Steps between model-heavy samples, as in force.", "max", "light", "model"),
     Metric("monitor.matrix_heavy_every", "steps", "Steps between two measurements of a matrix's spectrum, as in force.", "max", "light", "model"),
     Metric("monitor.turns", "samples", "Light samples in which every module has its turn; blocks, the root and the output head are in each.", "max", "light", "model"),
+    Metric("monitor.step_ms", "ms", "Host time of a step, without the monitor's: the mean of the steps since the last sample, or of the last one where every step is sampled.", "max", "light", "model"),
+    Metric("monitor.waited_ms", "ms", "Of that, time in which the training's thread did not run: it waited for other ranks, for data, for a disk. Of models on a CPU.", "mean", "light", "model"),
     Metric("monitor.dropped", "frames", "Frames dropped so far because the spool was full or could not be written.", "sum", "light", "model"),
     Metric("monitor.coverage", "", "Share of what could be measured, by subject and metric family, that is.", "first", "light", "model"),
 )  # fmt: skip

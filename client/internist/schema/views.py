@@ -218,11 +218,15 @@ class RankView:
     """Of what it holds: a piece, where the model is sharded."""
     unlike: tuple[str, ...] = ()
     """Metrics whose value of this rank stands out of the others': for `weight.replicas_differ`, ranks whose replica of
-    the weights most others do not have."""
+    the weights most others do not have; for `monitor.step_ms`, ranks that work longer at a step than the others."""
     pause: str = ""
     """What it says that it pauses for."""
     refusal: str | None = None
     """Why some of its frames were refused."""
+    step_ms: Number = None
+    """Host time of its steps lately,"""
+    waited_ms: Number = None
+    """and how much of that its thread waited for other ranks, or for data; None where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

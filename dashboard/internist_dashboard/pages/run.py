@@ -85,6 +85,7 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                                 aside=html.Span(id="heat-note", className="quiet"),
                                 class_name="area-heat",
                             ),
+                            rank_items.panel(),
                             components.panel(
                                 "MaxLogit per head",
                                 components.logit_legend(),
@@ -99,7 +100,6 @@ def layout(run: Run, *, axis: str | None = None) -> Node:
                     html.Div(
                         [
                             components.panel("Blocks, worst first", html.Div(id="board"), class_name="area-board"),
-                            rank_items.panel(),
                             components.panel(
                                 "Alerts of this run",
                                 html.Div(id="run-alerts"),

@@ -9,6 +9,8 @@ SCATTERS: Final = 8.0
 """How many times the usual distance from the median a value may lie away before it stands out."""
 LEAST_SHARE: Final = 0.01
 """Of the median, which no scatter is narrower than: float rounding makes nobody stand out."""
+SLOWER: Final = 1.25
+"""A rank that works so many times as long at a step as the others makes them wait."""
 LEAST_RANKS: Final = 4
 """Of fewer nobody can say which is the usual one; what is not finite stands out of any number."""
 
@@ -26,6 +28,15 @@ def standing_out(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     scatter = max(float(np.median(distances)), LEAST_SHARE * abs(float(centre)) / SCATTERS)
     found[finite] = distances > SCATTERS * scatter
     return found
+
+
+def slower(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which times are longer than the median of the others' by a quarter, and of four or more stand out of them."""
+    if len(values) < 2:
+        return np.zeros(len(values), dtype=bool)
+    if len(values) >= LEAST_RANKS:
+        return (values > SLOWER * np.median(values)) & standing_out(values)
+    return np.array([value > SLOWER * np.median(np.delete(values, place)) for place, value in enumerate(values)])
 
 
 def in_minority(values: NDArray[np.float64]) -> NDArray[np.bool_]:
