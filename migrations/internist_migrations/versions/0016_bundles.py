@@ -1,4 +1,4 @@
-"""Tiles of up to sixteen series lie in one row, and judgements are packed: rows that fill pages, in tables that need no
+"""Tiles of up to thirty-two series lie in one row, and judgements are packed: rows that fill pages, in tables that need no
 index beside them."""
 
 import zlib
@@ -15,7 +15,7 @@ depends_on = None
 
 _T = TypeVar("_T")
 _KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_BUNDLE = 16
+_BUNDLE = 32
 _BATCH = 200
 _KINDS = (
     # of frames, and of judgements: blocks, arrays of their heads, tables of tiles and of bundles, tiles of a series

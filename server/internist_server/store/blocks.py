@@ -22,7 +22,7 @@ from internist_server.values.planes import pack, unpack, unpack_one
 
 BLOCK: Final = 256
 """Frames, or judgements, of a whole block: points of one tile."""
-BUNDLE: Final = 16
+BUNDLE: Final = 32
 """Series whose tiles lie in one row."""
 _IDS_A_QUERY: Final = 500
 _AT_ONCE: Final = 2_048
@@ -124,7 +124,9 @@ def list_blocks(
     found = session.execute(_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
     rows = [row for row in found if plans is None or row.plan in plans]
     return [
-        Block(row.id, row.rank, row.plan, *_heads(row.heads, row.size, 4, ("?", "?")), series_of(row.heads, ARRAYS))  # type: ignore[arg-type]
+        Block(
+            row.id, row.rank, row.plan, *_heads(row.heads, row.size, 4, ("?", "?")), series=series_of(row.heads, ARRAYS)
+        )  # type: ignore[arg-type]
         for row in rows
     ]
 
@@ -133,7 +135,7 @@ def list_judged_blocks(session: Session, attempt_id: int, *, first: int, last: i
     """The blocks of an attempt's judgements that have some of these steps, in their order."""
     rows = session.execute(_JUDGED_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
     return [
-        JudgedBlock(row.id, *_heads(row.heads, row.size, 3, ("<f8", "<f8")), series_of(row.heads, JUDGED_ARRAYS))  # type: ignore[arg-type]
+        JudgedBlock(row.id, *_heads(row.heads, row.size, 3, ("<f8", "<f8")), series=series_of(row.heads, JUDGED_ARRAYS))  # type: ignore[arg-type]
         for row in rows
     ]
 
