@@ -4,11 +4,13 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Engine, event
 
-from tests.server.sending import Sender, module_series
+from tests.server.sending import Sender, module_series, start_of
 
 SERIES = [module_series(n, "activation.rms_max", f"blocks.{n}") for n in range(3)]
 GROWING = ("frames", "judgements", "bands")
 """Tables of which an attempt has a row a step."""
+MOST_STATEMENTS = 14
+"""Ten, and those by which this request is let in."""
 
 
 @pytest.fixture
@@ -37,14 +39,30 @@ def plans_of(url, statements):
     return found
 
 
-def test_a_live_frame_seeks_what_grows_by_step(sqlite_url, serve, statements):
+def test_a_live_frame_of_the_only_rank_reads_nothing_that_grows_and_makes_ten_statements(sqlite_url, serve, statements):
     sender = Sender(serve(sqlite_url))
-    sender.send([*sender.declare(SERIES), *(sender.frame(step, [1.0] * 3) for step in range(0, 200, 10))])
-    sender.beat(190)
+    sender.send([*sender.declare(SERIES), *(sender.frame(step, [1.0] * 3) for step in range(0, 190, 10))])
+    sender.beat(180)
+    sender.send([sender.frame(190, [1.0] * 3)])
     statements.clear()
 
     sender.send([sender.frame(200, [1.0] * 3)])
-    sender.beat(200)
+
+    assert plans_of(sqlite_url, statements) == []
+    assert len(statements) <= MOST_STATEMENTS, [statement for statement, _ in statements]
+
+
+def test_a_live_frame_of_two_ranks_seeks_what_grows_by_step(sqlite_url, serve, statements):
+    api = serve(sqlite_url)
+    ranks = [Sender(api, start_of(rank=rank, world_size=2)) for rank in range(2)]
+    for sender in ranks:
+        sender.send([*sender.declare(SERIES), *(sender.frame(step, [1.0] * 3) for step in range(0, 200, 10))])
+        sender.beat(190)
+    statements.clear()
+
+    for sender in ranks:
+        sender.send([sender.frame(200, [1.0] * 3)])
+        sender.beat(200)
 
     found = plans_of(sqlite_url, statements)
     assert found
