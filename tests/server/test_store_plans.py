@@ -9,7 +9,7 @@ from tests.server.sending import Sender, module_series, start_of
 SERIES = [module_series(n, "activation.rms_max", f"blocks.{n}") for n in range(3)]
 GROWING = ("frames", "judgements", "bands")
 """Tables of which an attempt has a row a step."""
-MOST_STATEMENTS = 14
+MOST_STATEMENTS = 16
 """Ten, and those by which this request is let in."""
 
 
