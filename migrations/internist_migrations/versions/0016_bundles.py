@@ -1,5 +1,5 @@
-"""Tiles of up to thirty-two series lie in one row, and judgements are packed: rows that fill pages, in tables that need no
-index beside them."""
+"""Tiles of up to thirty-two series lie in one row, and judgements are packed: rows that fill pages, in tables that
+need no index beside them."""
 
 import zlib
 from collections.abc import Iterable, Iterator
