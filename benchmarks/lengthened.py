@@ -21,6 +21,7 @@ from internist_server.store.blocks import (
     unpack_whole,
 )
 from internist_server.store.database import Database
+from internist_server.store.summaries import APART
 from internist_server.store.tables import JudgeStateRow, RankRow, StandingRow
 from internist_server.store.tile_tables import BlockRow, BundleRow, JudgedBlockRow, JudgedBundleRow, SummaryRow
 
@@ -95,9 +96,9 @@ def _copy(session: Session, blocks: Any, bundles: Any, block: Row, heads: bytes,
 
 def _summary(row: Row, *, by: int, by_ms: int) -> Row:
     """Spans that are later."""
-    size = int.from_bytes(row["spans"][:4], "little")
+    size = int.from_bytes(row["spans"][:4], "little") & ~APART
     steps, times = unpack_whole(row["spans"][4 : 4 + size], row["count"], 2)
     head = pack_heads([steps + by, times + by_ms], [])
     later = {name: row[name] + by for name in ("first_step", "last_step")}
-    spans = len(head).to_bytes(4, "little") + head + row["spans"][4 + size :]
+    spans = (len(head) | APART).to_bytes(4, "little") + head + row["spans"][4 + size :]
     return {name: value for name, value in row.items() if name != "id"} | later | {"spans": spans}
