@@ -1,10 +1,12 @@
 """What a server's store costs as a run grows: live frames, charts, bytes on disk; and as runs become many.
 
-    python -m benchmarks.store [--steps 1000,10000,100000] [--series 1000] [--runs 5000] [--postgres] [--json]
+    python -m benchmarks.store [--steps 1000,100000] [--series 1000] [--sent 1000] [--runs 5000] [--postgres] [--json]
 
 In process, without HTTP: one run of 1,000 series, all of them judged, is filled as fast as it goes, and at each length
 measured with frames that come alone, as live ones do. Then as many runs as are asked for are registered, of which the
-list and the tick are timed. Figures of CPU are of this process; PostgreSQL's own work is in the wall times alone.
+list and the tick are timed. `--sent`: of longer runs only so many steps are sent, and what lies in tiles then is copied
+until the run is as long (`benchmarks.lengthened`). Figures of CPU are of this process; PostgreSQL's own work is in the
+wall times alone.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -26,6 +29,7 @@ import numpy as np
 import sqlalchemy
 
 from benchmarks.ingest import EVERY, declare_series, frames_of
+from benchmarks.lengthened import lengthen
 from internist.schema.wire import VERSION, Frame, Heartbeat, Plan, Record, RunStart
 from internist_migrations.upgrade import upgrade
 from internist_server.changes import Changes
@@ -92,8 +96,9 @@ class Server:
         return {"frame": Frame(0, step, EPOCH_MS + step * STEP_MS, values)}
 
 
-def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Figure]:
-    """One run of so many series, measured at each of these numbers of steps."""
+def measure_growth(url: str, lengths: Sequence[int], count: int, *, sent: int | None = None) -> Iterator[Figure]:
+    """One run of so many series, measured at each of these numbers of steps; `sent`: how many are sent at most, and
+    others copied. None: all are sent."""
     server = Server(url)
     series = declare_series()[:count]
     rng = np.random.default_rng(SEED)
@@ -102,6 +107,16 @@ def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Fig
     coming = frames_of(series, first=0, count=max(lengths) + len(lengths) * LIVE_FRAMES, rng=rng)  # one calm run
     done = 0
     for length in lengths:
+        if sent is not None and length > max(sent, done):
+            done = copied(server, length)
+            coming = (
+                (step, values) for step, (_, values) in zip(count_from(done * EVERY, EVERY), coming, strict=False)
+            )
+            yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
+            yield from measure_live(server, coming, length, len(series))
+            done += LIVE_FRAMES
+            yield from measure_reads(server, length, modules=sum(one.metric == "update.own" for one in series))
+            continue
         began, before = time.process_time(), done
         while done < length:
             more = min(FRAMES_A_REQUEST, length - done)
@@ -114,18 +129,33 @@ def measure_growth(url: str, lengths: Sequence[int], count: int) -> Iterator[Fig
             f"{length}: compaction, CPU per million points", 1e6 * timed(lambda: compact(server))[0] / points, "s"
         )
         yield Figure(f"{length}: bytes a point", size_of(server.database) / (done * len(series)), "B")
-        settle(server.database)
-        live, written = [], written_bytes(server.database)
-        for step, values in islice(coming, LIVE_FRAMES):
-            live.append(timed(lambda step=step, values=values: server.take(RUN, [server.frame(step, values)])))
-        settle(server.database)
-        written = written_bytes(server.database) - written
+        yield from measure_live(server, coming, length, len(series))
         done += LIVE_FRAMES
-        yield Figure(f"{length}: live frame, CPU", 1e3 * median(cpu for cpu, _ in live), "ms")
-        yield Figure(f"{length}: live frame, wall", 1e3 * median(wall for _, wall in live), "ms")
-        yield Figure(f"{length}: written per byte of live frames", written / (LIVE_FRAMES * 4 * len(series)), "x")
         yield from measure_reads(server, length, modules=sum(one.metric == "update.own" for one in series))
     server.database.close()
+
+
+def copied(server: Server, length: int) -> int:
+    """Make the run longer by copies; how many steps it has."""
+    with server.database.read() as session:
+        attempt = attempts.choose_attempt(session, RUN, None)
+    done = lengthen(server.database, attempt.id, steps=length, every=EVERY, step_ms=STEP_MS)
+    server._sequences[RUN] += done  # beyond all that were copied
+    settle(server.database)
+    return done
+
+
+def measure_live(server: Server, coming: Iterator[tuple[int, bytes]], length: int, width: int) -> Iterator[Figure]:
+    """Frames that come alone."""
+    settle(server.database)
+    live, written = [], written_bytes(server.database)
+    for step, values in islice(coming, LIVE_FRAMES):
+        live.append(timed(lambda step=step, values=values: server.take(RUN, [server.frame(step, values)])))
+    settle(server.database)
+    written = written_bytes(server.database) - written
+    yield Figure(f"{length}: live frame, CPU", 1e3 * median(cpu for cpu, _ in live), "ms")
+    yield Figure(f"{length}: live frame, wall", 1e3 * median(wall for _, wall in live), "ms")
+    yield Figure(f"{length}: written per byte of live frames", written / (LIVE_FRAMES * 4 * width), "x")
 
 
 def measure_reads(server: Server, length: int, *, modules: int) -> Iterator[Figure]:
@@ -272,13 +302,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
     parser.add_argument("--steps", default="1000,10000", help="lengths at which a run is measured, rising")
     parser.add_argument("--series", type=int, default=1_000, help="how many series it has, at most 1,000")
+    parser.add_argument("--sent", type=int, help="of longer runs so many steps are sent, and others copied")
     parser.add_argument("--runs", type=int, default=1_000, help="how many runs there are; 0: leave that out")
     parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL from a wheel instead of SQLite")
     parser.add_argument("--json", action="store_true", help="one object a line: name, value, unit")
     options = parser.parse_args(argv)
     lengths = [int(length) for length in options.steps.split(",") if length]
     with database_urls(is_postgres=options.postgres) as make:
-        figures = [lambda: measure_growth(make("growth"), lengths, options.series)] if lengths else []
+        figures = (
+            [lambda: measure_growth(make("growth"), lengths, options.series, sent=options.sent)] if lengths else []
+        )
         figures += [lambda: measure_many(make("many"), options.runs)] if options.runs else []
         for measure in figures:
             for figure in measure():

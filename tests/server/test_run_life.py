@@ -8,7 +8,7 @@ import pytest
 
 from internist.schema.wire import CoverageEntry, Heartbeat
 from internist_server.directives import DENSE_STEPS
-from internist_server.store.attempts import find_attempt
+from internist_server.store.attempts import find_attempt, touch_run
 from internist_server.store.judgements import load_checkpoint, load_state, save_checkpoint, save_state
 from tests.server.sending import EPOCH_MS, STEP_MS, Sender, module_series, start_of
 from tests.server.sick_runs import EVERY, faulty_block, frames, small_model
@@ -276,6 +276,7 @@ def test_a_run_whose_judge_is_of_another_version_is_judged_anew(sender, caplog):
         save_state(session, attempt.id, replace(state, version=state.version + 1))
         checkpoint = load_checkpoint(session, attempt.id)
         save_checkpoint(session, attempt.id, replace(checkpoint, state=b"of another version"))
+        touch_run(session, sender.run)
 
     assert said["step"] == FIRST - EVERY
     assert sender.get("/verdicts") == said  # what is stored says so to the judge of this version, too

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from internist.schema.wire import Finish, Frame, Plan, Record
-from internist_migrations.upgrade import upgrade
+from internist_migrations.upgrade import downgrade, upgrade
 from internist_server.changes import Changes
 from internist_server.compactor import Compactor
 from internist_server.envelope import Contents
@@ -271,6 +271,30 @@ def test_a_crash_at_any_statement_of_the_compactor_loses_and_doubles_nothing(dat
     same(world.seen(), expected)
     assert world.judged() == judged
     database.close()
+
+
+def test_what_lies_in_tiles_survives_the_way_to_an_earlier_version_and_back(database_url):
+    database = Database(database_url)
+    world = World(database, "run1")
+    for rank in range(2):
+        world.send(rank, range(0, 200, 10), (1.5, 0.0, 2.0 + rank))
+        world.send(rank, [200], (math.inf, 0.0, 900.0))
+    world.compact()
+    for rank in range(2):
+        world.send(rank, range(210, 260, 10), (1.0, 0.0, 1.0))
+    judged, expected = world.judged(), world.expected()
+    database.close()
+
+    downgrade(database_url, "0015")
+    upgrade(database_url)
+
+    world.database = Database(database_url)
+    same(world.seen(), expected)
+    assert world.judged() == judged
+    with world.database.read() as session:
+        assert session.scalar(sqlalchemy.select(sqlalchemy.func.sum(BlockRow.count))) > 0
+        assert session.scalar(sqlalchemy.select(sqlalchemy.func.count()).select_from(JudgementRow)) > 0
+    world.database.close()
 
 
 def test_a_spike_of_one_step_is_kept_in_spans(module_database):

@@ -1,5 +1,5 @@
-"""Tiles of up to sixteen series lie in one row, and judgements are packed: rows that fill pages, in tables that need no
-index beside them."""
+"""Tiles of up to thirty-two series lie in one row, and judgements are packed: rows that fill pages, in tables that
+need no index beside them."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ depends_on = None
 
 _T = TypeVar("_T")
 _KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_BUNDLE = 16
+_BUNDLE = 32
 _BATCH = 200
 _KINDS = (
     # of frames, and of judgements: blocks, arrays of their heads, tables of tiles and of bundles, tiles of a series
@@ -48,8 +48,6 @@ def upgrade() -> None:
             whole = bytes(heads)[: _end_of_arrays(bytes(heads), arrays)] + _packed_ids(ids)
             bind.execute(of_blocks.update().where(of_blocks.c.id == block).values(heads=whole))
         op.drop_table(tiles)
-    if bind.dialect.name == "sqlite":
-        _make_frames_anew(is_upgrade=True)
     _make_judgements_anew(is_upgrade=True)
 
 
@@ -72,8 +70,6 @@ def downgrade() -> None:
             of_blocks = _table(blocks, "id", "heads")
             bind.execute(of_blocks.update().where(of_blocks.c.id == block).values(heads=bytes(heads)[:end]))
         op.drop_table(bundles)
-    if bind.dialect.name == "sqlite":
-        _make_frames_anew(is_upgrade=False)
     _make_judgements_anew(is_upgrade=False)
 
 
@@ -91,36 +87,11 @@ def _create_tiles(name: str, blocks: str, key: str, parts: Iterable[str]) -> Non
     )
 
 
-def _make_frames_anew(*, is_upgrade: bool) -> None:
-    """SQLite gives a table no other form than the one in which it was made."""
-    op.create_table(
-        "frames_anew",
-        sa.Column("attempt_id", _KEY, nullable=False),
-        *(
-            sa.Column(name, sa.BigInteger(), nullable=False)
-            for name in ("rank", "sequence", "step", "plan", "measured_at_ms", "received_at_ms")
-        ),
-        sa.Column("skipped", sa.Boolean(), nullable=False),
-        sa.Column("late", sa.Boolean(), nullable=False),
-        sa.Column("values", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["attempt_id"], ["attempts.id"], name=op.f("fk_frames_attempt_id_attempts"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("attempt_id", "rank", "sequence", name=op.f("pk_frames")),
-        sqlite_with_rowid=not is_upgrade,
-    )
-    columns = 'attempt_id, rank, sequence, step, "plan", measured_at_ms, received_at_ms, skipped, late, "values"'
-    op.execute(f"INSERT INTO frames_anew ({columns}) SELECT {columns} FROM frames")
-    op.drop_table("frames")
-    op.rename_table("frames_anew", "frames")
-    op.create_index(op.f("ix_frames_attempt_id_step"), "frames", ["attempt_id", "step"])
-
-
 def _make_judgements_anew(*, is_upgrade: bool) -> None:
     bind = op.get_bind()
     kept, made = (("ratios", "basis"), ("packed",)) if is_upgrade else (("packed",), ("ratios", "basis"))
     rows = _converted(bind, kept, is_upgrade=is_upgrade)
-    if bind.dialect.name == "sqlite":
+    if bind.dialect.name == "sqlite":  # it gives a table no other form than the one in which it was made
         op.create_table(
             "judgements_anew",
             sa.Column("attempt_id", _KEY, nullable=False),

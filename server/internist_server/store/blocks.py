@@ -22,7 +22,7 @@ from internist_server.values.planes import pack, unpack, unpack_one
 
 BLOCK: Final = 256
 """Frames, or judgements, of a whole block: points of one tile."""
-BUNDLE: Final = 16
+BUNDLE: Final = 32
 """Series whose tiles lie in one row."""
 _IDS_A_QUERY: Final = 500
 _AT_ONCE: Final = 2_048
@@ -123,19 +123,13 @@ def list_blocks(
     """The blocks of an attempt that may have frames of these steps, in the order in which they were made."""
     found = session.execute(_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
     rows = [row for row in found if plans is None or row.plan in plans]
-    return [
-        Block(row.id, row.rank, row.plan, *_heads(row.heads, row.size, 4, ("?", "?")), series_of(row.heads, ARRAYS))  # type: ignore[arg-type]
-        for row in rows
-    ]
+    return [_block(row) for row in rows]
 
 
 def list_judged_blocks(session: Session, attempt_id: int, *, first: int, last: int) -> list[JudgedBlock]:
     """The blocks of an attempt's judgements that have some of these steps, in their order."""
     rows = session.execute(_JUDGED_BLOCKS, {"attempt": attempt_id, "first": first, "last": last})
-    return [
-        JudgedBlock(row.id, *_heads(row.heads, row.size, 3, ("<f8", "<f8")), series_of(row.heads, JUDGED_ARRAYS))  # type: ignore[arg-type]
-        for row in rows
-    ]
+    return [_judged_block(row) for row in rows]
 
 
 def bundles_of(tiles: Sequence[bytes], *, parts: int = 1) -> list[bytes]:
@@ -209,6 +203,16 @@ def _read(
             tiles = [opened[place][at + part] for place, at in within for part in range(parts)]
             found[block_id] = of_group[places], tiles
     return found
+
+
+def _block(row: Any) -> Block:
+    arrays: tuple[Any, ...] = (*_heads(row.heads, row.size, 4, ("?", "?")), series_of(row.heads, ARRAYS))
+    return Block(row.id, row.rank, row.plan, *arrays)
+
+
+def _judged_block(row: Any) -> JudgedBlock:
+    arrays: tuple[Any, ...] = (*_heads(row.heads, row.size, 3, ("<f8", "<f8")), series_of(row.heads, JUDGED_ARRAYS))
+    return JudgedBlock(row.id, *arrays)
 
 
 @lru_cache(maxsize=_KEPT)

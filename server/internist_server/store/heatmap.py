@@ -30,7 +30,7 @@ _LONG: Final = 32
 kept."""
 _WIDE: Final = 16
 """The same where there are many series: a span is four pixels wide then,"""
-_MANY_CELLS: Final = 2_000_000
+_MANY_CELLS: Final = 1_000_000
 """of so many judged values."""
 _CALMEST: Final = np.float32(-1e30)
 _PREFERRED: Final = ("update.own", "activation.rms", "weight.operator_norm")

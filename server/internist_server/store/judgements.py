@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from internist_server.store.tables import NEVER, CheckpointRow, JudgementRow, Ju
 Ratios = NDArray[np.float16]
 Bases = NDArray[np.uint8]
 _PIECE = 512
+_KEPT = 512
+"""Judgements that stay unpacked in memory: those of an attempt that do not lie in tiles."""
 _DEFLATED = zlib.compress(b"", 1)[:1]
 """What zlib writes first. A judge's state begins with other letters."""
 _CELLS = 8_000_000
@@ -220,8 +223,9 @@ def pack_judgement(ratios: Ratios, basis: Bases) -> bytes:
     return zlib.compress(b"".join((halves[:, 0].tobytes(), halves[:, 1].tobytes(), basis.tobytes())), 1)
 
 
+@lru_cache(maxsize=_KEPT)
 def unpack_judgement(packed: bytes) -> tuple[Ratios, Bases]:
-    """The ratios and bases."""
+    """The ratios and bases, which nobody changes: every look at the newest steps asks for them."""
     planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(3, -1)
     return np.ascontiguousarray(planes[:2].T).view("<f2").ravel(), planes[2]
 

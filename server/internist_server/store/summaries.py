@@ -27,6 +27,12 @@ _RATIOS: Final = ("least", "most")
 _KINDS: Final = dict.fromkeys(_FLOATS, "<f4") | dict.fromkeys(_COUNTS, "<i4") | dict.fromkeys(_RATIOS, "<f2")
 
 
+_NEAR: Final = {"value_at_least": "low", "value_at_most": "high"}
+"""What was measured where a ratio is smallest is mostly the smallest value: the bits in which they differ are few."""
+APART: Final = 1 << 31
+"""Stands beside the size of a row's head where that is so; earlier versions stored the values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Spans of a metric's series over some steps."""
@@ -39,11 +45,14 @@ class Summary:
     bases: NDArray[np.int64]
     """How many judgements rested on each basis."""
     _fields: Mapping[str, bytes]
+    _is_apart: bool
+    """Whether values at extremes are stored as they differ from extremes."""
 
     def field(self, name: str) -> NDArray[Any]:
         """One of the fields of `values.spans.Spans`, (spans, series); who draws needs some of them."""
         shape = len(self.steps), len(self.series)
-        return unpack([self._fields[name]], shape[0] * shape[1], _KINDS[name])[0].reshape(shape)
+        found: NDArray[Any] = unpack([self._fields[name]], shape[0] * shape[1], _KINDS[name])[0].reshape(shape)
+        return _apart(found, self.field(_NEAR[name])) if self._is_apart and name in _NEAR else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +97,11 @@ def read_summaries(session: Session, segment: Segment, metric: str, *, first: in
     found = []
     for row in session.execute(query.order_by(SummaryRow.last_step, SummaryRow.id)):
         size = int.from_bytes(row.spans[:4], "little")
+        size, is_apart = size & ~APART, bool(size & APART)
         (series,) = unpack_whole(row.series, row.width, 1)
         steps, times = unpack_whole(row.spans[4 : 4 + size], row.size, 2)
         fields = dict(zip(_KINDS, split(row.spans[4 + size :], len(_KINDS)), strict=True))
-        found.append(Summary(series, steps, times, np.frombuffer(row.bases, "<i8"), fields))
+        found.append(Summary(series, steps, times, np.frombuffer(row.bases, "<i8"), fields, is_apart))
     return found
 
 
@@ -121,7 +131,9 @@ def _rows(
     spans = spans_of(steps[here], matrix.values[here], matrix.present[here], ratios[here])
     times = matrix.measured_at_ms[np.searchsorted(steps, spans.steps)]
     head = pack_heads([spans.steps, times], [])
-    body = pack_heads([], [getattr(spans, name).ravel() for name in _KINDS])
+    told = {name: getattr(spans, name) for name in _KINDS}
+    told |= {name: _apart(told[name], told[near]) for name, near in _NEAR.items()}
+    body = pack_heads([], [array.ravel() for array in told.values()])
     counts = np.bincount(judged.basis[:, columns].ravel(), minlength=BASES)[:BASES].astype("<i8")
     return [
         {
@@ -133,6 +145,12 @@ def _rows(
             "width": len(ids),
             "bases": counts.tobytes(),
             "series": pack_heads([ids], []),
-            "spans": len(head).to_bytes(4, "little") + head + body,
+            "spans": (len(head) | APART).to_bytes(4, "little") + head + body,
         }
     ]
+
+
+def _apart(values: NDArray[Any], near: NDArray[Any]) -> NDArray[Any]:
+    """The bits in which floats differ from others, or floats by those bits."""
+    bits: NDArray[Any] = np.ascontiguousarray(values).view("<u4") ^ np.ascontiguousarray(near).view("<u4")
+    return bits.view("<f4")

@@ -195,7 +195,7 @@ class FrameRow(Base):
     """What one rank measured at one step, as it was sent: little-endian float32 aligned with the plan."""
 
     __tablename__ = "frames"
-    __table_args__ = (Index(None, "attempt_id", "step"), {"sqlite_with_rowid": False})
+    __table_args__ = (Index(None, "attempt_id", "step"),)
 
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)

@@ -1,6 +1,6 @@
 """Tables of what lies in tiles: blocks of frames and of judgements, packed, and the spans that sum them up.
 
-A tile is small, so those of up to sixteen series lie in one row: pages of the database are full, and few.
+A tile is small, so those of up to thirty-two series lie in one row: pages of the database are full, and few.
 """
 
 from sqlalchemy import ForeignKey, Index
@@ -38,7 +38,7 @@ class BundleRow(Base):
 
     block_id: Mapped[int] = mapped_column(ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True)
     place: Mapped[int] = mapped_column(primary_key=True)
-    """Of its series, in the order of the block's: the first sixteen are those of place 0."""
+    """Of its series, in the order of the block's: the first thirty-two are those of place 0."""
     tiles: Mapped[bytes]
 
 

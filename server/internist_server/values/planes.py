@@ -43,7 +43,7 @@ def unpack(packed: Sequence[bytes], count: int, dtype: str) -> NDArray[np.generi
 @lru_cache(maxsize=_KEPT)
 def unpack_one(packed: bytes, count: int, dtype: str) -> NDArray[np.generic]:
     """One array of `count` items, which nobody changes: tiles do not either, so what was unpacked lately is known."""
-    array = unpack([packed], count, dtype)[0]
+    array: NDArray[np.generic] = unpack([packed], count, dtype)[0]
     array.flags.writeable = False
     return array
 
