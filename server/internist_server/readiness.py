@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
