@@ -215,6 +215,7 @@ def judged_ok(sender):
         attempt = find_attempt(session, sender.run, sender.start.attempt)
         state = load_state(session, attempt.id)
         save_state(session, attempt.id, replace(state, summary=replace(state.summary, state="ok")))
+        touch_run(session, sender.run)
 
 
 def test_a_run_of_which_too_little_is_judged_is_not_measured(well):
