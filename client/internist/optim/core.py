@@ -308,6 +308,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         `writes_whole`; `shares`: ranks may find norms together. The same on all ranks."""
         return True
 
+    def _may_show(self, bucket: Bucket, *, shares: bool) -> bool:  # noqa: ARG002
+        """Whether a step of a sharded parameter takes the same numbers on an owner that sees the whole weight, so that
+        who looks on changes nothing. The same on all ranks."""
+        return True
+
     def _end_parts(self, parts: "Sequence[Held]", add_up: Callable[[Tensor], None]) -> None:
         """After `_write_part`, of the parameters of which ranks may find norms together. The same on all ranks."""
 

@@ -211,7 +211,12 @@ def _step(team: Team, optimizer: MatrixOptimizer, jobs: Owners, *, asked: bool) 
         job
         for job in shared
         if job.writes_whole
-        and (asked or job.is_replicated or job.is_mixed or optimizer._needs_whole(shards[job], shares=job.shares))
+        and (
+            job.is_replicated
+            or job.is_mixed
+            or optimizer._needs_whole(shards[job], shares=job.shares)
+            or (asked and optimizer._may_show(shards[job], shares=job.shares))
+        )
     }
     weights = {job: shards[job].weights[0] for job in shared if job in wholes}
 

@@ -314,6 +314,19 @@ class MuonPlusPlus(MatrixOptimizer):
             or (not shares and is_due(bucket, step_of(self.state, bucket)))
         )
 
+    def _may_show(self, bucket: Bucket, *, shares: bool) -> bool:
+        """Not where ranks share a round, whose sums are rounded otherwise than products of whole weights."""
+        return not (shares and is_due(bucket, step_of(self.state, bucket)))
+
+    def _change_of(self, bucket: Bucket) -> float | Tensor | None:  # noqa: ARG002
+        """Nothing is promised of D alone: a round follows."""
+        return None
+
+    def _diagnose(self, bucket: Bucket, d: Tensor) -> None:
+        """What is known of a direction whose weight is not whole here."""
+        ready = self._keeper.ready(bucket, _shrink(bucket))
+        self._note_all(bucket, pair_notes.of_direction(bucket, d, ready, ready.length * learning_rate(bucket.group)))
+
     def _write_part(self, bucket: Bucket, d: Tensor) -> None:
         """W <- W − η S₀ D, entry by entry: between two rounds nothing else is done."""
         length = spectral_radius((bucket.fan_out, bucket.fan_in)) * _shrink(bucket) * learning_rate(bucket.group)
