@@ -118,8 +118,8 @@ def test_values_of_pieces_are_merged_to_those_of_one_process(ranks, alone, world
 
 @pytest.mark.parametrize(
     ("world", "kind", "options"),
-    [(4, "language", {"hybrid": True, "columns": True}), (4, "odd", {"watched": "before"})],
-    ids=["columns of one replica", "uneven rows, watched before they were cut"],
+    [(4, "language", {"hybrid": True, "columns": True, "watched": "before"}), (4, "odd", {})],
+    ids=["columns of one replica, watched before they were cut", "uneven rows"],
 )
 def test_spectra_that_ranks_work_out_together_are_those_of_one_process(ranks, alone, world, kind, options):
     given = {name: value for name, value in options.items() if name != "watched"}
