@@ -219,8 +219,7 @@ class Ingest:
                 is_left = removal.delete_blocks(session, run) > 0
                 if not is_left:
                     removal.delete_run(session, run)
-        self._progress.forget_run(run)
-        self._known.forget_run(run)
+        self._forget(run)
         log.info("run %s was deleted: %d bytes", run, took.total)
         self.announce(run, is_queued=False)
         return took
@@ -292,13 +291,21 @@ class Ingest:
         """
         try:
             with self._database.write() as session:
-                if is_known:
-                    attempts.lock_run(session, run)
-                yield session
+                try:
+                    if is_known:
+                        attempts.lock_run(session, run)
+                    yield session
+                except BaseException:
+                    self._forget(run)  # before the lock is another's
+                    raise
         except BaseException:
-            self._progress.forget_run(run)
-            self._known.forget_run(run)
+            self._forget(run)
             raise
+
+    def _forget(self, run: str) -> None:
+        """What is known in memory of a run may not be what is stored."""
+        self._progress.forget_run(run)
+        self._known.forget_run(run)
 
     def _look(self, session: Session, run: str) -> KnownRun:
         """Lock a run; what is known of it.
@@ -335,8 +342,9 @@ class Ingest:
         self, session: Session, run: str, contents: Contents, *, sent_at_ms: int | None, by: Caller
     ) -> tuple[KnownRun, KnownAttempt, Rank]:
         """Who sent the request: registered before, or by the start among its records."""
+        named = run, contents.attempt, contents.rank
         starts = [record.start for record in contents.records if record.start is not None]
-        start = next((one for one in starts if _names(one) == (run, contents.attempt, contents.rank)), None)
+        start = next((one for one in starts if (one.run, one.attempt, one.rank) == named), None)
         if start is not None and start.version > VERSION:
             require_version(start.version)
         try:
@@ -386,11 +394,6 @@ class Ingest:
         self._changes.ring(run)
         if is_queued:
             self._on_queued()
-
-
-def _names(start: RunStart) -> tuple[str, str, int]:
-    """Whom a start names."""
-    return start.run, start.attempt, start.rank
 
 
 def _standing(known: KnownAttempt) -> Newest:
