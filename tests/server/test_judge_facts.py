@@ -7,10 +7,9 @@ from internist_server.judge.series import JudgedSeries
 from internist_server.judge.verdicts import Judge
 
 
-def one(number, metric, subject, role, block=None, kind="module"):
-    return JudgedSeries(
-        number, metric, kind, subject, None, "exact", SeriesFacts(role=role, block=block, order=number, cadence=10)
-    )
+def one(number, metric, subject, role, block=None, kind="module", **shape):
+    known = SeriesFacts(role=role, block=block, order=number, cadence=10, **shape)
+    return JudgedSeries(number, metric, kind, subject, None, "exact", known)
 
 
 BLOCKS = [f"blocks.{place}" for place in range(4)]
@@ -68,6 +67,18 @@ def test_what_is_out_of_proportion_from_the_start_warns_at_the_first_step(column
     assert (found.state, found.severity, found.condition) == ("firing", "warning", "first_step")
     summary = judge.summary()
     assert summary.state == "drifting" and said in summary.sentence
+
+
+def test_a_matrix_that_reads_many_features_and_writes_few_is_held_to_what_is_customary_of_its_shape():
+    narrow = one(1, "weight.operator_norm", "last.weight", "linear", None, "parameter", fan_in=1024, fan_out=1)
+    of_torch = (1 + 1024**0.5) / 3**0.5
+
+    def said(value):
+        judge = Judge([narrow], mup=False, every=10)
+        return judge.judge(0, np.array([value], np.float32), np.ones(1, bool)).transitions
+
+    assert said(of_torch) == [] and said(6**0.5 * of_torch) == []
+    assert [t.condition for t in said(10 * of_torch)] == ["first_step"]
 
 
 def test_equal_spectral_norms_have_the_tighter_bound_and_declared_ones_a_target_instead():

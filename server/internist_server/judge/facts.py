@@ -21,7 +21,8 @@ WEIGHT_SPECTRAL: Final = 5.0
 """R(W) of a hidden matrix at the start of a run whose matrices all have one norm, though it declares no spectral
 parametrisation (one that does has this as a target): Su's example (2026, kexue.fm/archives/11729)."""
 WEIGHT: Final = 10.0
-"""The same under any other. Derived: 1/sqrt(fan_in) gives 1.5 to 3 by shape, He's 2.1 to 4.2, GPT-2's 0.02 4.4 at a
+"""The same of a square matrix under any other; of one that reads r times the features it writes (1 + sqrt(r)) / 2 times
+as much. Derived: torch's own initialisation gives (1 + sqrt(r)) / sqrt(3), He's 2.4 times that, GPT-2's 0.02 4.4 at a
 width of 12,288."""
 LOGITS: Final = 3.0
 """RMS of the logits. Derived: independent logits of this size make the loss larger than log(classes) by half its
@@ -83,7 +84,7 @@ class Facts:
     """
 
     def __init__(self, series: Sequence[JudgedSeries], *, declared: bool) -> None:
-        self._declared = declared
+        self._series, self._declared = series, declared
         blocks = blocks_of(series)
         at = {one: place for place, one in enumerate(blocks)}
         self._weights = [c for c, s in enumerate(series) if s.metric == "weight.operator_norm" and _is_hidden(s)]
@@ -143,8 +144,8 @@ class Facts:
         known = _known(self._weights, values, present)
         norms = values[known]
         alike = len(known) >= FEWEST_EQUAL and float(norms.max()) <= (1 + EQUAL) * float(norms.min())
-        bound, whose = (WEIGHT_SPECTRAL, SPECTRAL) if alike else (WEIGHT, STANDARD)
         for column in known:
+            bound, whose = (WEIGHT_SPECTRAL, SPECTRAL) if alike else (_most_of(self._series[column]), STANDARD)
             yield Fact(column, float(values[column]), bound, "R(W) at the start", whose)
 
     def _of_logits(self, values: Logs, present: Flags) -> Iterator[Fact]:
@@ -169,6 +170,12 @@ class Facts:
 
 def _is_hidden(series: JudgedSeries) -> bool:
     return series.facts.role not in ("embedding", "head") and series.bound != "upper"
+
+
+def _most_of(series: JudgedSeries) -> float:
+    """What R(W) of a weight of this shape may be at the start."""
+    fan_in, fan_out = series.facts.fan_in or 1, series.facts.fan_out or 1
+    return WEIGHT * (1 + math.sqrt(max(1.0, fan_in / fan_out))) / 2
 
 
 def _known(columns: Sequence[int], values: Logs, present: Flags) -> list[int]:
