@@ -169,7 +169,7 @@ def planned_points(monitor: Any, wish: Due) -> int:
     count += 5 * len(roles)  # weight.rms; update.rms, relative_rms, unchanged; gradient.rms
     count += 2 * sum(bool(r & {"vector", "embedding", "head"}) for r in roles)
     count += 2 * sum(bool(m.parameters) for m in called)  # own, own_mean
-    count += 1 + 3 + 9 + 1  # global_norm; learning_rate, weight_decay, the optimizer's steps; monitor.*; loss
+    count += 1 + 3 + 11 + 1  # global_norm; learning_rate, weight_decay, the optimizer's steps; monitor.*; loss
     if wish.heavy:
         count += (3 + 4) * (len(called) - len(embeddings))  # spread, spread_mean, lipschitz; the number formats' shares
         count += 2 * 4 * len(roles) + len(roles)  # those of gradients and weights; gradient.over_eps
