@@ -5,6 +5,7 @@ import pytest
 
 from internist.schema.conditions import CARDS, CONDITION
 from internist_server.judge import wording
+from internist_server.judge.board import Summary
 from internist_server.judge.verdicts import Judge
 from tests.server.judged_runs import EVERY, Law, constant, series, tell
 from tests.server.test_judge_healthy import SCHEDULES, SHAPES, healthy_run
@@ -108,10 +109,14 @@ def test_the_summary_agrees_with_the_board():
 def test_a_run_is_ok_only_when_half_of_its_conditions_are_judged_and_its_steps_are():
     laws = healthy_run(SHAPES["still"], SCHEDULES["constant"])
 
-    def state_without(*metrics: str) -> str:
+    def without(*metrics: str) -> Summary:
         kept = [(one, law) for one, law in laws if not one.metric.startswith(metrics)]
-        return tell(kept, last=1000).judge.summary().state
+        return tell(kept, last=1000).judge.summary()
 
+    def state_without(*metrics: str) -> str:
+        return without(*metrics).state
+
+    assert without("attention").sentence.endswith("nothing to measure so far: attention.")
     assert state_without("nothing") == "ok"
     assert state_without("activation.spread", "attention") == "ok"
     assert state_without("update.") == "not measured"

@@ -211,9 +211,15 @@ def _overall(
     )
     if len(held) == len(CARDS):
         return "ok", f"All {_OF_ALL[len(CARDS)]} conditions hold ({rests})."
-    waiting = ", ".join(CARDS[card] for card in range(len(CARDS)) if ranks[card] != OK)
+    waiting = [card for card in range(len(CARDS)) if ranks[card] != OK]
+    empty = [card for card in waiting if not (standing.card == card).any()]
+    told = (
+        ("not measured yet", [card for card in waiting if card not in empty]),
+        ("nothing to measure so far", empty),
+    )
+    rest = "".join(f"; {word}: {', '.join(CARDS[card] for card in cards)}" for word, cards in told if cards)
     verb = "holds" if len(held) == 1 else "hold"
-    said = f"{_NUMBERS[len(held)]} of {_OF_ALL[len(CARDS)]} conditions {verb} ({rests}); not measured yet: {waiting}."
+    said = f"{_NUMBERS[len(held)]} of {_OF_ALL[len(CARDS)]} conditions {verb} ({rests}){rest}."
     is_enough = len(held) >= JUDGED_CARDS and ranks[CARDS.index(JUDGED_STEP)] == OK
     return ("ok", said) if is_enough else ("not measured", f"Too little is judged to call it well. {said}")
 
