@@ -1,7 +1,7 @@
 """The sentence on top of a run's page: how the run lives where that is amiss, else the worst thing the judge knows."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
 from dash import html
 
@@ -9,11 +9,15 @@ from internist.schema.alerts import Alert
 from internist.schema.conditions import State
 from internist.schema.rules import RUN_RULES
 from internist.schema.views import Run, Verdicts
+from internist.schema.wire import Outcome
 from internist_dashboard import components, story, words
 from internist_dashboard.components import Node
 
 ADVICE: Final = {rule.state: rule.advice for rule in RUN_RULES}
 """Where to look first, by the state that a run is in. What has such advice is told before any verdict."""
+
+ENDED: Final = get_args(Outcome)
+"""States of runs that are over."""
 
 
 def of_run(run: Run, verdicts: Verdicts, alerts: Sequence[Alert] = ()) -> Node:
@@ -21,7 +25,9 @@ def of_run(run: Run, verdicts: Verdicts, alerts: Sequence[Alert] = ()) -> Node:
     it, how it came about."""
     said, advice, more = _parts(verdicts.sentence or run.sentence)
     if verdicts.state in ("violated", "drifting"):
-        more = " ".join(part for part in (story.told(alerts, condition=said.partition(" — ")[0]), more) if part)
+        ended = run.last_step if run.state in ENDED else None
+        came_about = story.told(alerts, condition=said.partition(" — ")[0], ended=ended)
+        more = " ".join(part for part in (came_about, more) if part)
     if run.state in ADVICE:
         judged = words.listing([_as_of(verdicts), verdicts.state, said])
         return _line(

@@ -6,17 +6,20 @@ from internist.schema.alerts import Alert
 from internist_dashboard import words
 
 
-def told(alerts: Sequence[Alert], *, condition: str) -> str:
+def told(alerts: Sequence[Alert], *, condition: str, ended: int | None = None) -> str:
     """What else is to be said beside the first cause; nothing where nothing is wrong now.
 
     Args:
         alerts: of the line that is drawn: not of a future that was discarded.
         condition: of the first cause, which its own sentence names.
+        ended: the last step of a run that has ended: what was wrong then was closed with it, and lasts.
     """
-    current = sorted((one for one in alerts if one.state == "firing" and one.opened_step is not None), key=_began)
+    known = [one for one in alerts if one.opened_step is not None]
+    lasting = [one for one in known if one.state == "firing" or (ended is not None and one.closed_step == ended)]
+    current = sorted(lasting, key=_began)
     if not current:
         return ""
-    over = [one for one in alerts if one.state == "resolved" and one.closed_step is not None]
+    over = [one for one in known if one.state == "resolved" and one.closed_step not in (None, ended)]
     parts = (_before(over, _began(current[0])), _way([one for one in current if one.condition == "numeric"], condition))
     return " ".join(part for part in parts if part)
 

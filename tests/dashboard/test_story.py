@@ -31,3 +31,12 @@ def test_a_cause_that_is_over_stays_in_the_sentence_while_what_came_of_it_lasts(
     assert said in text(sentence.of_run(RUN, board("violated"), [UPDATE, near]))
     assert said not in text(sentence.of_run(RUN, board("ok"), [UPDATE, near]))
     assert story.told([UPDATE], condition="update") == ""
+
+
+def test_what_lasted_until_the_run_ended_was_closed_with_it_and_what_went_before_is_told():
+    lasted = replace(opened(2, step=448, block="blocks.2", condition="depth", state="resolved"), closed_step=640)
+
+    assert story.told([UPDATE, lasted], condition="spectral") == ""
+    assert story.told([UPDATE, lasted], condition="spectral", ended=640).startswith("Before it, update of blocks.2")
+    finished = replace(RUN, state="finished", last_step=640)
+    assert "Before it, update of blocks.2" in text(sentence.of_run(finished, board("violated"), [UPDATE, lasted]))

@@ -10,7 +10,7 @@ _SUBJECT_OF_CONDITION = {
     "update": "moved",
     "spectral_weight": "weight is",
     "spectral_update": "update is",
-    "depth": "its branch, for the depth, is",
+    "depth": "branch is, for its depth,",
     "attention": "largest logit is",
     "logit_scale": "queries times keys are",
     "invariance": "is off its frozen pair by",
